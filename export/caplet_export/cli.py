@@ -1,0 +1,48 @@
+"""The `caplet-export` command: one verb per stage, in the order the data flows."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from caplet_export.errors import ExportError
+
+VERBS = {
+    "features": "run InceptionV3 over a data set and store what it saw",
+    "train": "train a captioner on stored features",
+    "convert": "convert a trained captioner to ONNX and prove that it says the same",
+    "quantize": "make the ONNX graphs 8-bit",
+    "bundle": "put graphs, vocabulary, card and golden captions into one bundle",
+    "evaluate": "score a bundle on a split, or compare two",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Exit status: 0 done, 1 failed with one line on standard error, 2 usage, 130 interrupted."""
+    arguments_list = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="caplet-export", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    wanted = next((word for word in arguments_list if not word.startswith("-")), None)
+    for name, summary in VERBS.items():
+        verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        # Only the verb that runs is imported: `caplet-export --help` must not wait for TensorFlow.
+        if name == wanted:
+            importlib.import_module(f"caplet_export.verbs.{name}").add_arguments(verb)
+    arguments = parser.parse_args(arguments_list)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    try:
+        return int(importlib.import_module(f"caplet_export.verbs.{arguments.verb}").run(arguments))
+    except ExportError as error:
+        print(f"caplet-export {arguments.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"caplet-export {arguments.verb}: interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""What can go wrong in the export toolchain, in one line each. Nothing else is shown to a user as an error."""
+
+from __future__ import annotations
+
+
+class ExportError(Exception):
+    """Base of every error the toolchain raises on purpose; the command line prints it as one line."""
+
+
+class DataError(ExportError, ValueError):
+    """The data set cannot be used: a folder, token file, split list or image is missing or unreadable."""
+
+
+class StoreError(ExportError, OSError):
+    """The feature store is missing, damaged, made from something else, or cannot be written."""
+
+
+class ConfigurationError(ExportError, ValueError):
+    """A configuration or checkpoint does not fit: unknown switch, wrong value, another model's weights."""
+
+
+class ParityError(ExportError, ArithmeticError):
+    """The converted or rewritten graph does not say what the original says."""

@@ -1,0 +1,233 @@
+"""Run InceptionV3 without its classifier once over every photo, and keep what it saw on disk.
+
+A store is a folder::
+
+    store.json    what it was made from (weights digest, augmentation, shape); written first, never changed
+    names.txt     image names, one a line, in row order
+    rows.f16      float16 rows, 64×2048 each, in the order of names.txt
+
+A row counts only once its name stands in `names.txt` with a newline behind it, and names are appended after their rows
+have reached the disk. So a run that dies at any byte loses at most the batch in flight: the next run drops what lies
+beyond the last complete name and goes on. Readers map `rows.f16` into memory, so the set is never held in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet_export.errors import StoreError
+
+LOCATIONS, CHANNELS = 64, 2048
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """What the features were made from; two stores with equal sources hold comparable features."""
+
+    weights: str
+    """sha256 of the Inception weights."""
+    view: str = "plain"
+    """Which view of the photo: `plain`, or `flip` for its mirror image."""
+    locations: int = LOCATIONS
+    channels: int = CHANNELS
+
+
+class FeatureStore:
+    """Read-only view of a feature store.
+
+    `store[name]` is a float16 array of shape [64, 2048], read from disk on access.
+
+    Raises:
+        StoreError: no store there, or its files do not fit together.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.source = _read_source(self.folder)
+        self.names = _complete_names(self.folder)
+        self.rows_by_name = {name: row for row, name in enumerate(self.names)}
+        shape = (len(self.names), self.source.locations, self.source.channels)
+        path = self.folder / "rows.f16"
+        size = path.stat().st_size if path.exists() else 0
+        if size < int(np.prod(shape)) * 2:
+            raise StoreError(f"{path}: {size} bytes, fewer than its {len(self.names)} names need; extract it again")
+        self._rows: NDArray[np.float16] = (
+            np.memmap(path, np.float16, "r", shape=shape) if self.names else np.empty(shape, np.float16)
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.rows_by_name
+
+    def __getitem__(self, name: str) -> NDArray[np.float16]:
+        if name not in self.rows_by_name:
+            raise StoreError(f"{self.folder}: no features of {name}; run `caplet-export features` again")
+        return self._rows[self.rows_by_name[name]]
+
+    def gather(self, names: Sequence[str]) -> NDArray[np.float16]:
+        """Features of several images, [len(names), 64, 2048] float16."""
+        return np.stack([self[name] for name in names])
+
+
+class FeatureWriter:
+    """Append rows to a store, creating it or taking up where a run that died left off."""
+
+    def __init__(self, folder: Path | str, source: StoreSource) -> None:
+        self.folder = Path(folder)
+        self._row_bytes = source.locations * source.channels * 2
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / "store.json").exists():
+                have = _read_source(self.folder)
+                if have != source:
+                    raise StoreError(f"{self.folder}: holds features of another source ({have}); use another folder")
+            else:
+                _write_atomically(self.folder / "store.json", json.dumps({"format": _FORMAT, **asdict(source)}))
+            self.names = _complete_names(self.folder)
+            rows = self.folder / "rows.f16"
+            have_rows = (rows.stat().st_size if rows.exists() else 0) // self._row_bytes
+            del self.names[have_rows:]
+            listed = "".join(f"{name}\n" for name in self.names).encode()
+            self._rows = _open_at(rows, len(self.names) * self._row_bytes)
+            self._names = _open_at(self.folder / "names.txt", len(listed))
+        except OSError as error:
+            raise _store_error(self.folder, error) from error
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._rows)
+        os.close(self._names)
+
+    def append(self, names: Sequence[str], features: NDArray[np.float16]) -> None:
+        """Write a batch: rows first, and their names only once the rows are on disk.
+
+        Raises:
+            StoreError: the disk is full or fails; the store still holds every batch before this one.
+        """
+        try:
+            _write_all(self._rows, np.ascontiguousarray(features, np.float16).tobytes())
+            os.fdatasync(self._rows)
+            _write_all(self._names, "".join(f"{name}\n" for name in names).encode())
+            os.fdatasync(self._names)
+        except OSError as error:
+            raise _store_error(self.folder, error) from error
+        self.names.extend(names)
+
+
+def extract(
+    folder: Path | str,
+    source: StoreSource,
+    names: Iterable[str],
+    load: Callable[[str], NDArray[np.uint8]],
+    run: Callable[[NDArray[np.uint8]], NDArray[np.floating[Any]]],
+    *,
+    batch_size: int = 16,
+) -> Iterator[tuple[str, str | None]]:
+    """Extract features of every image in `names` that the store does not hold yet.
+
+    `load` gives uint8 pixels [299,299,3] of a name and may raise; `run` maps a batch [N,299,299,3] to [N,64,2048].
+    Yields `(name, None)` for each image that is in the store, and `(name, reason)` for each that cannot be read, so
+    that the caller can show progress; an unreadable image never stops the others.
+    """
+    with FeatureWriter(folder, source) as writer:
+        done = set(writer.names)
+        batch: list[tuple[str, NDArray[np.uint8]]] = []
+
+        def flush() -> Iterator[tuple[str, None]]:
+            if batch:
+                pixels = np.stack([image for _, image in batch])
+                if source.view == "flip":
+                    pixels = pixels[:, :, ::-1]
+                writer.append([name for name, _ in batch], np.asarray(run(pixels), np.float16))
+            for name, _ in batch:
+                yield name, None
+            batch.clear()
+
+        for name in dict.fromkeys(names):
+            if name in done:
+                yield name, None
+                continue
+            try:
+                batch.append((name, load(name)))
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one photo, the others go on
+                yield name, str(error)
+                continue
+            if len(batch) == batch_size:
+                yield from flush()
+        yield from flush()
+
+
+def weights_digest(weights: str) -> str:
+    """sha256 of a weights file; `imagenet` (Keras' own download) stands for itself."""
+    if weights == "imagenet":
+        return weights
+    digest = hashlib.sha256()
+    try:
+        with open(weights, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise StoreError(f"{weights}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _read_source(folder: Path) -> StoreSource:
+    path = folder / "store.json"
+    try:
+        raw = json.loads(path.read_text())
+        if raw.pop("format") != _FORMAT:
+            raise StoreError(f"{path}: made by another version of caplet-export; extract the features again")
+        return StoreSource(**raw)
+    except FileNotFoundError as error:
+        raise StoreError(f"{folder}: no feature store here; run `caplet-export features` first") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{path}: damaged ({error}); extract the features again") from error
+
+
+def _complete_names(folder: Path) -> list[str]:
+    path = folder / "names.txt"
+    if not path.exists():
+        return []
+    # A last line without its newline is a name whose write was cut short: its row does not count.
+    return path.read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
+
+
+def _open_at(path: Path, size: int) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    os.ftruncate(descriptor, size)
+    os.lseek(descriptor, size, os.SEEK_SET)
+    return descriptor
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _store_error(folder: Path, error: OSError) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
+    return StoreError(f"{folder}: cannot write features: {error.strerror or error}")

@@ -1,0 +1,152 @@
+"""Read a data set in the Flickr8k layout: a folder of images, a token file, and split lists.
+
+The layout is the one Hodosh, Young and Hockenmaier (JAIR 2013) published and every tutorial uses::
+
+    Flicker8k_Dataset/*.jpg        (the folder's name is theirs; `Images/` and `images/` are found too)
+    Flickr8k.token.txt             <file>#<n>TAB<caption>
+    Flickr_8k.trainImages.txt      one file name a line; likewise dev and test
+
+Anything else in that layout works the same. What is malformed or missing is reported by name and line, counted, and
+left out: one bad line never costs the rest of the data set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from caplet_export.errors import DataError
+
+_TOKEN_LINE = re.compile(r"^(?P<name>[^\t#]+)#(?P<number>\d+)\t(?P<caption>.*\S.*)$")
+_IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One thing wrong with the data set: where it stands and why it was left out."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory, without its images: names, raw captions, and what was left out.
+
+    `captions` maps an image's file name to its captions as written, in file order; `splits` maps `train`, `dev` or
+    `test` to the names of the images that are present and captioned.
+    """
+
+    images: Path
+    captions: Mapping[str, Sequence[str]]
+    splits: Mapping[str, Sequence[str]]
+    defects: Sequence[Defect] = field(default_factory=tuple)
+
+    def path(self, name: str) -> Path:
+        """Where the image of that name lies."""
+        return self.images / name
+
+    def split(self, name: str) -> Sequence[str]:
+        """The image names of a split; `DataError` when the data set has no such list."""
+        if name not in self.splits:
+            have = ", ".join(self.splits) or "none"
+            raise DataError(f"the data set has no {name!r} split (it has: {have})")
+        return self.splits[name]
+
+
+def read_captions(token_file: Path) -> tuple[dict[str, list[str]], list[Defect]]:
+    """Captions by image name, in file order, and the lines that are not `<file>#<n>TAB<caption>`."""
+    captions: dict[str, list[str]] = {}
+    defects: list[Defect] = []
+    seen: set[tuple[str, str]] = set()
+    for number, line in _lines(token_file):
+        match = _TOKEN_LINE.match(line)
+        if match is None:
+            defects.append(Defect(token_file.name, number, f"not '<file>#<n>TAB<caption>': {_excerpt(line)}"))
+            continue
+        key = (match["name"], match["number"])
+        if key in seen:
+            defects.append(Defect(token_file.name, number, f"a second caption numbered {key[0]}#{key[1]}"))
+            continue
+        seen.add(key)
+        captions.setdefault(match["name"], []).append(match["caption"].strip())
+    if not captions:
+        raise DataError(f"{token_file}: no line of the form '<file>#<n>TAB<caption>'")
+    return captions, defects
+
+
+def read_dataset(root: Path | str) -> Dataset:
+    """Read the data set below `root`.
+
+    Raises:
+        DataError: the folder, its token file, its images, or every split list is missing, or nothing in it is usable.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    images = next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), None)
+    if images is None:
+        raise DataError(f"{root}: no image folder (looked for {', '.join(_IMAGE_FOLDERS)})")
+    token_file = _only(root, "*.token.txt")
+    captions, defects = read_captions(token_file)
+    present = {entry.name for entry in images.iterdir() if entry.is_file()}
+    for name in captions:
+        if name not in present:
+            defects.append(Defect(token_file.name, 0, f"captions of an image that is not there: {name}"))
+
+    splits: dict[str, list[str]] = {}
+    owner: dict[str, str] = {}
+    for split in SPLITS:
+        found = sorted(root.glob(f"*{split}Images.txt"))
+        if not found:
+            continue
+        names: list[str] = []
+        for number, line in _lines(found[0]):
+            name = line.strip()
+            problem = None
+            if name not in present:
+                problem = f"image is not in {images.name}: {_excerpt(name)}"
+            elif name not in captions:
+                problem = f"image has no caption: {name}"
+            elif name in owner:
+                problem = f"image is already in {owner[name]}: {name}"
+            if problem:
+                defects.append(Defect(found[0].name, number, problem))
+                continue
+            owner[name] = split
+            names.append(name)
+        splits[split] = names
+    if not splits:
+        raise DataError(f"{root}: no split list (looked for *trainImages.txt, *devImages.txt, *testImages.txt)")
+    if not any(splits.values()):
+        raise DataError(f"{root}: the split lists name no image that is present and captioned; first: {defects[0]}")
+    return Dataset(images, captions, splits, tuple(defects))
+
+
+def _only(root: Path, pattern: str) -> Path:
+    found = sorted(path for path in root.glob(pattern) if path.name.count(".") == 2)
+    if len(found) != 1:
+        what = "no" if not found else f"{len(found)}"
+        raise DataError(f"{root}: {what} files match {pattern}; exactly one is needed")
+    return found[0]
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Non-empty lines with their numbers, from 1. Bytes that are not UTF-8 are replaced, so that one bad byte costs
+    one caption a character and no more."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _excerpt(text: str, length: int = 60) -> str:
+    return repr(text if len(text) <= length else text[: length - 1] + "…")

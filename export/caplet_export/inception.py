@@ -1,0 +1,38 @@
+"""The feature extractor: InceptionV3 without its classifier, pixels to an 8×8 grid of 2048 channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from caplet_export.errors import ConfigurationError
+
+INPUT_SIZE = 299
+GRID = 8
+
+
+def build_extractor(weights: str | None) -> keras.Model:
+    """InceptionV3 (Szegedy et al., CVPR 2016) up to `mixed10`.
+
+    Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048].
+
+    Args:
+        weights: `imagenet` for Keras' own download, a path to weights of `InceptionV3(include_top=False)`, or None
+            for random weights (tests).
+
+    Raises:
+        ConfigurationError: the file is missing or its weights have other shapes.
+    """
+    try:
+        return keras.applications.InceptionV3(
+            include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigurationError(f"{weights}: not weights of InceptionV3 without top: {reason}") from error
+
+
+def scale(pixels: Any) -> Any:
+    """uint8 pixels to what InceptionV3 expects: x / 127.5 - 1, float32."""
+    return keras.ops.cast(pixels, "float32") / 127.5 - 1.0
