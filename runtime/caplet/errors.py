@@ -1,0 +1,72 @@
+"""What can go wrong in the runtime, each error one line: what it is about, what happened, what to do.
+
+Every error is a `CapletError` and also the built-in a caller would catch anyway, so `except FileNotFoundError` and
+`except ValueError` work as they do elsewhere in Python. All of them survive pickling, so they cross process borders.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class CapletError(Exception):
+    """Base of every error caplet raises on purpose.
+
+    `str(error)` is always one printable line, `subject: cause; remedy`, whatever bytes the subject is made of.
+
+    Attributes:
+        subject: what the error is about: a path, `<bytes>`, an option's name.
+        cause: what is wrong with it.
+        remedy: what a person can do, or an empty string when there is nothing to say.
+    """
+
+    def __init__(self, subject: str, cause: str, remedy: str = "") -> None:
+        super().__init__(subject, cause, remedy)
+        self.subject = subject
+        self.cause = cause
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        told = f"{self.cause}; {self.remedy}" if self.remedy else self.cause
+        return _printable(f"{self.subject}: {told}")
+
+
+class ArgumentError(CapletError, ValueError):
+    """An option has a value that makes no sense; the subject is its name."""
+
+
+class ImageError(CapletError, ValueError):
+    """An image cannot be used: not a photo, damaged, truncated, too large, empty."""
+
+
+class ImageTypeError(ImageError, TypeError):
+    """An object that is no image source at all, such as None."""
+
+
+class ImageNotFoundError(ImageError, FileNotFoundError):
+    """There is no file at the path given."""
+
+    def __init__(self, subject: str, cause: str = "no such file", remedy: str = "check the path") -> None:
+        super().__init__(subject, cause, remedy)
+        self.errno, self.strerror, self.filename = errno.ENOENT, cause, subject
+
+
+class BundleError(CapletError, ValueError):
+    """A model bundle cannot be used: damaged, incomplete, of another format, or its parts do not fit together."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """There is no model bundle at the path given."""
+
+    def __init__(self, subject: str, cause: str = "no such bundle", remedy: str = "check the path") -> None:
+        super().__init__(subject, cause, remedy)
+        self.errno, self.strerror, self.filename = errno.ENOENT, cause, subject
+
+
+class InferenceError(CapletError, RuntimeError):
+    """The graphs failed while running."""
+
+
+def _printable(text: str) -> str:
+    """One line that any terminal or log can take: control characters and undecodable bytes escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
