@@ -1,0 +1,157 @@
+"""Every hyper-parameter, in one typed configuration that is saved beside the weights it made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from caplet_export.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How captions become words."""
+
+    rules: str = "coco"
+    """`coco`: the scorer's own tokens (keeps "a"); `tutorial`: no punctuation, digits or one-letter words."""
+    minimum_count: int = 5
+    """Words that occur less often in the training captions become `<unk>`."""
+    max_length: int = 20
+    """Words of a caption that are learned and produced, at most."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The captioner: Show, Attend and Tell (Xu et al., ICML 2015) with a GRU."""
+
+    vocabulary_size: int = 0
+    """Set from the vocabulary when training starts."""
+    locations: int = 64
+    channels: int = 2048
+    feature_size: int = 512
+    """D: what the linear encoder makes of each location."""
+    attention_size: int = 256
+    """A: width of the additive attention."""
+    embedding_size: int = 256
+    state_size: int = 512
+    """H: width of the GRU."""
+    initial_state: str = "mean"
+    """`mean`: tanh of a linear layer of the mean feature; `zero`."""
+    gated_context: bool = True
+    """Scale the context by a gate read from the state (beta of Xu et al., section 4.2.1)."""
+    deep_output: bool = True
+    """Words from embedding, state and context together (eq. 7 of Xu et al.), else from the state through one hidden
+    layer, as the tutorials do."""
+    tied_embeddings: bool = True
+    """The output layer shares the word embeddings (Press and Wolf, 2017)."""
+    dropout: float = 0.5
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Cross-entropy training by teacher forcing."""
+
+    seed: int = 1
+    batch_images: int = 64
+    """Images per batch; each brings all of its captions."""
+    epochs: int = 30
+    patience: int = 5
+    """Stop after this many epochs without a better free-running dev CIDEr-D; 0 trains for a fixed number of epochs."""
+    learning_rate: float = 1e-3
+    decay: str = "cosine"
+    """`cosine` to zero over `epochs`, or `constant`."""
+    warmup_steps: int = 200
+    weight_decay: float = 0.0
+    gradient_norm: float = 5.0
+    label_smoothing: float = 0.1
+    attention_regularisation: float = 1.0
+    """Lambda of doubly stochastic attention (eq. 14 of Xu et al.)."""
+    flip: bool = True
+    """Draw each photo or its mirror image at random (needs the `flip` store)."""
+    average_decay: float = 0.0
+    """Decay per step of the exponential moving average of the weights that is evaluated and kept; 0 for none."""
+    precision: str = "float32"
+    """`float32`, or `bfloat16` for matrix products on processors that have them."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+_CHOICES = {
+    "rules": ("coco", "tutorial"),
+    "initial_state": ("mean", "zero"),
+    "decay": ("cosine", "constant"),
+    "precision": ("float32", "bfloat16"),
+}
+
+_AnyConfig = TypeVar("_AnyConfig")
+
+
+def load_config(path: Path) -> Config:
+    """Read what `Config.save` wrote.
+
+    Raises:
+        ConfigurationError: no such file, not JSON, an unknown switch, or a value of the wrong type.
+    """
+    try:
+        raw = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: not JSON: {error}") from error
+    return from_dict(Config, raw, str(path))
+
+
+def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
+    """A configuration dataclass of plain values, every one checked."""
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{subject}: expected an object, found {type(raw).__name__}")
+    types = get_type_hints(kind)
+    unknown = set(raw) - set(types)
+    if unknown:
+        raise ConfigurationError(f"{subject}: unknown switch {', '.join(sorted(unknown))} (have: {', '.join(types)})")
+    values = {}
+    for name, value in raw.items():
+        expected = types[name]
+        where = f"{subject}: {name}"
+        if dataclasses.is_dataclass(expected):
+            values[name] = from_dict(expected, value, where)  # type: ignore[arg-type]
+            continue
+        if expected is float and type(value) is int:
+            value = float(value)
+        if type(value) is not expected:
+            raise ConfigurationError(f"{where}: expected {expected.__name__}, found {value!r}")
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise ConfigurationError(f"{where}: expected one of {', '.join(_CHOICES[name])}, found {value!r}")
+        values[name] = value
+    return kind(**values)
+
+
+def override(config: Config, assignments: list[str]) -> Config:
+    """Apply `section.switch=value` assignments, as given on the command line with `--set`."""
+    raw = dataclasses.asdict(config)
+    for assignment in assignments:
+        target, separator, text = assignment.partition("=")
+        section, dot, name = target.partition(".")
+        if not separator or not dot or section not in raw or name not in raw[section]:
+            switches = ", ".join(f"{key}.{switch}" for key, part in raw.items() for switch in part)
+            raise ConfigurationError(f"--set {assignment}: expected SECTION.SWITCH=VALUE with one of {switches}")
+        current = raw[section][name]
+        try:
+            raw[section][name] = text if isinstance(current, str) else json.loads(text)
+        except ValueError as error:
+            raise ConfigurationError(f"--set {assignment}: {text!r} is no {type(current).__name__}") from error
+    return from_dict(Config, raw, "--set")

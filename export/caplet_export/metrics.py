@@ -1,0 +1,402 @@
+"""Score captions as coco-caption does, without Java: its tokenisation, BLEU, ROUGE-L and CIDEr-D.
+
+Sources: Papineni et al. 2002 (BLEU), Lin and Och 2004 (ROUGE-L), Vedantam et al. 2015 (CIDEr-D), and for what the
+papers leave open the behaviour of coco-caption (`pycocoevalcap`), to which the tests hold every number here.
+
+Words go in, not text: `tokenize` first. Whole-split scores are in percent, so a CIDEr-D that coco-caption prints as
+0.586 reads 58.6 here; `CiderD.score`, the reward of self-critical training, stays on coco-caption's own scale.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = Sequence[str]
+References = Mapping[str, Sequence[Words]]
+Hypotheses = Mapping[str, Words]
+_Gram = tuple[str, ...]
+
+END_TOKEN = "<end>"
+METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
+
+# What coco-caption drops. Its brackets are upper case while its text is lower case, so `-lrb-` stays a word there,
+# and here.
+_DROPPED = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--"])
+_DROPPED |= {"...", ";"}
+
+# The Penn Treebank conventions as Stanford's PTBTokenizer 3.4.1 applies them with `-preserveLines -lowerCase`. The
+# alternatives are in order of preference; each says what it keeps together.
+_TOKEN = re.compile(
+    r"""
+      https?://[^\s"<>|()]*[^\s"<>|().!?,;:'-] | www\.[^\s"<>|(),]+\.[A-Za-z]{2,4}(?:/[^\s"<>|(),]+)?
+    | [A-Za-z0-9][\w.+-]*@(?:[A-Za-z0-9_-]+\.)+[A-Za-z]{2,}
+    | [#@][A-Za-z]\w+
+    | </?[A-Za-z!][^<>]*>
+    # clitics that leave a word: can|not, gon|na, do|n't, dog|'s
+    | (?i:can(?=not\b) | gon(?=na\b) | got(?=ta\b) | lem(?=me\b) | gim(?=me\b) | wan(?=na\b) | more(?='n\b))
+    | (?i:'t(?=is\b|was\b) | d'(?=ye\b) | y'(?=all\b))
+    | (?i:[a-z]*[a-mo-z](?=n't\b) | n't(?![a-z]))
+    | (?i:'(?:[msd]|re|ve|ll)(?![a-z]))
+    # words with an apostrophe of their own
+    | (?i:'n(?:'|\b)) | (?i:'(?:em|till?)\b) | '[2-9]0s\b | (?i:ol'(?![a-z]))
+    | [dDoOlLjJ]'(?=[A-Za-z])[A-Za-z0-9]+ | [A-Za-z]*[aeiouyAEIOUY]'[aeiouA-Z][A-Za-z]*
+    # numbers, dates, times, fractions
+    | \d{1,2}[-/]\d{1,2}[-/]\d{2,4}\b | \d{1,4}[ ]\d{1,2}/\d{1,2}\b
+    | [-+]?(?:\d+(?:[.,:]\d+)*|(?:[.,]\d+)+)(?![\w/-])
+    # abbreviations and initials keep their full stop
+    | (?:[A-Za-z]\.){2,} | [A-Za-z]\.(?!\w)
+    | (?:Mr|Mrs|Ms|Drs?|Profs?|Sens?|Reps?|Lt|Col|Gen|Govs?|Rev|Maj|Sgt|Capt|Ste?|Ave|Mt|Hon|Jr|Sr|Bros|Blvd|Rd|Esq
+        |Inc|Cos?|Corp|Ltd|vs|etc|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thurs?|Fri)\.(?!\w)
+    | (?i:no)\.(?=[ ]?\d) | Ph\.D\.
+    # AT&T; hyphenated and slashed compounds; words with a stop inside (a.b, dot.com)
+    | [A-Z]+(?:[+&][A-Z]+)+
+    | [^\W_]+(?:\.[^\W\d_][^\W_]*)+
+    | [A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*){1,2}
+    | [^\W_]+(?:-[^\W_]+)*
+    | \.{2,} | -{1,} | [!?]+ | `` | '' | \*+ | \S
+    """,
+    re.VERBOSE,
+)
+_PLAIN = re.compile(r"[A-Za-z]+")
+_SPLIT_UNMARKED = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
+_WRITTEN_AS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "£": "#", "€": "$"}
+_WRITTEN_AS |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "¢": "cents"}
+_TYPEWRITER = str.maketrans({"’": "'", "‘": "`", "“": '"', "”": '"', "–": "--", "—": "--", "…": "...", "\xa0": " "})
+
+
+def tokenize(caption: str) -> list[str]:
+    """The words of a caption as coco-caption scores them: Penn Treebank tokens in lower case, punctuation dropped.
+
+    Equals `pycocoevalcap`'s Java tokeniser on every Flickr8k caption; on text unlike captions (mark-up, telephone
+    numbers, smileys) it comes close and no more.
+    """
+    words: list[str] = []
+    for chunk in caption.translate(_TYPEWRITER).split():
+        if _PLAIN.fullmatch(chunk) and chunk.lower() not in _SPLIT_UNMARKED:
+            words.append(chunk.lower())
+        else:
+            words.extend(_tokenize_chunk(chunk))
+    return words
+
+
+def _tokenize_chunk(chunk: str) -> Iterable[str]:
+    for token in _TOKEN.findall(chunk):
+        word = _WRITTEN_AS.get(token, token).lower()
+        if word not in _DROPPED and word != '"' and not re.fullmatch(r"\.{2,}|-{2,}", word):
+            yield word
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one set of captions. Everything is in percent but `mean_length` (words) and `vocabulary_used` (count).
+
+    distinct_1, distinct_2: different uni- and bigrams among all of them (Li et al. 2016).
+    repeated_trigram_share: captions in which a trigram occurs twice.
+    dangling_ending_share: captions whose last word is an article, a preposition or a conjunction.
+    """
+
+    bleu_1: float
+    bleu_2: float
+    bleu_3: float
+    bleu_4: float
+    rouge_l: float
+    cider_d: float
+    distinct_1: float
+    distinct_2: float
+    mean_length: float
+    vocabulary_used: int
+    repeated_trigram_share: float
+    dangling_ending_share: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its bootstrap interval, in percent."""
+
+    value: float
+    low: float
+    high: float
+
+
+def corpus_scores(hypotheses: Hypotheses, references: References) -> Scores:
+    """Score captions of a whole split. CIDEr-D's document frequencies are those of `references`, so they must be the
+    references of exactly the images in `hypotheses`.
+
+    Raises:
+        ValueError: the two do not name the same images, there are none, or an image has no reference.
+    """
+    statistics = ImageStatistics.of(hypotheses, references)
+    return Scores(**statistics.scores(), **_diversity(list(hypotheses.values())))
+
+
+class CiderD:
+    """CIDEr-D against fixed references: document frequencies and reference vectors are computed once, and then single
+    hypotheses are scored quickly, as a reward for self-critical training needs it.
+
+    Scores are coco-caption's per-image ones, from 0 to 10; the CIDEr-D of a split in percent is 100 times their mean.
+    """
+
+    def __init__(
+        self,
+        references: References,
+        document_frequency: Mapping[_Gram, int],
+        documents: int,
+        *,
+        n: int = 4,
+        sigma: float = 6.0,
+    ) -> None:
+        self.n = n
+        self.sigma = sigma
+        self._log_documents = math.log(documents)
+        self._idf = {gram: self._log_documents - math.log(count) for gram, count in document_frequency.items()}
+        self._images = {key: self._cook(captions) for key, captions in references.items()}
+        longest = max((length for image in self._images.values() for length in image.lengths), default=0)
+        self._penalties = [self._penalty(difference) for difference in range(2 * longest + 2)]
+
+    @classmethod
+    def from_references(
+        cls, references: References, *, n: int = 4, sigma: float = 6.0, with_end: bool = False
+    ) -> CiderD:
+        """Take the document frequencies from the references themselves, one document an image, as coco-caption does.
+
+        With `with_end`, `END_TOKEN` is appended to every reference and counts as a word. Hypotheses are then passed as
+        they were sampled: with `END_TOKEN` last if they ended, without if they were cut off, and so the reward teaches
+        to end.
+        """
+        if with_end:
+            references = {key: [[*words, END_TOKEN] for words in captions] for key, captions in references.items()}
+        document_frequency: Counter[_Gram] = Counter()
+        for captions in references.values():
+            document_frequency.update({gram for words in captions for gram in _count_grams(words, n)})
+        return cls(references, document_frequency, len(references), n=n, sigma=sigma)
+
+    def score(self, key: str, words: Words) -> float:
+        """CIDEr-D of one hypothesis, from 0 to 10. `KeyError` for an image without references."""
+        image = self._images[key]
+        length = self._length(words)
+        penalties = [self._penalties_at(abs(length - other)) for other in image.lengths]
+        squares = [0.0] * self.n
+        products = [0.0] * self.n
+        idf_of, postings_of = self._idf.get, image.postings.get
+        for gram, count in _count_grams(words, self.n).items():
+            level = len(gram) - 1
+            # An n-gram of no reference counts as if one image had it (document frequency 1).
+            idf = idf_of(gram, self._log_documents)
+            weight = count * idf
+            squares[level] += weight * weight
+            for caption, other_count in postings_of(gram, ()):
+                other = other_count * idf
+                # Clipping at the reference's weight is CIDEr-D's answer to captions that repeat what scores.
+                products[level] += min(weight, other) * other * image.inverse_norms[caption][level] * penalties[caption]
+        cosines = sum(product / math.sqrt(square) for product, square in zip(products, squares, strict=True) if square)
+        return 10.0 * cosines / (self.n * len(image.lengths))
+
+    def score_many(self, keys: Sequence[str], hypotheses: Sequence[Words]) -> NDArray[np.float64]:
+        """CIDEr-D of hypotheses[i] against the references of keys[i], float64 [len(keys)]; keys may repeat."""
+        return np.array([self.score(key, words) for key, words in zip(keys, hypotheses, strict=True)], np.float64)
+
+    def _cook(self, captions: Sequence[Words]) -> _CookedImage:
+        if not captions:
+            raise ValueError("CIDEr-D needs at least one reference for every image")
+        postings: dict[_Gram, tuple[tuple[int, int], ...]] = {}
+        inverse_norms: list[tuple[float, ...]] = []
+        for index, words in enumerate(captions):
+            squares = [0.0] * self.n
+            for gram, count in _count_grams(words, self.n).items():
+                squares[len(gram) - 1] += (count * self._idf.get(gram, self._log_documents)) ** 2
+                postings[gram] = (*postings.get(gram, ()), (index, count))
+            inverse_norms.append(tuple(1 / math.sqrt(square) if square else 0.0 for square in squares))
+        return _CookedImage(postings, tuple(inverse_norms), tuple(self._length(words) for words in captions))
+
+    def _length(self, words: Words) -> int:
+        # coco-caption takes the number of bigrams for a caption's length; only the difference matters.
+        return max(len(words) - 1, 0) if self.n > 1 else 0
+
+    def _penalty(self, difference: int) -> float:
+        return math.exp(-(difference**2) / (2 * self.sigma**2))
+
+    def _penalties_at(self, difference: int) -> float:
+        return self._penalties[difference] if difference < len(self._penalties) else self._penalty(difference)
+
+
+@dataclass(frozen=True)
+class _CookedImage:
+    """References of one image: where each n-gram occurs (caption, count), and each caption's 1/norm and length."""
+
+    postings: Mapping[_Gram, tuple[tuple[int, int], ...]]
+    inverse_norms: tuple[tuple[float, ...], ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """What the corpus scores need of each image, so that resampling images costs one matrix product.
+
+    bleu: float64 [N,10], the caption's length, the closest reference's length, n-grams, matched n-grams (n = 1..4).
+    rouge_l, cider_d: float64 [N], in coco-caption's own scale.
+    """
+
+    keys: tuple[str, ...]
+    bleu: NDArray[np.float64]
+    rouge_l: NDArray[np.float64]
+    cider_d: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, hypotheses: Hypotheses, references: References) -> ImageStatistics:
+        """Compare every hypothesis with its references; see `corpus_scores` for what is asked of them."""
+        if hypotheses.keys() != references.keys():
+            odd = sorted(hypotheses.keys() ^ references.keys())
+            raise ValueError(f"hypotheses and references name different images: {odd[0]!r} and {len(odd) - 1} more")
+        if not hypotheses:
+            raise ValueError("no image to score")
+        keys = tuple(hypotheses)
+        cider = CiderD.from_references(references)
+        return cls(
+            keys,
+            np.array([_bleu_statistics(hypotheses[key], references[key]) for key in keys], np.float64),
+            np.array([_rouge_l(hypotheses[key], references[key]) for key in keys], np.float64),
+            cider.score_many(keys, list(hypotheses.values())),
+        )
+
+    def scores(self) -> dict[str, float]:
+        """The corpus scores, named as in `METRICS`, in percent."""
+        values = self._weighted(np.ones((1, len(self.keys))))[0]
+        return dict(zip(METRICS, values.tolist(), strict=True))
+
+    def resampled(self, resamples: int, seed: int) -> NDArray[np.float64]:
+        """Corpus scores of bootstrap samples of the images (drawn with replacement), float64 [resamples, 6], percent.
+
+        Equal seeds draw equal samples, so two systems on the same images can be compared pair by pair.
+        """
+        count = len(self.keys)
+        weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+        return self._weighted(weights.astype(np.float64))
+
+    def _weighted(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        means = weights @ np.stack([self.rouge_l, self.cider_d], axis=1) / len(self.keys)
+        return 100.0 * np.concatenate([_bleu(weights @ self.bleu), means], axis=1)
+
+
+def bootstrap_interval(
+    statistics: ImageStatistics, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """Percentile bootstrap intervals over images of every metric in `METRICS`, in percent (Koehn 2004).
+
+    CIDEr-D's document frequencies are those of the whole split in every sample, as when the split is scored once.
+    """
+    samples = statistics.resampled(resamples, seed)
+    return _intervals(statistics.scores(), samples, confidence)
+
+
+def paired_bootstrap(
+    first: ImageStatistics,
+    second: ImageStatistics,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Bootstrap intervals of the difference second − first, both on the same samples of the same images, in percent
+    points. An interval without 0 is a difference beyond the choice of images.
+
+    Raises:
+        ValueError: the two were not computed on the same images in the same order.
+    """
+    if first.keys != second.keys:
+        raise ValueError("a paired comparison needs the same images in the same order")
+    before, after = first.scores(), second.scores()
+    samples = second.resampled(resamples, seed) - first.resampled(resamples, seed)
+    return _intervals({name: after[name] - before[name] for name in METRICS}, samples, confidence)
+
+
+def _intervals(
+    values: Mapping[str, float], samples: NDArray[np.float64], confidence: float
+) -> dict[str, Interval]:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
+    return {name: Interval(values[name], float(low[i]), float(high[i])) for i, name in enumerate(METRICS)}
+
+
+def _count_grams(words: Words, n: int) -> Counter[_Gram]:
+    """How often each n-gram of 1 to `n` words occurs."""
+    return Counter(chain.from_iterable(zip(*(words[i:] for i in range(k)), strict=False) for k in range(1, n + 1)))
+
+
+def _bleu_statistics(words: Words, references: Sequence[Words]) -> list[int]:
+    """Length, length of the closest reference (the shorter one of two), n-grams and clipped matches for n = 1..4."""
+    if not references:
+        raise ValueError("BLEU needs at least one reference for every image")
+    clip: Counter[_Gram] = Counter()
+    for reference in references:
+        clip |= _count_grams(reference, 4)
+    matched = [0] * 4
+    for gram, count in _count_grams(words, 4).items():
+        matched[len(gram) - 1] += min(count, clip[gram])
+    closest = min((abs(len(reference) - len(words)), len(reference)) for reference in references)[1]
+    return [len(words), closest, *(max(len(words) - k, 0) for k in range(4)), *matched]
+
+
+def _bleu(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """BLEU-1..4 from summed statistics [..., 10], as fractions [..., 4], with coco-caption's guards against 0/0."""
+    small, tiny = 1e-9, 1e-15
+    length, closest, guessed, matched = totals[..., 0], totals[..., 1], totals[..., 2:6], totals[..., 6:10]
+    log_precisions = np.log((matched + tiny) / (guessed + small))
+    geometric_means = np.exp(np.cumsum(log_precisions, axis=-1) / np.arange(1, 5))
+    ratio = (length + tiny) / (closest + small)
+    brevity_penalty = np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
+    return np.asarray(geometric_means * brevity_penalty[..., None])
+
+
+def _rouge_l(words: Words, references: Sequence[Words], beta: float = 1.2) -> float:
+    """ROUGE-L as coco-caption computes it: best precision and best recall over the references, then F-beta."""
+    # An empty caption counts as one empty word there.
+    words = words or [""]
+    common = [(_common_subsequence(words, reference or [""]), len(reference or [""])) for reference in references]
+    precision = max(length for length, _ in common) / len(words)
+    recall = max(length / reference_length for length, reference_length in common)
+    if not precision or not recall:
+        return 0.0
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+
+
+def _common_subsequence(first: Words, second: Words) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(second) + 1)
+    for word in first:
+        diagonal = 0
+        for column, other in enumerate(second, 1):
+            above = row[column]
+            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
+            diagonal = above
+    return row[-1]
+
+
+# Words that cannot end a caption. Left out are those that end one as adverbs ("looks up", "walks by", "one inside").
+_DANGLING = frozenset(
+    """a an the
+    of at with from to into onto for in on as towards toward between among against beside during upon without under
+    and or but nor while because that than if when where whose which who""".split()
+)
+
+
+def _diversity(captions: Sequence[Words]) -> dict[str, Any]:
+    words = [word for caption in captions for word in caption]
+    bigrams = [pair for caption in captions for pair in zip(caption, caption[1:], strict=False)]
+    trigrams = [list(zip(caption, caption[1:], caption[2:], strict=False)) for caption in captions]
+    return {
+        "distinct_1": 100 * len(set(words)) / max(len(words), 1),
+        "distinct_2": 100 * len(set(bigrams)) / max(len(bigrams), 1),
+        "mean_length": len(words) / len(captions),
+        "vocabulary_used": len(set(words)),
+        "repeated_trigram_share": 100 * sum(len(set(grams)) < len(grams) for grams in trigrams) / len(captions),
+        "dangling_ending_share": 100 * sum(c[-1] in _DANGLING for c in captions if c) / len(captions),
+    }

@@ -1,0 +1,183 @@
+"""The captioner in Keras: linear encoder, additive attention, GRU, sentence generator.
+
+Backend-neutral (`keras.ops`). The same few layers serve three ways: `encode` and `step` are what is converted to ONNX
+and what free-running decoding calls; `teacher_forced` unrolls `step` over given captions for training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from caplet_export.config import ModelConfig
+
+Tensor = Any
+
+
+class CaptionModel(keras.Model):
+    """Show, Attend and Tell (Xu et al., ICML 2015) with a GRU for its LSTM.
+
+    Shapes: N images or captions, L = 64 locations, C = 2048 channels, D feature size, A attention size, H state size,
+    V vocabulary size, T steps.
+    """
+
+    def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        size = config.state_size
+        self.project_features = keras.layers.Dense(config.feature_size, name="project_features")
+        self.project_keys = keras.layers.Dense(config.attention_size, name="project_keys")
+        self.initial_state = (
+            keras.layers.Dense(size, "tanh", name="initial_state") if config.initial_state == "mean" else None
+        )
+        self.embedding = keras.layers.Embedding(
+            config.vocabulary_size, config.embedding_size, keras.initializers.RandomNormal(stddev=0.1), name="embedding"
+        )
+        # All that a step reads from the state is one matrix product: attention query, gate, and the GRU's recurrent
+        # part (update, reset, candidate).
+        self.gate_size = config.feature_size if config.gated_context else 0
+        self.from_state = keras.layers.Dense(config.attention_size + self.gate_size + 3 * size, name="from_state")
+        self.score = keras.layers.Dense(1, use_bias=False, name="score")
+        self.from_word = keras.layers.Dense(3 * size, name="from_word")
+        self.from_context = keras.layers.Dense(3 * size, use_bias=False, name="from_context")
+        hidden = config.embedding_size if config.deep_output else size
+        self.output_state = keras.layers.Dense(hidden, name="output_state")
+        self.output_context = (
+            keras.layers.Dense(hidden, use_bias=False, name="output_context") if config.deep_output else None
+        )
+        self.dropout = keras.layers.Dropout(config.dropout, name="dropout")
+        tied = config.tied_embeddings and config.deep_output
+        self.output_words = None if tied else keras.layers.Dense(config.vocabulary_size, name="output_words")
+        self.output_bias = (
+            self.add_weight(shape=(config.vocabulary_size,), initializer="zeros", name="output_bias") if tied else None
+        )
+
+    def encode(self, features: Tensor, training: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """What of an image does not change from word to word.
+
+        Args:
+            features: float [N,L,C].
+            training: whether dropout is active.
+
+        Returns:
+            features [N,L,D], attention keys [N,L,A], initial state [N,H].
+        """
+        features = self.project_features(ops.cast(features, self.compute_dtype))
+        features = self.dropout(features, training=training)
+        keys = self.project_keys(features)
+        if self.initial_state is not None:
+            state = self.initial_state(ops.mean(features, axis=1))
+        else:
+            state = ops.repeat(ops.zeros_like(features[:, 0, :1]), self.config.state_size, axis=1)
+        return features, keys, state
+
+    def step(
+        self, token: Tensor, state: Tensor, features: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One word further.
+
+        Args:
+            token: int [N], the previous word.
+            state: [N,H].
+            features: [N,L,D] from `encode`.
+            keys: [N,L,A] from `encode`.
+
+        Returns:
+            logits float32 [N,V], next state [N,H], attention [N,L] that sums to 1.
+        """
+        word = self.embedding(token)
+        state, context, attention = self.advance(self.from_word(word), state, features, keys)
+        return self.generate(word, state, context, training=False), state, attention
+
+    def advance(
+        self, word_gates: Tensor, state: Tensor, features: Tensor, keys: Tensor, group: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend, then update the GRU's state.
+
+        Attention: softmax_l(v . tanh(W k_l + U h)) (Bahdanau et al., ICLR 2015). GRU: Cho et al., EMNLP 2014, with the
+        reset gate after the recurrent product, as in `keras.layers.GRU(reset_after=True)`.
+
+        Args:
+            word_gates: [N*G,3H], the word's part of the gates.
+            state: [N*G,H].
+            features: [N,L,D].
+            keys: [N,L,A].
+            group: G, captions per image; an image's captions are neighbours and share its features unrepeated.
+
+        Returns:
+            next state [N*G,H], (gated) context [N*G,D], attention float32 [N*G,L].
+        """
+        config, size = self.config, self.config.state_size
+        first, second = config.attention_size, config.attention_size + self.gate_size
+        from_state = self.from_state(state)
+        query, gate, recurrent = from_state[:, :first], from_state[:, first:second], from_state[:, second:]
+        query = ops.reshape(query, (-1, group, 1, config.attention_size))
+        scores = ops.reshape(self.score(ops.tanh(keys[:, None] + query)), (-1, group, config.locations))
+        attention = ops.softmax(ops.cast(scores, "float32"), axis=-1)
+        context = ops.matmul(ops.cast(attention, features.dtype), features)
+        context = ops.reshape(context, (-1, config.feature_size))
+        if config.gated_context:
+            context = context * ops.sigmoid(gate)
+        gates = word_gates + self.from_context(context)
+        update, reset = ops.split(ops.sigmoid(gates[:, : 2 * size] + recurrent[:, : 2 * size]), 2, axis=-1)
+        candidate = ops.tanh(gates[:, 2 * size :] + reset * recurrent[:, 2 * size :])
+        attention = ops.reshape(attention, (-1, config.locations))
+        return update * state + (1 - update) * candidate, context, attention
+
+    def generate(self, word: Tensor, state: Tensor, context: Tensor, training: bool = False) -> Tensor:
+        """Logits float32 [...,V] of the next word from the previous word's embedding, the new state and the context."""
+        hidden = self.output_state(self.dropout(state, training=training))
+        if self.output_context is not None:
+            hidden = self.dropout(word + hidden + self.output_context(context), training=training)
+        if self.output_words is not None:
+            return ops.cast(self.output_words(hidden), "float32")
+        table = ops.transpose(ops.cast(self.embedding.embeddings, hidden.dtype))
+        return ops.cast(ops.matmul(hidden, table), "float32") + ops.cast(self.output_bias, "float32")
+
+    def call(self, inputs: tuple[Tensor, Tensor], training: bool = False) -> tuple[Tensor, Tensor]:
+        """Teacher forcing.
+
+        Args:
+            inputs: features [N,L,C], and tokens int [N*G,T], the words that are read (`<start>` first), the G captions
+                of an image next to each other. G comes from the static shapes, and is 1 where they do not tell.
+            training: whether dropout is active.
+
+        Returns:
+            logits float32 [N*G,T,V] and attention float32 [N*G,T,L].
+        """
+        features, tokens = inputs
+        group = tokens.shape[0] // features.shape[0] if features.shape[0] and tokens.shape[0] else 1
+        return self.teacher_forced(*self.encode(features, training), tokens, group, training)
+
+    def teacher_forced(
+        self, features: Tensor, keys: Tensor, state: Tensor, tokens: Tensor, group: int = 1, training: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [N*G,T,V] and attention [N*G,T,L] for G captions each of N encoded images."""
+        words = self.embedding(tokens)
+        if training:
+            words = self.dropout(words, training=True)
+        word_gates = self.from_word(words)
+        if group > 1:
+            state = ops.repeat(state, group, axis=0)
+        states, contexts, attentions = [], [], []
+        for t in range(tokens.shape[1]):
+            state, context, attention = self.advance(word_gates[:, t], state, features, keys, group)
+            states.append(state)
+            contexts.append(context)
+            attentions.append(attention)
+        logits = self.generate(words, ops.stack(states, axis=1), ops.stack(contexts, axis=1), training)
+        return logits, ops.stack(attentions, axis=1)
+
+
+def build_model(config: ModelConfig, dtype: str = "float32") -> CaptionModel:
+    """A model with its variables made (random weights); `bfloat16` computes in it and keeps float32 variables."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
+    try:
+        model = CaptionModel(config)
+        model((ops.zeros((1, config.locations, config.channels)), ops.ones((1, 2), dtype="int32")))
+    finally:
+        keras.config.set_dtype_policy(before)
+    return model

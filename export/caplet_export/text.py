@@ -1,0 +1,83 @@
+"""Captions to words, words to ids: cleaning rules and the vocabulary."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.metrics import tokenize
+
+PAD, START, END, UNKNOWN = 0, 1, 2, 3
+SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def clean(caption: str, rules: str = "coco") -> list[str]:
+    """The words of a caption.
+
+    `tutorial`: lower case; punctuation characters, then one-letter words, then words that are not all letters, dropped.
+    `coco`: the words the scorer sees (coco-caption's tokeniser), without those that contain a digit. It keeps "a",
+    one word in nine of what people write and what every published score counts.
+    """
+    if rules == "tutorial":
+        words = caption.lower().translate(_NO_PUNCTUATION).split()
+        return [word for word in words if len(word) > 1 and word.isalpha()]
+    return [word for word in tokenize(caption) if not any(character.isdigit() for character in word)]
+
+
+class Vocabulary:
+    """Words by id and ids by word; ids 0 to 3 are `<pad>`, `<start>`, `<end>` and `<unk>`."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        if tuple(self.words[:4]) != SPECIALS:
+            raise ConfigurationError(f"a vocabulary starts with {' '.join(SPECIALS)}, not {' '.join(self.words[:4])}")
+        self._ids = {word: number for number, word in enumerate(self.words)}
+        if len(self._ids) != len(self.words):
+            word = next(word for word, count in Counter(self.words).items() if count > 1)
+            raise ConfigurationError(f"a vocabulary holds each word once, and {word!r} stands there twice")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._ids
+
+    @classmethod
+    def build(cls, captions: Iterable[Sequence[str]], minimum_count: int) -> Vocabulary:
+        """Words that occur at least `minimum_count` times, most frequent first, then by the alphabet."""
+        counts = Counter(word for caption in captions for word in caption)
+        kept = [word for word, count in counts.items() if count >= minimum_count]
+        if not kept:
+            raise DataError(f"no word occurs {minimum_count} times in the training captions; lower text.minimum_count")
+        return cls([*SPECIALS, *sorted(kept, key=lambda word: (-counts[word], word))])
+
+    def encode(self, words: Iterable[str]) -> list[int]:
+        """Ids of words; `<unk>` for those it does not hold."""
+        return [self._ids.get(word, UNKNOWN) for word in words]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Words of ids, up to the first `<end>`, without padding and `<start>`."""
+        words = []
+        for number in ids:
+            if number == END:
+                break
+            if number not in (PAD, START):
+                words.append(self.words[number])
+        return words
+
+    def save(self, path: Path) -> None:
+        """Write one word a line; the line number, from 0, is the id."""
+        path.write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read what `save` wrote."""
+        try:
+            return cls(path.read_text(encoding="utf-8").split("\n")[:-1])
+        except OSError as error:
+            raise ConfigurationError(f"{path}: {error.strerror}") from error
