@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,9 @@ _PLAIN = re.compile(r"[A-Za-z]+")
 _SPLIT_UNMARKED = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 _WRITTEN_AS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "£": "#", "€": "$"}
 _WRITTEN_AS |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "¢": "cents"}
-_TYPEWRITER = str.maketrans({"’": "'", "‘": "`", "“": '"', "”": '"', "–": "--", "—": "--", "…": "...", "\xa0": " "})
+_TYPEWRITER = str.maketrans(
+    {"\u2018": "`", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "--", "\u2014": "--", "\u2026": "..."}
+)
 
 
 def tokenize(caption: str) -> list[str]:
@@ -135,7 +137,8 @@ def corpus_scores(hypotheses: Hypotheses, references: References) -> Scores:
         ValueError: the two do not name the same images, there are none, or an image has no reference.
     """
     statistics = ImageStatistics.of(hypotheses, references)
-    return Scores(**statistics.scores(), **_diversity(list(hypotheses.values())))
+    figures: dict[str, Any] = {**statistics.scores(), **_diversity(list(hypotheses.values()))}
+    return Scores(**figures)
 
 
 class CiderD:
@@ -154,6 +157,9 @@ class CiderD:
         n: int = 4,
         sigma: float = 6.0,
     ) -> None:
+        """Take document frequencies from elsewhere: in how many of `documents` images each n-gram (a tuple of words)
+        occurs. `from_references` counts them in the references themselves.
+        """
         self.n = n
         self.sigma = sigma
         self._log_documents = math.log(documents)
@@ -305,7 +311,7 @@ def paired_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Bootstrap intervals of the difference second − first, both on the same samples of the same images, in percent
+    """Bootstrap intervals of the difference second - first, both on the same samples of the same images, in percent
     points. An interval without 0 is a difference beyond the choice of images.
 
     Raises:
@@ -318,9 +324,7 @@ def paired_bootstrap(
     return _intervals({name: after[name] - before[name] for name in METRICS}, samples, confidence)
 
 
-def _intervals(
-    values: Mapping[str, float], samples: NDArray[np.float64], confidence: float
-) -> dict[str, Interval]:
+def _intervals(values: Mapping[str, float], samples: NDArray[np.float64], confidence: float) -> dict[str, Interval]:
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
     return {name: Interval(values[name], float(low[i]), float(high[i])) for i, name in enumerate(METRICS)}
@@ -380,17 +384,16 @@ def _common_subsequence(first: Words, second: Words) -> int:
     return row[-1]
 
 
-# Words that cannot end a caption. Left out are those that end one as adverbs ("looks up", "walks by", "one inside").
-_DANGLING = frozenset(
-    """a an the
-    of at with from to into onto for in on as towards toward between among against beside during upon without under
-    and or but nor while because that than if when where whose which who""".split()
-)
+_DANGLING = frozenset(["a", "an", "the"])
+# Prepositions but for those that end captions as adverbs: "looks up", "walks by", "trees behind", "one inside".
+_DANGLING |= {"of", "at", "with", "from", "to", "into", "onto", "for", "in", "on", "as", "towards", "toward", "between"}
+_DANGLING |= {"among", "against", "beside", "during", "upon", "without", "under", "near", "along", "across", "beneath"}
+_DANGLING |= {"and", "or", "but", "nor", "while", "because", "that", "than", "if", "when", "where", "whose", "which"}
 
 
 def _diversity(captions: Sequence[Words]) -> dict[str, Any]:
     words = [word for caption in captions for word in caption]
-    bigrams = [pair for caption in captions for pair in zip(caption, caption[1:], strict=False)]
+    bigrams = [pair for caption in captions for pair in pairwise(caption)]
     trigrams = [list(zip(caption, caption[1:], caption[2:], strict=False)) for caption in captions]
     return {
         "distinct_1": 100 * len(set(words)) / max(len(words), 1),
