@@ -1,3 +1,52 @@
-"""caplet: a sentence for a photo, on any CPU, offline."""
+"""caplet: a sentence for a photo, on any CPU, offline.
+
+Importing caplet does nothing: numpy, Pillow and onnxruntime are imported when a Captioner is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from caplet.captioner import Alternative, Caption, Captioner
+    from caplet.errors import (
+        ArgumentError,
+        BundleError,
+        BundleNotFoundError,
+        CapletError,
+        ImageError,
+        ImageNotFoundError,
+        ImageTypeError,
+        InferenceError,
+    )
 
 __version__ = "0.1.0"
+__all__ = [
+    "Alternative",
+    "ArgumentError",
+    "BundleError",
+    "BundleNotFoundError",
+    "CapletError",
+    "Caption",
+    "Captioner",
+    "ImageError",
+    "ImageNotFoundError",
+    "ImageTypeError",
+    "InferenceError",
+    "__version__",
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "caplet.errors" if name.endswith("Error") else "caplet.captioner"
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,166 @@
+"""A model directory on disk: found, checked file by file, its vocabulary read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from caplet.errors import BundleError, BundleNotFoundError
+from caplet.graphfile import check_self_contained
+from caplet.manifest import Manifest, parse_manifest
+
+DEFAULT_BUNDLE = "flickr8k-gru-int8"
+MODEL_VARIABLE = "CAPLET_MODEL"
+MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 4 * 2**20
+_LARGEST_FILE = 2**31 - 1  # protobuf's own limit for a graph
+_GET_AGAIN = "get the bundle again"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest, files and vocabulary have been checked.
+
+    Attributes:
+        path: the directory.
+        digest: sha256 of manifest.json, which holds the hashes of all other files: it names this very model.
+        manifest: what the bundle says about itself.
+        words: the vocabulary; a word's position is its id. The first four are padding, start, end, unknown.
+        verified: whether every file's hash was compared.
+    """
+
+    path: Path
+    digest: str
+    manifest: Manifest
+    words: tuple[str, ...]
+    verified: bool
+
+    @property
+    def encoder(self) -> Path:
+        """The encoder graph."""
+        return self.path / self.manifest.encoder_file
+
+    @property
+    def decoder(self) -> Path:
+        """The graph of one decoder step."""
+        return self.path / self.manifest.decoder_file
+
+
+def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = True) -> Bundle:
+    """Find a bundle and check all of it but the graphs' insides.
+
+    Args:
+        path: the bundle's directory; None for the one in the environment variable CAPLET_MODEL, or else the one that
+            comes with caplet.
+        verify: compare every file with its size and sha256 in the manifest. The vocabulary, and that nothing lies
+            outside the directory, are checked in any case.
+
+    Raises:
+        BundleNotFoundError: there is no such directory, or no manifest in it.
+        BundleError: anything else that is wrong, with the file's path.
+    """
+    root = locate_bundle(path)
+    try:
+        content = _read(root, MANIFEST, _LARGEST_MANIFEST)
+        manifest = parse_manifest(content, str(root / MANIFEST))
+        if verify:
+            for name in manifest.files:
+                _check_hash(root, name, manifest)
+        for name in (manifest.encoder_file, manifest.decoder_file):
+            check_self_contained(_read(root, name), str(root / name))
+        words = _read_vocabulary(root, manifest)
+    except OSError as error:
+        subject = str(error.filename or root)
+        raise BundleError(subject, f"cannot be read ({error.strerror or error})", "check its permissions") from error
+    return Bundle(root, hashlib.sha256(content).hexdigest(), manifest, words, verify)
+
+
+def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
+    """The directory that `load_bundle` reads. Raises BundleNotFoundError when there is none."""
+    named = path if path is not None else os.environ.get(MODEL_VARIABLE) or None
+    root = _default_bundle() if named is None else Path(os.fspath(named))
+    try:
+        found = root.is_dir()
+    except (OSError, ValueError):  # a null byte or a name too long for any directory
+        found = False
+    if not found:
+        source = f" (from {MODEL_VARIABLE})" if path is None and named else ""
+        raise BundleNotFoundError(str(root), f"no such directory{source}", "give the directory that holds manifest.json")
+    if not (root / MANIFEST).exists():
+        raise BundleNotFoundError(str(root), f"has no {MANIFEST}", "give the directory of a caplet bundle")
+    return root
+
+
+def _default_bundle() -> Path:
+    """The bundle that comes with caplet: inside an installed wheel, or in the repository of an editable install."""
+    package = Path(__file__).resolve().parent
+    packaged = sorted(manifest.parent for manifest in package.glob(f"models/*/{MANIFEST}"))
+    return packaged[0] if packaged else package.parents[1] / "models" / DEFAULT_BUNDLE
+
+
+def _inside(root: Path, name: str) -> Path:
+    """The file `name` of the bundle. Raises BundleError if it is no file, or a link that leads out of the bundle."""
+    path = root / name
+    try:
+        real = path.resolve(strict=True)
+        mode = real.stat().st_mode
+    except FileNotFoundError:
+        raise BundleError(str(path), "is missing", _GET_AGAIN) from None
+    except RuntimeError:  # a loop of links, before Python 3.13
+        raise BundleError(str(path), "is a loop of links", _GET_AGAIN) from None
+    if not real.is_relative_to(root.resolve()):
+        raise BundleError(str(path), "is a link that leads out of the bundle", "copy the file into the bundle")
+    if not stat.S_ISREG(mode):
+        raise BundleError(str(path), "is not a file", _GET_AGAIN)
+    return real
+
+
+def _read(root: Path, name: str, limit: int = _LARGEST_FILE) -> bytes:
+    path = _inside(root, name)
+    with path.open("rb") as file:
+        content = file.read(limit + 1) if path.stat().st_size <= limit else b""
+    if not 0 < len(content) <= limit:
+        cause = f"is larger than {limit} bytes" if path.stat().st_size > limit else "is empty"
+        raise BundleError(str(root / name), cause, _GET_AGAIN)
+    return content
+
+
+def _check_hash(root: Path, name: str, manifest: Manifest) -> None:
+    expected = manifest.files[name]
+    path = _inside(root, name)
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise BundleError(str(root / name), f"has {size} bytes, the manifest says {expected.bytes}", _GET_AGAIN)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(2**20), b""):
+            digest.update(chunk)
+    if digest.hexdigest() != expected.sha256:
+        raise BundleError(str(root / name), "has been altered (its sha256 is not the manifest's)", _GET_AGAIN)
+
+
+def _read_vocabulary(root: Path, manifest: Manifest) -> tuple[str, ...]:
+    where = str(root / manifest.vocabulary_file)
+
+    def fail(cause: str) -> BundleError:
+        return BundleError(where, cause, _GET_AGAIN)
+
+    try:
+        text = _read(root, manifest.vocabulary_file).decode("utf-8")
+    except UnicodeDecodeError:
+        raise fail("is not UTF-8") from None
+    words = tuple(text.removesuffix("\n").split("\n"))
+    if len(words) != manifest.vocabulary_size:
+        raise fail(f"has {len(words)} words, the manifest says {manifest.vocabulary_size}")
+    if words[:4] != manifest.specials:
+        raise fail(f"starts with {' '.join(words[:4])!r}, the manifest says {' '.join(manifest.specials)!r}")
+    for line, word in enumerate(words, start=1):
+        if not word or not word.isprintable() or " " in word:
+            raise fail(f"line {line} is not one printable word")
+    if len(set(words)) != len(words):
+        first = next(word for position, word in enumerate(words) if word in words[:position])
+        raise fail(f"has the word {first!r} twice")
+    return words

@@ -1,0 +1,238 @@
+"""`manifest.json`: what a bundle says about itself, read strictly. Nothing in it is believed before it is checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from caplet.errors import BundleError
+
+FORMAT_VERSION = 1
+LONGEST_CAPTION = 1000  # words; a limit for `max_length`, far above any sentence
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and hash that a file of the bundle must have."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are searched unless the caller says otherwise.
+
+    Attributes:
+        beam_size: hypotheses kept per step; 1 is greedy search.
+        max_length: words at most.
+        length_penalty: exponent of the length that a hypothesis' log-probability is divided by.
+        block_repeated_trigrams: never say the same three words in a row twice.
+    """
+
+    beam_size: int
+    max_length: int
+    length_penalty: float
+    block_repeated_trigrams: bool
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A photo of the bundle, and the caption that the bundle gave for it where it was made."""
+
+    file: str
+    source: str
+    text: str
+    score: float
+    beam_size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The checked contents of `manifest.json`; file names are relative to the bundle and stay inside it."""
+
+    name: str
+    created_with: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+    encoder_file: str
+    decoder_file: str
+    vocabulary_file: str
+    vocabulary_size: int
+    height: int
+    width: int
+    specials: tuple[str, str, str, str]
+    decoding: Decoding
+    license: Mapping[str, str]
+    provenance: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    golden: tuple[Golden, ...]
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Parse and check `manifest.json`.
+
+    Args:
+        content: the file's bytes.
+        where: its path, for messages.
+
+    Raises:
+        BundleError: not JSON, another format version, a field missing, of the wrong type or out of range, a file
+            name that leaves the bundle, a file that is used but not listed under "files".
+    """
+    try:
+        data = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise BundleError(where, f"not a JSON file ({reason})", "get the bundle again") from None
+    if not isinstance(data, dict):
+        raise BundleError(where, "not a JSON object", "get the bundle again")
+    top = _Fields(data, "", where)
+    version = top.integer("format_version", 0, 2**31)
+    if version != FORMAT_VERSION:
+        remedy = "upgrade caplet" if version > FORMAT_VERSION else "export the bundle again"
+        raise BundleError(where, f"format_version is {version}, this caplet reads {FORMAT_VERSION}", remedy)
+    files = top.fields("files")
+    graphs, vocabulary = top.fields("graphs"), top.fields("vocabulary")
+    manifest = Manifest(
+        name=top.label("name"),
+        created_with=top.fields("created_with").data,
+        files={files.checked_file_name(name): _file_entry(files.fields(name)) for name in files.data},
+        encoder_file=graphs.fields("encoder").file("file"),
+        decoder_file=graphs.fields("decoder").file("file"),
+        vocabulary_file=vocabulary.file("file"),
+        vocabulary_size=vocabulary.integer("size", 5, 2**24),
+        **_image_size(top.fields("preprocessing")),
+        specials=_specials(top.fields("tokens")),
+        decoding=_decoding(top.fields("decoding")),
+        license=_license(top.fields("license")),
+        provenance=top.fields("provenance").data,
+        metrics=top.fields("metrics").data,
+        golden=tuple(_golden(entry) for entry in top.entries("golden")),
+    )
+    used = [manifest.encoder_file, manifest.decoder_file, manifest.vocabulary_file]
+    for file in [*used, *(golden.file for golden in manifest.golden)]:
+        if file not in manifest.files:
+            top.fail("files", f"does not list {file!r}")
+    return manifest
+
+
+class _Fields:
+    """A JSON object whose members are read by type; every complaint names the member by its path."""
+
+    def __init__(self, data: dict[str, Any], path: str, where: str) -> None:
+        self.data, self._path, self._where = data, path, where
+
+    def fail(self, key: str, cause: str) -> NoReturn:
+        raise BundleError(self._where, f"{self._path}{key} {cause}", "get or export the bundle again")
+
+    def _get(self, key: str) -> Any:
+        if key not in self.data:
+            self.fail(key, "is missing")
+        return self.data[key]
+
+    def fields(self, key: str) -> _Fields:
+        value = self._get(key)
+        if not isinstance(value, dict):
+            self.fail(key, "is not an object")
+        return _Fields(value, f"{self._path}{key}.", self._where)
+
+    def entries(self, key: str) -> list[_Fields]:
+        value = self._get(key)
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            self.fail(key, "is not a list of objects")
+        return [_Fields(entry, f"{self._path}{key}[{i}].", self._where) for i, entry in enumerate(value)]
+
+    def text(self, key: str) -> str:
+        value = self._get(key)
+        if not isinstance(value, str):
+            self.fail(key, "is not a string")
+        return value
+
+    def label(self, key: str) -> str:
+        """A string that can stand in a table: 1 to 200 printable characters."""
+        value = self.text(key)
+        if not value.isprintable() or not 1 <= len(value) <= 200:
+            self.fail(key, "is not a printable string of 1 to 200 characters")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self._get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self.fail(key, f"is not a whole number from {low} to {high}")
+        return value
+
+    def number(self, key: str, low: float, high: float) -> float:
+        value = self._get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not low <= value <= high:
+            self.fail(key, f"is not a number from {low:g} to {high:g}")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self._get(key)
+        if not isinstance(value, bool):
+            self.fail(key, "is not true or false")
+        return value
+
+    def file(self, key: str) -> str:
+        return self.checked_file_name(self.text(key), key)
+
+    def checked_file_name(self, name: str, key: str = "") -> str:
+        """A relative path with forward slashes that stays inside the bundle, on any operating system."""
+        parts = name.split("/")
+        if not name.isprintable() or "\\" in name or _DRIVE.match(name) or any(p in ("", ".", "..") for p in parts):
+            self.fail(key, f"{name!r} is not a file inside the bundle")
+        return name
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _file_entry(fields: _Fields) -> FileEntry:
+    digest = fields.text("sha256")
+    if not _SHA256.fullmatch(digest):
+        fields.fail("sha256", "is not 64 lower-case hexadecimal digits")
+    return FileEntry(bytes=fields.integer("bytes", 0, 2**31 - 1), sha256=digest)
+
+
+def _image_size(fields: _Fields) -> dict[str, int]:
+    """The photo's size in front of the encoder; the rest of the preprocessing is fixed in this format version."""
+    for key, value in {"color": "RGB", "dtype": "uint8", "resize": "squash", "resample": "bilinear"}.items():
+        if fields.text(key) != value:
+            fields.fail(key, f"is not {value!r}")
+    return {"height": fields.integer("height", 1, 4096), "width": fields.integer("width", 1, 4096)}
+
+
+def _specials(fields: _Fields) -> tuple[str, str, str, str]:
+    return fields.text("pad"), fields.text("start"), fields.text("end"), fields.text("unknown")
+
+
+def _decoding(fields: _Fields) -> Decoding:
+    return Decoding(
+        beam_size=fields.integer("beam_size", 1, 1000),
+        max_length=fields.integer("max_length", 1, LONGEST_CAPTION),
+        length_penalty=fields.number("length_penalty", 0.0, 10.0),
+        block_repeated_trigrams=fields.flag("block_repeated_trigrams"),
+    )
+
+
+def _license(fields: _Fields) -> dict[str, str]:
+    fields.text("weights"), fields.text("data")
+    return {key: fields.text(key) for key in fields.data}
+
+
+def _golden(fields: _Fields) -> Golden:
+    return Golden(
+        file=fields.file("file"),
+        source=fields.text("source"),
+        text=fields.text("text"),
+        score=fields.number("score", -1e9, 1e9),
+        beam_size=fields.integer("beam_size", 1, 1000),
+    )

@@ -1,0 +1,103 @@
+"""How many threads this process may really use, and why.
+
+The number of cores of the host is the wrong answer in a container or under `taskset`: onnxruntime would start a thread
+for each of them, and they would wait for each other in turns.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from caplet.errors import ArgumentError
+
+_log = logging.getLogger(__name__)
+_MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class ThreadCount:
+    """Threads to compute with, and what decided it."""
+
+    count: int
+    reason: str
+
+
+def usable_threads(
+    asked: int | None = None, *, environ: Mapping[str, str] = os.environ, root: Path = Path("/")
+) -> ThreadCount:
+    """The number of threads to compute with.
+
+    An explicit number wins. Otherwise it is the smallest of what the scheduler's affinity mask, the control group's
+    CPU quota (fractions rounded up) and the environment variable OMP_NUM_THREADS allow.
+
+    Args:
+        asked: the caller's number, or None.
+        environ: the environment.
+        root: the root of the file system, where /proc and /sys are.
+
+    Raises:
+        ArgumentError: `asked` is not a whole number from 1 to 1024.
+    """
+    if asked is not None:
+        if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= _MOST_THREADS:
+            raise ArgumentError("threads", f"{asked!r} is not a whole number from 1 to {_MOST_THREADS}")
+        return ThreadCount(asked, "as asked")
+    limits = [_affinity()]
+    limits += [ThreadCount(max(1, math.ceil(quota)), f"CPU quota of {quota:g}") for quota in _quotas(root)]
+    limits += _omp_num_threads(environ)
+    return min(limits, key=lambda limit: limit.count)
+
+
+def _affinity() -> ThreadCount:
+    if hasattr(os, "sched_getaffinity"):
+        return ThreadCount(len(os.sched_getaffinity(0)), "CPUs this process may run on")
+    return ThreadCount(os.cpu_count() or 1, "CPUs of this machine")
+
+
+def _omp_num_threads(environ: Mapping[str, str]) -> list[ThreadCount]:
+    text = environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list has one number per nesting level
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return [ThreadCount(int(text), "OMP_NUM_THREADS")]
+    if text:
+        _log.warning("OMP_NUM_THREADS=%s is not a number of threads, ignored", text)
+    return []
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The CPU quota, in CPUs, of this process' control group and of every group around it."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":  # version 2, alone or beside version 1
+            for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+                for folder in _upwards(root / mount, group):
+                    yield from _quota(*_text(folder / "cpu.max").split()[:2])
+        elif "cpu" in controllers.split(","):
+            for mount in (f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"):
+                for folder in _upwards(root / mount, group):
+                    quota, period = (_text(folder / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period"))
+                    yield from _quota(quota, period)
+
+
+def _upwards(mount: Path, group: str) -> Iterator[Path]:
+    """The group's folder and those around it. In a container the group is often not visible, but the mount is."""
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    for length in range(len(parts), -1, -1):
+        yield mount.joinpath(*parts[:length])
+
+
+def _quota(quota: str = "", period: str = "") -> Iterator[float]:
+    """Microseconds of CPU per microseconds; "max" and -1 mean no limit."""
+    if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
+        yield int(quota) / int(period)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:  # no such file: another version of control groups, or none at all
+        return ""
