@@ -52,27 +52,33 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Cross-entropy training by teacher forcing."""
+    """How the weights are learned."""
 
+    objective: str = "cross_entropy"
+    """`cross_entropy` by teacher forcing, or `self_critical` with a CIDEr-D reward (from a trained run)."""
     seed: int = 1
     batch_images: int = 64
-    """Images per batch; each brings all of its captions."""
+    captions_per_image: int = 5
+    """Captions of an image in a batch: its own, or as many samples (self-critical)."""
     epochs: int = 30
     patience: int = 5
-    """Stop after this many epochs without a better free-running dev CIDEr-D; 0 trains for a fixed number of epochs."""
+    """Stop after this many epochs without a better free-running dev CIDEr-D; 0 trains for a fixed number of epochs and
+    keeps the last."""
     learning_rate: float = 1e-3
     decay: str = "cosine"
     """`cosine` to zero over `epochs`, or `constant`."""
     warmup_steps: int = 200
-    weight_decay: float = 0.0
     gradient_norm: float = 5.0
     label_smoothing: float = 0.1
     attention_regularisation: float = 1.0
-    """Lambda of doubly stochastic attention (eq. 14 of Xu et al.)."""
+    """Lambda of doubly stochastic attention (eq. 14 of Xu et al.), its sum over locations taken as a mean."""
     flip: bool = True
     """Draw each photo or its mirror image at random (needs the `flip` store)."""
     average_decay: float = 0.0
     """Decay per step of the exponential moving average of the weights that is evaluated and kept; 0 for none."""
+    extractor_layer: str = "mixed10"
+    """`mixed10` keeps Inception frozen; a lower block trains everything above it (needs that block's store)."""
+    extractor_learning_rate: float = 1e-4
     precision: str = "float32"
     """`float32`, or `bfloat16` for matrix products on processors that have them."""
 
@@ -94,6 +100,7 @@ _CHOICES = {
     "rules": ("coco", "tutorial"),
     "initial_state": ("mean", "zero"),
     "decay": ("cosine", "constant"),
+    "objective": ("cross_entropy", "self_critical"),
     "precision": ("float32", "bfloat16"),
 }
 

@@ -38,6 +38,8 @@ class StoreSource:
     """sha256 of the Inception weights."""
     view: str = "plain"
     """Which view of the photo: `plain`, or `flip` for its mirror image."""
+    layer: str = "mixed10"
+    """The Inception block whose output is stored: `mixed10` for features, a lower one for fine-tuning what is above."""
     locations: int = LOCATIONS
     channels: int = CHANNELS
 

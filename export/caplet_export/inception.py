@@ -33,6 +33,21 @@ def build_extractor(weights: str | None) -> keras.Model:
         raise ConfigurationError(f"{weights}: not weights of InceptionV3 without top: {reason}") from error
 
 
+def split_extractor(extractor: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
+    """The extractor in two: pixels to the output of block `layer`, and from there to the 8×8×2048 features.
+
+    Both share the extractor's variables, so what is trained above `layer` is trained in it.
+
+    Raises:
+        ConfigurationError: no block of that name.
+    """
+    blocks = [f"mixed{number}" for number in range(11)]
+    if layer not in blocks:
+        raise ConfigurationError(f"InceptionV3 has no block {layer!r} (blocks: {', '.join(blocks)})")
+    cut = extractor.get_layer(layer).output
+    return keras.Model(extractor.input, cut), keras.Model(cut, extractor.output)
+
+
 def scale(pixels: Any) -> Any:
     """uint8 pixels to what InceptionV3 expects: x / 127.5 - 1, float32."""
     return keras.ops.cast(pixels, "float32") / 127.5 - 1.0

@@ -1,0 +1,134 @@
+"""Captions and stored features to batches: a lazily read `tf.data.Dataset`, in an order fixed by seed and epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet_export.errors import DataError
+from caplet_export.features import FeatureStore
+from caplet_export.text import END, PAD, START, Vocabulary
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_POOL = 16
+"""Batches whose images are sorted by caption length together, so that little of a batch is padding."""
+_STEP = 3
+"""Batches are padded to a length of 1 + a multiple of this: few shapes, few compiled functions."""
+
+
+@dataclass(frozen=True)
+class CaptionIds:
+    """Captions of one image as ids: what is read at each step, and what is to be said there.
+
+    Both int32 [G,T+1] padded with 0: `<start> w1 … wT` and `w1 … wT <end>`. A caption cut at the length limit has no
+    `<end>` to learn.
+    """
+
+    tokens: NDArray[np.int32]
+    targets: NDArray[np.int32]
+
+    @property
+    def length(self) -> int:
+        """Steps of the longest caption."""
+        return int((self.targets != PAD).sum(axis=1).max())
+
+
+def caption_ids(
+    captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_length: int, group: int
+) -> CaptionIds:
+    """Ids of an image's captions: exactly `group` rows, missing ones all padding, which weighs nothing."""
+    tokens = np.zeros((group, max_length + 1), np.int32)
+    targets = np.zeros((group, max_length + 1), np.int32)
+    for row, words in enumerate(captions[:group]):
+        ids = vocabulary.encode(words)[:max_length]
+        said = ids if len(words) > max_length else [*ids, END]
+        targets[row, : len(said)] = said
+        tokens[row, : len(said)] = [START, *ids][: len(said)]
+    return CaptionIds(tokens, targets)
+
+
+class Batches:
+    """Batches over a split; `epoch(n)` is the same sequence every time it is asked for.
+
+    Each batch is features float16 [B,L,C], tokens and targets int32 [B*G,T], and the indices int32 [B] of its images.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        captions: Mapping[str, Sequence[Sequence[str]]],
+        views: Sequence[FeatureStore],
+        vocabulary: Vocabulary,
+        *,
+        max_length: int,
+        group: int,
+        batch_images: int,
+        seed: int,
+    ) -> None:
+        for view in views:
+            missing = [name for name in names if name not in view]
+            if missing:
+                raise DataError(
+                    f"{view.folder}: no features of {len(missing)} images, first {missing[0]}; "
+                    "run `caplet-export features` again"
+                )
+        self.names = list(names)
+        self.group = group
+        self._views = views
+        self._seed = seed
+        self._size = min(batch_images, len(names))
+        self._ids = [caption_ids(captions[name], vocabulary, max_length, group) for name in names]
+
+    def __len__(self) -> int:
+        return -(-len(self.names) // self._size)
+
+    def epoch(self, number: int) -> tf.data.Dataset:
+        """The batches of epoch `number`, shuffled; features are read as they are asked for, two batches ahead."""
+        return self._dataset(lambda: self._plan(np.random.default_rng([self._seed, number])))
+
+    def in_order(self) -> tf.data.Dataset:
+        """The batches in the order of names, first view only."""
+        rows = np.arange(len(self.names))
+        starts = range(0, len(rows), self._size)
+        plan = [rows[start : start + self._size] for start in starts]
+        return self._dataset(lambda: ((batch, np.zeros(len(batch), np.int64)) for batch in plan))
+
+    def _plan(self, random: np.random.Generator) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        order = random.permutation(len(self.names))
+        lengths = np.array([ids.length for ids in self._ids])
+        batches = []
+        for first in range(0, len(order), _POOL * self._size):
+            pool = order[first : first + _POOL * self._size]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            batches += [pool[start : start + self._size] for start in range(0, len(pool), self._size)]
+        for index in random.permutation(len(batches)):
+            yield batches[index], random.integers(len(self._views), size=len(batches[index]))
+
+    def _dataset(self, plan: Any) -> tf.data.Dataset:
+        import tensorflow as tf
+
+        def generate() -> Iterator[tuple[Any, ...]]:
+            for rows, views in plan():
+                features = np.stack(
+                    [self._views[view][self.names[row]] for row, view in zip(rows, views, strict=True)]
+                )
+                longest = max(self._ids[row].length for row in rows)
+                length = min(1 + -(-max(longest - 1, 1) // _STEP) * _STEP, self._ids[0].tokens.shape[1])
+                tokens = np.concatenate([self._ids[row].tokens[:, :length] for row in rows])
+                targets = np.concatenate([self._ids[row].targets[:, :length] for row in rows])
+                yield features, tokens, targets, rows.astype(np.int32)
+
+        shape = (None, self._views[0].source.locations, self._views[0].source.channels)
+        signature = (
+            tf.TensorSpec(shape, tf.float16),
+            tf.TensorSpec((None, None), tf.int32),
+            tf.TensorSpec((None, None), tf.int32),
+            tf.TensorSpec((None,), tf.int32),
+        )
+        return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(2)

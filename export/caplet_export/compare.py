@@ -1,0 +1,166 @@
+"""Compare two captioners photo by photo: is the difference more than the choice of photos, and which captions changed.
+
+The report is Markdown with thumbnails. The photos of a data set are not ours to publish, so it is never written into
+a repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.evaluate import BeamResult, Evaluation, references_of, statistics_of
+from caplet_export.flickr8k import Dataset
+from caplet_export.metrics import METRICS, Interval, paired_bootstrap
+
+_TITLES = dict(zip(METRICS, ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"), strict=True))
+_THUMBNAIL = (224, 224)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A photo that the two caption differently, and how much CIDEr-D (percent, of this photo) the second gained."""
+
+    image: str
+    first: str
+    second: str
+    gain: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two results on the same photos.
+
+    differences: second minus first of every metric, percent points, with 95% paired bootstrap intervals.
+    changes: every photo whose caption changed, by gain, the largest loss first.
+    """
+
+    names: tuple[str, str]
+    results: tuple[BeamResult, BeamResult]
+    differences: Mapping[str, Interval]
+    changes: Sequence[Change]
+
+
+def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_sizes: Sequence[int] = ()) -> Comparison:
+    """Compare two evaluations of the same images.
+
+    Args:
+        beam_sizes: which beam of each: none if each evaluation has only one, one for both, or two.
+
+    Raises:
+        ConfigurationError: the evaluations are of different images, or do not have these beams.
+    """
+    evaluations = (first, second)
+    wanted = list(beam_sizes) * 2 if len(beam_sizes) == 1 else list(beam_sizes) or [None, None]
+    if len(wanted) != 2:
+        raise ConfigurationError("--compare takes one beam size, for both, or two")
+    beams = [_beam(evaluation, beam) for evaluation, beam in zip(evaluations, wanted, strict=True)]
+    before, after = (evaluation.results[beam] for evaluation, beam in zip(evaluations, beams, strict=True))
+    if before.captions.keys() != after.captions.keys():
+        odd = sorted(before.captions.keys() ^ after.captions.keys())
+        raise ConfigurationError(f"the two were evaluated on different images: {odd[0]} and {len(odd) - 1} more")
+    missing = [name for name in before.captions if name not in dataset.captions]
+    if missing:
+        raise DataError(f"the data set has no captions of {missing[0]} and {len(missing) - 1} more evaluated images")
+
+    references = references_of(dataset, list(before.captions))
+    statistics = [
+        statistics_of({name: result.captions[name] for name in references}, references) for result in (before, after)
+    ]
+    gains = 100 * (statistics[1].cider_d - statistics[0].cider_d)
+    changes = [
+        Change(name, before.captions[name].text, after.captions[name].text, float(gain))
+        for name, gain in zip(references, gains, strict=True)
+        if before.captions[name].text != after.captions[name].text
+    ]
+    return Comparison(
+        names=(f"{first.bundle['name']} (beam {beams[0]})", f"{second.bundle['name']} (beam {beams[1]})"),
+        results=(before, after),
+        differences=paired_bootstrap(*statistics),
+        changes=sorted(changes, key=lambda change: change.gain),
+    )
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """The scores of both and the differences with their intervals, as Markdown."""
+    first, second = comparison.results
+    lines = [
+        f"A: {comparison.names[0]}  \nB: {comparison.names[1]}",
+        "",
+        "| | A | B | B - A | 95% interval | |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name in METRICS:
+        difference = comparison.differences[name]
+        beyond = "" if difference.low <= 0 <= difference.high else "beyond chance"
+        lines.append(
+            f"| {_TITLES[name]} | {getattr(first.scores, name):.2f} | {getattr(second.scores, name):.2f} "
+            f"| {difference.value:+.2f} | {difference.low:+.2f} to {difference.high:+.2f} | {beyond} |"
+        )
+    changed, gained = len(comparison.changes), sum(change.gain > 0 for change in comparison.changes)
+    lost = sum(change.gain < 0 for change in comparison.changes)
+    lines += [
+        "",
+        f"{len(first.captions)} photos; {changed} captions changed, B scores higher on {gained} and lower on {lost}.",
+    ]
+    return "\n".join(lines)
+
+
+def write_report(comparison: Comparison, dataset: Dataset, folder: Path, *, shown: int = 20) -> Path:
+    """Write `report.md` and its thumbnails into `folder`: the table, and the `shown` largest gains and losses.
+
+    Raises:
+        ConfigurationError: the folder lies inside a git repository, or cannot be written.
+    """
+    refuse_repository(folder)
+    losses = [change for change in comparison.changes if change.gain < 0][:shown]
+    gains = [change for change in reversed(comparison.changes) if change.gain > 0][:shown]
+    try:
+        (folder / "thumbnails").mkdir(parents=True, exist_ok=True)
+        for change in [*losses, *gains]:
+            with Image.open(dataset.path(change.image)) as photo:
+                thumbnail = photo.convert("RGB")
+                thumbnail.thumbnail(_THUMBNAIL)
+                thumbnail.save(folder / _thumbnail(change))
+        report = folder / "report.md"
+        parts = ["# A and B, photo by photo", format_comparison(comparison), *_section("B gains most", gains, dataset)]
+        report.write_text("\n\n".join([*parts, *_section("B loses most", losses, dataset)]) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{folder}: the report cannot be written ({error})") from error
+    return report
+
+
+def refuse_repository(folder: Path) -> None:
+    """Raise `ConfigurationError` for a folder inside a git repository: photos of a data set must not get into one."""
+    resolved = folder.resolve()
+    for parent in (resolved, *resolved.parents):
+        if (parent / ".git").exists():
+            raise ConfigurationError(f"{folder}: lies in the repository {parent}, and photos must stay out of it")
+
+
+def _beam(evaluation: Evaluation, wanted: int | None) -> int:
+    have = list(evaluation.results)
+    if wanted is None and len(have) == 1:
+        return have[0]
+    if wanted not in have:
+        asked = "name one with --beam" if wanted is None else f"not {wanted}"
+        raise ConfigurationError(f"{evaluation.bundle['name']} was evaluated with beams {have}: {asked}")
+    return wanted
+
+
+def _section(title: str, changes: Sequence[Change], dataset: Dataset) -> list[str]:
+    return [f"## {title}", *(_entry(change, dataset.captions[change.image]) for change in changes)]
+
+
+def _entry(change: Change, references: Sequence[str]) -> str:
+    lines = [f"### {change.gain:+.0f} CIDEr-D: {change.image}", "", f"![{change.image}](<{_thumbnail(change)}>)", ""]
+    lines += [f"- A: **{change.first}**", f"- B: **{change.second}**"]
+    return "\n".join([*lines, *(f"- reference: {reference}" for reference in references)])
+
+
+def _thumbnail(change: Change) -> str:
+    return f"thumbnails/{change.image}.jpg"

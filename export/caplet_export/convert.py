@@ -1,0 +1,196 @@
+"""A trained captioner to two ONNX graphs, by tf2onnx.
+
+The encoder takes uint8 pixels and does once per image what does not change from word to word; the decoder is one step.
+What is traced is not the training code word by word but the same arithmetic in the form a processor likes: matrix
+products that read the same operand are one product, and slices of it are one split. `plain` traces the training code
+itself, as anybody would export it; `caplet_export.parity` holds either against Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import tensorflow as tf
+import tf2onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from caplet_export.config import ModelConfig
+from caplet_export.inception import scale
+from caplet_export.text import PAD, START, UNKNOWN
+
+if TYPE_CHECKING:
+    import keras
+
+    from caplet_export.model import CaptionModel
+
+OPSET = 17
+# The intermediate representation that came with opset 17; onnxruntime 1.17 reads it.
+IR_VERSION = 8
+TOP_K = 16
+MASKED = (PAD, START, UNKNOWN)
+
+Shape = Sequence["int | str"]
+
+
+def convert_encoder(extractor: keras.Model, model: CaptionModel, *, plain: bool = False) -> onnx.ModelProto:
+    """The graph `pixels` uint8 [N,h,w,3] to `features` [N,L,D], `keys` [N,L,A] and `state` [N,H].
+
+    Args:
+        extractor: float [N,h,w,3] in [-1,1] to [N,rows,columns,C], with rows * columns = L.
+        model: the captioner.
+        plain: trace `CaptionModel.encode` as it is.
+    """
+    config = model.config
+    height, width = extractor.input_shape[1:3]
+    encode = model.encode if plain else lambda grid: _encode(model, grid)
+
+    def encoder(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        grid = extractor(scale(pixels), training=False)
+        outputs = encode(tf.reshape(grid, (-1, config.locations, config.channels)))
+        return dict(zip(("features", "keys", "state"), outputs, strict=True))
+
+    graph = _trace(encoder, {"pixels": (tf.uint8, (None, height, width, 3))})
+    shapes = _shapes(config)
+    return _declare(graph, {"pixels": ("N", height, width, 3)}, {name: shapes[name] for name in shapes})
+
+
+def convert_decoder(model: CaptionModel, *, plain: bool = False) -> onnx.ModelProto:
+    """One step with every log-probability; `take_top_k` makes the decoder of a bundle from it.
+
+    In: `token` int64 [N], `state` [N,H], `features` [N,L,D], `keys` [N,L,A].
+    Out: `log_probs` [N,V], `next_state` [N,H], `attention` [N,L].
+    """
+    config = model.config
+    step = model.step if plain else lambda *inputs: _step(model, *inputs)
+
+    def decoder(token: tf.Tensor, state: tf.Tensor, features: tf.Tensor, keys: tf.Tensor) -> dict[str, tf.Tensor]:
+        logits, next_state, attention = step(token, state, features, keys)
+        return {"log_probs": tf.nn.log_softmax(logits), "next_state": next_state, "attention": attention}
+
+    shapes = _shapes(config)
+    inputs: dict[str, Shape] = {"token": ("N",), **{name: shapes[name] for name in ("state", "features", "keys")}}
+    signature = {
+        name: (tf.int64 if name == "token" else tf.float32, (None, *shape[1:])) for name, shape in inputs.items()
+    }
+    outputs: dict[str, Shape] = {
+        "log_probs": ("N", config.vocabulary_size),
+        "next_state": shapes["state"],
+        "attention": ("N", config.locations),
+    }
+    return _declare(_trace(decoder, signature), inputs, outputs)
+
+
+def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
+    """The decoder whose `log_probs` [N,K] and `tokens` int64 [N,K] are the K likeliest words, best first.
+
+    `<pad>`, `<start>` and `<unk>` are masked after the normalisation, so that log-probabilities are those of the full
+    softmax and no vocabulary-sized array leaves the graph. K is the vocabulary size where that is smaller.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(decoder)
+    graph = result.graph
+    size = _dimensions(next(output for output in graph.output if output.name == "log_probs"))[1]
+    k = min(k, int(size))
+    for node in graph.node:
+        for position, name in enumerate(node.output):
+            if name == "log_probs":
+                node.output[position] = "all_log_probs"
+    mask = np.zeros(int(size), np.float32)
+    mask[list(MASKED)] = -np.inf
+    graph.initializer.append(numpy_helper.from_array(mask, "word_mask"))
+    graph.initializer.append(numpy_helper.from_array(np.array([k]), "top_k"))
+    graph.node.append(helper.make_node("Add", ["all_log_probs", "word_mask"], ["masked_log_probs"], "mask_words"))
+    graph.node.append(helper.make_node("TopK", ["masked_log_probs", "top_k"], ["log_probs", "tokens"], "top_words"))
+    others = [output for output in graph.output if output.name != "log_probs"]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("log_probs", TensorProto.FLOAT, ["N", k]))
+    graph.output.append(helper.make_tensor_value_info("tokens", TensorProto.INT64, ["N", k]))
+    graph.output.extend(others)
+    onnx.checker.check_model(result)
+    return result
+
+
+def _encode(model: CaptionModel, grid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`CaptionModel.encode` at inference, each dense layer a product of matrices without reshapes around it."""
+    features = _dense(grid, model.project_features)
+    keys = _dense(features, model.project_keys)
+    if model.initial_state is None:
+        state = tf.zeros((tf.shape(grid)[0], model.config.state_size))
+    else:
+        state = tf.tanh(_dense(tf.reduce_mean(features, axis=1), model.initial_state))
+    return features, keys, state
+
+
+def _step(
+    model: CaptionModel, token: tf.Tensor, state: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`CaptionModel.step` in five matrix products beside the attention's own: state, word, context, hidden, words."""
+    config, size = model.config, model.config.state_size
+    word = tf.gather(model.embedding.embeddings, token)
+
+    query, gate, recurrent, recurrent_candidate = tf.split(
+        _dense(state, model.from_state), (config.attention_size, model.gate_size, 2 * size, size), axis=1
+    )
+    scores = tf.matmul(tf.tanh(keys + tf.expand_dims(query, 1)), tf.convert_to_tensor(model.score.kernel))
+    attention = tf.nn.softmax(tf.squeeze(scores, 2))
+    context = tf.squeeze(tf.matmul(tf.expand_dims(attention, 1), features), 1)
+    if config.gated_context:
+        context = context * tf.sigmoid(gate)
+
+    readers = [model.from_context] + ([model.output_context] if model.output_context is not None else [])
+    from_context = tf.matmul(context, tf.concat([reader.kernel for reader in readers], axis=1))
+    widths = [2 * size, size] + [reader.units for reader in readers[1:]]
+    context_gates, context_candidate, *context_hidden = tf.split(from_context, widths, axis=1)
+    word_gates, word_candidate = tf.split(_dense(word, model.from_word), (2 * size, size), axis=1)
+    update, reset = tf.split(tf.sigmoid(word_gates + context_gates + recurrent), 2, axis=1)
+    candidate = tf.tanh(word_candidate + context_candidate + reset * recurrent_candidate)
+    # update * state + (1 - update) * candidate, with one product fewer.
+    next_state = candidate + update * (state - candidate)
+
+    hidden = _dense(next_state, model.output_state)
+    if context_hidden:
+        hidden = hidden + (word + context_hidden[0])
+    if model.output_words is not None:
+        return _dense(hidden, model.output_words), next_state, attention
+    logits = tf.matmul(hidden, tf.transpose(model.embedding.embeddings)) + model.output_bias
+    return logits, next_state, attention
+
+
+def _dense(inputs: tf.Tensor, layer: Any) -> tf.Tensor:
+    """A Keras dense layer without its activation."""
+    return tf.matmul(inputs, tf.convert_to_tensor(layer.kernel)) + layer.bias
+
+
+def _shapes(config: ModelConfig) -> dict[str, Shape]:
+    return {
+        "features": ("N", config.locations, config.feature_size),
+        "keys": ("N", config.locations, config.attention_size),
+        "state": ("N", config.state_size),
+    }
+
+
+def _trace(function: Any, signature: Mapping[str, tuple[Any, Sequence[int | None]]]) -> onnx.ModelProto:
+    specs = [tf.TensorSpec(shape, dtype, name=name) for name, (dtype, shape) in signature.items()]
+    traced = tf.function(function, input_signature=specs)
+    graph, _ = tf2onnx.convert.from_function(traced, input_signature=specs, opset=OPSET)
+    return graph
+
+
+def _declare(model: onnx.ModelProto, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> onnx.ModelProto:
+    """Inputs and outputs in the contract's order, with their shapes, and a batch dimension that is called N."""
+    graph = model.graph
+    for declared, wanted in ((graph.input, inputs), (graph.output, outputs)):
+        types = {value.name: value.type.tensor_type.elem_type for value in declared}
+        del declared[:]
+        declared.extend(helper.make_tensor_value_info(name, types[name], shape) for name, shape in wanted.items())
+    del graph.value_info[:]
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model)
+    return model
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]

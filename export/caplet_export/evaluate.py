@@ -1,0 +1,305 @@
+"""Score a bundle on a split: what people get from the runtime, against the references, by coco-caption's rules.
+
+Captions are kept as they are made, in a journal beside the result, so an interrupted evaluation goes on where it
+stopped. The result is a JSON file (`Evaluation`) that holds every caption, so that it can be compared with another
+one later without running anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from caplet import Captioner
+from caplet.bundle import load_bundle
+from caplet.errors import ImageError
+from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.flickr8k import Dataset
+from caplet_export.metrics import (
+    METRICS,
+    ImageStatistics,
+    Interval,
+    Scores,
+    bootstrap_interval,
+    corpus_scores,
+    tokenize,
+)
+
+SCORER = "caplet_export.metrics (equal to pycocoevalcap 1.2); CIDEr-D document frequencies from the split's references"
+_FORMAT = 1
+_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class CaptionRecord:
+    """What the runtime said about one photo: text, its length-normalised log-probability, and how long it took."""
+
+    text: str
+    score: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class BeamResult:
+    """Captions and scores of one beam size. `intervals` are 95%, over images; `milliseconds` is the mean a photo, with
+    decoding of the JPEG and the encoder, under whatever load the machine had."""
+
+    captions: Mapping[str, CaptionRecord]
+    scores: Scores
+    intervals: Mapping[str, Interval]
+    milliseconds: float
+
+    @classmethod
+    def of(cls, captions: Mapping[str, CaptionRecord], references: Mapping[str, Sequence[Sequence[str]]]) -> BeamResult:
+        """Score captions by image name against tokenised references of the same images."""
+        statistics = statistics_of(captions, references)
+        hypotheses = {name: tokenize(record.text) for name, record in captions.items()}
+        mean = sum(record.milliseconds for record in captions.values()) / len(captions)
+        return cls(captions, corpus_scores(hypotheses, references), bootstrap_interval(statistics), mean)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A bundle's captions of a split by beam size, their scores, and what they were made with."""
+
+    bundle: Mapping[str, Any]
+    data: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    results: Mapping[int, BeamResult]
+
+    def save(self, path: Path) -> None:
+        """Write the evaluation as JSON, whole or not at all."""
+        content = {"format": _FORMAT, "scorer": SCORER, **dataclasses.asdict(self)}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise ConfigurationError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluation:
+        """Read what `save` wrote. `ConfigurationError` when it is anything else."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise ConfigurationError(f"{path}: written by another version of caplet-export; evaluate again")
+            results = {int(beam): _result_from_json(result) for beam, result in content["results"].items()}
+            return cls(content["bundle"], content["data"], content["settings"], content["machine"], results)
+        except OSError as error:
+            raise ConfigurationError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"{path}: not an evaluation written by caplet-export ({error})") from error
+
+
+class CaptionJournal:
+    """Captions by (beam size, image), appended to a JSONL file as they are made, and read back from it.
+
+    Photos that cannot be read are only remembered: the next run tries them again. The first line names the run (bundle digest, images, settings); a file of another run is started afresh. A last
+    line that was cut short counts for nothing. Without a path the journal lives in memory.
+    """
+
+    def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
+        self.path = path
+        self.captions: dict[tuple[int, str], CaptionRecord] = {}
+        self.unreadable: dict[str, str] = {}
+        self._file = None
+        if path is None:
+            return
+        header = (json.dumps(run, sort_keys=True) + "\n").encode()
+        kept = header
+        try:
+            content = path.read_bytes() if path.exists() else b""
+            if content.startswith(header):
+                kept = content[: content.rindex(b"\n") + 1]
+                for line in kept[len(header) :].splitlines():
+                    entry = json.loads(line)
+                    self.captions[entry.pop("beam"), entry.pop("image")] = CaptionRecord(**entry)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("r+b" if content else "wb")
+            self._file.write(kept)
+            self._file.truncate()
+            self._file.flush()
+        except OSError as error:
+            raise ConfigurationError(f"{path}: cannot be written ({error.strerror or error})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(f"{path}: damaged ({error}); delete it to start again") from error
+
+    def __enter__(self) -> CaptionJournal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, beam_size: int, name: str, record: CaptionRecord) -> None:
+        """Keep one caption, on disk too."""
+        self.captions[beam_size, name] = record
+        if self._file is not None:
+            line = json.dumps({"beam": beam_size, "image": name, **dataclasses.asdict(record)}, ensure_ascii=False)
+            try:
+                self._file.write(f"{line}\n".encode())
+                self._file.flush()
+            except OSError as error:
+                raise ConfigurationError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+
+    def done(self, beam_size: int, name: str) -> bool:
+        """Whether nothing is left to do for this image and beam size."""
+        return name in self.unreadable or (beam_size, name) in self.captions
+
+
+def evaluate(
+    bundle_path: Path | None,
+    dataset: Dataset,
+    split: str,
+    *,
+    beam_sizes: Sequence[int] = (),
+    limit: int | None = None,
+    threads: int | None = None,
+    journal_path: Path | None = None,
+) -> Evaluation:
+    """Caption a split through the runtime and score it.
+
+    Args:
+        bundle_path: a bundle's directory; None for the one that comes with caplet.
+        beam_sizes: one result each; none for the bundle's own default.
+        limit: only the first so many images of the split. CIDEr-D then takes its document frequencies from them alone.
+        threads: for the runtime; None lets it choose.
+        journal_path: where captions are kept until the evaluation is saved; None keeps them in memory.
+
+    Raises:
+        CapletError: the bundle or a beam size cannot be used. Unreadable photos are left out and listed instead.
+        DataError: the split is missing, empty, or none of its photos can be read.
+    """
+    bundle = load_bundle(bundle_path)
+    beam_sizes = list(dict.fromkeys(beam_sizes)) or [bundle.manifest.decoding.beam_size]
+    names = dataset.split(split)[:limit]
+    if not names:
+        raise DataError(f"{dataset.images.parent}: no image of the {split!r} split can be used")
+    run = {"bundle": bundle.digest, "data": str(dataset.images.resolve()), "split": split, "limit": limit}
+    with CaptionJournal(journal_path, run) as journal:
+        _caption(Captioner(bundle.path, threads=threads), dataset, names, beam_sizes, journal)
+    readable = [name for name in names if name not in journal.unreadable]
+    if not readable:
+        first, reason = next(iter(journal.unreadable.items()))
+        raise DataError(f"none of {len(names)} photos can be read; the first: {first}: {reason}")
+    references = references_of(dataset, readable)
+    return Evaluation(
+        bundle={"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
+        data={
+            "root": str(dataset.images.parent.resolve()),
+            "split": split,
+            "images": len(readable),
+            "unreadable": {name: journal.unreadable[name] for name in names if name in journal.unreadable},
+        },
+        settings={"limit": limit, "threads": threads, **dataclasses.asdict(bundle.manifest.decoding)},
+        machine=_machine(),
+        results={
+            beam: BeamResult.of({name: journal.captions[beam, name] for name in readable}, references)
+            for beam in beam_sizes
+        },
+    )
+
+
+def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list[str]]]:
+    """Tokenised references of the images named, in that order."""
+    return {name: [tokenize(caption) for caption in dataset.captions[name]] for name in names}
+
+
+def statistics_of(
+    captions: Mapping[str, CaptionRecord], references: Mapping[str, Sequence[Sequence[str]]]
+) -> ImageStatistics:
+    """Per-image statistics of captions by image name."""
+    return ImageStatistics.of({name: tokenize(record.text) for name, record in captions.items()}, references)
+
+
+def format_table(evaluation: Evaluation) -> str:
+    """The scores by beam size as a plain text table, CIDEr-D and BLEU-4 with their intervals."""
+    data = evaluation.data
+    columns = ["beam", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "95%", "ROUGE-L", "CIDEr-D", "95%"]
+    rows = [[*columns, "length", "words", "rep. 3-grams", "dangling", "ms/photo"]]
+    for beam, result in evaluation.results.items():
+        scores, bleu, cider = result.scores, result.intervals["bleu_4"], result.intervals["cider_d"]
+        cells = [
+            str(beam),
+            *(f"{getattr(scores, name):.1f}" for name in METRICS[:4]),
+            f"{bleu.low:.1f}-{bleu.high:.1f}",
+        ]
+        cells += [f"{scores.rouge_l:.1f}", f"{scores.cider_d:.1f}", f"{cider.low:.1f}-{cider.high:.1f}"]
+        cells += [f"{scores.mean_length:.1f}", str(scores.vocabulary_used), f"{scores.repeated_trigram_share:.1f}%"]
+        rows.append([*cells, f"{scores.dangling_ending_share:.1f}%", f"{result.milliseconds:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([f"{evaluation.bundle['name']} on {data['images']} {data['split']} photos", *lines])
+
+
+def _caption(
+    captioner: Captioner, dataset: Dataset, names: Sequence[str], beam_sizes: Sequence[int], journal: CaptionJournal
+) -> None:
+    with tqdm(total=len(names) * len(beam_sizes), unit="caption", disable=None) as progress:
+        # Photo by photo, not beam by beam: an interrupted run then has all beams of what it has.
+        for start in range(0, len(names), _BATCH_SIZE):
+            batch = names[start : start + _BATCH_SIZE]
+            for beam_size in beam_sizes:
+                left = [name for name in batch if not journal.done(beam_size, name)]
+                _caption_batch(captioner, dataset, left, beam_size, journal)
+                progress.update(len(batch))
+
+
+def _caption_batch(
+    captioner: Captioner, dataset: Dataset, names: Sequence[str], beam_size: int, journal: CaptionJournal
+) -> None:
+    """Caption some photos together or, if one of them cannot be read, each alone."""
+    started = time.perf_counter()
+    try:
+        captions = list(captioner.caption_many(map(dataset.path, names), batch_size=_BATCH_SIZE, beam_size=beam_size))
+    except ImageError as error:
+        if len(names) == 1:
+            journal.unreadable[names[0]] = str(error)
+        else:
+            for name in names:
+                _caption_batch(captioner, dataset, [name], beam_size, journal)
+        return
+    milliseconds = round(1000 * (time.perf_counter() - started) / max(len(names), 1), 2)
+    for name, caption in zip(names, captions, strict=True):
+        journal.add(beam_size, name, CaptionRecord(caption.text, float(caption.score), milliseconds))
+
+
+def _result_from_json(content: Mapping[str, Any]) -> BeamResult:
+    return BeamResult(
+        captions={name: CaptionRecord(**record) for name, record in content["captions"].items()},
+        scores=Scores(**content["scores"]),
+        intervals={name: Interval(**interval) for name, interval in content["intervals"].items()},
+        milliseconds=content["milliseconds"],
+    )
+
+
+def _machine() -> dict[str, Any]:
+    packages = {name: version(name) for name in ("caplet", "onnxruntime", "numpy", "pillow")}
+    return {"platform": platform.platform(), "cpu": _cpu_name(), "cpus": os.cpu_count(), "packages": packages}
+
+
+def _cpu_name() -> str:
+    """The processor's name; Linux tells it only in /proc/cpuinfo."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()

@@ -1,0 +1,387 @@
+"""Training: epochs over batches, dev CIDEr-D after each, early stopping on it, and a run folder that resumes exactly.
+
+Two objectives share everything else: cross-entropy by teacher forcing, and self-critical training (Rennie et al.,
+CVPR 2017) with a CIDEr-D reward, the end token included, and the mean reward of an image's other samples as its
+baseline (Luo, 2020). Either can train the upper Inception blocks along, from their stored inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from caplet_export.batches import Batches
+from caplet_export.checkpoint import DECODER, EXTRACTOR, load_variables, load_weights, save_variables, save_weights
+from caplet_export.config import Config, load_config
+from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.features import FeatureStore
+from caplet_export.flickr8k import Dataset
+from caplet_export.freerun import FreeRunner, captions_of
+from caplet_export.inception import split_extractor
+from caplet_export.metrics import END_TOKEN, CiderD, tokenize
+from caplet_export.model import CaptionModel, build_model
+from caplet_export.text import END, PAD, START, Vocabulary, clean
+
+_RESUME = "resume.npz"
+_EVALUATION_BATCH = 200
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the history; `dev_cider` in percent, free-running greedy."""
+
+    epoch: int
+    train_loss: float
+    dev_loss: float
+    dev_cider: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Stored inputs: training views (plain, and flipped if there is one) and the dev split's plain view."""
+
+    train: Sequence[FeatureStore]
+    dev: FeatureStore
+
+
+class Trainer:
+    """One run: trains from where the folder stands until it is done.
+
+    Args:
+        folder: the run folder; made if it is not there. If it holds a run of the same configuration, that goes on.
+        config: every hyper-parameter (`model.vocabulary_size` is filled in).
+        dataset: captions and splits.
+        stores: inputs at block `config.train.extractor_layer`.
+        start_from: a run folder whose weights and vocabulary to begin with.
+        extractor: InceptionV3, needed when the layer is below `mixed10`.
+
+    Raises:
+        ConfigurationError: the folder holds a run of another configuration; the start does not fit.
+        DataError: features or splits are missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        config: Config,
+        dataset: Dataset,
+        stores: Stores,
+        *,
+        start_from: Path | None = None,
+        extractor: keras.Model | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        train_names, dev_names = dataset.split("train"), dataset.split("dev")
+        if not train_names or not dev_names:
+            raise DataError("training needs images in both the train and the dev split")
+        words = {
+            name: [clean(caption, config.text.rules) for caption in dataset.captions[name]]
+            for name in (*train_names, *dev_names)
+        }
+        self.vocabulary = (
+            Vocabulary.load(start_from / "vocabulary.txt")
+            if start_from
+            else Vocabulary.build(
+                (caption for name in train_names for caption in words[name]), config.text.minimum_count
+            )
+        )
+        self.config = replace(config, model=replace(config.model, vocabulary_size=len(self.vocabulary)))
+        self._claim_folder()
+
+        settings = self.config.train
+        keras.utils.set_random_seed(settings.seed)
+        self.model = build_model(self.config.model, settings.precision)
+        if start_from:
+            if load_config(start_from / "config.json").model != self.config.model:
+                raise ConfigurationError(f"{start_from}: a model of another configuration; the model.* switches differ")
+            load_weights(self.model, start_from / DECODER)
+        self.upper = self._upper_blocks(extractor, start_from)
+
+        shared = {"vocabulary": self.vocabulary, "max_length": self.config.text.max_length, "seed": settings.seed}
+        group = settings.captions_per_image
+        self._train = Batches(
+            train_names, words, stores.train, group=group, batch_images=settings.batch_images, **shared
+        )
+        self._dev = Batches(
+            dev_names, words, [stores.dev], group=5, batch_images=min(_EVALUATION_BATCH, len(dev_names)), **shared
+        )
+        self._dev_scorer = CiderD.from_references(_references(dataset, dev_names))
+        self._reward = (
+            CiderD.from_references(_references(dataset, train_names), with_end=True)
+            if settings.objective == "self_critical"
+            else None
+        )
+        self.history: list[Epoch] = []
+        self._prepare_steps()
+        self._resume()
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch whose weights are kept."""
+        if not self.history:
+            return None
+        return max(self.history, key=lambda epoch: epoch.dev_cider) if self.config.train.patience else self.history[-1]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is done, or patience has run out."""
+        settings, best = self.config.train, self.best
+        if best is None:
+            return False
+        stale = len(self.history) - best.epoch
+        return len(self.history) >= settings.epochs or bool(settings.patience and stale >= settings.patience)
+
+    def run_epoch(self, progress: Callable[[int, int, float], None] = lambda *_: None) -> Epoch:
+        """Train one epoch, evaluate it, and keep it; `progress(step, steps, mean loss)` is called after each batch."""
+        number = len(self.history) + 1
+        start = time.monotonic()
+        total, steps = 0.0, len(self._train)
+        for step, batch in enumerate(self._train.epoch(number), 1):
+            loss = float(self._step(*batch))
+            if not math.isfinite(loss):
+                raise ConfigurationError(f"epoch {number}, step {step}: the loss is {loss}; lower train.learning_rate")
+            total += loss
+            progress(step, steps, total / step)
+        with self._averaged():
+            dev_loss, dev_cider = self._evaluate()
+            seconds = time.monotonic() - start
+            self.history.append(Epoch(number, total / steps, dev_loss, dev_cider, round(seconds, 1)))
+            if self.best is self.history[-1]:
+                save_weights(self.model, self.folder / DECODER)
+                if self.upper is not None:
+                    save_variables(self.upper.trainable_variables, self.folder / EXTRACTOR, "float16")
+        self._save_resume()
+        _write_atomically(self.folder / "history.json", json.dumps([asdict(epoch) for epoch in self.history], indent=1))
+        return self.history[-1]
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def _prepare_steps(self) -> None:
+        settings = self.config.train
+        self._variables = list(self.model.trainable_variables)
+        steps = len(self._train) * settings.epochs
+        self._optimizers = [(_optimizer(settings.learning_rate, steps, self.config), self._variables)]
+        if self.upper is not None:
+            upper = list(self.upper.trainable_variables)
+            self._optimizers.append((_optimizer(settings.extractor_learning_rate, steps, self.config), upper))
+            self._variables = self._variables + upper
+        for optimizer, variables in self._optimizers:
+            optimizer.build(variables)
+        self._average = [tf.Variable(v.value) for v in self._variables] if settings.average_decay else []
+        self._taught = tf.function(self._teach)
+        self._runner = FreeRunner(self.model, self.config.text.max_length)
+        self._step = self._self_critical_step if self._reward else self._cross_entropy_step
+
+    def _features(self, inputs: Any) -> Any:
+        if self.upper is None:
+            return inputs
+        rows = self.upper.input_shape[1:]
+        features = self.upper(tf.reshape(tf.cast(inputs, tf.float32), (-1, *rows)), training=False)
+        return tf.reshape(features, (-1, self.config.model.locations, self.config.model.channels))
+
+    def _cross_entropy_step(self, inputs: Any, tokens: Any, targets: Any, _: Any) -> Any:
+        return self._taught(inputs, tokens, targets, tf.cast(targets != PAD, tf.float32))
+
+    def _self_critical_step(self, inputs: Any, _tokens: Any, _targets: Any, rows: Any) -> Any:
+        group = self.config.train.captions_per_image
+        ids = self._runner.sample(self._sampled_features(inputs), group)[:, : self.config.text.max_length + 1]
+        # A sample that did not end within the limit is cut there, as it will be when it is used.
+        ids[:, -1] = np.where(ids[:, -1] == END, END, PAD)
+        rewards = self._rewards([self._train.names[row] for row in rows.numpy()], ids, group)
+        others = (rewards.sum(axis=1, keepdims=True) - rewards) / (group - 1)
+        advantage = (rewards - others).reshape(-1, 1).astype(np.float32)
+        tokens = np.concatenate([np.full((len(ids), 1), START, np.int32), ids[:, :-1]], axis=1)
+        steps = 1 + -(-(max(int((ids != PAD).sum(axis=1).max()), 2) - 1) // 3) * 3
+        ids, tokens = ids[:, :steps], np.where(tokens == END, PAD, tokens)[:, :steps]
+        self._taught(inputs, tf.constant(tokens), tf.constant(ids), tf.constant(advantage * (ids != PAD)))
+        return -rewards.mean()
+
+    def _rewards(self, names: Sequence[str], ids: NDArray[np.int32], group: int) -> NDArray[np.float64]:
+        assert self._reward is not None
+        words = []
+        for row in ids.tolist():
+            said = self.vocabulary.decode(row)
+            words.append([*said, END_TOKEN] if END in row else said)
+        keys = [name for name in names for _ in range(group)]
+        return self._reward.score_many(keys, words).reshape(-1, group)
+
+    @tf.function(reduce_retracing=True)
+    def _sampled_features(self, inputs: Any) -> Any:
+        return self._features(inputs)
+
+    def _teach(self, inputs: Any, tokens: Any, targets: Any, weights: Any) -> Any:
+        """One optimizer step on the weighted negative log-likelihood of `targets`, per word."""
+        settings = self.config.train
+        with tf.GradientTape() as tape:
+            encoded = self.model.encode(self._features(inputs), training=True)
+            logits, attention = self.model.teacher_forced(
+                *encoded, tokens, settings.captions_per_image, training=True
+            )
+            mask = tf.cast(targets != PAD, tf.float32)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+            if settings.label_smoothing:
+                uniform = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
+                losses = (1 - settings.label_smoothing) * losses + settings.label_smoothing * uniform
+            loss = tf.reduce_sum(losses * weights) / tf.reduce_sum(mask)
+            objective = loss
+            if settings.attention_regularisation:
+                looked = tf.reduce_sum(attention * mask[..., None], axis=1)
+                objective += settings.attention_regularisation * tf.reduce_mean((1.0 - looked) ** 2)
+        gradients = tape.gradient(objective, self._variables)
+        gradients, _ = tf.clip_by_global_norm(gradients, settings.gradient_norm)
+        first = 0
+        for optimizer, variables in self._optimizers:
+            optimizer.apply(gradients[first : first + len(variables)])
+            first += len(variables)
+        for average, variable in zip(self._average, self._variables, strict=False):
+            average.assign_sub((1 - settings.average_decay) * (average - variable.value))
+        return loss
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> tuple[float, float]:
+        """Dev loss per word by teacher forcing, and dev CIDEr-D of free-running greedy captions."""
+        total = words = 0.0
+        captions: list[list[str]] = []
+        for inputs, tokens, targets, _ in self._dev.in_order():
+            features = self._sampled_features(inputs)
+            loss, count = self._dev_loss(features, tokens, targets)
+            total, words = total + float(loss), words + float(count)
+            ids = self._runner.greedy(features)
+            captions += captions_of(ids, self.vocabulary, self.config.text.max_length)
+        scores = self._dev_scorer.score_many(self._dev.names, captions)
+        return total / words, 100.0 * float(scores.mean())
+
+    @tf.function
+    def _dev_loss(self, features: Any, tokens: Any, targets: Any) -> tuple[Any, Any]:
+        logits, _ = self.model.teacher_forced(*self.model.encode(features), tokens, self._dev.group)
+        mask = tf.cast(targets != PAD, tf.float32)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+        return tf.reduce_sum(losses * mask), tf.reduce_sum(mask)
+
+    def _averaged(self) -> _Swapped:
+        return _Swapped(self._variables, self._average)
+
+    # -- resuming -----------------------------------------------------------------------------------------------------
+
+    def _claim_folder(self) -> None:
+        path = self.folder / "config.json"
+        if path.exists():
+            if load_config(path) != self.config:
+                raise ConfigurationError(f"{self.folder}: holds a run of another configuration; use another folder")
+        else:
+            self.vocabulary.save(self.folder / "vocabulary.txt")
+            self.config.save(path)
+
+    def _state(self) -> list[Any]:
+        state = [*self.model.variables, *self._average]
+        for optimizer, _ in self._optimizers:
+            state += optimizer.variables
+        return state + (list(self.upper.trainable_variables) if self.upper is not None else [])
+
+    def _save_resume(self) -> None:
+        arrays = {f"{index}": np.asarray(variable) for index, variable in enumerate(self._state())}
+        history = json.dumps([asdict(epoch) for epoch in self.history])
+        temporary = self.folder / f".{_RESUME}"
+        np.savez(temporary, history=np.array(history), **arrays)
+        os.replace(temporary, self.folder / _RESUME)
+
+    def _resume(self) -> None:
+        path = self.folder / _RESUME
+        if not path.exists():
+            return
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                for index, variable in enumerate(self._state()):
+                    variable.assign(arrays[f"{index}"])
+                self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(f"{path}: damaged ({error}); delete it to start this run again") from error
+
+    def _upper_blocks(self, extractor: keras.Model | None, start_from: Path | None) -> keras.Model | None:
+        layer = self.config.train.extractor_layer
+        if layer == "mixed10":
+            return None
+        if extractor is None:
+            raise ConfigurationError(f"train.extractor_layer={layer} needs --encoder-weights")
+        _, upper = split_extractor(extractor, layer)
+        if start_from and (start_from / EXTRACTOR).exists():
+            load_variables(upper.trainable_variables, start_from / EXTRACTOR)
+        return upper
+
+
+class _Swapped:
+    """Within it, variables hold their averages; afterwards, their own values again."""
+
+    def __init__(self, variables: Sequence[Any], averages: Sequence[Any]) -> None:
+        self._pairs: Sequence[tuple[Any, Any]] = list(zip(variables, averages, strict=True)) if averages else []
+
+    def __enter__(self) -> None:
+        self._own = [variable.numpy() for variable, _ in self._pairs]
+        for variable, average in self._pairs:
+            variable.assign(average)
+
+    def __exit__(self, *_: object) -> None:
+        for (variable, _), own in zip(self._pairs, self._own, strict=True):
+            variable.assign(own)
+
+
+def _optimizer(rate: float, steps: int, config: Config) -> keras.optimizers.Optimizer:
+    settings = config.train
+    schedule: Any = rate
+    if settings.decay == "cosine":
+        warmup = min(settings.warmup_steps, steps // 10)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else rate, max(steps - warmup, 1), warmup_target=rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    return keras.optimizers.Adam(schedule)
+
+
+def _references(dataset: Dataset, names: Sequence[str]) -> Mapping[str, list[list[str]]]:
+    return {name: [tokenize(caption) for caption in dataset.captions[name]] for name in names}
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name("." + path.name)
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def plot_history(history: Sequence[Epoch], path: Path) -> None:
+    """Draw losses and dev CIDEr-D over the epochs into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    epochs = [epoch.epoch for epoch in history]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
+    left.plot(epochs, [epoch.train_loss for epoch in history], label="train", color="#8899aa")
+    left.plot(epochs, [epoch.dev_loss for epoch in history], label="dev", color="#1f5fa8")
+    left.set(xlabel="epoch", ylabel="loss per word")
+    left.legend(frameon=False)
+    best = max(history, key=lambda epoch: epoch.dev_cider)
+    right.plot(epochs, [epoch.dev_cider for epoch in history], color="#1f5fa8")
+    right.plot([best.epoch], [best.dev_cider], "o", color="#d1495b")
+    right.annotate(f"{best.dev_cider:.1f}", (best.epoch, best.dev_cider), xytext=(4, -12), textcoords="offset points")
+    right.set(xlabel="epoch", ylabel="dev CIDEr-D (greedy)")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    temporary = path.with_name("." + path.name)
+    figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+    os.replace(temporary, path)

@@ -1,0 +1,117 @@
+"""`caplet-export evaluate`: score a bundle on a split, or compare two."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caplet.errors import CapletError
+from caplet_export.errors import ConfigurationError, ExportError
+from caplet_export.flickr8k import Dataset, read_dataset
+
+if TYPE_CHECKING:
+    from caplet_export.evaluate import Evaluation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, help="bundle directory (default: the one that comes with caplet)"
+    )
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="data set in the Flickr8k layout")
+    parser.add_argument("--split", default="dev", help="train, dev or test (default: %(default)s)")
+    parser.add_argument(
+        "--beam", nargs="+", type=_positive, default=[], metavar="N", help="beam sizes (default: the bundle's own)"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N photos of the split")
+    parser.add_argument(
+        "--threads", type=_positive, metavar="N", help="threads of the runtime (default: its own choice)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, intervals and captions there")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="compare two bundles, or two files written with --json; --beam then takes one size, or one for each",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="with --compare: write report.md, thumbnails and JSON there; outside any repository",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate or compare, print the table, write what was asked for."""
+    from caplet_export.evaluate import format_table
+
+    if arguments.compare and (arguments.bundle or arguments.json):
+        raise ConfigurationError("--compare takes two bundles or JSON files, and neither BUNDLE nor --json")
+    if arguments.report and not arguments.compare:
+        raise ConfigurationError("--report needs --compare A B")
+    dataset = read_dataset(arguments.data)
+    if arguments.compare:
+        return _compare(arguments, dataset)
+    evaluation = _evaluate(arguments, dataset, arguments.bundle, arguments.beam, arguments.json)
+    print(format_table(evaluation))
+    return 0
+
+
+def _evaluate(
+    arguments: argparse.Namespace, dataset: Dataset, bundle: Path | None, beams: list[int], json_path: Path | None
+) -> Evaluation:
+    """Evaluate a bundle and save the result in `json_path`; captions are kept beside it until then."""
+    from caplet_export.evaluate import evaluate
+
+    journal = json_path and json_path.with_name(f"{json_path.name}.captions.jsonl")
+    try:
+        evaluation = evaluate(
+            bundle,
+            dataset,
+            arguments.split,
+            beam_sizes=beams,
+            limit=arguments.limit,
+            threads=arguments.threads,
+            journal_path=journal,
+        )
+    except CapletError as error:
+        raise ExportError(str(error)) from error
+    for name, reason in evaluation.data["unreadable"].items():
+        print(f"caplet-export evaluate: left out: {name}: {reason}", file=sys.stderr)
+    if json_path and journal:
+        evaluation.save(json_path)
+        journal.unlink(missing_ok=True)
+    return evaluation
+
+
+def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
+    from caplet_export.compare import compare, format_comparison, refuse_repository, write_report
+    from caplet_export.evaluate import Evaluation
+
+    report: Path | None = arguments.report
+    if report:
+        # Before minutes of captioning, not after them.
+        refuse_repository(report)
+    evaluations = []
+    for position, path in enumerate(arguments.compare):
+        if path.is_dir():
+            beams = arguments.beam[position : position + 1] or arguments.beam
+            evaluations.append(_evaluate(arguments, dataset, path, beams, report and report / f"{'AB'[position]}.json"))
+        else:
+            evaluations.append(Evaluation.load(path))
+    comparison = compare(*evaluations, dataset, beam_sizes=arguments.beam)
+    print(format_comparison(comparison))
+    if report:
+        print(f"\n{write_report(comparison, dataset, report)}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number

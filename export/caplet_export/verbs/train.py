@@ -1,0 +1,77 @@
+"""`caplet-export train`: train a captioner on stored features."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from caplet_export.config import Config, load_config, override
+from caplet_export.errors import DataError
+from caplet_export.flickr8k import read_dataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("run", type=Path, help="run folder; the same command again goes on where it stopped")
+    parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
+    parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
+    parser.add_argument("--config", type=Path, help="configuration JSON (default: the recipe of the released bundle)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.SWITCH=VALUE", help="change one switch; repeatable"
+    )
+    parser.add_argument("--from", dest="start_from", type=Path, metavar="RUN", help="begin with this run's weights")
+    parser.add_argument(
+        "--encoder-weights", default="imagenet", help="`imagenet` or a path; used when upper blocks are trained"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, printing a line an epoch."""
+    config = override(load_config(arguments.config) if arguments.config else Config(), arguments.set)
+    dataset = read_dataset(arguments.data)
+    for defect in dataset.defects:
+        print(f"caplet-export train: {defect}", file=sys.stderr)
+
+    from caplet_export.features import FeatureStore
+    from caplet_export.inception import build_extractor
+    from caplet_export.train import Stores, Trainer, plot_history
+
+    layer = config.train.extractor_layer
+    plain = FeatureStore(arguments.features / f"{layer}-plain")
+    views = [plain]
+    if config.train.flip:
+        views.append(FeatureStore(arguments.features / f"{layer}-flip"))
+    if any(view.source.layer != layer for view in views):
+        raise DataError(f"{arguments.features}: not stored at block {layer}")
+    trainer = Trainer(
+        arguments.run,
+        config,
+        dataset,
+        Stores(views, plain),
+        start_from=arguments.start_from,
+        extractor=build_extractor(arguments.encoder_weights) if layer != "mixed10" else None,
+    )
+    while not trainer.finished:
+        number = len(trainer.history) + 1
+        with tqdm(desc=f"epoch {number}", unit="batch", disable=None, leave=False) as bar:
+
+            def show(_step: int, steps: int, loss: float, bar: tqdm = bar) -> None:
+                bar.total = steps
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update()
+
+            trainer.run_epoch(show)
+        epoch = trainer.history[-1]
+        print(
+            f"epoch {epoch.epoch:3d}  train loss {epoch.train_loss:7.3f}  dev loss {epoch.dev_loss:.3f}  "
+            f"dev CIDEr-D {epoch.dev_cider:5.1f}  {epoch.seconds:.0f} s{'  best' if trainer.best is epoch else ''}",
+            flush=True,
+        )
+        plot_history(trainer.history, arguments.run / "curves.png")
+    best = trainer.best
+    assert best is not None
+    print(f"kept epoch {best.epoch}: dev CIDEr-D {best.dev_cider:.1f}; weights in {arguments.run}")
+    return 0
