@@ -1,0 +1,269 @@
+"""An image file to a Pillow image with its pixels in memory: formats, limits, truncated files."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+from collections.abc import Iterable
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from caplet.errors import CapletError, ImageError
+
+
+class _Format(NamedTuple):
+    """A file format and the Pillow class that reads it.
+
+    Classes are named here, and imported when the first such file comes, instead of asking `Image.open`: that tries
+    plugins in turn, and checks sizes against a process-wide limit with a process-wide warning.
+    """
+
+    name: str
+    plugin: str
+    image_class: str
+    sequential: bool
+    """Rows are decoded one after the other, so that those before the point where a file breaks off are good."""
+
+
+# What cameras, phones, scanners, browsers and image libraries write as a picture, each with a signature of its own and
+# a decoder in C. Left out of what Pillow can open, on purpose:
+# EPS, WMF (run Ghostscript or the system's renderer); BUFR, GRIB, HDF5 (stubs that call foreign handlers); MPEG, FLI
+# (video); PSD, FPX, MIC (layered documents); ICO, CUR, ICNS, BLP, DDS, FTEX, WAL (icons and textures: containers whose
+# header need not tell the size of what is inside); FITS, MCIDAS, SPIDER, IPTC (science); TGA, DIB, PCD, GBR, XVThumb
+# (no signature, or a weak one: noise passes for them); QOI, XBM, XPM, MSP, IM, PCX, SGI, SUN (extinct or exotic,
+# several of them decoded a byte at a time in Python). A PIL image of any of these is welcome: the caller has opened it.
+_JPEG = _Format("JPEG", "JpegImagePlugin", "JpegImageFile", True)  # also MPO: its first picture is a plain JPEG
+_PNG = _Format("PNG", "PngImagePlugin", "PngImageFile", True)  # also APNG: its default picture
+_GIF = _Format("GIF", "GifImagePlugin", "GifImageFile", True)
+_BMP = _Format("BMP", "BmpImagePlugin", "BmpImageFile", True)
+_PPM = _Format("PPM", "PpmImagePlugin", "PpmImageFile", True)  # PBM, PGM, PPM, PNM, PFM
+_TIFF = _Format("TIFF", "TiffImagePlugin", "TiffImageFile", True)
+_WEBP = _Format("WebP", "WebPImagePlugin", "WebPImageFile", False)
+_AVIF = _Format("AVIF", "AvifImagePlugin", "AvifImageFile", False)
+_JPEG_2000 = _Format("JPEG 2000", "Jpeg2KImagePlugin", "Jpeg2KImageFile", False)
+
+_SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
+    ((b"\xff\xd8\xff",), _JPEG),
+    ((b"\x89PNG\r\n\x1a\n",), _PNG),
+    ((b"GIF87a", b"GIF89a"), _GIF),
+    ((b"BM",), _BMP),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _TIFF),
+    ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), _JPEG_2000),
+    (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"F", b"f")), _PPM),
+)
+_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+HEAD = 16
+"""Bytes that tell every format apart."""
+
+
+def identify(head: bytes, subject: str) -> _Format:
+    """The format of a file that starts with these bytes; `HEAD` of them are enough.
+
+    Raises:
+        ImageError: no format caplet reads starts like this.
+    """
+    for signatures, file_format in _SIGNATURES:
+        if head.startswith(signatures):
+            return file_format
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return _WEBP
+    if head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS:
+        return _AVIF
+    if not head:
+        raise ImageError(subject, "is empty", "get a complete copy")
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        raise ImageError(subject, "is a HEIC photo, which Pillow does not read", "convert it to JPEG")
+    raise ImageError(
+        subject, "not an image caplet can read", "use JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP, PPM or JPEG 2000"
+    )
+
+
+def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
+    """Refuse pictures without pixels and pictures with too many.
+
+    Raises:
+        ImageError: no side may be zero, and width x height may not exceed `max_pixels`.
+    """
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(subject, f"has no pixels ({width}x{height})", "pass an image with some")
+    if width * height > max_pixels:
+        raise ImageError(
+            subject,
+            f"too large: {width}x{height} is {width * height:,} pixels, the limit is {max_pixels:,}",
+            "shrink it, or raise max_pixels if you trust it",
+        )
+
+
+def _canvas_size(file: BinaryIO, file_format: _Format) -> tuple[int, int]:
+    """Width and height in the header of a GIF or WebP; (1, 1) where none is to be had, and for all others.
+
+    These two allocate their canvas as soon as Pillow opens them, so the limit has to be looked up before.
+    """
+    if file_format is _WEBP:
+        return _webp_canvas(file.read(30))
+    if file_format is _GIF:
+        return _gif_canvas(file)
+    return 1, 1
+
+
+def _webp_canvas(head: bytes) -> tuple[int, int]:
+    """Width and height as a WebP header states them (RFC 9649, sections 2.5 to 2.7)."""
+    if len(head) < 30:
+        return 1, 1  # for Pillow to refuse
+    chunk = head[12:16]
+    if chunk == b"VP8X":
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+def _gif_canvas(file: BinaryIO) -> tuple[int, int]:
+    """Size of the logical screen, stretched over the first frame as Pillow does (GIF89a, sections 18 and 20)."""
+    head = file.read(13)
+    width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
+    if len(head) == 13 and head[10] & 0x80:
+        file.seek(3 << (head[10] & 7) + 1, os.SEEK_CUR)
+    while (block := file.read(1)) not in (b"", b";"):
+        if block == b",":
+            x, y, w, h = np.frombuffer(file.read(8).ljust(8, b"\0"), "<u2").tolist()
+            return max(width, x + w), max(height, y + h)
+        if block == b"!":
+            file.seek(1, os.SEEK_CUR)
+            while (length := file.read(1)) not in (b"", b"\0"):
+                file.seek(length[0], os.SEEK_CUR)
+    return width, height
+
+
+class _Reader(io.RawIOBase):
+    """A file as Pillow's decoders see it: notes when they read past its end, and can pretend it ends properly."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._ending = b""
+        self.ran_dry = False
+
+    def start_pixels(self, ending: bytes) -> None:
+        """From here on note reads past the end; the first of them gets `ending`."""
+        self._ending = ending
+        self.ran_dry = False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self._file.read(-1 if size is None else size)
+        if not data and size is not None and size > 0:
+            self.ran_dry = True
+            data, self._ending = self._ending, b""
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def decode_file(
+    file: BinaryIO, subject: str, *, least_side: int, max_pixels: int, allow_truncated: bool
+) -> ImageFile.ImageFile:
+    """The first picture in an image file, its pixels in memory, neither turned upright nor converted.
+
+    Args:
+        file: ours to read and seek; its position is where the file starts.
+        subject: what to call it in an error message.
+        least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as no side gets shorter than this.
+        max_pixels: most pixels (width x height) it may have; looked up before anything is decoded.
+        allow_truncated: use what there is of a file that breaks off, where the format allows.
+
+    Raises:
+        ImageError: the file is unreadable, damaged, truncated, empty, too large, or in another format.
+    """
+    file_format = identify(file.read(HEAD), subject)
+    file.seek(0)
+    check_size(_canvas_size(file, file_format), max_pixels, subject)
+    file.seek(0)
+    reader = _Reader(file)
+    try:
+        image = _open(reader, file_format, subject)
+        check_size(image.size, max_pixels, subject)
+        if file_format is _JPEG:
+            image.draft(None, (least_side, least_side))
+        _load(image, reader, file_format, subject, allow_truncated)
+        return image
+    except CapletError:
+        raise
+    except Exception as error:
+        if reader.ran_dry or _says_truncated(error):
+            raise _truncated(file_format, subject, allow_truncated) from error
+        raise ImageError(
+            subject, f"damaged {file_format.name} file: {cause_of(error)}", "get an intact copy"
+        ) from error
+
+
+def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.ImageFile:
+    try:
+        plugin = importlib.import_module(f"PIL.{file_format.plugin}")
+    except ImportError as error:
+        raise ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow") from error
+    return cast("ImageFile.ImageFile", getattr(plugin, file_format.image_class)(reader))
+
+
+def _load(
+    image: ImageFile.ImageFile, reader: _Reader, file_format: _Format, subject: str, allow_truncated: bool
+) -> None:
+    """Decode the pixels, or as many as there are if that is allowed."""
+    lenient = allow_truncated and file_format.sequential
+    # An end-of-image marker makes libjpeg hand out what it has, which for a progressive JPEG is the whole picture.
+    reader.start_pixels(b"\xff\xd9" if lenient and file_format is _JPEG else b"")
+    broken_off = False
+    try:
+        image.load()
+    except Exception as error:
+        broken_off = reader.ran_dry or _says_truncated(error)
+        if not (lenient and broken_off):
+            raise
+        image.tile = []  # nothing more to decode: Pillow now takes the rows it has for the picture
+    # A whole file of these formats is never read past its end, so a truncated one is noticed even where the process has
+    # told Pillow to be lenient.
+    broken_off = broken_off or (file_format.sequential and reader.ran_dry)
+    if broken_off and (not lenient or _is_blank(image)):
+        raise _truncated(file_format, subject, allow_truncated)
+
+
+def _says_truncated(error: Exception) -> bool:
+    return "truncated" in str(error).lower()
+
+
+def _is_blank(image: Image.Image) -> bool:
+    """Whether all pixels are equal, as they are when a file breaks off before the first of them."""
+    extrema = cast("Iterable[Any]", image.getextrema())
+    return bool((np.ptp(np.reshape(list(extrema), (-1, 2)), axis=1) == 0).all())
+
+
+def _truncated(file_format: _Format, subject: str, allow_truncated: bool) -> ImageError:
+    cause = f"the {file_format.name} file is truncated"
+    if not file_format.sequential:
+        return ImageError(subject, cause, "get a complete copy: no part of such a file can be decoded alone")
+    if allow_truncated:
+        return ImageError(subject, f"{cause} before its first pixels", "get a complete copy")
+    return ImageError(subject, cause, "get a complete copy, or allow truncated images")
+
+
+def cause_of(error: Exception) -> str:
+    """What an exception of Pillow or the operating system says, for a person."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    return f"cannot be decoded ({error or type(error).__name__})"
