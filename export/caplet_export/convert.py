@@ -131,9 +131,12 @@ def _step(
     config, size = model.config, model.config.state_size
     word = tf.gather(model.embedding.embeddings, token)
 
-    query, gate, recurrent, recurrent_candidate = tf.split(
-        _dense(state, model.from_state), (config.attention_size, model.gate_size, 2 * size, size), axis=1
-    )
+    if config.gated_context:
+        widths = (config.attention_size, model.gate_size, 2 * size, size)
+        query, gate, recurrent, recurrent_candidate = tf.split(_dense(state, model.from_state), widths, axis=1)
+    else:
+        widths = (config.attention_size, 2 * size, size)
+        query, recurrent, recurrent_candidate = tf.split(_dense(state, model.from_state), widths, axis=1)
     scores = tf.matmul(tf.tanh(keys + tf.expand_dims(query, 1)), tf.convert_to_tensor(model.score.kernel))
     attention = tf.nn.softmax(tf.squeeze(scores, 2))
     context = tf.squeeze(tf.matmul(tf.expand_dims(attention, 1), features), 1)
@@ -142,8 +145,8 @@ def _step(
 
     readers = [model.from_context] + ([model.output_context] if model.output_context is not None else [])
     from_context = tf.matmul(context, tf.concat([reader.kernel for reader in readers], axis=1))
-    widths = [2 * size, size] + [reader.units for reader in readers[1:]]
-    context_gates, context_candidate, *context_hidden = tf.split(from_context, widths, axis=1)
+    context_widths = [2 * size, size] + [reader.units for reader in readers[1:]]
+    context_gates, context_candidate, *context_hidden = tf.split(from_context, context_widths, axis=1)
     word_gates, word_candidate = tf.split(_dense(word, model.from_word), (2 * size, size), axis=1)
     update, reset = tf.split(tf.sigmoid(word_gates + context_gates + recurrent), 2, axis=1)
     candidate = tf.tanh(word_candidate + context_candidate + reset * recurrent_candidate)

@@ -1,0 +1,64 @@
+"""`caplet-export convert`: convert a trained captioner to ONNX and prove that it says the same."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from caplet_export.flickr8k import read_dataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("run", type=Path, help="run folder written by `caplet-export train`")
+    parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path (default: %(default)s)")
+    parser.add_argument("--data", type=Path, required=True, help="data set whose photos the proof is made on")
+    parser.add_argument("--split", default="dev", help="split the photos are taken from (default: %(default)s)")
+    parser.add_argument("--limit", type=int, metavar="N", help="prove on the first N photos only")
+    parser.add_argument(
+        "--plain", action="store_true", help="trace the training code as it is and rewrite nothing (for benchmarks)"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the graphs; replaced if there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert, prove, and only then write."""
+    dataset = read_dataset(arguments.data)
+    names = dataset.split(arguments.split)[: arguments.limit]
+
+    import onnx
+
+    from caplet_export.checkpoint import load_checkpoint, load_extractor
+    from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
+    from caplet_export.optimize import optimize_decoder, optimize_encoder
+    from caplet_export.outputs import whole_folder
+    from caplet_export.parity import KerasCaptioner, OnnxCaptioner, prove
+    from caplet_export.photos import photo_batches
+
+    checkpoint = load_checkpoint(arguments.run)
+    extractor = load_extractor(arguments.run, arguments.encoder_weights)
+    encoder = convert_encoder(extractor, checkpoint.model, plain=arguments.plain)
+    decoder = convert_decoder(checkpoint.model, plain=arguments.plain)
+    if not arguments.plain:
+        encoder, decoder = optimize_encoder(encoder), optimize_decoder(decoder)
+
+    parity = prove(
+        KerasCaptioner(extractor, checkpoint.model),
+        OnnxCaptioner(encoder, decoder),
+        photo_batches(dataset, names, task="compare"),
+        checkpoint.config.text.max_length,
+    )
+    print(f"{parity.identical_captions} of {parity.photos} greedy captions are the same; largest differences:")
+    for name, difference in parity.max_difference.items():
+        print(f"  {name:<10} {difference:.1e} (largest value {parity.largest_value[name]:.3g})")
+    parity.check()
+
+    with whole_folder(arguments.output) as folder:
+        onnx.save(encoder, folder / "encoder.onnx")
+        onnx.save(take_top_k(decoder), folder / "decoder.onnx")
+        shutil.copyfile(arguments.run / "vocabulary.txt", folder / "vocabulary.txt")
+        (folder / "parity.json").write_text(json.dumps(parity.to_json(), indent=1) + "\n")
+    print(f"wrote {arguments.output}")
+    return 0
