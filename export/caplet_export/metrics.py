@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -37,37 +37,38 @@ _DROPPED |= {"...", ";"}
 # alternatives are in order of preference; each says what it keeps together.
 _TOKEN = re.compile(
     r"""
-      https?://[^\s"<>|()]*[^\s"<>|().!?,;:'-] | www\.[^\s"<>|(),]+\.[A-Za-z]{2,4}(?:/[^\s"<>|(),]+)?
+      (?!(?i:cannot|gonna|gotta|lemme|gimme|wanna)\b) [A-Za-z]+ (?!\S)
+    | https?://[^\s"<>|()]*[^\s"<>|().!?,;:'-] | [\w-]+(?:\.[\w-]+)*\.(?:com|net|org|edu)/[^\s"<>|(),]+
     | [A-Za-z0-9][\w.+-]*@(?:[A-Za-z0-9_-]+\.)+[A-Za-z]{2,}
     | [#@][A-Za-z]\w+
-    | </?[A-Za-z!][^<>]*>
+    | </?[A-Za-z!][^<>\s]*>
     # clitics that leave a word: can|not, gon|na, do|n't, dog|'s
     | (?i:can(?=not\b) | gon(?=na\b) | got(?=ta\b) | lem(?=me\b) | gim(?=me\b) | wan(?=na\b) | more(?='n\b))
-    | (?i:'t(?=is\b|was\b) | d'(?=ye\b) | y'(?=all\b))
+    | (?i:'t(?=is\b|was\b) | y'(?=all\b))
     | (?i:[a-z]*[a-mo-z](?=n't\b) | n't(?![a-z]))
     | (?i:'(?:[msd]|re|ve|ll)(?![a-z]))
+    | (?i:[a-z]+(?='(?:[msd]|re|ve|ll)(?![a-z])))
     # words with an apostrophe of their own
-    | (?i:'n(?:'|\b)) | (?i:'(?:em|till?)\b) | '[2-9]0s\b | (?i:ol'(?![a-z]))
+    | (?i:'n(?:'|\b)) | (?i:'(?:em|till?|cause)\b) | '[2-9]0s\b | (?i:(?:ol|dunkin)'(?![a-z]))
     | [dDoOlLjJ]'(?=[A-Za-z])[A-Za-z0-9]+ | [A-Za-z]*[aeiouyAEIOUY]'[aeiouA-Z][A-Za-z]*
-    # numbers, dates, times, fractions
-    | \d{1,2}[-/]\d{1,2}[-/]\d{2,4}\b | \d{1,4}[ ]\d{1,2}/\d{1,2}\b
+    # numbers, dates, times
+    | \d{1,2}[-/]\d{1,2}[-/]\d{2,4}\b | \d{1,2}:\d\d(?=[AaPp]\.?[Mm]\b)
     | [-+]?(?:\d+(?:[.,:]\d+)*|(?:[.,]\d+)+)(?![\w/-])
     # abbreviations and initials keep their full stop
     | (?:[A-Za-z]\.){2,} | [A-Za-z]\.(?!\w)
-    | (?:Mr|Mrs|Ms|Drs?|Profs?|Sens?|Reps?|Lt|Col|Gen|Govs?|Rev|Maj|Sgt|Capt|Ste?|Ave|Mt|Hon|Jr|Sr|Bros|Blvd|Rd|Esq
-        |Inc|Cos?|Corp|Ltd|vs|etc|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thurs?|Fri)\.(?!\w)
+    | (?i:Mr|Mrs|Ms|Drs?|Profs?|Sens?|Reps?|Lt|Col|Gen|Govs?|Rev|Maj|Sgt|Capt|Ste?|Ave|Mt|Hon|Jr|Sr|Bros|Blvd|Rd|Esq
+        |Inc|Cos?|Corp|Ltd|vs|etc|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thurs?|Fri|ft)\.(?!\w)
     | (?i:no)\.(?=[ ]?\d) | Ph\.D\.
     # AT&T; hyphenated and slashed compounds; words with a stop inside (a.b, dot.com)
     | [A-Z]+(?:[+&][A-Z]+)+
     | [^\W_]+(?:\.[^\W\d_][^\W_]*)+
     | [A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*){1,2}
     | [^\W_]+(?:-[^\W_]+)*
-    | \.{2,} | -{1,} | [!?]+ | `` | '' | \*+ | \S
+    | \.{2,} | -+ | [!?]+ | `` | '' | \*+ | \S
     """,
     re.VERBOSE,
 )
-_PLAIN = re.compile(r"[A-Za-z]+")
-_SPLIT_UNMARKED = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
+_PUNCTUATION_RUN = re.compile(r'"|\.{2,}|-{2,}')
 _WRITTEN_AS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "£": "#", "€": "$"}
 _WRITTEN_AS |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "¢": "cents"}
 _TYPEWRITER = str.maketrans(
@@ -81,20 +82,8 @@ def tokenize(caption: str) -> list[str]:
     Equals `pycocoevalcap`'s Java tokeniser on every Flickr8k caption; on text unlike captions (mark-up, telephone
     numbers, smileys) it comes close and no more.
     """
-    words: list[str] = []
-    for chunk in caption.translate(_TYPEWRITER).split():
-        if _PLAIN.fullmatch(chunk) and chunk.lower() not in _SPLIT_UNMARKED:
-            words.append(chunk.lower())
-        else:
-            words.extend(_tokenize_chunk(chunk))
-    return words
-
-
-def _tokenize_chunk(chunk: str) -> Iterable[str]:
-    for token in _TOKEN.findall(chunk):
-        word = _WRITTEN_AS.get(token, token).lower()
-        if word not in _DROPPED and word != '"' and not re.fullmatch(r"\.{2,}|-{2,}", word):
-            yield word
+    words = (_WRITTEN_AS.get(token, token).lower() for token in _TOKEN.findall(caption.translate(_TYPEWRITER)))
+    return [word for word in words if word not in _DROPPED and not _PUNCTUATION_RUN.fullmatch(word)]
 
 
 @dataclass(frozen=True)

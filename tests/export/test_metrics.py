@@ -54,6 +54,8 @@ TOKENIZED = {
     "a bus (red) turns [left]": "a bus -lrb- red -rrb- turns -lsb- left -rsb-",
     "Mr. Brown and Dr. Lee on 3rd St. in Washington D.C.": "mr. brown and dr. lee on 3rd st. in washington d.c.",
     "player # 7 , number 10,000 , at 10:30 a.m. pays $5.50": "player # 7 number 10,000 at 10:30 a.m. pays $ 5.50",
+    "jan. 5 at 10:30pm, mr. No. 6 won't say I'M 6 ft. tall": "jan. 5 at 10:30 pm mr. no. 6 wo n't say i 'm 6 ft. tall",
+    "foo.org/bar, a.b, 1/2 of 5'6\" in the '90s, 'til 'cause": "foo.org/bar a.b 1/2 of 5 6 in the '90s 'til 'cause",
     "rock 'n' roll at o'clock, y'all": "rock 'n' roll at o'clock y' all",
     "AT&T but at&t, salt & pepper, and/or": "at&t but at & t salt & pepper and/or",
     "someone is gonna jump and you gotta look": "someone is gon na jump and you got ta look",
@@ -198,8 +200,9 @@ def plain_cider_d(name: str, words: list[str], references: dict[str, list[list[s
 # Papineni et al. 2002, examples 1 and 2.
 PAPINENI_REFERENCES = [
     words("it is a guide to action that ensures that the military will forever heed party commands"),
-    words("it is the guiding principle which guarantees the military forces always being under the command of the")
-    + ["party"],
+    words(
+        "it is the guiding principle which guarantees the military forces always being under the command of the party"
+    ),
     words("it is the practical guide for the army always to heed the directions of the party"),
 ]
 
