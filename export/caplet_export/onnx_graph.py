@@ -1,0 +1,107 @@
+"""Editing ONNX graphs: who makes a value, who reads it, constants as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+
+class Graph:
+    """A copy of a model that can be edited; `finish` gives the edited model back.
+
+    `nodes` may be changed freely and in any order, `finish` sorts them and drops what no output needs.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = onnx.ModelProto()
+        self._model.CopyFrom(model)
+        self.nodes: list[onnx.NodeProto] = list(self._model.graph.node)
+        self.constants: dict[str, NDArray[Any]] = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in self._model.graph.initializer
+        }
+        self.outputs = [value.name for value in self._model.graph.output]
+        self.inputs = [value.name for value in self._model.graph.input]
+
+    def producer(self, value: str) -> onnx.NodeProto | None:
+        """The node that makes a value; None for inputs and constants."""
+        return next((node for node in self.nodes if value in node.output), None)
+
+    def consumers(self, value: str) -> list[onnx.NodeProto]:
+        """The nodes that read a value."""
+        return [node for node in self.nodes if value in node.input]
+
+    def only_reader(self, value: str) -> onnx.NodeProto | None:
+        """The one node that reads a value, None if there are several or if it is an output."""
+        readers = self.consumers(value)
+        return readers[0] if len(readers) == 1 and value not in self.outputs else None
+
+    def of_type(self, *kinds: str) -> list[onnx.NodeProto]:
+        """Nodes of these operator types, in order."""
+        return [node for node in self.nodes if node.op_type in kinds]
+
+    def add_constant(self, array: NDArray[Any], name: str) -> str:
+        """Add a constant under a name like this one and return the name it got."""
+        unique, number = name, 1
+        while unique in self.constants:
+            unique, number = f"{name}_{number}", number + 1
+        self.constants[unique] = np.asarray(array)
+        return unique
+
+    def add_node(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> onnx.NodeProto:
+        """Append a node, named after what it makes."""
+        node = helper.make_node(kind, inputs, outputs, name=f"{kind}:{outputs[0]}", domain=domain, **attributes)
+        self.nodes.append(node)
+        return node
+
+    def rename_input(self, old: str, new: str) -> None:
+        """Let every reader of one value read another instead."""
+        for node in self.nodes:
+            for position, value in enumerate(node.input):
+                if value == old:
+                    node.input[position] = new
+
+    def finish(self) -> onnx.ModelProto:
+        """The edited model: nodes in order of use, only what the outputs need, checked."""
+        graph = self._model.graph
+        ordered = self._needed_in_order()
+        read = {value for node in ordered for value in node.input}
+        del graph.node[:]
+        graph.node.extend(ordered)
+        del graph.initializer[:]
+        graph.initializer.extend(
+            numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+            for name, array in self.constants.items()
+            if name in read
+        )
+        del graph.value_info[:]
+        onnx.checker.check_model(self._model)
+        return self._model
+
+    def _needed_in_order(self) -> list[onnx.NodeProto]:
+        producers = {value: node for node in self.nodes for value in node.output if value}
+        ordered: list[onnx.NodeProto] = []
+        done: set[int] = set()
+        pending = [(producers[value], False) for value in reversed(self.outputs) if value in producers]
+        while pending:
+            node, inputs_done = pending.pop()
+            if id(node) in done:
+                continue
+            if inputs_done:
+                done.add(id(node))
+                ordered.append(node)
+                continue
+            pending.append((node, True))
+            pending += [(producers[value], False) for value in reversed(node.input) if value in producers]
+        return ordered
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """The value of a node's attribute."""
+    return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
