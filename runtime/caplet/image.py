@@ -224,10 +224,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     samples: NDArray[Any] = np.asarray(image)
     if image.mode.startswith("I;16"):
         return Image.fromarray((samples >> 8).astype(np.uint8))
-    samples = np.nan_to_num(samples.astype(np.float32), posinf=0.0, neginf=0.0)
+    samples = np.nan_to_num(samples.astype(np.float32), posinf=0.0, neginf=0.0).clip(-1e37, 1e37)
     low, high = float(samples.min()), float(samples.max())
     if low < 0 or high > 65535:
-        samples, white = samples - np.float32(low), high - low
+        samples, white = samples - np.float32(low), (high - low) or 1.0
     else:
         white = 1.0 if image.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65535.0
     return Image.fromarray((samples * np.float32(255 / white)).round().astype(np.uint8))

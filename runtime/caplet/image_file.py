@@ -235,7 +235,7 @@ def _load(
             raise
         image.tile = []  # nothing more to decode: Pillow now takes the rows it has for the picture
     # A whole file of these formats is never read past its end, so a truncated one is noticed even where the process has
-    # told Pillow to be lenient.
+    # told Pillow to be lenient. WebP and AVIF decoders refuse it anyway; only JPEG 2000 then does as the process says.
     broken_off = broken_off or (file_format.sequential and reader.ran_dry)
     if broken_off and (not lenient or _is_blank(image)):
         raise _truncated(file_format, subject, allow_truncated)
@@ -256,7 +256,7 @@ def _truncated(file_format: _Format, subject: str, allow_truncated: bool) -> Ima
     if not file_format.sequential:
         return ImageError(subject, cause, "get a complete copy: no part of such a file can be decoded alone")
     if allow_truncated:
-        return ImageError(subject, f"{cause} before its first pixels", "get a complete copy")
+        return ImageError(subject, f"{cause}, and no pixels can be had from what is there", "get a complete copy")
     return ImageError(subject, cause, "get a complete copy, or allow truncated images")
 
 

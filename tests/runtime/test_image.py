@@ -1,0 +1,341 @@
+"""The same picture gives the same pixels whatever it comes in, and Pillow's plain decode is the judge of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
+from PIL import Image
+
+from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
+from caplet.image import load_pixels
+
+PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
+
+
+def plain(image: Image.Image, size: tuple[int, int] = (299, 299)) -> NDArray[np.uint8]:
+    """What the training features were computed from."""
+    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.name)
+@pytest.mark.parametrize("shape", [(224, 224), (500, 375), None], ids=str)
+def test_a_photo_of_ordinary_size_gives_exactly_the_training_pixels(
+    path: Path, shape: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    image = Image.open(path)
+    copy = tmp_path / "photo.jpg"
+    image.resize(shape or image.size).save(copy, quality=90)
+    pixels = load_pixels(copy)
+    assert pixels.dtype == np.uint8 and pixels.shape == (299, 299, 3)
+    np.testing.assert_array_equal(pixels, plain(Image.open(copy)))
+
+
+def test_the_result_belongs_to_the_caller() -> None:
+    pixels = load_pixels(PHOTOS[0])
+    assert pixels.flags.c_contiguous and pixels.flags.writeable
+    assert load_pixels(np.zeros((299, 299, 3), np.uint8)).flags.writeable
+
+
+def test_size_is_width_then_height() -> None:
+    assert load_pixels(PHOTOS[0], size=(40, 30)).shape == (30, 40, 3)
+    np.testing.assert_array_equal(load_pixels(PHOTOS[0].read_bytes(), size=(600, 450)), plain_of(PHOTOS[0], (600, 450)))
+
+
+def plain_of(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return plain(Image.open(path), size)
+
+
+# -- doors ------------------------------------------------------------------------------------------------------------
+
+pictures = arrays.arrays(
+    np.uint8,
+    st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([3, 4])) | st.tuples(*[st.integers(1, 40)] * 2),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(picture=pictures, file_format=st.sampled_from(["PNG", "TIFF", "WEBP"]))
+def test_the_same_picture_gives_the_same_pixels_through_every_door(
+    picture: NDArray[np.uint8], file_format: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    image = Image.fromarray(picture)
+    data = encoded(image, file_format, **({"lossless": True, "exact": True} if file_format == "WEBP" else {}))
+    path = tmp_path_factory.getbasetemp() / "door"
+    path.write_bytes(data)
+    expected = load_pixels(picture)
+    doors: dict[str, Any] = {
+        "path": path,
+        "text path": str(path),
+        "bytes path": BytesPath(path),
+        "bytes": data,
+        "bytearray": bytearray(data),
+        "memoryview": memoryview(data),
+        "file object": io.BytesIO(data),
+        "pipe": Pipe(data),
+        "PIL image": image,
+        "lazily opened PIL image": Image.open(path),
+        "Fortran order": np.asfortranarray(picture),
+        "negative strides": picture[::-1].copy()[::-1],
+    }
+    for door, source in doors.items():
+        np.testing.assert_array_equal(load_pixels(source), expected, err_msg=door)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(load_pixels(file), expected)
+
+
+class BytesPath(os.PathLike[bytes]):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self.path)
+
+
+class Pipe:
+    """The least a binary file object can be: it hands out a few bytes at a time, once."""
+
+    def __init__(self, data: bytes) -> None:
+        self.rest = data
+
+    def read(self, size: int = -1) -> bytes:
+        part, self.rest = self.rest[:7], self.rest[7:]
+        return part
+
+
+def test_grey_arrays_are_grey_photos() -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_array_equal(load_pixels(grey), load_pixels(np.stack([grey] * 3, axis=-1)))
+
+
+def test_channels_stay_in_order() -> None:
+    pixels = load_pixels(np.full((5, 5, 3), (200, 100, 50), np.uint8))
+    assert pixels[0, 0].tolist() == [200, 100, 50]
+
+
+@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="no /dev/stdin here")
+def test_a_path_may_be_a_pipe() -> None:
+    code = "import caplet.image, sys; sys.stdout.buffer.write(caplet.image.load_pixels('/dev/stdin').tobytes())"
+    done = subprocess.run([sys.executable, "-c", code], input=PHOTOS[0].read_bytes(), capture_output=True, check=True)
+    assert done.stdout == load_pixels(PHOTOS[0]).tobytes()
+
+
+def test_file_names_that_are_not_utf_8_work(tmp_path: Path) -> None:
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9\n.jpg")  # noqa: PTH118 (pathlib takes no bytes)
+    try:
+        Path(os.fsdecode(path)).write_bytes(PHOTOS[0].read_bytes())
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    np.testing.assert_array_equal(load_pixels(os.fsdecode(path)), load_pixels(PHOTOS[0]))
+
+
+# -- the caller's object ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", [0, 5, 10**6])
+def test_a_file_object_is_read_from_its_start_and_left_where_it_was(position: int, tmp_path: Path) -> None:
+    data = encoded(Image.open(PHOTOS[0]), "TIFF", compression="tiff_lzw")  # libtiff moves file descriptors itself
+    path = tmp_path / "photo.tif"
+    path.write_bytes(data)
+    for stream in (io.BytesIO(data), path.open("rb"), path.open("rb", buffering=0)):
+        with stream:
+            stream.seek(position)
+            np.testing.assert_array_equal(load_pixels(stream), load_pixels(data))
+            assert not stream.closed and stream.tell() == position
+            stream.seek(0)
+            assert stream.read() == data
+
+
+def test_a_file_object_is_left_where_it_was_when_reading_fails() -> None:
+    stream = io.BytesIO(b"not a photo at all")
+    stream.seek(3)
+    with pytest.raises(ImageError):
+        load_pixels(stream)
+    assert stream.tell() == 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
+def test_a_pil_image_is_not_changed(mode: str) -> None:
+    image = Image.open(PHOTOS[0]).resize((30, 20)).convert("L" if mode == "I;16" else "RGB").convert(mode)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.info.update(exif=exif.tobytes(), icc_profile=b"damaged", note="keep me")
+    info, before = dict(image.info), image.tobytes()
+    load_pixels(image)
+    assert (image.mode, image.size, image.info, image.tobytes()) == (mode, (30, 20), info, before)
+
+
+def test_a_pil_image_keeps_its_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    image = Image.open(io.BytesIO(data))
+    image.seek(1)
+    assert load_pixels(image)[0, 0].tolist() == [0, 255, 0]
+    assert image.tell() == 1
+    assert load_pixels(data)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_arrays_and_buffers_are_not_changed() -> None:
+    array = np.random.default_rng(1).integers(0, 256, (20, 30, 4), np.uint8)
+    before = array.copy()
+    array.setflags(write=False)
+    load_pixels(array)
+    np.testing.assert_array_equal(array, before)
+    data = bytearray(PHOTOS[0].read_bytes())
+    load_pixels(data)
+    assert data == PHOTOS[0].read_bytes()
+    data.append(0)  # raises BufferError if anything still holds the buffer
+
+
+# -- what is no image -------------------------------------------------------------------------------------------------
+
+
+def refusal(source: Any, **options: Any) -> CapletError:
+    with pytest.raises(CapletError) as caught:
+        load_pixels(source, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("source", [None, 7, 1.5, ["photo.jpg"], {}, object()], ids=repr)
+def test_other_types_are_type_errors(source: Any) -> None:
+    error = refusal(source)
+    assert isinstance(error, ImageTypeError) and isinstance(error, TypeError)
+    assert "pass a path" in str(error)
+
+
+def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
+    error = refusal(tmp_path / "none.jpg")
+    assert isinstance(error, ImageNotFoundError) and isinstance(error, FileNotFoundError)
+    assert str(error) == f"{tmp_path / 'none.jpg'}: no such file; check the path"
+
+
+def test_urls_are_not_fetched() -> None:
+    assert "download it first" in str(refusal("https://example.org/cat.jpg"))
+
+
+def test_folders_and_unreadable_paths_say_so(tmp_path: Path) -> None:
+    assert str(tmp_path) in str(refusal(tmp_path)) and "directory" in str(refusal(tmp_path)).lower()
+    assert isinstance(refusal("a\0b"), ImageError)
+    assert isinstance(refusal("x" * 5000), ImageError)
+    assert isinstance(refusal(""), ImageError)
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", "is empty"),
+        (b"hello", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+    ],
+)
+def test_bytes_that_are_no_image_say_so(data: bytes, cause: str) -> None:
+    for source in (data, bytearray(data), io.BytesIO(data), Pipe(data)):
+        error = refusal(source)
+        assert isinstance(error, ImageError) and isinstance(error, ValueError)
+        assert cause in str(error)
+    assert str(refusal(data)).startswith("<bytes>: ")
+    assert str(refusal(io.BytesIO(data))).startswith("<file object>: ")
+
+
+@pytest.mark.parametrize("file_format", ["EPS", "PDF", "ICO", "TGA", "SPIDER", "PCX"])
+def test_formats_off_the_list_are_not_opened(file_format: str) -> None:
+    data = encoded(Image.open(PHOTOS[0]).resize((16, 16)).convert("L"), file_format)
+    assert "not an image caplet can read" in str(refusal(data))
+
+
+def test_text_mode_files_say_what_to_do() -> None:
+    with PHOTOS[0].open(encoding="latin-1") as file:
+        error = refusal(file)
+    assert isinstance(error, ImageTypeError) and "'rb'" in str(error)
+
+
+def test_an_endless_stream_is_refused_at_its_first_bytes() -> None:
+    class Endless:
+        served = 0
+
+        def read(self, size: int) -> bytes:
+            self.served += size
+            return bytes(size)
+
+    endless = Endless()
+    refusal(endless)
+    assert endless.served <= 1 << 20
+
+
+def test_a_stream_longer_than_any_picture_within_the_limit_is_refused() -> None:
+    data = PHOTOS[0].read_bytes() + bytes(3 << 20)
+    assert "longer than" in str(refusal(io.BytesIO(data), max_pixels=500 * 500 // 2))
+    load_pixels(io.BytesIO(data))  # bytes after the end of a picture do no harm
+
+
+def test_a_file_object_that_fails_is_an_image_error() -> None:
+    class Broken:
+        def read(self, size: int) -> bytes:
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    assert "Connection reset by peer" in str(refusal(Broken()))
+    closed = io.BytesIO(PHOTOS[0].read_bytes())
+    closed.close()
+    assert "closed file" in str(refusal(closed))
+    image = Image.open(PHOTOS[0])
+    image.close()
+    assert isinstance(refusal(image), ImageError)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 3), np.int64),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((4, 4, 1), np.uint8),
+        np.zeros((3, 4, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros((), np.uint8),
+    ],
+    ids=lambda array: f"{array.dtype}{list(array.shape)}",
+)
+def test_arrays_of_another_type_or_shape_say_what_is_expected(array: NDArray[Any]) -> None:
+    message = str(refusal(array))
+    assert message.startswith("<array>: ") and (str(array.dtype) in message or str(array.shape) in message)
+
+
+@pytest.mark.parametrize("source", [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0), np.uint8), Image.new("RGB", (0, 7))])
+def test_pictures_without_pixels_are_refused(source: Any) -> None:
+    assert "has no pixels" in str(refusal(source))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": (0, 299)},
+        {"size": (299, -1)},
+        {"size": (299.0, 299)},
+        {"size": (299,)},
+        {"max_pixels": 0},
+        {"max_pixels": None},
+    ],
+    ids=str,
+)
+def test_options_without_sense_are_argument_errors(options: dict[str, Any]) -> None:
+    error = refusal(PHOTOS[0], **options)
+    assert isinstance(error, ArgumentError) and isinstance(error, ValueError)

@@ -1,0 +1,282 @@
+"""Bombs, truncated files, and what other threads and Pillow's process-wide switches have to do with them: nothing."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import time
+import tracemalloc
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from caplet.errors import CapletError, ImageError
+from caplet.image import load_pixels
+
+PHOTO = Path(__file__).parents[1] / "photos" / "astronaut.jpg"
+SEQUENTIAL: list[tuple[str, dict[str, Any]]] = [
+    ("JPEG", {}),
+    ("JPEG", {"progressive": True}),
+    ("PNG", {}),
+    ("GIF", {"interlace": False}),
+    ("BMP", {}),
+    ("PPM", {}),
+    ("TIFF", {}),
+]
+WHOLE = [("WEBP", {}), ("JPEG2000", {}), ("AVIF", {})]
+
+
+def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    if file_format == "AVIF" and "AVIF" not in (Image.init(), Image.SAVE)[1]:
+        pytest.skip("this Pillow has no AVIF")
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.open(PHOTO).convert("RGB").resize((200, 160))
+
+
+def refusal(source: Any, **options: Any) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        load_pixels(source, **options)
+    return caught.value
+
+
+# -- bombs ------------------------------------------------------------------------------------------------------------
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes(1 << 20), 9)
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def gif_bomb(width: int, height: int, frame: tuple[int, int] | None = None) -> bytes:
+    """A frame to be disposed of to the background, for which Pillow allocates a canvas while opening."""
+    frame_size = struct.pack("<4H", 0, 0, *(frame or (width, height)))
+    control = b"!\xf9\x04\x08\0\0\0\0"
+    comment = b"!\xfe\x05hello\0"
+    screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    return screen + comment + control + b"," + frame_size + b"\0" + b"\x02\x02\x4c\x01\0;"
+
+
+def webp_bomb(kind: bytes) -> bytes:
+    side = 16383
+    if kind == b"VP8X":
+        body = struct.pack("<I", 0) + (side - 1).to_bytes(3, "little") * 2
+    elif kind == b"VP8L":
+        body = b"\x2f" + ((side - 1) | (side - 1) << 14).to_bytes(4, "little") + bytes(20)
+    else:
+        body = b"\x30\x01\0\x9d\x01\x2a" + struct.pack("<HH", side, side) + bytes(20)
+    chunk = kind + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+def patched(file_format: str, side: int) -> bytes:
+    """A small file whose header states another size."""
+    data = bytearray(encoded(Image.new("RGB", (33, 35)), file_format))
+    if file_format == "JPEG":
+        at = data.index(b"\xff\xc0")
+        struct.pack_into(">HH", data, at + 5, side, side)
+    elif file_format == "BMP":
+        struct.pack_into("<ii", data, 18, side, side)
+    elif file_format == "JPEG2000":
+        struct.pack_into(">II", data, data.index(b"ihdr") + 4, side, side)
+    elif file_format == "TIFF":
+        for tag in (256, 257):
+            at = data.index(struct.pack("<HH", tag, 4 if data.find(struct.pack("<HH", tag, 4)) > 0 else 3))
+            struct.pack_into("<HHII", data, at, tag, 4, 1, side)
+    else:
+        data = bytearray(f"P6 {side} {side} 255\n".encode()) + bytes(100)
+    return bytes(data)
+
+
+BOMBS = {
+    "PNG": png_bomb(50_000, 50_000),
+    "GIF": gif_bomb(50_000, 50_000),
+    "GIF frame": gif_bomb(10, 10, (50_000, 50_000)),
+    "WebP extended": webp_bomb(b"VP8X"),
+    "WebP lossless": webp_bomb(b"VP8L"),
+    "WebP lossy": webp_bomb(b"VP8 "),
+    **{name: patched(name, 50_000) for name in ("JPEG", "BMP", "TIFF", "JPEG2000", "PPM")},
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_decompression_bomb_is_refused_at_once_and_without_allocating_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # many a program does this; the limit is ours
+    load_pixels(encoded(Image.new("RGB", (8, 8)), name.split()[0].upper()))  # its plugin imported
+    peak_before = peak_memory()
+    tracemalloc.start()
+    start = time.thread_time()
+    error = refusal(BOMBS[name])
+    seconds = time.thread_time() - start
+    allocated = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(BOMBS[name]) < 20_000
+    assert "too large" in str(error) and "120,000,000" in str(error)
+    assert seconds < 0.1
+    assert allocated < 1 << 20 and peak_memory() - peak_before < 4 << 20
+
+
+def peak_memory() -> int:
+    """Most resident memory this process has had, in bytes."""
+    resource = pytest.importorskip("resource")
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
+def test_a_jpeg_2000_whose_header_hides_its_size_is_refused(photo: Image.Image) -> None:
+    data = bytearray(encoded(photo, "JPEG2000"))
+    at = data.index(b"\xff\x51") + 6
+    struct.pack_into(">II", data, at, 50_000, 50_000)
+    struct.pack_into(">II", data, at + 16, 50_000, 50_000)
+    before = peak_memory()
+    refusal(bytes(data))
+    assert peak_memory() - before < 8 << 20
+
+
+@pytest.mark.parametrize("door", ["bytes", "PIL", "array"])
+def test_the_limit_is_inclusive_and_holds_at_every_door(door: str) -> None:
+    image = Image.new("RGB", (30, 20))
+    source = {"bytes": encoded(image, "PNG"), "PIL": image, "array": np.asarray(image)}[door]
+    load_pixels(source, max_pixels=600)
+    assert "30x20 is 600 pixels, the limit is 599" in str(refusal(source, max_pixels=599))
+
+
+def test_a_limit_above_pillows_own_is_obeyed_without_its_warning() -> None:
+    data = png_bomb(20_000, 20_000)
+    assert Image.MAX_IMAGE_PIXELS is not None and 20_000**2 > 2 * Image.MAX_IMAGE_PIXELS
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "truncated" in str(refusal(data, max_pixels=20_000**2))
+        assert "too large" in str(refusal(data, max_pixels=20_000**2 - 1))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+# -- truncated files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file_format", "options"), SEQUENTIAL + WHOLE, ids=str)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("pillow_is_lenient", [False, True])
+def test_truncated_files_are_an_error(
+    photo: Image.Image,
+    file_format: str,
+    options: dict[str, Any],
+    share: float,
+    pillow_is_lenient: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = encoded(photo, file_format, **options)
+    if pillow_is_lenient and file_format == "JPEG2000":
+        pytest.skip("OpenJPEG reads past the end of whole files too, so caplet cannot tell")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", pillow_is_lenient)
+    message = str(refusal(data[: int(share * len(data))]))
+    assert "truncated" in message or "damaged" in message
+    load_pixels(data)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP", "PPM"])
+def test_the_message_names_file_cause_and_remedy(photo: Image.Image, file_format: str, tmp_path: Path) -> None:
+    path = tmp_path / "half"
+    data = encoded(photo, file_format)
+    path.write_bytes(data[: len(data) // 2])
+    assert (
+        str(refusal(path))
+        == f"{path}: the {file_format} file is truncated; get a complete copy, or allow truncated images"
+    )
+
+
+@pytest.mark.parametrize(("file_format", "options"), SEQUENTIAL, ids=str)
+def test_the_part_of_a_truncated_file_that_is_there_can_be_had(
+    photo: Image.Image, file_format: str, options: dict[str, Any]
+) -> None:
+    whole = encoded(photo, file_format, **options)
+    expected, part = load_pixels(whole).astype(int), load_pixels(whole[: int(0.6 * len(whole))], allow_truncated=True)
+    difference = np.abs(part - expected)
+    if "progressive" in options:
+        assert difference.mean() < 8  # there as a whole, a little blurred
+    else:
+        first = slice(160, None) if file_format == "BMP" else slice(0, 140)  # BMP is stored from the bottom up
+        assert difference[first].mean() < 0.1
+        assert difference.mean() > 5  # the rest is missing
+
+
+def test_the_salvaged_part_is_what_pillow_gives(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    for options in ({}, {"progressive": True}):
+        data = encoded(photo, "JPEG", **options)
+        data = data[: int(0.6 * len(data))]
+        ours = load_pixels(data, allow_truncated=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+            theirs = np.asarray(Image.open(io.BytesIO(data)).resize((299, 299), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("file_format", "options"), SEQUENTIAL + WHOLE, ids=str)
+def test_a_file_without_any_pixels_is_an_error_even_then(
+    photo: Image.Image, file_format: str, options: dict[str, Any]
+) -> None:
+    data = encoded(photo, file_format, **options)
+    header = data.index(b"\xff\xda") if file_format == "JPEG" else 60
+    refusal(data[:header], allow_truncated=True)
+
+
+@pytest.mark.parametrize(("file_format", "options"), SEQUENTIAL + WHOLE, ids=str)
+def test_whole_files_are_the_same_whether_truncation_is_allowed_or_not(
+    photo: Image.Image, file_format: str, options: dict[str, Any]
+) -> None:
+    data = encoded(photo, file_format, **options)
+    np.testing.assert_array_equal(load_pixels(data, allow_truncated=True), load_pixels(data))
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_leniency_belongs_to_the_call_and_not_to_the_process(photo: Image.Image) -> None:
+    data = encoded(photo, "JPEG")
+    data = data[: len(data) // 2]
+    expected = load_pixels(data, allow_truncated=True)
+    barrier = threading.Barrier(8)
+    switches = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+
+    def outcome(allow_truncated: bool) -> bool:
+        """Whether 25 calls, made while other threads make the opposite ones, all do as they were told."""
+        barrier.wait()
+        for _ in range(25):
+            try:
+                pixels = load_pixels(data, allow_truncated=allow_truncated)
+            except CapletError:
+                if allow_truncated:
+                    return False
+            else:
+                if not allow_truncated or not np.array_equal(pixels, expected):
+                    return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(outcome, [True, False] * 4))
+    assert switches == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters))
+
+
+def test_threads_share_one_array_and_one_loaded_image(photo: Image.Image) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for source in (photo, np.asarray(photo), PHOTO.read_bytes(), PHOTO):
+            expected = load_pixels(source)
+            assert all(np.array_equal(pixels, expected) for pixels in pool.map(load_pixels, [source] * 40))
