@@ -55,9 +55,9 @@ def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_siz
         ConfigurationError: the evaluations are of different images, or do not have these beams.
     """
     evaluations = (first, second)
-    wanted = list(beam_sizes) * 2 if len(beam_sizes) == 1 else list(beam_sizes) or [None, None]
-    if len(wanted) != 2:
-        raise ConfigurationError("--compare takes one beam size, for both, or two")
+    if len(beam_sizes) > 2:
+        raise ConfigurationError(f"--compare takes one beam size, for both, or two, not {len(beam_sizes)}")
+    wanted = (beam_sizes[0], beam_sizes[-1]) if beam_sizes else (None, None)
     beams = [_beam(evaluation, beam) for evaluation, beam in zip(evaluations, wanted, strict=True)]
     before, after = (evaluation.results[beam] for evaluation, beam in zip(evaluations, beams, strict=True))
     if before.captions.keys() != after.captions.keys():

@@ -19,11 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from caplet import Captioner
-from caplet.bundle import load_bundle
+from caplet.captioner import join_words
+from caplet.decode import search
 from caplet.errors import ImageError
+from caplet.image import load_pixels
+from caplet.manifest import Decoding
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import (
@@ -52,8 +56,11 @@ class CaptionRecord:
 
 @dataclass(frozen=True)
 class BeamResult:
-    """Captions and scores of one beam size. `intervals` are 95%, over images; `milliseconds` is the mean a photo, with
-    decoding of the JPEG and the encoder, under whatever load the machine had."""
+    """Captions and scores of one beam size.
+
+    `intervals` are 95%, over images. `milliseconds` is the mean a photo in batches of 8, with decoding of the file and
+    the encoder, under whatever load the machine had.
+    """
 
     captions: Mapping[str, CaptionRecord]
     scores: Scores
@@ -111,8 +118,9 @@ class Evaluation:
 class CaptionJournal:
     """Captions by (beam size, image), appended to a JSONL file as they are made, and read back from it.
 
-    Photos that cannot be read are only remembered: the next run tries them again. The first line names the run (bundle digest, images, settings); a file of another run is started afresh. A last
-    line that was cut short counts for nothing. Without a path the journal lives in memory.
+    The first line names the run (bundle digest, images, split); a file of another run is started afresh. A last line
+    that was cut short counts for nothing. Photos that cannot be read are only remembered: the next run tries them
+    again. Without a path the journal lives in memory.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
@@ -130,7 +138,8 @@ class CaptionJournal:
                 kept = content[: content.rindex(b"\n") + 1]
                 for line in kept[len(header) :].splitlines():
                     entry = json.loads(line)
-                    self.captions[entry.pop("beam"), entry.pop("image")] = CaptionRecord(**entry)
+                    key = (entry.pop("beam"), entry.pop("image"))
+                    self.captions[key] = CaptionRecord(**entry)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("r+b" if content else "wb")
             self._file.write(kept)
@@ -161,10 +170,6 @@ class CaptionJournal:
             except OSError as error:
                 raise ConfigurationError(f"{self.path}: cannot be written ({error.strerror or error})") from error
 
-    def done(self, beam_size: int, name: str) -> bool:
-        """Whether nothing is left to do for this image and beam size."""
-        return name in self.unreadable or (beam_size, name) in self.captions
-
 
 def evaluate(
     bundle_path: Path | None,
@@ -189,14 +194,15 @@ def evaluate(
         CapletError: the bundle or a beam size cannot be used. Unreadable photos are left out and listed instead.
         DataError: the split is missing, empty, or none of its photos can be read.
     """
-    bundle = load_bundle(bundle_path)
+    captioner = Captioner(bundle_path, threads=threads)
+    bundle = captioner.bundle
     beam_sizes = list(dict.fromkeys(beam_sizes)) or [bundle.manifest.decoding.beam_size]
     names = dataset.split(split)[:limit]
     if not names:
         raise DataError(f"{dataset.images.parent}: no image of the {split!r} split can be used")
     run = {"bundle": bundle.digest, "data": str(dataset.images.resolve()), "split": split, "limit": limit}
     with CaptionJournal(journal_path, run) as journal:
-        _caption(Captioner(bundle.path, threads=threads), dataset, names, beam_sizes, journal)
+        _caption(captioner, dataset, names, beam_sizes, journal)
     readable = [name for name in names if name not in journal.unreadable]
     if not readable:
         first, reason = next(iter(journal.unreadable.items()))
@@ -210,7 +216,7 @@ def evaluate(
             "images": len(readable),
             "unreadable": {name: journal.unreadable[name] for name in names if name in journal.unreadable},
         },
-        settings={"limit": limit, "threads": threads, **dataclasses.asdict(bundle.manifest.decoding)},
+        settings={"limit": limit, "threads": captioner.threads, **dataclasses.asdict(bundle.manifest.decoding)},
         machine=_machine(),
         results={
             beam: BeamResult.of({name: journal.captions[beam, name] for name in readable}, references)
@@ -254,33 +260,42 @@ def format_table(evaluation: Evaluation) -> str:
 def _caption(
     captioner: Captioner, dataset: Dataset, names: Sequence[str], beam_sizes: Sequence[int], journal: CaptionJournal
 ) -> None:
-    with tqdm(total=len(names) * len(beam_sizes), unit="caption", disable=None) as progress:
-        # Photo by photo, not beam by beam: an interrupted run then has all beams of what it has.
+    """Fill the journal, photo by photo and not beam by beam: the encoder, which takes most of the time, runs once."""
+    decodings = [captioner.decoding(beam_size) for beam_size in beam_sizes]
+    with tqdm(total=len(names), unit="photo", disable=None) as progress:
         for start in range(0, len(names), _BATCH_SIZE):
             batch = names[start : start + _BATCH_SIZE]
-            for beam_size in beam_sizes:
-                left = [name for name in batch if not journal.done(beam_size, name)]
-                _caption_batch(captioner, dataset, left, beam_size, journal)
-                progress.update(len(batch))
+            _caption_batch(captioner, dataset, batch, decodings, journal)
+            progress.update(len(batch))
 
 
 def _caption_batch(
-    captioner: Captioner, dataset: Dataset, names: Sequence[str], beam_size: int, journal: CaptionJournal
+    captioner: Captioner, dataset: Dataset, names: Sequence[str], decodings: Sequence[Decoding], journal: CaptionJournal
 ) -> None:
-    """Caption some photos together or, if one of them cannot be read, each alone."""
+    """What `Captioner.caption_many` does with these photos, for several beam sizes at once."""
     started = time.perf_counter()
-    try:
-        captions = list(captioner.caption_many(map(dataset.path, names), batch_size=_BATCH_SIZE, beam_size=beam_size))
-    except ImageError as error:
-        if len(names) == 1:
-            journal.unreadable[names[0]] = str(error)
-        else:
-            for name in names:
-                _caption_batch(captioner, dataset, [name], beam_size, journal)
+    manifest, sessions = captioner.bundle.manifest, captioner.sessions
+    pixels = {}
+    for name in names:
+        if all((decoding.beam_size, name) in journal.captions for decoding in decodings):
+            continue
+        try:
+            pixels[name] = load_pixels(dataset.path(name), size=(manifest.width, manifest.height))
+        except ImageError as error:
+            journal.unreadable[name] = str(error)
+    if not pixels:
         return
-    milliseconds = round(1000 * (time.perf_counter() - started) / max(len(names), 1), 2)
-    for name, caption in zip(names, captions, strict=True):
-        journal.add(beam_size, name, CaptionRecord(caption.text, float(caption.score), milliseconds))
+    encoded = sessions.encode(np.stack(list(pixels.values())))
+    encoding_seconds = time.perf_counter() - started
+    for decoding in decodings:
+        if all((decoding.beam_size, name) in journal.captions for name in pixels):
+            continue
+        started = time.perf_counter()
+        found = search(sessions.step, encoded, decoding)
+        milliseconds = 1000 * (encoding_seconds + time.perf_counter() - started) / len(pixels)
+        for name, (best, *_) in zip(pixels, found, strict=True):
+            text = join_words(captioner.bundle.words[token] for token in best.tokens)
+            journal.add(decoding.beam_size, name, CaptionRecord(text, best.score, round(milliseconds, 2)))
 
 
 def _result_from_json(content: Mapping[str, Any]) -> BeamResult:

@@ -96,14 +96,15 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     if report:
         # Before minutes of captioning, not after them.
         refuse_repository(report)
-    evaluations = []
+    evaluations: list[Evaluation] = []
     for position, path in enumerate(arguments.compare):
         if path.is_dir():
             beams = arguments.beam[position : position + 1] or arguments.beam
             evaluations.append(_evaluate(arguments, dataset, path, beams, report and report / f"{'AB'[position]}.json"))
         else:
             evaluations.append(Evaluation.load(path))
-    comparison = compare(*evaluations, dataset, beam_sizes=arguments.beam)
+    first, second = evaluations
+    comparison = compare(first, second, dataset, beam_sizes=arguments.beam)
     print(format_comparison(comparison))
     if report:
         print(f"\n{write_report(comparison, dataset, report)}")

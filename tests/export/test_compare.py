@@ -1,0 +1,150 @@
+"""Comparing two captioners: differences with paired intervals, what changed, and a report outside any repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from caplet_export.cli import main
+from caplet_export.compare import compare, format_comparison, write_report
+from caplet_export.errors import ConfigurationError
+from caplet_export.evaluate import BeamResult, CaptionRecord, Evaluation, references_of
+from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.metrics import METRICS
+
+WORDS = ["dog", "cat", "horse", "child", "bike", "boat", "bird", "train", "ball", "tree", "house", "car"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Twelve photos of one colour, each of another thing, with three captions that name it."""
+    root = tmp_path_factory.mktemp("things")
+    (root / "images").mkdir()
+    lines = []
+    for number, word in enumerate(WORDS):
+        Image.new("RGB", (500, 375), (20 * number, 100, 50)).save(root / "images" / f"{word}.jpg")
+        templates = ("A {} stands near the water .", "The {} is seen in the sun", "one small {} in front of a wall")
+        lines += [f"{word}.jpg#{i}\t{template.format(word)}" for i, template in enumerate(templates)]
+    (root / "things.token.txt").write_text("\n".join(lines))
+    (root / "devImages.txt").write_text("\n".join(f"{word}.jpg" for word in WORDS))
+    return read_dataset(root)
+
+
+def evaluation(
+    dataset: Dataset, captions: dict[str, str], beams: tuple[int, ...] = (1,), name: str = "x"
+) -> Evaluation:
+    records = {image: CaptionRecord(text, -1.0, 10.0) for image, text in captions.items()}
+    result = BeamResult.of(records, references_of(dataset, list(captions)))
+    return Evaluation({"name": name}, {}, {}, {}, {beam: result for beam in beams})
+
+
+@pytest.fixture
+def vague(dataset: Dataset) -> dict[str, str]:
+    """The same sentence for all but the boat."""
+    captions = {image: "a thing stands near the water" for image in dataset.split("dev")}
+    return captions | {"boat.jpg": "the boat is seen in the sun"}
+
+
+@pytest.fixture
+def mixed(vague: dict[str, str]) -> dict[str, str]:
+    """Better on ten photos, worse on the boat, unchanged on the bird."""
+    named = {image: f"a {Path(image).stem} stands near the water" for image in vague}
+    return named | {"boat.jpg": "what", "bird.jpg": vague["bird.jpg"]}
+
+
+def test_differences_are_those_of_the_scores(dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]) -> None:
+    first, second = evaluation(dataset, vague), evaluation(dataset, mixed)
+    comparison = compare(first, second, dataset)
+    for name in METRICS:
+        expected = getattr(second.results[1].scores, name) - getattr(first.results[1].scores, name)
+        assert comparison.differences[name].value == pytest.approx(expected)
+    assert comparison.differences["cider_d"].low > 0
+    backwards = compare(second, first, dataset)
+    assert backwards.differences["cider_d"].high == pytest.approx(-comparison.differences["cider_d"].low)
+
+
+def test_changes_are_the_captions_that_differ_worst_first(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]
+) -> None:
+    changes = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset).changes
+    assert {change.image for change in changes} == {f"{word}.jpg" for word in WORDS} - {"bird.jpg"}
+    assert (changes[0].image, changes[0].second) == ("boat.jpg", "what")
+    assert changes[0].gain < 0 < changes[1].gain
+    assert [change.gain for change in changes] == sorted(change.gain for change in changes)
+
+
+def test_each_side_may_have_its_own_beam(dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]) -> None:
+    both = evaluation(dataset, vague, beams=(1, 3))
+    better = Evaluation({"name": "y"}, {}, {}, {}, {1: both.results[1], 3: evaluation(dataset, mixed).results[1]})
+    assert compare(both, better, dataset, beam_sizes=[1]).differences["cider_d"].value == 0
+    assert compare(both, better, dataset, beam_sizes=[1, 3]).differences["cider_d"].value > 0
+    with pytest.raises(ConfigurationError, match=r"name one with --beam"):
+        compare(both, better, dataset)
+    with pytest.raises(ConfigurationError, match=r"not 5"):
+        compare(both, better, dataset, beam_sizes=[5])
+    with pytest.raises(ConfigurationError, match=r"or two, not 3"):
+        compare(both, better, dataset, beam_sizes=[1, 2, 3])
+
+
+def test_different_images_are_not_compared(dataset: Dataset, vague: dict[str, str]) -> None:
+    fewer = {image: text for image, text in vague.items() if image != "car.jpg"}
+    with pytest.raises(ConfigurationError, match=r"different images: car\.jpg"):
+        compare(evaluation(dataset, vague), evaluation(dataset, fewer), dataset)
+
+
+def test_the_table_says_what_is_beyond_chance(dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]) -> None:
+    better = format_comparison(compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset))
+    same = format_comparison(compare(evaluation(dataset, vague), evaluation(dataset, vague), dataset))
+    row = next(line for line in better.splitlines() if line.startswith("| CIDEr-D"))
+    assert "beyond chance" in row
+    assert "beyond chance" not in same
+    assert "12 photos; 11 captions changed, B scores higher on 10 and lower on 1." in better
+    assert "12 photos; 0 captions changed, B scores higher on 0 and lower on 0." in same
+
+
+def test_the_report_shows_the_largest_gains_and_losses_with_thumbnails(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str], tmp_path: Path
+) -> None:
+    comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
+    report = write_report(comparison, dataset, tmp_path / "report", shown=3)
+    text = report.read_text()
+    gains, losses = text[text.index("## B gains most") :].split("## B loses most")
+    assert gains.count("### +") == 3
+    assert losses.count("### -") == 1
+    assert "boat.jpg" in losses
+    assert (
+        "- A: **the boat is seen in the sun**\n- B: **what**\n- reference: A boat stands near the water ." in losses
+    )
+    assert format_comparison(comparison) in text
+    thumbnails = list((report.parent / "thumbnails").iterdir())
+    assert len(thumbnails) == 4
+    for thumbnail in thumbnails:
+        assert f"](<thumbnails/{thumbnail.name}>)" in text
+        with Image.open(thumbnail) as image:
+            assert max(image.size) <= 224
+
+
+def test_photos_stay_out_of_repositories(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / ".git").mkdir()
+    comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
+    with pytest.raises(ConfigurationError, match="photos must stay out"):
+        write_report(comparison, dataset, tmp_path / "deep" / "report")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_the_command_compares_a_bundle_with_a_saved_evaluation(
+    dataset: Dataset, vague: dict[str, str], tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation(dataset, vague, name="vague").save(tmp_path / "vague.json")
+    data, report = str(dataset.images.parent), tmp_path / "report"
+    command = ["evaluate", "--data", data, "--compare", str(tmp_path / "vague.json"), str(tiny_bundle)]
+    assert main([*command, "--beam", "1", "--report", str(report)]) == 0
+    printed = capsys.readouterr().out
+    assert "A: vague (beam 1)" in printed and "B: tiny-6 (beam 1)" in printed
+    assert printed.rstrip().endswith("report.md")
+    assert (report / "report.md").read_text().count("## B ") == 2
+    assert Evaluation.load(report / "B.json").results[1].captions.keys() == vague.keys()

@@ -1,0 +1,237 @@
+"""Evaluating a bundle: the runtime's captions, scored, kept while they are made, and never lost to one bad photo."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import TinyModel, join_words, reference_search, rehash, vocabulary, write_tiny_bundle
+
+import caplet_export.evaluate
+from caplet import Captioner
+from caplet.decode import Encoded, Hypothesis, Step, search
+from caplet.manifest import Decoding
+from caplet_export.cli import main
+from caplet_export.errors import ConfigurationError
+from caplet_export.evaluate import CaptionJournal, CaptionRecord, Evaluation, evaluate, format_table, references_of
+from caplet_export.flickr8k import read_dataset
+from caplet_export.metrics import corpus_scores, tokenize
+
+DEV, TRAIN = 11, 2
+
+
+@pytest.fixture(scope="session")
+def made_up_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in the Flickr8k layout: random blobs of colour, and sentences in the tiny bundle's words."""
+    root = tmp_path_factory.mktemp("made-up")
+    (root / "Flicker8k_Dataset").mkdir()
+    generator, words = random.Random(0), vocabulary(36)[4:]
+    names = [f"{number:03}.jpg" for number in range(DEV + TRAIN)]
+    lines = []
+    for seed, name in enumerate(names):
+        blobs = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+        Image.fromarray(blobs).resize((80, 64), Image.Resampling.BICUBIC).save(root / "Flicker8k_Dataset" / name)
+        lines += [f"{name}#{n}\t{' '.join(generator.choices(words, k=generator.randint(3, 9)))} ." for n in range(5)]
+    (root / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+    (root / "Flickr_8k.trainImages.txt").write_text("\n".join(names[DEV:]) + "\n")
+    (root / "Flickr_8k.devImages.txt").write_text("\n".join(names[:DEV]) + "\n")
+    return root
+
+
+def expected_text(path: Path, beam_size: int) -> str:
+    """What the tiny bundle says by its own reference in numpy."""
+    model = TinyModel.random()
+    with Image.open(path) as photo:
+        pixels = np.asarray(photo.convert("RGB").resize((299, 299), Image.Resampling.BILINEAR))
+    ids, _ = reference_search(model, pixels, beam_size=beam_size, max_length=12)[0]
+    words = vocabulary(model.sizes["V"])
+    return join_words([words[token] for token in ids])
+
+
+def texts(evaluation: Evaluation, beam_size: int) -> dict[str, str]:
+    return {name: record.text for name, record in evaluation.results[beam_size].captions.items()}
+
+
+def test_every_photo_of_the_split_gets_the_models_caption_for_every_beam(tiny_bundle: Path, made_up_data: Path) -> None:
+    dataset = read_dataset(made_up_data)
+    evaluation = evaluate(tiny_bundle, dataset, "dev", beam_sizes=[1, 3])
+    for beam_size in (1, 3):
+        expected = {name: expected_text(dataset.path(name), beam_size) for name in dataset.split("dev")}
+        assert texts(evaluation, beam_size) == expected
+        hypotheses = {name: tokenize(text) for name, text in expected.items()}
+        assert evaluation.results[beam_size].scores == corpus_scores(hypotheses, references_of(dataset, list(expected)))
+    assert texts(evaluation, 1) != texts(evaluation, 3)
+
+
+def test_the_bundles_own_beam_is_the_default(tiny_bundle: Path, made_up_data: Path) -> None:
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    evaluation = evaluate(tiny_bundle, read_dataset(made_up_data), "dev", limit=2)
+    assert list(evaluation.results) == [manifest["decoding"]["beam_size"]]
+    assert evaluation.data["images"] == len(texts(evaluation, manifest["decoding"]["beam_size"])) == 2
+
+
+def test_the_command_prints_a_row_a_beam_and_writes_what_it_measured(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "dev.json"
+    command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(output), "--beam", "1", "2"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    evaluation = Evaluation.load(output)
+    assert printed.out == format_table(evaluation) + "\n"
+    assert printed.err == ""
+    assert [row.split()[0] for row in printed.out.splitlines()[2:]] == ["1", "2"]
+    assert f"{evaluation.results[2].scores.cider_d:.1f}" in printed.out.splitlines()[3].split()
+    assert [path.name for path in output.parent.iterdir()] == ["dev.json"]
+    content = json.loads(output.read_text())
+    assert content["bundle"]["name"] == "tiny-6"
+    assert content["settings"]["length_penalty"] == 1.0
+    assert "onnxruntime" in content["machine"]["packages"]
+    low, high = (content["results"]["1"]["intervals"]["rouge_l"][end] for end in ("low", "high"))
+    assert low < content["results"]["1"]["scores"]["rouge_l"] < high
+
+
+def test_a_saved_evaluation_reads_back_equal(tiny_bundle: Path, made_up_data: Path, tmp_path: Path) -> None:
+    evaluation = evaluate(tiny_bundle, read_dataset(made_up_data), "dev", beam_sizes=[2])
+    evaluation.save(tmp_path / "dev.json")
+    assert Evaluation.load(tmp_path / "dev.json") == evaluation
+
+
+def test_captions_are_those_of_the_captioner(tiny_bundle: Path, made_up_data: Path) -> None:
+    dataset = read_dataset(made_up_data)
+    paths = [dataset.path(name) for name in dataset.split("dev")]
+    records = evaluate(tiny_bundle, dataset, "dev", beam_sizes=[1, 3]).results
+    for beam_size in (1, 3):
+        captions = Captioner(tiny_bundle).caption_many(paths, beam_size=beam_size)
+        expected = [(caption.text, caption.score) for caption in captions]
+        assert [(record.text, record.score) for record in records[beam_size].captions.values()] == expected
+
+
+class WatchedSearch:
+    """Notes beam size and number of photos of every search, and presses Ctrl-C in front of one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self.interrupt_at: int | None = None
+
+        def watched(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypothesis]]:
+            if len(self.calls) == self.interrupt_at:
+                raise KeyboardInterrupt
+            self.calls.append((decoding.beam_size, len(encoded.state)))
+            return search(step, encoded, decoding)
+
+        monkeypatch.setattr(caplet_export.evaluate, "search", watched)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--beam", "1", "3", "--json"]
+    assert main([*command, str(tmp_path / "whole.json")]) == 0
+    watched = WatchedSearch(monkeypatch)
+    watched.interrupt_at = 3
+    assert main([*command, str(tmp_path / "dev.json")]) == 130
+    assert watched.calls == [(1, 8), (3, 8), (1, 3)]
+    assert not (tmp_path / "dev.json").exists()
+
+    # The last line is cut short, as a power failure may leave it: one of the second batch's three greedy captions.
+    journal = tmp_path / "dev.json.captions.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-9])
+
+    watched.calls.clear()
+    watched.interrupt_at = None
+    assert main([*command, str(tmp_path / "dev.json")]) == 0
+    assert watched.calls == [(1, 3), (3, 3)]
+    assert not journal.exists()
+    whole, resumed = (Evaluation.load(tmp_path / name) for name in ("whole.json", "dev.json"))
+    for beam_size in (1, 3):
+        assert texts(whole, beam_size) == texts(resumed, beam_size)
+        assert whole.results[beam_size].scores == resumed.results[beam_size].scores
+
+
+def test_captions_of_another_run_are_not_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with CaptionJournal(path, {"bundle": "one"}) as journal:
+        journal.add(1, "a.jpg", CaptionRecord("a dog", -0.5, 30.0))
+    with CaptionJournal(path, {"bundle": "one"}) as journal:
+        assert journal.captions == {(1, "a.jpg"): CaptionRecord("a dog", -0.5, 30.0)}
+    with CaptionJournal(path, {"bundle": "two"}) as journal:
+        assert journal.captions == {}
+
+
+def test_unreadable_photos_are_named_and_left_out(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(made_up_data, data)
+    (data / "Flicker8k_Dataset" / "003.jpg").write_bytes(b"no photo")
+    output = tmp_path / "dev.json"
+    assert main(["evaluate", str(tiny_bundle), "--data", str(data), "--json", str(output), "--beam", "1"]) == 0
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and "003.jpg" in errors[0]
+    evaluation = Evaluation.load(output)
+    assert list(evaluation.data["unreadable"]) == ["003.jpg"]
+    whole = evaluate(tiny_bundle, read_dataset(made_up_data), "dev", beam_sizes=[1])
+    assert texts(evaluation, 1) == {name: text for name, text in texts(whole, 1).items() if name != "003.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{bundle}/nothing", "--data", "{data}"], "no such"),
+        (["{altered}", "--data", "{data}"], "decoder.onnx"),
+        (["{bundle}", "--data", "{data}", "--beam", "400"], "beam"),
+        (["{bundle}", "--data", "{data}", "--split", "test"], "no 'test' split"),
+        (["{bundle}", "--data", "{data}/nothing"], "no such folder"),
+        (["{bundle}", "--data", "{data}", "--report", "/tmp/x"], "--report needs --compare"),
+        (["{bundle}", "--data", "{data}", "--compare", "a", "b"], "--compare takes two"),
+        (["--data", "{data}", "--compare", "{data}/nothing", "{bundle}"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(
+    arguments: list[str],
+    message: str,
+    tiny_bundle: Path,
+    made_up_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    altered = write_tiny_bundle(tmp_path / "altered")
+    with (altered / "decoder.onnx").open("ab") as file:
+        file.write(b"x")
+    filled = [word.format(bundle=tiny_bundle, data=made_up_data, altered=altered) for word in arguments]
+    assert main(["evaluate", *filled]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_no_readable_photo_at_all_is_an_error(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(made_up_data, data)
+    for photo in (data / "Flicker8k_Dataset").iterdir():
+        photo.write_bytes(b"no photo")
+    assert main(["evaluate", str(tiny_bundle), "--data", str(data)]) == 1
+    assert "none of 11 photos can be read" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:
+    for content in ("", "[]", '{"format": 1}', '{"format": 99}'):
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(ConfigurationError, match=r"x\.json"):
+            Evaluation.load(tmp_path / "x.json")
+
+
+def test_the_digest_names_the_bundle(tiny_bundle: Path, made_up_data: Path, tmp_path: Path) -> None:
+    other = write_tiny_bundle(tmp_path / "other")
+    rehash(other, lambda manifest: manifest["decoding"].update(beam_size=1))
+    dataset = read_dataset(made_up_data)
+    digests = [evaluate(bundle, dataset, "dev", limit=1).bundle["digest"] for bundle in (tiny_bundle, other)]
+    assert digests[0] != digests[1]
