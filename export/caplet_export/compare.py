@@ -163,4 +163,5 @@ def _entry(change: Change, references: Sequence[str]) -> str:
 
 
 def _thumbnail(change: Change) -> str:
-    return f"thumbnails/{change.image}.jpg"
+    name = change.image
+    return f"thumbnails/{name}" if name.lower().endswith((".jpg", ".jpeg")) else f"thumbnails/{name}.jpg"

@@ -114,9 +114,7 @@ def test_the_report_shows_the_largest_gains_and_losses_with_thumbnails(
     assert gains.count("### +") == 3
     assert losses.count("### -") == 1
     assert "boat.jpg" in losses
-    assert (
-        "- A: **the boat is seen in the sun**\n- B: **what**\n- reference: A boat stands near the water ." in losses
-    )
+    assert "- A: **the boat is seen in the sun**\n- B: **what**\n- reference: A boat stands near the water ." in losses
     assert format_comparison(comparison) in text
     thumbnails = list((report.parent / "thumbnails").iterdir())
     assert len(thumbnails) == 4
