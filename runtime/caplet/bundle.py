@@ -88,7 +88,7 @@ def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
         found = False
     if not found:
         source = f" (from {MODEL_VARIABLE})" if path is None and named else ""
-        raise BundleNotFoundError(str(root), f"no such directory{source}", "give the directory that holds manifest.json")
+        raise BundleNotFoundError(str(root), f"no such directory{source}", "give a directory with a manifest.json")
     if not (root / MANIFEST).exists():
         raise BundleNotFoundError(str(root), f"has no {MANIFEST}", "give the directory of a caplet bundle")
     return root

@@ -1,0 +1,211 @@
+"""`caplet bench`: how fast and how large caplet is on this machine, stage by stage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.bundle import load_bundle
+from caplet.captioner import Captioner
+from caplet.decode import Floats, StepResult, search
+from caplet.errors import ArgumentError
+from caplet.image import load_pixels
+from caplet.machine import describe_cpu, versions
+from caplet.output import Output
+from caplet.threads import usable_threads
+
+_WARM_UP = 3  # captions before measuring: memory is set up in the first ones
+_SWEEP_BATCHES = (1, 4, 8, 16)
+_FRESH_STARTS = 3
+# Runs the command in a process of its own and tells that process' peak memory. VmHWM starts anew with a program;
+# getrusage's figure would include this process, which the child was forked from.
+_FRESH = """
+import sys
+from pathlib import Path
+from caplet.cli import main
+status = main(sys.argv[1:])
+memory = Path("/proc/self/status")
+lines = memory.read_text().splitlines() if memory.exists() else []
+peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+print(peak, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print; returns the exit status. Raises CapletError."""
+    report = measure(arguments)
+    with Output() as output:
+        output.write(json.dumps(report, indent=2) + "\n" if arguments.json else _as_text(report))
+    return 0
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything `caplet bench` tells, as JSON can hold it. Times are milliseconds unless the name says otherwise."""
+    photo = arguments.photo or _golden_photo(arguments.model)
+    fresh = _fresh_start(arguments, photo)
+    captioner = Captioner(arguments.model, threads=arguments.threads)
+    stages, words, cpu_seconds = _stages(captioner, photo, arguments.beam, arguments.runs)
+    threads = usable_threads(arguments.threads)
+    report = {
+        "versions": versions(),
+        "cpu": describe_cpu(),
+        "model": captioner.bundle.manifest.name,
+        "model_sha256": captioner.bundle.digest,
+        "photo": photo,
+        "beam_size": captioner.decoding(arguments.beam).beam_size,
+        "threads": {"count": threads.count, "reason": threads.reason},
+        "runs": arguments.runs,
+        "words": words,
+        "stages": stages,
+        "cpu_seconds_per_photo": cpu_seconds,
+        "photos_per_second": {
+            "one_at_a_time": 1000 / stages["total"]["mean"],
+            f"batches_of_{arguments.batch_size}": _throughput(captioner, photo, arguments, arguments.batch_size),
+        },
+        **fresh,
+    }
+    if arguments.sweep:
+        report["sweep"] = _sweep(arguments, photo, threads.count)
+    return report
+
+
+def _golden_photo(model: str | None) -> str:
+    bundle = load_bundle(model)
+    if not bundle.manifest.golden:
+        raise ArgumentError("PHOTO", "the model has no photo of its own", "give one")
+    return str(bundle.path / bundle.manifest.golden[0].file)
+
+
+class _TimedSteps:
+    """The decoder, with the duration of each step."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        self._step = captioner.sessions.step
+        self.milliseconds: list[float] = []
+
+    def __call__(self, token: NDArray[np.int64], state: Floats, features: Floats, keys: Floats) -> StepResult:
+        started = time.perf_counter()
+        result = self._step(token, state, features, keys)
+        self.milliseconds.append(1000 * (time.perf_counter() - started))
+        return result
+
+
+def _stages(
+    captioner: Captioner, photo: str, beam_size: int | None, runs: int
+) -> tuple[dict[str, dict[str, float]], int, float]:
+    """Percentiles of each stage, words of the caption, and CPU seconds per photo.
+
+    decode: photo to pixels; encode: pixels to features; step: one word of all hypotheses; search: all steps and what is
+    between them; total: `Captioner.caption`, measured by itself.
+    """
+    manifest, decoding = captioner.bundle.manifest, captioner.decoding(beam_size)
+    steps = _TimedSteps(captioner)
+    times: dict[str, list[float]] = {name: [] for name in ("decode", "encode", "search", "total")}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = work()
+        times[name].append(1000 * (time.perf_counter() - started))
+        return result
+
+    words, cpu_seconds = 0, 0.0
+    for number in range(_WARM_UP + runs):
+        if number == _WARM_UP:
+            steps.milliseconds.clear()
+            for values in times.values():
+                values.clear()
+            cpu_seconds = 0.0
+        pixels = timed("decode", lambda: load_pixels(photo, size=(manifest.width, manifest.height)))
+        encoded = timed("encode", lambda: captioner.sessions.encode(pixels[None]))  # noqa: B023 (called at once)
+        timed("search", lambda: search(steps, encoded, decoding))  # noqa: B023
+        before = time.process_time()
+        words = len(timed("total", lambda: captioner.caption(photo, beam_size=beam_size)).words)
+        cpu_seconds += time.process_time() - before
+    stages = {
+        "decode": times["decode"],
+        "encode": times["encode"],
+        "step": steps.milliseconds,
+        "search": times["search"],
+        "total": times["total"],
+    }
+    return {name: _percentiles(values) for name, values in stages.items()}, words, cpu_seconds / runs
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    p50, p90, p99 = (float(value) for value in np.percentile(values, [50, 90, 99]))
+    return {"mean": float(np.mean(values)), "p50": p50, "p90": p90, "p99": p99}
+
+
+def _throughput(captioner: Captioner, photo: str, arguments: argparse.Namespace, batch_size: int) -> float:
+    """Photos per second through `caption_many`, of at least four batches."""
+    photos = max(arguments.runs, 4 * batch_size)
+    for _ in captioner.caption_many(repeat(photo, batch_size), batch_size=batch_size, beam_size=arguments.beam):
+        pass  # the first batch of a size sets up its memory
+    started = time.perf_counter()
+    for _ in captioner.caption_many(repeat(photo, photos), batch_size=batch_size, beam_size=arguments.beam):
+        pass
+    return float(photos / (time.perf_counter() - started))
+
+
+def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float | None]:
+    """Seconds from starting a process to its first caption (the median of a few), and its peak memory in MB."""
+    command = [sys.executable, "-c", _FRESH]
+    for option, value in (("--model", arguments.model), ("--threads", arguments.threads), ("--beam", arguments.beam)):
+        command += [option, str(value)] if value is not None else []
+    seconds, peaks = [], []
+    for _ in range(_FRESH_STARTS):
+        started = time.perf_counter()
+        process = subprocess.run([*command, "--", photo], capture_output=True, check=False)
+        seconds.append(time.perf_counter() - started)
+        if process.returncode != 0:
+            raise ArgumentError("PHOTO", process.stderr.decode(errors="replace").strip().removeprefix("caplet: "))
+        peaks.append(int(process.stderr.split()[-1]))
+    peak = max(peaks) * 1024 / 1e6
+    return {"first_caption_seconds": float(np.median(seconds)), "peak_rss_mb": peak or None}
+
+
+def _sweep(arguments: argparse.Namespace, photo: str, most: int) -> list[dict[str, float]]:
+    """Latency and throughput for 1, 2, 4, ... threads and some batch sizes."""
+    counts = sorted({*(2**power for power in range(most.bit_length())), most})
+    results: list[dict[str, float]] = []
+    for count in counts:
+        captioner = Captioner(arguments.model, threads=count)
+        for batch_size in _SWEEP_BATCHES:
+            rate = _throughput(captioner, photo, arguments, batch_size)
+            results.append({"threads": count, "batch_size": batch_size, "photos_per_second": rate})
+    return results
+
+
+def _as_text(report: dict[str, Any]) -> str:
+    threads = report["threads"]
+    lines = [
+        f"{report['model']} on {report['cpu']['name'] or report['cpu']['architecture']}, "
+        f"{threads['count']} threads ({threads['reason']}), onnxruntime {report['versions']['onnxruntime']}",
+        f"{report['photo']}: {report['words']} words, beam {report['beam_size']}, {report['runs']} runs",
+        "",
+        f"{'milliseconds':<14}{'p50':>9}{'p90':>9}{'p99':>9}",
+    ]
+    for name, stage in report["stages"].items():
+        lines.append(f"{name:<14}{stage['p50']:>9.2f}{stage['p90']:>9.2f}{stage['p99']:>9.2f}")
+    lines.append("")
+    for name, rate in report["photos_per_second"].items():
+        lines.append(f"{name.replace('_', ' ')}: {rate:.1f} photos a second")
+    lines.append(f"CPU time per photo: {1000 * report['cpu_seconds_per_photo']:.1f} ms")
+    lines.append(f"process start to first caption: {report['first_caption_seconds']:.2f} s")
+    if report["peak_rss_mb"] is not None:
+        lines.append(f"peak memory of a process with one caption: {report['peak_rss_mb']:.0f} MB")
+    if "sweep" in report:
+        lines += ["", f"{'threads':>7}{'batch':>7}{'photos a second':>17}"]
+        for entry in report["sweep"]:
+            lines.append(f"{entry['threads']:>7}{entry['batch_size']:>7}{entry['photos_per_second']:>17.1f}")
+    return "".join(line + "\n" for line in lines)

@@ -1,0 +1,350 @@
+"""Captioner and Caption, the face of caplet: image, bundle, sessions and decode put together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import operator
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.bundle import Bundle, load_bundle
+from caplet.decode import Encoded, Hypothesis, search
+from caplet.errors import ArgumentError, BundleError, CapletError, InferenceError
+from caplet.image import ImageSource, load_pixels
+from caplet.manifest import LONGEST_CAPTION, Decoding
+from caplet.prefetch import in_order
+from caplet.sessions import Sessions
+from caplet.threads import usable_threads
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_log = logging.getLogger(__name__)
+_GRID = 8  # the encoder's 64 locations are 8 rows of 8
+_FIRST_WORD = 4  # ids below are <pad>, <start>, <end>, <unk>
+_LARGEST_BATCH = 1024
+_MOST_PHOTO_WORKERS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternative:
+    """One of the best sentences the search found, with its score (see `Caption.score`)."""
+
+    text: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """A sentence for a photo.
+
+    Attributes:
+        text: the sentence, lower case, without a full stop.
+        words: its words, as in the vocabulary.
+        score: log-probability per word, natural logarithm, at most 0; for another length penalty than 1 see
+            `caplet.decode.Hypothesis`. Comparable between captions of one model only.
+        word_scores: log-probability of each word, given the photo and the words before it.
+        attention: float32 [words,8,8], read-only: how much each word looked at each part of the photo, row by row
+            from the top left; each word's weights sum to 1.
+        alternatives: the best sentences the search found, best first; the first is this one.
+        milliseconds: time spent on this photo: decoding it, and its share of the batch's time in the graphs.
+    """
+
+    text: str
+    words: tuple[str, ...]
+    score: float
+    word_scores: tuple[float, ...]
+    attention: NDArray[np.float32] = dataclasses.field(compare=False, repr=False)
+    alternatives: tuple[Alternative, ...] = dataclasses.field(repr=False)
+    milliseconds: float = dataclasses.field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def plot(self, image: ImageSource) -> Image.Image:
+        """Draw `image`, the photo this caption is for, once per word with where the word looked.
+
+        See `caplet.explain.plot_attention`.
+        """
+        from caplet.explain import plot_attention
+
+        return plot_attention(image, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Photo:
+    """Pixels or what was wrong with the photo, and the seconds it took to find out."""
+
+    pixels: NDArray[np.uint8] | CapletError
+    seconds: float
+
+
+class Captioner:
+    """A captioning model, loaded and ready.
+
+    It does not change after construction and may be shared by any number of threads. Processes: make one in each, or
+    hand one over; pickled it travels as the path of its bundle, and after a fork it opens its graphs again on first
+    use. (A forked child should end by `os._exit`, as multiprocessing's do: onnxruntime hangs in a normal exit there.)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        threads: int | None = None,
+        providers: Sequence[Any] | None = None,
+        verify: bool = True,
+    ) -> None:
+        """Load a bundle.
+
+        Args:
+            model: the bundle's directory; None for the environment variable CAPLET_MODEL, or the bundled model.
+            threads: threads to compute with; None for as many as this process may use (see `caplet.threads`).
+            providers: onnxruntime execution providers; None for the CPU.
+            verify: compare every file of the bundle with its hash.
+
+        Raises:
+            BundleNotFoundError: there is no bundle there.
+            BundleError: the bundle is damaged, incomplete or inconsistent.
+            ArgumentError: `threads` or `providers` makes no sense.
+        """
+        started = time.perf_counter()
+        self._asked = (threads, providers, verify)
+        self._threads = usable_threads(threads).count
+        self._bundle = load_bundle(model, verify=verify)
+        self._sessions = Sessions(self._bundle, self._threads, providers)
+        if self._bundle.manifest.decoding.beam_size > self._sessions.widest_beam:
+            widest = self._sessions.widest_beam
+            raise BundleError(str(self._bundle.path), f"decoding.beam_size is above the decoder's {widest}")
+        milliseconds = 1000 * (time.perf_counter() - started)
+        name, digest = self._bundle.manifest.name, self._bundle.digest[:12]
+        _log.info("loaded %s (%s) with %d threads in %.0f ms", name, digest, self._threads, milliseconds)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The model: its path, manifest and vocabulary."""
+        return self._bundle
+
+    @property
+    def threads(self) -> int:
+        """Threads the encoder computes with."""
+        return self._threads
+
+    @property
+    def sessions(self) -> Sessions:
+        """The two graphs, for measuring them one by one."""
+        return self._sessions
+
+    def __repr__(self) -> str:
+        return f"Captioner({str(self._bundle.path)!r}, threads={self._threads})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _captioner, (str(self._bundle.path.absolute()), *self._asked)
+
+    def caption(
+        self,
+        image: ImageSource,
+        *,
+        beam_size: int | None = None,
+        max_length: int | None = None,
+        allow_truncated: bool = False,
+    ) -> Caption:
+        """Write a caption for one photo.
+
+        Args:
+            image: path, bytes of an image file, binary file object, PIL image, or uint8 array [H,W,3], [H,W,4], [H,W].
+            beam_size: hypotheses kept per word, 1 (greedy) to what the decoder gives per step; None for the bundle's.
+            max_length: words at most; None for the bundle's.
+            allow_truncated: accept an image file that breaks off in the middle.
+
+        Raises:
+            ImageError: the photo is missing or cannot be used.
+            ArgumentError: an option makes no sense.
+            InferenceError: the graphs failed.
+        """
+        decoding = self.decoding(beam_size, max_length)
+        result = self._caption_batch([self._load(image, allow_truncated)], decoding)[0]
+        if isinstance(result, CapletError):
+            raise result
+        return result
+
+    @overload
+    def caption_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        batch_size: int = ...,
+        on_error: Literal["raise"] = ...,
+        beam_size: int | None = ...,
+        max_length: int | None = ...,
+        allow_truncated: bool = ...,
+    ) -> Iterator[Caption]: ...
+
+    @overload
+    def caption_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        batch_size: int = ...,
+        on_error: Literal["return"],
+        beam_size: int | None = ...,
+        max_length: int | None = ...,
+        allow_truncated: bool = ...,
+    ) -> Iterator[Caption | CapletError]: ...
+
+    def caption_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        batch_size: int = 8,
+        on_error: Literal["raise", "return"] = "raise",
+        beam_size: int | None = None,
+        max_length: int | None = None,
+        allow_truncated: bool = False,
+    ) -> Iterator[Caption | CapletError]:
+        """Write captions for many photos, lazily and in order.
+
+        Photos are decoded in threads while the graphs run (with one thread to compute with: in turns). No more than
+        two batches and a few photos are held at any time, so `images` may be endless.
+
+        Args:
+            images: the photos; see `caption`.
+            batch_size: photos that go through the graphs together.
+            on_error: "raise" to stop at the first photo that fails, "return" to give its error in its place.
+            beam_size: see `caption`.
+            max_length: see `caption`.
+            allow_truncated: see `caption`.
+
+        Raises:
+            ArgumentError: at once, if an option makes no sense.
+            CapletError: at the photo's turn, as `caption` does, unless errors are returned. What `images` itself raises
+                comes through after the captions of the photos before.
+        """
+        decoding = self.decoding(beam_size, max_length)
+        size = _whole_number("batch_size", batch_size, _LARGEST_BATCH)
+        if on_error not in ("raise", "return"):
+            raise ArgumentError("on_error", f"{on_error!r} is neither 'raise' nor 'return'")
+        return self._caption_many(images, size, decoding, allow_truncated, raises=on_error == "raise")
+
+    def decoding(self, beam_size: int | None = None, max_length: int | None = None) -> Decoding:
+        """The bundle's search options with these changed. Raises ArgumentError."""
+        decoding = self._bundle.manifest.decoding
+        if beam_size is not None:
+            beam_size = _whole_number("beam_size", beam_size, self._sessions.widest_beam)
+            decoding = dataclasses.replace(decoding, beam_size=beam_size)
+        if max_length is not None:
+            max_length = _whole_number("max_length", max_length, LONGEST_CAPTION)
+            decoding = dataclasses.replace(decoding, max_length=max_length)
+        return decoding
+
+    def _caption_many(
+        self, images: Iterable[ImageSource], size: int, decoding: Decoding, allow_truncated: bool, *, raises: bool
+    ) -> Iterator[Caption | CapletError]:
+        workers = 0 if self._threads == 1 else min(self._threads, _MOST_PHOTO_WORKERS)
+        photos = in_order(
+            images, lambda image: self._load(image, allow_truncated), workers=workers, ahead=size + workers
+        )
+        with contextlib.closing(photos):
+            failure: Exception | None = None
+            while failure is None:
+                batch, failure = _take(photos, size)
+                for result in self._caption_batch(batch, decoding):
+                    if raises and isinstance(result, CapletError):
+                        raise result
+                    yield result
+                if failure is None and len(batch) < size:
+                    return
+            raise failure
+
+    def _load(self, image: ImageSource, allow_truncated: bool) -> _Photo:
+        started = time.perf_counter()
+        manifest = self._bundle.manifest
+        pixels: NDArray[np.uint8] | CapletError
+        try:
+            pixels = load_pixels(image, size=(manifest.width, manifest.height), allow_truncated=allow_truncated)
+        except CapletError as error:
+            pixels = error
+        return _Photo(pixels, time.perf_counter() - started)
+
+    def _caption_batch(self, photos: Sequence[_Photo], decoding: Decoding) -> list[Caption | CapletError]:
+        started = time.perf_counter()
+        good = [photo.pixels for photo in photos if not isinstance(photo.pixels, CapletError)]
+        found: Iterator[list[Hypothesis] | CapletError] = iter(())
+        if good:
+            try:
+                encoded: Encoded = self._sessions.encode(np.stack(good))
+                found = iter(search(self._sessions.step, encoded, decoding))
+            except CapletError as error:
+                found = iter([error] * len(good))
+        share = (time.perf_counter() - started) / max(len(good), 1)
+        results: list[Caption | CapletError] = []
+        for photo in photos:
+            result = photo.pixels if isinstance(photo.pixels, CapletError) else next(found)
+            if isinstance(result, CapletError):
+                results.append(result)
+            else:
+                results.append(self._write(result, 1000 * (photo.seconds + share)))
+        _log.debug("captioned %d of %d photos in %.1f ms each", len(good), len(photos), 1000 * share)
+        return results
+
+    def _write(self, hypotheses: Sequence[Hypothesis], milliseconds: float) -> Caption | CapletError:
+        """The caption that the best hypothesis means."""
+        vocabulary = self._bundle.words
+        if not all(_FIRST_WORD <= t < len(vocabulary) for hypothesis in hypotheses for t in hypothesis.tokens):
+            return InferenceError("decoder", "gives tokens that are no words", "run `caplet check`")
+        sentences = [tuple(vocabulary[token] for token in hypothesis.tokens) for hypothesis in hypotheses]
+        best = hypotheses[0]
+        attention = best.attention.reshape(-1, _GRID, _GRID)
+        attention.setflags(write=False)
+        return Caption(
+            text=join_words(sentences[0]),
+            words=sentences[0],
+            score=best.score,
+            word_scores=best.log_probs,
+            attention=attention,
+            alternatives=tuple(
+                Alternative(join_words(words), hypothesis.score)
+                for words, hypothesis in zip(sentences, hypotheses, strict=True)
+            ),
+            milliseconds=milliseconds,
+        )
+
+
+def join_words(words: Iterable[str]) -> str:
+    """Words to text: single spaces, but none before a word that starts with an apostrophe ("dog 's" is "dog's")."""
+    return "".join(word if word.startswith("'") else f" {word}" for word in words).lstrip()
+
+
+def _captioner(path: str, threads: int | None, providers: Sequence[Any] | None, verify: bool) -> Captioner:
+    """What a pickled Captioner is made of again."""
+    return Captioner(path, threads=threads, providers=providers, verify=verify)
+
+
+def _take(photos: Iterator[_Photo], size: int) -> tuple[list[_Photo], Exception | None]:
+    """The next batch; also what went wrong if drawing it did, so that the photos before that are not lost."""
+    batch: list[_Photo] = []
+    try:
+        for photo in photos:
+            batch.append(photo)
+            if len(batch) == size:
+                break
+    except Exception as error:
+        return batch, error
+    return batch, None
+
+
+def _whole_number(option: str, value: SupportsIndex, high: int) -> int:
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= high:
+        raise ArgumentError(option, f"{value!r} is not a whole number from 1 to {high}")
+    return number

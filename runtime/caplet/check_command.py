@@ -1,0 +1,75 @@
+"""`caplet check`: is this the model as it was released, and does it say the same here?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+
+from caplet.captioner import Captioner
+from caplet.output import Output
+
+# 8-bit arithmetic rounds differently on other CPUs; scores move by a few hundredths there.
+SCORE_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """A golden caption and what this machine makes of its photo; scores are log-probabilities per word."""
+
+    file: str
+    expected: str
+    text: str
+    expected_score: float
+    score: float
+
+    @property
+    def same(self) -> bool:
+        """The same words with about the same score."""
+        return self.text == self.expected and abs(self.score - self.expected_score) <= SCORE_TOLERANCE
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check and print; returns 0 if all is well, 1 if a caption differs. Raises CapletError for a damaged model."""
+    captioner = Captioner(arguments.model, threads=arguments.threads)
+    results = check_golden(captioner)
+    with Output() as output:
+        if arguments.json:
+            output.write(json.dumps(_as_json(captioner, results), indent=2) + "\n")
+        else:
+            output.write(_as_text(captioner, results))
+    return 0 if all(result.same for result in results) else 1
+
+
+def check_golden(captioner: Captioner) -> list[GoldenResult]:
+    """Caption the golden photos of the captioner's bundle. Raises CapletError."""
+    results = []
+    for golden in captioner.bundle.manifest.golden:
+        caption = captioner.caption(captioner.bundle.path / golden.file, beam_size=golden.beam_size)
+        results.append(GoldenResult(golden.file, golden.text, caption.text, golden.score, caption.score))
+    return results
+
+
+def _as_json(captioner: Captioner, results: list[GoldenResult]) -> dict[str, object]:
+    manifest = captioner.bundle.manifest
+    return {
+        "model": manifest.name,
+        "model_sha256": captioner.bundle.digest,
+        "files_verified": len(manifest.files),
+        "golden": [{**asdict(result), "same": result.same} for result in results],
+        "ok": all(result.same for result in results),
+    }
+
+
+def _as_text(captioner: Captioner, results: list[GoldenResult]) -> str:
+    manifest = captioner.bundle.manifest
+    lines = [f"{manifest.name}: {len(manifest.files)} files are as released"]
+    for result in results:
+        change = f"score {result.score:.4f}, {result.score - result.expected_score:+.4f}"
+        if result.same:
+            lines.append(f"same     {result.file}: {result.text} ({change})")
+        else:
+            lines.append(f"DIFFERS  {result.file}: {result.text!r} instead of {result.expected!r} ({change})")
+    same = sum(result.same for result in results)
+    lines.append(f"{same} of {len(results)} golden captions are the same")
+    return "".join(line + "\n" for line in lines)

@@ -1,0 +1,178 @@
+"""The `caplet` command: captions for photos, and the verbs info, check and bench.
+
+Only argument parsing happens here, without numpy or onnxruntime, so that `caplet --help` is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from caplet import __version__
+from caplet.errors import ArgumentError, CapletError
+from caplet.records import FORMATS
+
+_EPILOG = """\
+verbs:
+  caplet info             versions, model, licence, hashes, CPU, threads
+  caplet check            verify the model's files and repeat its golden captions on this machine
+  caplet bench [PHOTO]    measure speed and memory on this machine
+A photo that is called like a verb is given as ./info.
+
+exit status: 0 every photo was captioned, 1 some were not, 2 wrong usage, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments; None for those of this process.
+
+    Returns:
+        The exit status: 0 all captioned, 1 some failed, 2 usage, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = words.pop(0) if words and words[0] in _VERBS else None
+    parser = _VERBS[verb]() if verb else _caption_parser()
+    try:
+        arguments = parser.parse_args(words)
+        if verb is None:
+            _check_caption_arguments(parser, arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    # numpy would start a thread per core for matrix products that caplet never asks it for.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        return int(importlib.import_module(f"caplet.{verb or 'caption'}_command").run(arguments))
+    except ArgumentError as error:
+        return _complain(str(error), 2)
+    except CapletError as error:
+        return _complain(str(error), 1)
+    except BrokenPipeError:
+        return 1  # whoever read the output has had enough
+    except OSError as error:
+        return _complain(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+
+
+def _complain(message: str, status: int) -> int:
+    # Standard error may be gone as well, and there is nobody left to tell.
+    with contextlib.suppress(OSError):
+        print(f"caplet: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _whole(text: str) -> int:
+    """An argument that is a whole number above zero; the captioner knows the upper limits."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_whole.__name__ = "whole number"  # as argparse calls it in its message
+
+
+def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", metavar="DIR", help="the bundle; default $CAPLET_MODEL or the one that comes along")
+    model.add_argument("--threads", type=_whole, metavar="N", help="default: as many as this process may use")
+    return parser
+
+
+def _caption_parser() -> argparse.ArgumentParser:
+    parser = _parser("caplet", "Write a caption for every photo.", _EPILOG)
+    parser.add_argument("--version", action="version", version=f"caplet {__version__}")
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="a file, a folder, or - for standard input")
+    photos = parser.add_argument_group("photos")
+    photos.add_argument("-r", "--recursive", action="store_true", help="also the folders in the folders")
+    photos.add_argument("--files-from", metavar="FILE", help="read names of files and folders, - for standard input")
+    photos.add_argument("--null", action="store_true", help="names in that list end with a null byte")
+    photos.add_argument("--allow-truncated", action="store_true", help="accept photos that break off")
+    captions = parser.add_argument_group("captions")
+    captions.add_argument("--beam", type=_whole, metavar="N", help="hypotheses per word, 1 is greedy; default: model's")
+    captions.add_argument("--max-length", type=_whole, metavar="N", help="words at most; default: model's")
+    captions.add_argument("--batch-size", type=_whole, default=8, metavar="N", help="photos at a time; default 8")
+    output = parser.add_argument_group("output")
+    output.add_argument("--format", choices=FORMATS, default="text", help="default text")
+    output.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    output.add_argument("--resume", action="store_true", help="go on with an interrupted run; jsonl with -o only")
+    output.add_argument(
+        "--attention", metavar="PATH", help="draw where each word looked: a PNG for one photo, a folder for several"
+    )
+    output.add_argument("-q", "--quiet", action="store_true", help="no progress, no message about single photos")
+    output.add_argument("--fail-fast", action="store_true", help="stop at the first photo that fails")
+    parser.add_argument_group("model").add_argument(
+        "--no-verify", action="store_true", help="do not compare the model's files with their hashes"
+    )
+    return parser
+
+
+def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Combinations that make no sense end here, with exit status 2."""
+    if not arguments.photos and arguments.files_from is None:
+        parser.error("give a photo, a folder, or --files-from FILE")
+    if [*arguments.photos, arguments.files_from].count("-") > 1:
+        parser.error("standard input can be given only once")
+    if arguments.null and arguments.files_from is None:
+        parser.error("--null needs --files-from")
+    if arguments.resume and (arguments.format != "jsonl" or arguments.output is None):
+        parser.error("--resume needs --format jsonl and -o FILE")
+    if arguments.output and any(_same_file(arguments.output, photo) for photo in arguments.photos):
+        parser.error("-o would overwrite a photo")
+    drawing = arguments.attention if arguments.attention and not os.path.isdir(arguments.attention) else None
+    if drawing and any(_same_file(drawing, photo) for photo in arguments.photos):
+        parser.error("--attention would overwrite a photo")
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
+def _info_parser() -> argparse.ArgumentParser:
+    parser = _parser("caplet info", "Print versions, model, licence, hashes, CPU and threads.")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _check_parser() -> argparse.ArgumentParser:
+    parser = _parser("caplet check", "Verify the model's files and repeat its golden captions on this machine.")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _bench_parser() -> argparse.ArgumentParser:
+    parser = _parser("caplet bench", "Measure speed and memory on this machine.")
+    parser.add_argument("photo", nargs="?", metavar="PHOTO", help="default: a photo of the model's own")
+    parser.add_argument("--runs", type=_whole, default=30, metavar="N", help="measured captions; default 30")
+    parser.add_argument("--beam", type=_whole, metavar="N", help="hypotheses per word; default: model's")
+    parser.add_argument("--batch-size", type=_whole, default=8, metavar="N", help="for the throughput; default 8")
+    parser.add_argument("--sweep", action="store_true", help="also other numbers of threads and batch sizes")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+_VERBS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "info": _info_parser,
+    "check": _check_parser,
+    "bench": _bench_parser,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

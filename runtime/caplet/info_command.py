@@ -1,0 +1,74 @@
+"""`caplet info`: versions, model, licence, hashes, CPU, threads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from caplet.bundle import load_bundle
+from caplet.machine import describe_cpu, versions
+from caplet.output import Output
+from caplet.threads import usable_threads
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print it; returns the exit status. Raises CapletError if there is no usable model."""
+    information = describe(arguments.model, arguments.threads)
+    with Output() as output:
+        output.write(json.dumps(information, indent=2) + "\n" if arguments.json else _as_text(information))
+    return 0
+
+
+def describe(model: str | None, asked_threads: int | None) -> dict[str, Any]:
+    """Everything `caplet info` tells, as JSON can hold it."""
+    bundle = load_bundle(model)
+    manifest = bundle.manifest
+    threads = usable_threads(asked_threads)
+    return {
+        "versions": versions(),
+        "model": {
+            "name": manifest.name,
+            "path": str(bundle.path.absolute()),
+            "sha256": bundle.digest,
+            "created_with": manifest.created_with,
+            "vocabulary": len(bundle.words),
+            "photo_size": [manifest.width, manifest.height],
+            "decoding": vars(manifest.decoding),
+        },
+        "license": dict(manifest.license),
+        "files": {name: vars(entry) for name, entry in manifest.files.items()},
+        "metrics": manifest.metrics,
+        "provenance": manifest.provenance,
+        "cpu": describe_cpu(),
+        "threads": {"count": threads.count, "reason": threads.reason},
+    }
+
+
+def _as_text(information: dict[str, Any]) -> str:
+    model, cpu, threads = information["model"], information["cpu"], information["threads"]
+    decoding = model["decoding"]
+    rows = [
+        ("versions", ", ".join(f"{name} {version}" for name, version in information["versions"].items())),
+        ("model", f"{model['name']}, {model['vocabulary']} words in the vocabulary"),
+        ("path", model["path"]),
+        ("sha256", model["sha256"]),
+        ("created with", ", ".join(f"{name} {version}" for name, version in model["created_with"].items())),
+        ("search", f"beam {decoding['beam_size']}, at most {decoding['max_length']} words"),
+        *((f"license of {what}", text) for what, text in information["license"].items()),
+        *((f"file {name}", _size_and_hash(entry)) for name, entry in information["files"].items()),
+        *((f"metrics {name}", _brief(value)) for name, value in information["metrics"].items()),
+        ("CPU", f"{cpu['name'] or 'unknown'} ({cpu['architecture']}, {cpu['cpus']} CPUs)"),
+        ("CPU features", " ".join(cpu["features"]) or "unknown"),
+        ("threads", f"{threads['count']} ({threads['reason']})"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "".join(f"{name.ljust(width)}  {text}\n" for name, text in rows)
+
+
+def _size_and_hash(entry: dict[str, Any]) -> str:
+    return f"{entry['bytes']:,} bytes, {entry['sha256']}"
+
+
+def _brief(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

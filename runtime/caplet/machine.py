@@ -1,0 +1,45 @@
+"""What this machine and its software are, as far as they bear on captions and their speed."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy
+import onnxruntime  # type: ignore[import-untyped]
+import PIL
+
+import caplet
+
+# Instruction sets that decide how fast, and with 8-bit weights also how exactly, onnxruntime computes.
+_FEATURES = (
+    "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8",
+    "asimd", "asimddp", "i8mm", "sve",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """caplet and what it stands on."""
+    return {
+        "caplet": caplet.__version__,
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """Architecture, name, number of CPUs, and the instruction sets that matter, where the system tells them."""
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    fields = dict(reversed([(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]))
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "name": fields.get("model name") or platform.processor(),
+        "cpus": os.cpu_count(),
+        "features": [feature for feature in _FEATURES if feature in flags],
+    }

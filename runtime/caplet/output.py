@@ -1,0 +1,43 @@
+"""Where results go: standard output or a file, unbuffered, so that what was said to be written is written."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+
+
+class Output:
+    """A file or standard output that takes whole lines."""
+
+    def __init__(self, path: str | None = None, *, append: bool = False) -> None:
+        """Open `path`, or standard output if it is None. Raises OSError."""
+        if path is not None:
+            self._file = io.FileIO(path, "ab" if append else "wb")
+        elif sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "<standard output>")
+        else:
+            sys.stdout.flush()
+            self._file = io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+        self._name = path or "<standard output>"
+
+    def write(self, line: str) -> None:
+        """Write a line, in UTF-8; file names that are not UTF-8 get their own bytes back. Raises OSError."""
+        left = memoryview(line.encode("utf-8", "surrogateescape"))
+        while left:
+            try:
+                left = left[self._file.write(left) :]
+            except OSError as error:
+                error.filename = self._name
+                raise
+
+    def close(self) -> None:
+        """Close the file; standard output stays open."""
+        self._file.close()
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

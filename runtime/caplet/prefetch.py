@@ -1,0 +1,51 @@
+"""Work on the next items in threads while the caller is busy with this one: in order, and only a few ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead: int) -> Generator[R, None, None]:
+    """Yield `work(item)` for each item, in order.
+
+    The items are drawn in the caller's thread, at most `ahead` before their results are asked for. If drawing one
+    fails, the results of the items before it come first. Closing the iterator, or letting go of it, ends the threads
+    as soon as the items they are at are done.
+
+    Args:
+        items: any iterable, also an endless one.
+        work: called in the worker threads; what it raises is raised at the item's turn.
+        workers: number of threads; with 0 the work is done here, an item at a time.
+        ahead: most items in the works.
+    """
+    if workers == 0:
+        yield from map(work, items)
+        return
+    source = iter(items)
+    pending: deque[Future[R]] = deque()
+    failure: Exception | None = None
+    drained = False
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="caplet-photo")
+    try:
+        while True:
+            while not drained and len(pending) < ahead:
+                try:
+                    pending.append(executor.submit(work, next(source)))
+                except StopIteration:
+                    drained = True
+                except Exception as error:
+                    drained, failure = True, error
+            if not pending:
+                break
+            yield pending.popleft().result()
+        if failure is not None:
+            raise failure
+    finally:
+        # Not waited for: a worker may be stuck on a slow disk, and closing must not be.
+        executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,41 @@
+"""A progress line for people: on a terminal only, rewritten a few times a second."""
+
+from __future__ import annotations
+
+import time
+from typing import TextIO
+
+_INTERVAL = 0.2  # seconds
+
+
+class Progress:
+    """Counts photos on a terminal: how many, of how many if that is known, how fast."""
+
+    def __init__(self, stream: TextIO | None, total: int | None = None) -> None:
+        """`stream` None, or one that is no terminal, stays silent. `total` None is an unknown number of photos."""
+        self._stream = stream if stream is not None and stream.isatty() else None
+        self._total = total
+        self._started = self._shown = time.monotonic()
+        self._done = 0
+        self._width = 0
+
+    def advance(self) -> None:
+        """One photo more is done."""
+        self._done += 1
+        now = time.monotonic()
+        if self._stream is not None and now - self._shown >= _INTERVAL:
+            self._shown = now
+            rate = self._done / (now - self._started)
+            total = f"/{self._total}" if self._total is not None else ""
+            self._show(f"{self._done}{total} photos, {rate:.1f} a second")
+
+    def clear(self) -> None:
+        """Wipe the line, so that a message or the prompt can stand there."""
+        if self._width:
+            self._show("")
+
+    def _show(self, text: str) -> None:
+        if self._stream is not None:
+            self._stream.write("\r" + text.ljust(self._width) + ("" if text else "\r"))
+            self._stream.flush()
+            self._width = len(text)

@@ -1,0 +1,135 @@
+"""One record per photo, as text, JSON lines, CSV or TSV; and what an interrupted JSONL run has written already."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from caplet.errors import ArgumentError, CapletError
+
+if TYPE_CHECKING:
+    from caplet.bundle import Bundle
+    from caplet.captioner import Caption
+
+FORMATS = ("text", "jsonl", "csv", "tsv")
+FIELDS = ("path", "caption", "score", "words", "milliseconds", "model", "model_sha256", "error")
+_TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_LINE_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+@dataclass(frozen=True)
+class Record:
+    """A photo's caption or error, with the model that was asked."""
+
+    path: str
+    result: Caption | CapletError
+    model: str
+    model_sha256: str
+
+    @classmethod
+    def of(cls, path: str, result: Caption | CapletError, bundle: Bundle) -> Record:
+        """The record of one photo captioned with `bundle`."""
+        return cls(path, result, bundle.manifest.name, bundle.digest)
+
+    def fields(self) -> dict[str, Any]:
+        """The members of the JSON object: those in FIELDS that apply."""
+        model = {"model": self.model, "model_sha256": self.model_sha256}
+        if isinstance(self.result, CapletError):
+            return {"path": self.path, **model, "error": str(self.result)}
+        caption = self.result
+        words = zip(caption.words, caption.word_scores, strict=True)
+        return {
+            "path": self.path,
+            "caption": caption.text,
+            "score": round(caption.score, 6),
+            "words": [{"word": word, "log_prob": round(log_prob, 6)} for word, log_prob in words],
+            "milliseconds": round(caption.milliseconds, 3),
+            **model,
+        }
+
+
+class Formatter:
+    """Turns records into lines of one format."""
+
+    def __init__(self, form: str, *, with_path: bool) -> None:
+        """`with_path` says whether text lines start with the photo's path."""
+        self._form, self._with_path = form, with_path
+
+    def header(self) -> str:
+        """What comes before the first record, or an empty string."""
+        return {"csv": ",".join(FIELDS) + "\n", "tsv": "\t".join(FIELDS) + "\n"}.get(self._form, "")
+
+    def line(self, record: Record) -> str:
+        """The record as a line; an empty string for an error in text, which stands on standard error only."""
+        if self._form == "text":
+            if isinstance(record.result, CapletError):
+                return ""
+            path = record.path.translate(_LINE_ESCAPES) + "\t" if self._with_path else ""
+            return f"{path}{record.result.text}\n"
+        if self._form == "jsonl":
+            # ASCII: bytes of a name that are not UTF-8 travel as lone surrogates, which json.loads understands.
+            return json.dumps(record.fields()) + "\n"
+        columns = self._columns(record)
+        if self._form == "tsv":
+            return "\t".join(column.translate(_TSV_ESCAPES) for column in columns) + "\n"
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(columns)
+        return line.getvalue()
+
+    @staticmethod
+    def _columns(record: Record) -> list[str]:
+        fields = record.fields()
+        if "words" in fields:
+            fields["words"] = " ".join(f"{entry['word']}={entry['log_prob']}" for entry in fields["words"])
+        return [str(fields.get(name, "")) for name in FIELDS]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a JSONL file holds: how often each path stands in it, and how many records are errors."""
+
+    paths: Counter[str]
+    failed: int
+
+
+def resume(path: str, model_sha256: str) -> Written:
+    """Read the records of an interrupted run and cut off a last line that is not whole.
+
+    Raises:
+        ArgumentError: the file holds something else, or captions of another model.
+        OSError: it cannot be read or written.
+    """
+    paths: Counter[str] = Counter()
+    failed = whole = 0
+    if not os.path.exists(path):
+        return Written(paths, failed)
+    with open(path, "r+b") as file:
+        for number, line in enumerate(_whole_lines(file), start=1):
+            record = _parse(line, f"{path} line {number}")
+            if record["model_sha256"] != model_sha256:
+                raise ArgumentError("--resume", f"{path} was written with another model", "choose another -o FILE")
+            paths[record["path"]] += 1
+            failed += "error" in record
+            whole += len(line)
+        file.truncate(whole)
+    return Written(paths, failed)
+
+
+def _whole_lines(file: io.BufferedRandom) -> Iterator[bytes]:
+    return (line for line in file if line.endswith(b"\n"))
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("path"), str) or "model_sha256" not in record:
+        raise ArgumentError("--resume", f"{where} is not a record of caplet", "choose another -o FILE")
+    return record

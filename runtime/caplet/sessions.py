@@ -1,0 +1,180 @@
+"""The two graphs as onnxruntime sessions: options, the contract of names, types and shapes, and safe use after fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from caplet.bundle import Bundle
+from caplet.decode import Encoded, Floats, StepResult
+from caplet.errors import ArgumentError, BundleError, InferenceError
+
+LOCATIONS = 64
+_SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
+# One decoder step is a few matrix-vector products: waking a second thread for them costs more than it computes.
+_DECODER_THREADS = 1
+# Where a size is a letter it may be any number, but the same one wherever the letter stands in either graph.
+_Shape = tuple["int | str", ...]
+_FLOAT, _INT64, _UINT8 = "tensor(float)", "tensor(int64)", "tensor(uint8)"
+_FEATURES: dict[str, tuple[str, _Shape]] = {
+    "features": (_FLOAT, (LOCATIONS, "D")),
+    "keys": (_FLOAT, (LOCATIONS, "A")),
+    "state": (_FLOAT, ("H",)),
+}
+_DECODER_INPUTS: dict[str, tuple[str, _Shape]] = {"token": (_INT64, ()), **_FEATURES}
+_DECODER_OUTPUTS: dict[str, tuple[str, _Shape]] = {
+    "log_probs": (_FLOAT, ("K",)),
+    "tokens": (_INT64, ("K",)),
+    "next_state": (_FLOAT, ("H",)),
+    "attention": (_FLOAT, (LOCATIONS,)),
+}
+
+
+class Sessions:
+    """The encoder and decoder of one bundle, ready to run; safe to share between threads.
+
+    A process made by fork has none of its parent's threads, so the graphs are opened again on first use there.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[Any] | None = None) -> None:
+        """Open both graphs and compare them with the contract.
+
+        Raises:
+            ArgumentError: onnxruntime has none of these execution providers.
+            BundleError: a graph that onnxruntime cannot load or that does not keep to the contract.
+        """
+        self.providers = _known_providers(providers)
+        self._bundle, self._threads = bundle, threads
+        self._lock = threading.Lock()
+        self._open()
+        _alive.add(self)
+
+    def _open(self) -> None:
+        bundle = self._bundle
+        photo: dict[str, tuple[str, _Shape]] = {"pixels": (_UINT8, (bundle.manifest.height, bundle.manifest.width, 3))}
+        sizes: dict[str, int] = {}
+        encoder = _session(bundle.encoder, self._threads, self.providers)
+        _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
+        decoder = _session(bundle.decoder, min(self._threads, _DECODER_THREADS), self.providers)
+        _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
+        if sizes["K"] > len(bundle.words):
+            raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, the vocabulary is smaller")
+        self.widest_beam = sizes["K"]
+        self._encoder, self._decoder, self._process = encoder, decoder, os.getpid()
+
+    def encode(self, pixels: NDArray[np.uint8]) -> Encoded:
+        """Encode photos, uint8 RGB [N,height,width,3]. Raises InferenceError."""
+        self._reopen_after_fork()
+        return Encoded(*_run(self._encoder, list(_FEATURES), {"pixels": pixels}))
+
+    def step(self, token: NDArray[np.int64], state: Floats, features: Floats, keys: Floats) -> StepResult:
+        """One decoder step from the previous words, int64 [N], and their states. Raises InferenceError."""
+        self._reopen_after_fork()
+        feeds = {"token": token, "state": state, "features": features, "keys": keys}
+        return StepResult(*_run(self._decoder, list(_DECODER_OUTPUTS), feeds))
+
+    def _reopen_after_fork(self) -> None:
+        if self._process != os.getpid():
+            with self._lock:
+                if self._process != os.getpid():
+                    self._open()
+
+    def _keep_inherited(self) -> None:
+        """In a forked child: onnxruntime would wait for ever for threads that do not exist there to end."""
+        _inherited.append((self._encoder, self._decoder))
+        self._lock = threading.Lock()
+
+
+_alive: weakref.WeakSet[Sessions] = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _after_fork() -> None:
+    for sessions in list(_alive):
+        sessions._keep_inherited()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _known_providers(providers: Sequence[Any] | None) -> list[Any]:
+    """onnxruntime's execution providers, as names or (name, options) pairs; the CPU's where none are given."""
+    if providers is None:
+        return ["CPUExecutionProvider"]
+    known = onnxruntime.get_available_providers()
+    chosen = [providers] if isinstance(providers, str) else list(providers)
+    names = [provider[0] if isinstance(provider, tuple) and provider else provider for provider in chosen]
+    if not names or not all(name in known for name in names):
+        raise ArgumentError("providers", f"{providers!r} is not among those of onnxruntime", f"use {', '.join(known)}")
+    return chosen
+
+
+def _session(path: Path, threads: int, providers: list[Any]) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _SILENT
+    # Spinning would burn a core between captions; the graphs' operators are long enough to wake threads for.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", "get the bundle again") from error
+
+
+def _run(session: onnxruntime.InferenceSession, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
+    try:
+        return cast("list[Any]", session.run(outputs, feeds))
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise InferenceError("onnxruntime", _brief(error), "run `caplet check`") from error
+
+
+def _brief(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+
+
+def _check_contract(
+    path: Path,
+    session: onnxruntime.InferenceSession,
+    inputs: Mapping[str, tuple[str, _Shape]],
+    outputs: Mapping[str, tuple[str, _Shape]],
+    sizes: dict[str, int],
+) -> None:
+    """Compare a graph's inputs and outputs with the contract; `sizes` collects what the letters stand for."""
+    for role, expected, found in (
+        ("input", inputs, session.get_inputs()),
+        ("output", outputs, session.get_outputs()),
+    ):
+        values = {value.name: value for value in found}
+        if set(values) != set(expected):
+            raise _off_contract(path, f"has the {role}s {sorted(values)} instead of {sorted(expected)}")
+        for name, (kind, shape) in expected.items():
+            value = values[name]
+            if value.type != kind:
+                raise _off_contract(path, f"{role} {name!r} is a {value.type} instead of a {kind}")
+            batch, *rest = value.shape or [None]
+            if isinstance(batch, int) or len(rest) != len(shape) or len(value.shape) == 0:
+                raise _off_contract(path, f"{role} {name!r} has the shape {value.shape} instead of {['N', *shape]}")
+            for size, wanted in zip(rest, shape, strict=True):
+                if not isinstance(size, int) or size < 1:
+                    raise _off_contract(path, f"{role} {name!r} has the shape {value.shape} instead of {['N', *shape]}")
+                known = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)
+                if size != known:
+                    raise _off_contract(path, f"{role} {name!r} has a size of {size} where {known} was expected")
+
+
+def _off_contract(path: Path, cause: str) -> BundleError:
+    return BundleError(str(path), cause, "export the bundle again")
