@@ -6,14 +6,21 @@ with the calibration set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+
+from caplet_export.text import START
+
+Feed = Mapping[str, NDArray[Any]]
+Feeds = Callable[[], Iterable[Feed]]
+Range = tuple[float, float]
 
 METHODS = ("minmax", "percentile", "mse")
 BINS = 2048
@@ -40,38 +47,51 @@ class Histogram:
         return self.low + (np.arange(BINS) + 0.5) * ((self.high - self.low) / BINS)
 
 
-Range = tuple[float, float]
-
-
-def calibrate(
-    model: onnx.ModelProto,
-    groups: Mapping[str, str],
-    photos: Callable[[], Iterable[NDArray[np.uint8]]],
-    method: str = "mse",
-) -> dict[str, Range]:
+def calibrate(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, method: str = "mse") -> dict[str, Range]:
     """The range, always with zero in it, in which each group of values is to be quantised.
 
     Args:
-        model: a float graph that reads `pixels`.
+        model: a float graph.
         groups: names of values to observe, and of the group each belongs to.
-        photos: starts a pass over the calibration set, batches uint8 [N,h,w,3]; called once for `minmax` and twice for
-            the others.
+        feeds: starts a pass over the calibration set: inputs of the graph, batch by batch. It is called once for
+            `minmax` and twice for the others.
         method: `minmax`; `percentile`, where a hundred-thousandth of the values at either end may be clipped; `mse`,
             the range that makes the mean squared error of the quantised values smallest.
     """
-    extremes = _extremes(model, groups, photos())
+    extremes = _extremes(model, groups, feeds())
     if method == "minmax":
         return extremes
     histograms = {
         group: Histogram(low, high, np.zeros(BINS, np.int64)) for group, (low, high) in extremes.items() if high > low
     }
-    session = _observer(model, list(groups))
-    for pixels in photos():
-        for value, array in zip(groups, session.run(list(groups), {"pixels": pixels}), strict=True):
+    observe = Observer(model, list(groups))
+    for feed in feeds():
+        for value, array in zip(groups, observe(feed), strict=True):
             if groups[value] in histograms:
                 histograms[groups[value]].add(array)
     choose = percentile_range if method == "percentile" else mse_range
     return extremes | {group: choose(histogram) for group, histogram in histograms.items()}
+
+
+def greedy_feeds(
+    encoder: onnx.ModelProto, decoder: onnx.ModelProto, photos: Iterable[Feed], max_length: int = 20
+) -> Iterator[Feed]:
+    """What a decoder reads, step by step, while it writes greedy captions of batches of photos.
+
+    Every row goes on to `max_length` words: what follows an `<end>` is no stranger than what a wide beam tries.
+    """
+    encode, step = (
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        for model in (encoder, decoder)
+    )
+    wanted = [argument.name for argument in step.get_inputs()]
+    for photo in photos:
+        encoded = dict(zip(("features", "keys", "state"), encode.run(["features", "keys", "state"], photo), strict=True))
+        feed = {**encoded, "token": np.full(len(encoded["state"]), START, np.int64)}
+        for _ in range(max_length):
+            yield feed
+            tokens, state = step.run(["tokens", "next_state"], {name: feed[name] for name in wanted})
+            feed = {**feed, "token": tokens[:, 0], "state": state}
 
 
 def percentile_range(histogram: Histogram) -> Range:
@@ -98,30 +118,39 @@ def mse_range(histogram: Histogram) -> Range:
     return best
 
 
-def _extremes(
-    model: onnx.ModelProto, groups: Mapping[str, str], photos: Iterable[NDArray[np.uint8]]
-) -> dict[str, Range]:
+class Observer:
+    """Gives values inside a graph out, or what reductions over all their axes make of each."""
+
+    def __init__(self, model: onnx.ModelProto, values: Sequence[str], kinds: Sequence[str] = ("Identity",)) -> None:
+        observed = onnx.ModelProto()
+        observed.CopyFrom(model)
+        graph = observed.graph
+        self._names = [f"{value}/{kind}" for value in values for kind in kinds]
+        for value in values:
+            for kind in kinds:
+                attributes = {} if kind == "Identity" else {"keepdims": 0}
+                graph.node.append(helper.make_node(kind, [value], [f"{value}/{kind}"], **attributes))
+        del graph.output[:]
+        graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._names)
+        self._session = onnxruntime.InferenceSession(
+            observed.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        self._inputs = {argument.name for argument in self._session.get_inputs()}
+
+    def __call__(self, feed: Feed) -> list[NDArray[np.float32]]:
+        """One array for each value and kind, values first."""
+        result: list[NDArray[np.float32]] = self._session.run(
+            self._names, {name: array for name, array in feed.items() if name in self._inputs}
+        )
+        return result
+
+
+def _extremes(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Iterable[Feed]) -> dict[str, Range]:
     """Smallest and largest value of each group, found inside the graph so that no whole activation leaves it."""
-    reduced = onnx.ModelProto()
-    reduced.CopyFrom(model)
-    names = []
-    for value in groups:
-        for kind in ("ReduceMin", "ReduceMax"):
-            names.append(f"{value}/{kind}")
-            reduced.graph.node.append(helper.make_node(kind, [value], [names[-1]], keepdims=0))
     ranges = dict.fromkeys(groups.values(), (0.0, 0.0))
-    session = _observer(reduced, names)
-    for pixels in photos:
-        found = np.array(session.run(names, {"pixels": pixels})).reshape(-1, 2)
+    observe = Observer(model, list(groups), ("ReduceMin", "ReduceMax"))
+    for feed in feeds:
+        found = np.array(observe(feed)).reshape(-1, 2)
         for group, (low, high) in zip(groups.values(), found.tolist(), strict=True):
             ranges[group] = (min(low, ranges[group][0]), max(high, ranges[group][1]))
     return ranges
-
-
-def _observer(model: onnx.ModelProto, values: list[str]) -> onnxruntime.InferenceSession:
-    """A session that gives these values out."""
-    observed = onnx.ModelProto()
-    observed.CopyFrom(model)
-    del observed.graph.output[:]
-    observed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in values)
-    return onnxruntime.InferenceSession(observed.SerializeToString(), providers=["CPUExecutionProvider"])

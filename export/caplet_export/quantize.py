@@ -1,9 +1,12 @@
-"""8-bit graphs: the encoder by static quantisation in QDQ form, the decoder by 8-bit weights.
+"""8-bit graphs by static quantisation in QDQ form.
 
-Encoder: activations unsigned 8-bit per tensor, weights signed 8-bit per output channel, biases 32-bit. Values that an
-operator only moves or picks from (concatenation, maximum, split, transpose) share one scale, so that the operator works
-on bytes and no second rounding happens; ReLUs vanish into the lower end of the range. onnxruntime then fuses every
-convolution to QLinearConv, and the pixels enter as they are, with scale 1.
+Activations unsigned 8-bit per tensor, weights signed 8-bit per output channel, biases 32-bit. Values that an operator
+only moves or picks from (concatenation, maximum, split, transpose) share one scale, so that the operator works on bytes
+and no second rounding happens; ReLUs vanish into the lower end of the range. onnxruntime then fuses every convolution
+to QLinearConv and every dense layer to a product of bytes with a float result; pixels enter as they are, with scale 1.
+
+The decoder is quantised statically too, not dynamically: a dynamic range is taken over the whole batch, and a caption
+would depend on what else is in the batch, or in the beam.
 
 Weights use all 8 bits. On x86 without VNNI, 16-bit sums of unsigned by signed products may saturate; onnxruntime
 avoids that with the session option `session.x64quantprecision = 1`, which caplet's runtime sets: it costs speed only
@@ -12,14 +15,14 @@ there, where `reduce_range` would cost accuracy everywhere. ARM64 and VNNI do no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from caplet_export.calibrate import LEVELS, Range, calibrate
+from caplet_export.calibrate import LEVELS, Feeds, Range, calibrate
 from caplet_export.onnx_graph import Graph
 
 # Outputs of the first become 8-bit; the second only pass values on, so inputs and outputs have one scale.
@@ -27,31 +30,28 @@ _COMPUTING = ("Conv", "AveragePool", "Relu")
 _SHARING = ("Concat", "MaxPool", "Split", "Transpose", "Reshape")
 
 
-def quantize_encoder(
-    model: onnx.ModelProto,
-    photos: Callable[[], Iterable[NDArray[np.uint8]]],
-    *,
-    method: str = "mse",
-    keep_float: Collection[str] = (),
+def quantize(
+    model: onnx.ModelProto, feeds: Feeds, *, method: str = "mse", keep_float: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """The encoder with 8-bit convolutions, poolings and first dense layer.
+    """An encoder or decoder in 8 bits, its ranges taken from what it does on the calibration feeds.
 
     Args:
-        model: an encoder after `caplet_export.optimize.optimize_encoder`.
-        photos: starts a pass over the calibration photos, batches uint8 [N,h,w,3].
+        model: a float graph, after `caplet_export.optimize`.
+        feeds: starts a pass over inputs of the graph.
         method: one of `caplet_export.calibrate.METHODS`.
-        keep_float: outputs of convolutions that are left in float.
+        keep_float: outputs of convolutions and matrix products that are left in float.
     """
     groups = scale_groups(model)
-    computed = {node.output[0] for node in model.graph.node if node.op_type in _COMPUTING}
-    ranges = calibrate(model, {value: group for value, group in groups.items() if value in computed}, photos, method)
-    return insert_qdq(model, groups, ranges, keep_float)
+    made = {node.output[0]: node.op_type for node in model.graph.node}
+    observed = {value: group for value, group in groups.items() if made.get(value) not in _SHARING}
+    return insert_qdq(model, groups, calibrate(model, observed, feeds, method), keep_float)
 
 
 def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
     """Every value that becomes 8-bit, with the name of the group of values whose scale it shares.
 
-    A value that only a ReLU reads is none: the ReLU goes into the quantisation of what comes out of it.
+    These are what convolutions and average poolings make, as far as more than a ReLU reads it; what is made of that by
+    moving and picking; and what is multiplied by a constant matrix, unless it comes from a table.
     """
     graph = Graph(model)
     parent: dict[str, str] = {}
@@ -71,6 +71,8 @@ def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
             for value in values:
                 parent.setdefault(value, value)
                 parent[find(value)] = find(values[0])
+        elif _is_dense(graph, node) and not _is_lookup(graph, graph.producer(node.input[0])):
+            parent.setdefault(node.input[0], node.input[0])
     return {value: find(value) for value in parent}
 
 
@@ -99,6 +101,9 @@ def insert_qdq(
         graph.add_node("QuantizeLinear", [value, *parameters], [f"{value}/quantized"])
         graph.add_node("DequantizeLinear", [f"{value}/quantized", *parameters], [f"{value}/dequantized"])
         scales[f"{value}/dequantized"] = scale
+    for lookup in graph.of_type("Gather"):
+        if _is_lookup(graph, lookup):
+            scales[lookup.output[0]] = _quantize_table(graph, lookup)
     for node in graph.of_type("Conv", "MatMul"):
         if node.input[0] in scales and node.output[0] not in keep_float:
             _quantize_weights(graph, node, scales[node.input[0]])
@@ -131,6 +136,30 @@ def _quantize_weights(graph: Graph, node: onnx.NodeProto, input_scale: float) ->
         limits = np.iinfo(np.int32)
         bias = np.clip(bias, limits.min, limits.max).astype(np.int32)
         node.input[2] = _dequantized_constant(graph, bias, bias_scale, 0, f"{node.output[0]}/bias")
+
+
+def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> float:
+    """Rows are looked up as bytes; what reads them multiplies bytes without another rounding."""
+    value, table = lookup.output[0], graph.constants[lookup.input[0]]
+    scale, zero_point = activation_scale((min(float(table.min()), 0.0), max(float(table.max()), 0.0)))
+    bytes_ = np.clip(np.rint(table / scale) + zero_point, 0, LEVELS - 1).astype(np.uint8)
+    lookup.input[0] = graph.add_constant(bytes_, f"{lookup.input[0]}/quantized")
+    lookup.output[0] = f"{value}/quantized"
+    graph.add_node("DequantizeLinear", [lookup.output[0], *_scale_constants(graph, value, scale, zero_point)], [value])
+    return scale
+
+
+def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:
+    """A product with a constant matrix of more than one column; one column gains nothing from fewer bits."""
+    matrix = graph.constants.get(node.input[1]) if node.op_type == "MatMul" else None
+    return matrix is not None and matrix.ndim == 2 and matrix.shape[1] > 1
+
+
+def _is_lookup(graph: Graph, node: onnx.NodeProto | None) -> bool:
+    if node is None or node.op_type != "Gather":
+        return False
+    table = graph.constants.get(node.input[0])
+    return table is not None and table.dtype == np.float32 and table.ndim == 2
 
 
 def _dequantized_constant(graph: Graph, values: NDArray[Any], scale: NDArray[np.float32], axis: int, name: str) -> str:

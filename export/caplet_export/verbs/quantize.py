@@ -1,0 +1,72 @@
+"""`caplet-export quantize`: make the ONNX graphs 8-bit."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.flickr8k import read_dataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("graphs", type=Path, help="folder written by `caplet-export convert`")
+    parser.add_argument("--data", type=Path, required=True, help="data set whose training photos calibrate")
+    parser.add_argument(
+        "--calibration", type=int, default=256, metavar="N", help="number of photos (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="which photos (default: %(default)s)")
+    parser.add_argument(
+        "--method", choices=("minmax", "percentile", "mse"), default="mse", help="how ranges are chosen (%(default)s)"
+    )
+    parser.add_argument(
+        "--keep-float", action="append", default=[], metavar="VALUE", help="leave the layer that makes this in float"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the graphs; replaced if there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Calibrate, quantise, report sizes."""
+    dataset = read_dataset(arguments.data)
+    train = list(dataset.split("train"))
+    if not train or arguments.calibration < 1:
+        raise DataError("calibration needs at least one training photo")
+    names = random.Random(arguments.seed).sample(train, min(arguments.calibration, len(train)))
+
+    import onnx
+
+    from caplet_export.calibrate import greedy_feeds
+    from caplet_export.outputs import whole_folder
+    from caplet_export.photos import photo_batches
+    from caplet_export.quantize import quantize
+
+    try:
+        encoder, decoder = (onnx.load(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
+    except Exception as error:
+        raise ConfigurationError(f"{arguments.graphs}: no graphs written by `caplet-export convert`: {error}") from error
+
+    def photos() -> Iterator[Mapping[str, Any]]:
+        for _, pixels in photo_batches(dataset, names, task="calibrate"):
+            yield {"pixels": pixels}
+
+    small_encoder = quantize(encoder, photos, method=arguments.method, keep_float=arguments.keep_float)
+    small_decoder = quantize(
+        decoder,
+        lambda: greedy_feeds(encoder, decoder, photos()),
+        method=arguments.method,
+        keep_float=arguments.keep_float,
+    )
+    with whole_folder(arguments.output) as folder:
+        onnx.save(small_encoder, folder / "encoder.onnx")
+        onnx.save(small_decoder, folder / "decoder.onnx")
+        shutil.copyfile(arguments.graphs / "vocabulary.txt", folder / "vocabulary.txt")
+    for name in ("encoder.onnx", "decoder.onnx"):
+        before, after = ((path / name).stat().st_size / 1e6 for path in (arguments.graphs, arguments.output))
+        print(f"{name}: {before:.1f} MB -> {after:.1f} MB")
+    print(f"wrote {arguments.output}")
+    return 0
