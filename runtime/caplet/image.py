@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -66,21 +67,53 @@ def load_pixels(
         ArgumentError: `size` or `max_pixels` makes no sense.
     """
     _check_options(size, max_pixels)
+    return _load(source, lambda width, height: size, max(size), max_pixels, allow_truncated)
+
+
+def load_picture(
+    source: ImageSource, *, longest_side: int, max_pixels: int = MAX_PIXELS, allow_truncated: bool = False
+) -> NDArray[np.uint8]:
+    """Decode an image for people to look at: like `load_pixels`, but in its proportions, its longest side as given.
+
+    A side is at least an eighth of the other, so that a strip of pixels is something to look at.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+
+    Raises:
+        ImageNotFoundError, ImageTypeError, ImageError, ArgumentError: as `load_pixels`.
+    """
+    _check_options((longest_side, longest_side), max_pixels)
+
+    def fit(width: int, height: int) -> tuple[int, int]:
+        scale, least = longest_side / max(width, height), max(longest_side // 8, 1)
+        return max(round(width * scale), least), max(round(height * scale), least)
+
+    return _load(source, fit, longest_side, max_pixels, allow_truncated)
+
+
+_Fit: TypeAlias = Callable[[int, int], tuple[int, int]]
+"""Width and height of the result from those of the upright picture."""
+
+
+def _load(
+    source: ImageSource, fit: _Fit, longest_side: int, max_pixels: int, allow_truncated: bool
+) -> NDArray[np.uint8]:
+    """Pixels of any source; no side of the result is longer than `longest_side`."""
     subject = _subject(source)
     try:
         if isinstance(source, Image.Image):
             check_size(source.size, max_pixels, subject)
-            return _finish(source, size)
+            return _finish(source, fit)
         if isinstance(source, np.ndarray):
             _check_array(source, max_pixels)
-            return _finish(Image.fromarray(np.ascontiguousarray(source)), size)
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            return _decode(io.BytesIO(source), subject, size, max_pixels, allow_truncated)
-        if isinstance(source, (str, os.PathLike)):
-            with Path(os.fsdecode(source)).open("rb") as file:
-                seekable = file if file.seekable() else _read_stream(file, subject, max_pixels)
-                return _decode(seekable, subject, size, max_pixels, allow_truncated)
-        return _decode(_read_stream(source, subject, max_pixels), subject, size, max_pixels, allow_truncated)
+            return _finish(Image.fromarray(np.ascontiguousarray(source)), fit)
+        with _as_file(source, subject, max_pixels) as file:
+            # Twice the longest side both ways, as the orientation, known only later, may swap them.
+            image = decode_file(
+                file, subject, least_side=2 * longest_side, max_pixels=max_pixels, allow_truncated=allow_truncated
+            )
+            return _finish(image, fit)
     except CapletError:
         raise
     except FileNotFoundError as error:
@@ -130,6 +163,19 @@ def _check_array(array: NDArray[Any], max_pixels: int) -> None:
     check_size((array.shape[1], array.shape[0]), max_pixels, "<array>")
 
 
+def _as_file(source: Any, subject: str, max_pixels: int) -> BinaryIO:
+    """An image file as a seekable file object of our own, to be closed."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    if not isinstance(source, (str, os.PathLike)):
+        return _read_stream(source, subject, max_pixels)
+    file = Path(os.fsdecode(source)).open("rb")  # noqa: SIM115 (the caller closes it)
+    if file.seekable():
+        return file
+    with file:  # a pipe
+        return _read_stream(file, subject, max_pixels)
+
+
 def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
     """Everything in a file object, which is left at the position where it was.
 
@@ -157,24 +203,14 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
     return io.BytesIO(data)
 
 
-def _decode(
-    file: BinaryIO, subject: str, size: tuple[int, int], max_pixels: int, allow_truncated: bool
-) -> NDArray[np.uint8]:
-    """Pixels of an image file that is ours to read and seek."""
-    # Twice the longer side both ways, as the orientation, known only later, may swap them.
-    least_side = 2 * max(size)
-    image = decode_file(file, subject, least_side=least_side, max_pixels=max_pixels, allow_truncated=allow_truncated)
-    return _finish(image, size)
-
-
-def _finish(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _finish(image: Image.Image, fit: _Fit) -> NDArray[np.uint8]:
     """The steps every image takes once its samples are in memory."""
     image.load()
     colours = _to_rgb(image)
     method = _TRANSPOSITIONS.get(_orientation(image))
     if method is not None:
         colours = colours.transpose(method)
-    return np.array(_to_srgb(_squash(colours, size), image), dtype=np.uint8)
+    return np.array(_to_srgb(_squash(colours, fit(*colours.size)), image), dtype=np.uint8)
 
 
 _TRANSPOSITIONS = {
