@@ -71,6 +71,7 @@ class Batches:
         batch_images: int,
         seed: int,
     ) -> None:
+        names = [name for name in names if not any(name in view.skipped for view in views)]
         for view in views:
             missing = [name for name in names if name not in view]
             if missing:
@@ -78,7 +79,9 @@ class Batches:
                     f"{view.folder}: no features of {len(missing)} images, first {missing[0]}; "
                     "run `caplet-export features` again"
                 )
-        self.names = list(names)
+        if not names:
+            raise DataError("no image of this split could be read when its features were extracted")
+        self.names = names
         self.group = group
         self._views = views
         self._seed = seed

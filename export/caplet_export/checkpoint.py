@@ -15,6 +15,7 @@ Everything is written to a temporary name and renamed, so whatever is there is w
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,35 +85,37 @@ def save_weights(model: keras.Model, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def save_variables(variables: Sequence[Any], path: Path, dtype: str | None = None) -> None:
-    """Save variables by their paths to an .npz file."""
-    arrays = {variable.path: np.asarray(variable.numpy(), dtype) for variable in variables}
+def save_extractor_part(extractor: keras.Model, trained: Sequence[Any], path: Path) -> None:
+    """Save some of the extractor's variables as float16, by their position in it (names change between builds)."""
+    wanted = {id(variable) for variable in trained}
+    arrays = {
+        f"{position}": np.asarray(variable.numpy(), np.float16)
+        for position, variable in enumerate(extractor.variables)
+        if id(variable) in wanted
+    }
     temporary = path.with_name("." + path.name)
     np.savez_compressed(temporary, **arrays)
     os.replace(temporary, path)
 
 
-def load_variables(variables: Sequence[Any], path: Path) -> int:
-    """Assign what `save_variables` wrote to the variables of the same paths; returns how many.
+def load_extractor_part(extractor: keras.Model, path: Path) -> None:
+    """Assign what `save_extractor_part` wrote.
 
     Raises:
-        ConfigurationError: the file is missing or damaged, names a variable that is not there, or another shape.
+        ConfigurationError: the file is damaged, or its arrays are not this extractor's.
     """
-    by_path = {variable.path: variable for variable in variables}
+    variables = extractor.variables
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for name in arrays.files:
-                if name not in by_path:
-                    raise ConfigurationError(f"{path}: holds {name}, which this model does not have")
-                value = arrays[name]
-                if value.shape != tuple(by_path[name].shape):
-                    raise ConfigurationError(f"{path}: {name} is {value.shape}, not {tuple(by_path[name].shape)}")
-                by_path[name].assign(value.astype(by_path[name].dtype))
-            return len(arrays.files)
-    except (OSError, ValueError) as error:
+                variable, value = variables[int(name)], arrays[name]
+                if value.shape != tuple(variable.shape):
+                    raise ConfigurationError(f"{path}: array {name} is {value.shape}, not {tuple(variable.shape)}")
+                variable.assign(value.astype(np.float32))
+    except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
         if isinstance(error, ConfigurationError):
             raise
-        raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigurationError(f"{path}: damaged: {error}") from error
 
 
 def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:
@@ -122,5 +125,5 @@ def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:
     extractor = build_extractor(weights)
     trained = Path(folder) / EXTRACTOR
     if trained.exists():
-        load_variables(extractor.variables, trained)
+        load_extractor_part(extractor, trained)
     return extractor

@@ -5,6 +5,7 @@ A store is a folder::
     store.json    what it was made from (weights digest, augmentation, shape); written first, never changed
     names.txt     image names, one a line, in row order
     rows.f16      float16 rows, 64×2048 each, in the order of names.txt
+    skipped.txt   images that could not be read, one a line; written last, so a store without it is not finished
 
 A row counts only once its name stands in `names.txt` with a newline behind it, and names are appended after their rows
 have reached the disk. So a run that dies at any byte loses at most the batch in flight: the next run drops what lies
@@ -28,6 +29,7 @@ from caplet_export.errors import StoreError
 
 LOCATIONS, CHANNELS = 64, 2048
 _FORMAT = 1
+_NAMES, _ROWS, _SKIPPED = "names.txt", "rows.f16", "skipped.txt"
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,19 @@ class FeatureStore:
     `store[name]` is a float16 array of shape [64, 2048], read from disk on access.
 
     Raises:
-        StoreError: no store there, or its files do not fit together.
+        StoreError: no store there, its extraction has not finished, or its files do not fit together.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.source = _read_source(self.folder)
-        self.names = _complete_names(self.folder)
+        if not (self.folder / _SKIPPED).exists():
+            raise StoreError(f"{self.folder}: extraction has not finished; run `caplet-export features` again")
+        self.skipped = frozenset(_lines(self.folder / _SKIPPED))
+        self.names = _lines(self.folder / _NAMES)
         self.rows_by_name = {name: row for row, name in enumerate(self.names)}
         shape = (len(self.names), self.source.locations, self.source.channels)
-        path = self.folder / "rows.f16"
+        path = self.folder / _ROWS
         size = path.stat().st_size if path.exists() else 0
         if size < int(np.prod(shape)) * 2:
             raise StoreError(f"{path}: {size} bytes, fewer than its {len(self.names)} names need; extract it again")
@@ -97,13 +102,14 @@ class FeatureWriter:
                     raise StoreError(f"{self.folder}: holds features of another source ({have}); use another folder")
             else:
                 _write_atomically(self.folder / "store.json", json.dumps({"format": _FORMAT, **asdict(source)}))
-            self.names = _complete_names(self.folder)
-            rows = self.folder / "rows.f16"
+            (self.folder / _SKIPPED).unlink(missing_ok=True)
+            self.names = _lines(self.folder / _NAMES)
+            rows = self.folder / _ROWS
             have_rows = (rows.stat().st_size if rows.exists() else 0) // self._row_bytes
             del self.names[have_rows:]
-            listed = "".join(f"{name}\n" for name in self.names).encode()
+            listed = "".join(f"{name}\n" for name in self.names).encode("utf-8", "surrogateescape")
             self._rows = _open_at(rows, len(self.names) * self._row_bytes)
-            self._names = _open_at(self.folder / "names.txt", len(listed))
+            self._names = _open_at(self.folder / _NAMES, len(listed))
         except OSError as error:
             raise _store_error(self.folder, error) from error
 
@@ -123,11 +129,18 @@ class FeatureWriter:
         try:
             _write_all(self._rows, np.ascontiguousarray(features, np.float16).tobytes())
             os.fdatasync(self._rows)
-            _write_all(self._names, "".join(f"{name}\n" for name in names).encode())
+            _write_all(self._names, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
             os.fdatasync(self._names)
         except OSError as error:
             raise _store_error(self.folder, error) from error
         self.names.extend(names)
+
+    def finish(self, skipped: Iterable[str]) -> None:
+        """Say that the store is whole but for the images `skipped`."""
+        try:
+            _write_atomically(self.folder / _SKIPPED, "".join(f"{name}\n" for name in skipped))
+        except OSError as error:
+            raise _store_error(self.folder, error) from error
 
 
 def extract(
@@ -148,6 +161,7 @@ def extract(
     with FeatureWriter(folder, source) as writer:
         done = set(writer.names)
         batch: list[tuple[str, NDArray[np.uint8]]] = []
+        skipped: list[str] = []
 
         def flush() -> Iterator[tuple[str, None]]:
             if batch:
@@ -166,11 +180,13 @@ def extract(
             try:
                 batch.append((name, load(name)))
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one photo, the others go on
+                skipped.append(name)
                 yield name, str(error)
                 continue
             if len(batch) == batch_size:
                 yield from flush()
         yield from flush()
+        writer.finish(skipped)
 
 
 def weights_digest(weights: str) -> str:
@@ -202,8 +218,7 @@ def _read_source(folder: Path) -> StoreSource:
         raise StoreError(f"{path}: damaged ({error}); extract the features again") from error
 
 
-def _complete_names(folder: Path) -> list[str]:
-    path = folder / "names.txt"
+def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     # A last line without its newline is a name whose write was cut short: its row does not count.
@@ -225,7 +240,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
     os.replace(temporary, path)
 
 

@@ -12,7 +12,7 @@ INPUT_SIZE = 299
 GRID = 8
 
 
-def build_extractor(weights: str | None) -> keras.Model:
+def build_extractor(weights: str | None, dtype: str = "float32") -> keras.Model:
     """InceptionV3 (Szegedy et al., CVPR 2016) up to `mixed10`.
 
     Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048].
@@ -20,10 +20,13 @@ def build_extractor(weights: str | None) -> keras.Model:
     Args:
         weights: `imagenet` for Keras' own download, a path to weights of `InceptionV3(include_top=False)`, or None
             for random weights (tests).
+        dtype: `float32`, or `bfloat16` to compute in it with float32 variables.
 
     Raises:
         ConfigurationError: the file is missing or its weights have other shapes.
     """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
     try:
         return keras.applications.InceptionV3(
             include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
@@ -31,6 +34,8 @@ def build_extractor(weights: str | None) -> keras.Model:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(f"{weights}: not weights of InceptionV3 without top: {reason}") from error
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def split_extractor(extractor: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:

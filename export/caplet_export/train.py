@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from caplet_export.batches import Batches
-from caplet_export.checkpoint import DECODER, EXTRACTOR, load_variables, load_weights, save_variables, save_weights
+from caplet_export.checkpoint import DECODER, EXTRACTOR, load_extractor_part, load_weights, save_extractor_part, save_weights
 from caplet_export.config import Config, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import FeatureStore
@@ -108,7 +109,8 @@ class Trainer:
             if load_config(start_from / "config.json").model != self.config.model:
                 raise ConfigurationError(f"{start_from}: a model of another configuration; the model.* switches differ")
             load_weights(self.model, start_from / DECODER)
-        self.upper = self._upper_blocks(extractor, start_from)
+        self._extractor = extractor
+        self.upper = self._upper_blocks(start_from)
 
         shared = {"vocabulary": self.vocabulary, "max_length": self.config.text.max_length, "seed": settings.seed}
         group = settings.captions_per_image
@@ -155,14 +157,14 @@ class Trainer:
                 raise ConfigurationError(f"epoch {number}, step {step}: the loss is {loss}; lower train.learning_rate")
             total += loss
             progress(step, steps, total / step)
-        with self._averaged():
+        with _Swapped(self._variables, self._average):
             dev_loss, dev_cider = self._evaluate()
             seconds = time.monotonic() - start
             self.history.append(Epoch(number, total / steps, dev_loss, dev_cider, round(seconds, 1)))
             if self.best is self.history[-1]:
                 save_weights(self.model, self.folder / DECODER)
                 if self.upper is not None:
-                    save_variables(self.upper.trainable_variables, self.folder / EXTRACTOR, "float16")
+                    save_extractor_part(self._extractor, self.upper.trainable_variables, self.folder / EXTRACTOR)
         self._save_resume()
         _write_atomically(self.folder / "history.json", json.dumps([asdict(epoch) for epoch in self.history], indent=1))
         return self.history[-1]
@@ -272,9 +274,6 @@ class Trainer:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
         return tf.reduce_sum(losses * mask), tf.reduce_sum(mask)
 
-    def _averaged(self) -> _Swapped:
-        return _Swapped(self._variables, self._average)
-
     # -- resuming -----------------------------------------------------------------------------------------------------
 
     def _claim_folder(self) -> None:
@@ -308,18 +307,18 @@ class Trainer:
                 for index, variable in enumerate(self._state()):
                     variable.assign(arrays[f"{index}"])
                 self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ConfigurationError(f"{path}: damaged ({error}); delete it to start this run again") from error
 
-    def _upper_blocks(self, extractor: keras.Model | None, start_from: Path | None) -> keras.Model | None:
+    def _upper_blocks(self, start_from: Path | None) -> keras.Model | None:
         layer = self.config.train.extractor_layer
         if layer == "mixed10":
             return None
-        if extractor is None:
+        if self._extractor is None:
             raise ConfigurationError(f"train.extractor_layer={layer} needs --encoder-weights")
-        _, upper = split_extractor(extractor, layer)
         if start_from and (start_from / EXTRACTOR).exists():
-            load_variables(upper.trainable_variables, start_from / EXTRACTOR)
+            load_extractor_part(self._extractor, start_from / EXTRACTOR)
+        _, upper = split_extractor(self._extractor, layer)
         return upper
 
 

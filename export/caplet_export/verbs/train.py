@@ -52,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         dataset,
         Stores(views, plain),
         start_from=arguments.start_from,
-        extractor=build_extractor(arguments.encoder_weights) if layer != "mixed10" else None,
+        extractor=(
+            build_extractor(arguments.encoder_weights, config.train.precision) if layer != "mixed10" else None
+        ),
     )
     while not trainer.finished:
         number = len(trainer.history) + 1

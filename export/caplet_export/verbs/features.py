@@ -1,0 +1,71 @@
+"""`caplet-export features`: run InceptionV3 over a data set and store what it saw."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from caplet.image import load_pixels
+from caplet_export.errors import DataError
+from caplet_export.features import StoreSource, extract, weights_digest
+from caplet_export.flickr8k import read_dataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("output", type=Path, help="folder of the stores; the same command again goes on")
+    parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
+    parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` (a download) or a path")
+    parser.add_argument("--layer", default="mixed10", help="Inception block to store (a lower one for fine-tuning)")
+    parser.add_argument("--no-flip", action="store_true", help="leave out the mirrored training photos")
+    parser.add_argument("--batch-size", type=int, default=32)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fill the stores `LAYER-plain` (every split) and `LAYER-flip` (training photos, mirrored)."""
+    dataset = read_dataset(arguments.data)
+    for defect in dataset.defects:
+        print(f"caplet-export features: {defect}", file=sys.stderr)
+    digest = weights_digest(arguments.encoder_weights)
+
+    import tensorflow as tf
+
+    from caplet_export.inception import INPUT_SIZE, build_extractor, scale, split_extractor
+
+    lower, _ = split_extractor(build_extractor(arguments.encoder_weights), arguments.layer)
+    _, height, width, channels = lower.output_shape
+    pixels = tf.TensorSpec((None, INPUT_SIZE, INPUT_SIZE, 3), tf.uint8)
+
+    @tf.function(input_signature=[pixels])
+    def forward(batch: Any) -> Any:
+        return tf.reshape(lower(scale(batch), training=False), (-1, height * width, channels))
+
+    plan = [("plain", [name for split in dataset.splits.values() for name in split])]
+    if not arguments.no_flip:
+        plan.append(("flip", list(dataset.splits.get("train", ()))))
+    unreadable: set[str] = set()
+    for view, names in plan:
+        source = StoreSource(digest, view, arguments.layer, height * width, channels)
+        folder = arguments.output / f"{arguments.layer}-{view}"
+        results = extract(
+            folder,
+            source,
+            names,
+            lambda name: load_pixels(dataset.path(name), size=(INPUT_SIZE, INPUT_SIZE)),
+            lambda batch: forward(batch).numpy(),
+            batch_size=arguments.batch_size,
+        )
+        stored = 0
+        for name, problem in tqdm(results, desc=folder.name, total=len(names), unit="photo", disable=None):
+            stored += problem is None
+            if problem and name not in unreadable:
+                unreadable.add(name)
+                print(f"caplet-export features: left out {name}: {problem}", file=sys.stderr)
+        print(f"{folder}: {stored} of {len(names)} photos")
+    if unreadable and len(unreadable) == len(plan[0][1]):
+        raise DataError(f"{arguments.data}: not one photo could be read")
+    return 0

@@ -1,0 +1,204 @@
+"""The feature store: nothing half-written is ever taken for whole, and nothing whole is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from caplet_export import features
+from caplet_export.errors import StoreError
+from caplet_export.features import FeatureStore, StoreSource, extract, weights_digest
+
+SOURCE = StoreSource("digest", locations=2, channels=3)
+NAMES = [f"{number}.jpg" for number in range(10)]
+
+
+def load(name: str) -> NDArray[np.uint8]:
+    return np.full((2, 4, 3), int(name.split(".")[0]), np.uint8)
+
+
+def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return pixels[:, :2, 0, :].astype(np.float32)
+
+
+def fill(folder: Path, names: list[str] = NAMES, **changes: object) -> list[tuple[str, str | None]]:
+    arguments: dict[str, object] = {"load": load, "run": run, "batch_size": 3, **changes}
+    return list(extract(folder, SOURCE, names, **arguments))  # type: ignore[arg-type]
+
+
+def assert_whole(folder: Path) -> None:
+    store = FeatureStore(folder)
+    assert sorted(store.names) == sorted(NAMES)
+    for name in NAMES:
+        assert (store[name] == int(name.split(".")[0])).all()
+
+
+def test_features_are_found_by_image_name(tmp_path: Path) -> None:
+    assert fill(tmp_path) == [(name, None) for name in NAMES]
+    assert_whole(tmp_path)
+    store = FeatureStore(tmp_path)
+    assert store[NAMES[4]].dtype == np.float16
+    assert store[NAMES[4]].shape == (2, 3)
+    assert store.gather(NAMES[:4]).shape == (4, 2, 3)
+    with pytest.raises(StoreError, match=r"no features of other\.jpg"):
+        store["other.jpg"]
+
+
+def test_rows_are_mapped_not_read(tmp_path: Path) -> None:
+    fill(tmp_path)
+    row = FeatureStore(tmp_path)[NAMES[0]]
+    assert isinstance(row.base, np.memmap) or isinstance(row, np.memmap)
+
+
+def test_mirrored_view(tmp_path: Path) -> None:
+    source = StoreSource("digest", view="flip", locations=1, channels=2)
+    photo = np.zeros((1, 2, 3), np.uint8)
+    photo[0, 0] = 7
+    list(extract(tmp_path, source, ["a"], lambda _: photo, lambda pixels: pixels[:, :, :, 0].astype(np.float32)))
+    assert FeatureStore(tmp_path)["a"].tolist() == [[0, 7]]
+
+
+def test_an_unreadable_image_costs_no_other(tmp_path: Path) -> None:
+    def load_some(name: str) -> NDArray[np.uint8]:
+        if name == "4.jpg":
+            raise OSError("cannot identify image file")
+        return load(name)
+
+    results = fill(tmp_path, load=load_some)
+    assert dict(results)["4.jpg"] == "cannot identify image file"
+    store = FeatureStore(tmp_path)
+    assert len(store) == 9
+    assert store.skipped == {"4.jpg"}
+
+
+def test_a_finished_store_is_not_computed_again(tmp_path: Path) -> None:
+    fill(tmp_path)
+
+    def never(_: object) -> NDArray[np.float32]:
+        raise AssertionError("computed again")
+
+    fill(tmp_path, run=never)
+    assert_whole(tmp_path)
+
+
+@pytest.mark.parametrize("cut_rows", [0, 1, 5])
+@pytest.mark.parametrize("cut_names", [0, 1, 9])
+def test_a_store_cut_anywhere_is_mended(tmp_path: Path, cut_rows: int, cut_names: int) -> None:
+    fill(tmp_path)
+    for name, cut in (("rows.f16", cut_rows), ("names.txt", cut_names)):
+        path = tmp_path / name
+        os.truncate(path, path.stat().st_size - cut)
+    (tmp_path / "skipped.txt").unlink()
+    with pytest.raises(StoreError, match="has not finished"):
+        FeatureStore(tmp_path)
+    fill(tmp_path)
+    assert_whole(tmp_path)
+
+
+@pytest.mark.parametrize("writes_before", range(8))
+def test_a_full_disk_is_one_clear_error_and_loses_one_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes_before: int
+) -> None:
+    real, left = os.write, [writes_before]
+
+    def write(descriptor: int, data: bytes) -> int:
+        if not left[0]:
+            # A disk that fills up takes a part first.
+            real(descriptor, bytes(data)[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left[0] -= 1
+        return real(descriptor, data)
+
+    monkeypatch.setattr(features.os, "write", write)
+    with pytest.raises(StoreError, match="cannot write features: No space left"):
+        fill(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(StoreError):
+        FeatureStore(tmp_path)
+    computed: list[int] = []
+
+    def counted(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        computed.append(len(pixels))
+        return run(pixels)
+
+    fill(tmp_path, run=counted)
+    assert_whole(tmp_path)
+    # Whole batches before the one that failed are kept, and of that one the names that were written whole.
+    lost = len(NAMES) - 3 * (writes_before // 2)
+    assert lost - 2 <= sum(computed) <= lost
+
+
+def test_killed_at_random_moments_it_ends_whole(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; sys.path[:0] = sys.argv[2:]\n"
+        "from test_features import *\n"
+        "slow = lambda pixels: (time.sleep(0.02), run(pixels))[1]\n"
+        "list(extract(sys.argv[1], SOURCE, NAMES, load, slow, batch_size=1))\n"
+    )
+    folder = tmp_path / "store"
+    command = [sys.executable, "-c", script, str(folder), str(Path(__file__).parent)]
+    for attempt in range(20):
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 20
+        before = len((folder / "names.txt").read_bytes()) if (folder / "names.txt").exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            path = folder / "names.txt"
+            if path.exists() and len(path.read_bytes()) > before + 6 * (attempt % 3):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        if process.wait() == 0:
+            break
+    assert process.returncode == 0
+    assert_whole(folder)
+
+
+def test_features_of_another_source_are_not_mixed_in(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with pytest.raises(StoreError, match="another source"):
+        list(extract(tmp_path, StoreSource("other", locations=2, channels=3), NAMES, load, run))
+
+
+def spoil_json(folder: Path) -> None:
+    (folder / "store.json").write_text("{")
+
+
+def spoil_format(folder: Path) -> None:
+    (folder / "store.json").write_text('{"format": 99, "weights": ""}')
+
+
+def spoil_rows(folder: Path) -> None:
+    (folder / "rows.f16").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(spoil_json, "damaged"), (spoil_format, "another version"), (spoil_rows, "fewer than")]
+)
+def test_a_damaged_store_is_refused(tmp_path: Path, spoil: Callable[[Path], None], said: str) -> None:
+    fill(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(StoreError, match=said):
+        FeatureStore(tmp_path)
+
+
+def test_no_store_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no feature store here"):
+        FeatureStore(tmp_path / "nowhere")
+
+
+def test_weights_are_known_by_their_digest(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"abc")
+    assert weights_digest(str(tmp_path / "w")).startswith("ba7816bf")
+    assert weights_digest("imagenet") == "imagenet"
+    with pytest.raises(StoreError, match="No such file"):
+        weights_digest(str(tmp_path / "gone"))

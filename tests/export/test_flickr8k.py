@@ -1,0 +1,109 @@
+"""The data reader: what is whole is read, what is broken is named, counted and left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_flickr8k import write_split, write_tiny_flickr8k
+
+from caplet_export.errors import DataError
+from caplet_export.flickr8k import read_captions, read_dataset
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_tiny_flickr8k(tmp_path / "data")
+
+
+def test_reads_photos_captions_and_splits(data: Path) -> None:
+    dataset = read_dataset(data)
+    assert [len(dataset.splits[split]) for split in ("train", "dev")] == [16, 4]
+    assert dataset.defects == ()
+    name = dataset.split("train")[0]
+    assert len(dataset.captions[name]) == 5
+    assert dataset.captions[name][0] == "A red square on a white wall ."
+    assert dataset.path(name).is_file()
+
+
+def test_a_split_that_is_not_there_is_said(data: Path) -> None:
+    with pytest.raises(DataError, match=r"no 'test' split \(it has: train, dev\)"):
+        read_dataset(data).split("test")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["no tab at all", "photo.jpg\tno number", "photo.jpg#x\ta caption", "#0\ta caption", "photo.jpg#0\t   "],
+)
+def test_a_malformed_line_is_named_with_its_number_and_skipped(data: Path, line: str) -> None:
+    tokens = data / "Flickr8k.token.txt"
+    lines = tokens.read_text().splitlines()
+    tokens.write_text("\n".join([*lines[:7], line, *lines[7:]]) + "\n")
+    dataset = read_dataset(data)
+    (defect,) = dataset.defects
+    assert (defect.file, defect.line) == (tokens.name, 8)
+    assert sum(map(len, dataset.captions.values())) == 100
+
+
+def test_a_repeated_caption_number_is_skipped(data: Path) -> None:
+    tokens = data / "Flickr8k.token.txt"
+    tokens.write_text(tokens.read_text() + "0000_square.jpg#0\tAnother one .\n")
+    dataset = read_dataset(data)
+    assert [defect.line for defect in dataset.defects] == [101]
+    assert len(dataset.captions["0000_square.jpg"]) == 5
+
+
+def test_other_line_ends_a_byte_order_mark_and_bad_bytes_cost_nothing_else(data: Path) -> None:
+    tokens = data / "Flickr8k.token.txt"
+    raw = tokens.read_bytes().replace(b"\n", b"\r\n").replace(b"hangs", b"h\xffngs", 1)
+    tokens.write_bytes(b"\xef\xbb\xbf" + raw)
+    captions, defects = read_captions(tokens)
+    assert not defects
+    assert len(captions) == 20
+    assert captions["0000_square.jpg"][2].startswith("A square , painted red , h")
+
+
+def test_absent_uncaptioned_and_doubly_listed_images_are_named(data: Path) -> None:
+    (data / "Flicker8k_Dataset" / "plain.jpg").write_bytes(b"")
+    write_split(data, "dev", ["gone.jpg", "plain.jpg", "0000_square.jpg", "0019_square.jpg"])
+    dataset = read_dataset(data)
+    assert dataset.split("dev") == ["0019_square.jpg"]
+    reasons = {defect.line: defect.reason for defect in dataset.defects if "dev" in defect.file}
+    assert reasons[1].startswith("image is not in")
+    assert reasons[2].startswith("image has no caption")
+    assert reasons[3].startswith("image is already in train")
+
+
+def test_captions_of_an_absent_image_are_reported(data: Path) -> None:
+    tokens = data / "Flickr8k.token.txt"
+    tokens.write_text(tokens.read_text() + "ghost.jpg.1#0\tA ghost .\n")
+    (defect,) = read_dataset(data).defects
+    assert "ghost.jpg.1" in str(defect)
+
+
+@pytest.mark.parametrize(
+    ("remove", "said"),
+    [
+        ("Flickr8k.token.txt", "no files match"),
+        ("Flicker8k_Dataset", "no image folder"),
+        ("splits", "no split list"),
+        ("everything", "no such folder"),
+    ],
+)
+def test_what_is_missing_altogether_is_an_error(data: Path, remove: str, said: str) -> None:
+    if remove == "splits":
+        for path in data.glob("*Images.txt"):
+            path.unlink()
+    elif remove == "everything":
+        data = data / "nowhere"
+    else:
+        (data / remove).rename(data.parent / "aside")
+    with pytest.raises(DataError, match=said):
+        read_dataset(data)
+
+
+def test_lists_that_name_nothing_usable_are_an_error(data: Path) -> None:
+    write_split(data, "train", ["gone.jpg"])
+    write_split(data, "dev", [])
+    with pytest.raises(DataError, match="no image that is present and captioned"):
+        read_dataset(data)

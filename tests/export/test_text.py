@@ -1,0 +1,71 @@
+"""Cleaning rules and the vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary, clean
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("A child in a pink dress .", "child in pink dress"),
+        ("Two dogs' tails , wagging !", "two dogs tails wagging"),
+        ("A tri-colored dog", "tricolored dog"),
+        ("Number 12 and no. 3b run", "number and no run"),
+        ("a b c", ""),
+        ("Man's best-friend; \"Rex\"", "mans bestfriend rex"),
+    ],
+)
+def test_tutorial_rules(caption: str, words: str) -> None:
+    assert clean(caption, "tutorial") == words.split()
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("A child in a pink dress .", "a child in a pink dress"),
+        ("A tri-colored dog , running !", "a tri-colored dog running"),
+        ("The man's dog doesn't run", "the man 's dog does n't run"),
+        ("Number 12 and 3b run", "number and run"),
+    ],
+)
+def test_coco_rules_are_the_scorers_tokens_without_digits(caption: str, words: str) -> None:
+    assert clean(caption, "coco") == words.split()
+
+
+def test_vocabulary_orders_by_frequency_then_alphabet_after_the_specials() -> None:
+    vocabulary = Vocabulary.build([["b", "a", "c"], ["a", "b"], ["d"]], minimum_count=1)
+    assert vocabulary.words == [*SPECIALS, "a", "b", "c", "d"]
+
+
+def test_rare_words_become_unknown() -> None:
+    vocabulary = Vocabulary.build([["dog", "runs"], ["dog"]], minimum_count=2)
+    assert vocabulary.encode(["dog", "runs"]) == [4, UNKNOWN]
+    assert "runs" not in vocabulary
+
+
+def test_decoding_stops_at_the_end_and_skips_padding() -> None:
+    vocabulary = Vocabulary.build([["dog", "runs"]], minimum_count=1)
+    assert vocabulary.decode([START, 4, 5, END, 4, PAD]) == ["dog", "runs"]
+
+
+def test_a_vocabulary_survives_its_file(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build([["dog", "'s", "café", "tri-colored"]], minimum_count=1)
+    vocabulary.save(tmp_path / "vocabulary.txt")
+    assert Vocabulary.load(tmp_path / "vocabulary.txt").words == vocabulary.words
+
+
+def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="starts with"):
+        Vocabulary(["dog"])
+    with pytest.raises(ConfigurationError, match="'dog' stands there twice"):
+        Vocabulary([*SPECIALS, "dog", "dog"])
+    with pytest.raises(ConfigurationError, match="No such file"):
+        Vocabulary.load(tmp_path / "vocabulary.txt")
+    with pytest.raises(DataError, match="lower text.minimum_count"):
+        Vocabulary.build([["dog"]], minimum_count=2)

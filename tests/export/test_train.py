@@ -1,0 +1,369 @@
+"""Training: what a batch holds, what the loss counts, and that a run goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from tiny_flickr8k import write_tiny_flickr8k
+
+from caplet_export.batches import Batches, caption_ids
+from caplet_export.checkpoint import load_checkpoint, load_extractor_part
+from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig
+from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.features import FeatureStore, StoreSource, extract
+from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.freerun import FreeRunner
+from caplet_export.metrics import CiderD, tokenize
+from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
+from caplet_export.train import Stores, Trainer, plot_history
+
+LOCATIONS, CHANNELS = 4, 6
+CONFIG = Config(
+    TextConfig(minimum_count=1, max_length=9),
+    ModelConfig(
+        locations=LOCATIONS, channels=CHANNELS, feature_size=16, attention_size=8, embedding_size=16, state_size=24
+    ),
+    TrainConfig(batch_images=4, epochs=3, patience=0, learning_rate=0.01, warmup_steps=2, flip=False),
+)
+
+
+def tiny_stores(folder: Path, dataset: Dataset) -> Stores:
+    """Stand-in features that tell colour and shape apart, without Inception."""
+    random = np.random.default_rng(0)
+    codes: dict[str, np.ndarray] = {}
+
+    def run(names: list[str]) -> np.ndarray:
+        return np.stack([codes[name] for name in names])
+
+    for name, captions in dataset.captions.items():
+        kind = " ".join(sorted(tokenize(captions[3])))
+        codes.setdefault(kind, random.normal(size=(LOCATIONS, CHANNELS)))
+        codes[name] = codes[kind]
+    names = [name for split in dataset.splits.values() for name in split]
+    source = StoreSource("stand-in", locations=LOCATIONS, channels=CHANNELS)
+    order = iter(names)
+    for _ in extract(
+        folder,
+        source,
+        names,
+        lambda _: np.zeros((1, 1, 3), np.uint8),
+        lambda pixels: run([next(order) for _ in pixels]),
+    ):
+        pass
+    store = FeatureStore(folder)
+    return Stores([store], store)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return read_dataset(write_tiny_flickr8k(tmp_path_factory.mktemp("data") / "flickr8k"))
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Stores:
+    return tiny_stores(tmp_path_factory.mktemp("stores") / "mixed10-plain", dataset)
+
+
+def with_train(**changes: object) -> Config:
+    return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))  # type: ignore[arg-type]
+
+
+def finish(trainer: Trainer) -> Trainer:
+    while not trainer.finished:
+        trainer.run_epoch()
+    return trainer
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_read_and_what_is_said() -> None:
+    vocabulary = Vocabulary.build([["a", "dog", "runs"]], minimum_count=1)
+    ids = caption_ids([["a", "dog"], ["a", "cat", "runs", "a"]], vocabulary, max_length=3, group=3)
+    a, dog, runs = vocabulary.encode(["a", "dog", "runs"])
+    assert ids.tokens.tolist() == [[START, a, dog, PAD], [START, a, UNKNOWN, PAD], [PAD] * 4]
+    # The second caption is cut at the limit, so there is no end to learn from it.
+    assert ids.targets.tolist() == [[a, dog, END, PAD], [a, UNKNOWN, runs, PAD], [PAD] * 4]
+
+
+def batches(dataset: Dataset, stores: Stores, **changes: object) -> Batches:
+    captions = {name: [tokenize(caption) for caption in texts] for name, texts in dataset.captions.items()}
+    vocabulary = Vocabulary.build((words for texts in captions.values() for words in texts), 1)
+    arguments: dict[str, object] = {"max_length": 9, "group": 5, "batch_images": 6, "seed": 1, **changes}
+    return Batches(dataset.split("train"), captions, stores.train, vocabulary, **arguments)  # type: ignore[arg-type]
+
+
+def test_an_epoch_holds_every_image_once_with_its_own_captions(dataset: Dataset, stores: Stores) -> None:
+    data = batches(dataset, stores)
+    seen = []
+    for features, tokens, targets, rows in data.epoch(1):
+        assert tokens.shape == targets.shape
+        assert tokens.shape[0] == 5 * features.shape[0]
+        for feature, row in zip(features.numpy(), rows.numpy(), strict=True):
+            np.testing.assert_array_equal(feature, stores.dev[data.names[row]])
+        seen += rows.numpy().tolist()
+    assert sorted(seen) == list(range(16))
+    assert len(data) == 3
+
+
+def test_the_order_is_fixed_by_seed_and_epoch(dataset: Dataset, stores: Stores) -> None:
+    def order(data: Batches, epoch: int) -> list[int]:
+        return [row for *_, rows in data.epoch(epoch) for row in rows.numpy()]
+
+    assert order(batches(dataset, stores), 1) == order(batches(dataset, stores), 1)
+    assert order(batches(dataset, stores), 1) != order(batches(dataset, stores), 2)
+    assert order(batches(dataset, stores), 1) != order(batches(dataset, stores, seed=2), 1)
+
+
+def test_missing_features_are_said(dataset: Dataset, stores: Stores) -> None:
+    data = dataclasses.replace(dataset, splits={"train": ["stranger.jpg"]}, captions={"stranger.jpg": ["A dog ."]})
+    with pytest.raises(DataError, match=r"no features of 1 images, first stranger\.jpg"):
+        batches(data, stores)
+
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_the_made_up_world(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    config = with_train(epochs=60, label_smoothing=0.0)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.1))
+    trainer = finish(Trainer(tmp_path / "run", config, dataset, stores))
+    assert trainer.history[-1].dev_loss < 1.0 < trainer.history[0].dev_loss
+    checkpoint = load_checkpoint(tmp_path / "run")
+    name = dataset.split("dev")[0]
+    ids = FreeRunner(checkpoint.model, 9).greedy(stores.dev.gather([name]))
+    colour_and_shape = set(tokenize(dataset.captions[name][3])) - {"there", "is", "a"}
+    assert colour_and_shape <= set(checkpoint.vocabulary.decode(ids[0]))
+
+
+def test_padding_weighs_nothing(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """The same captions with more padding behind them: the same loss, and the same weights after the step."""
+    after = []
+    for padding in (0, 4):
+        config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout=0.0))
+        trainer = Trainer(tmp_path / f"{padding}", config, dataset, stores)
+        features, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
+        tokens, targets = (np.pad(part.numpy(), [(0, 0), (0, padding)]) for part in (tokens, targets))
+        loss = float(trainer._cross_entropy_step(features, tokens, targets, rows))
+        after.append((loss, [variable.numpy() for variable in trainer.model.trainable_variables]))
+    assert after[0][0] == pytest.approx(after[1][0], abs=1e-5)
+    for one, other in zip(after[0][1], after[1][1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_the_loss_is_the_masked_mean_over_words(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """Against the definition, written out in NumPy."""
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout=0.0))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, label_smoothing=0.0))
+    trainer = Trainer(tmp_path, config, dataset, stores)
+    features, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
+    logits = trainer.model((features, tokens))[0].numpy().astype(np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    said = [
+        -log_probs[n, t, word] for n, row in enumerate(targets.numpy()) for t, word in enumerate(row) if word != PAD
+    ]
+    assert float(trainer._cross_entropy_step(features, tokens, targets, rows)) == pytest.approx(np.mean(said), abs=1e-4)
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    trainer = finish(Trainer(tmp_path, with_train(epochs=40, patience=2), dataset, stores))
+    best = max(epoch.dev_cider for epoch in trainer.history)
+    assert trainer.best is not None
+    assert trainer.best.dev_cider == best
+    assert len(trainer.history) == min(40, trainer.best.epoch + 2)
+    checkpoint = load_checkpoint(tmp_path)
+    names = dataset.split("dev")
+    ids = FreeRunner(checkpoint.model, 9).greedy(stores.dev.gather(names))
+    scorer = CiderD.from_references({n: [tokenize(caption) for caption in dataset.captions[n]] for n in names})
+    captions = [checkpoint.vocabulary.decode(row)[:9] for row in ids]
+    assert 100 * scorer.score_many(names, captions).mean() == pytest.approx(best, abs=0.01)
+
+
+# -- stopping and going on --------------------------------------------------------------------------------------------
+
+
+def weights(folder: Path) -> list[np.ndarray]:
+    return [variable.numpy() for variable in load_checkpoint(folder).model.trainable_variables]
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "self_critical"])
+def test_a_run_resumed_equals_a_run_uninterrupted(
+    tmp_path: Path, dataset: Dataset, stores: Stores, objective: str
+) -> None:
+    config = with_train(objective=objective, average_decay=0.5, learning_rate=1e-3)
+    whole = finish(Trainer(tmp_path / "whole", config, dataset, stores))
+    for _ in range(3):
+        Trainer(tmp_path / "pieces", config, dataset, stores).run_epoch()
+    pieces = Trainer(tmp_path / "pieces", config, dataset, stores)
+    assert pieces.finished
+    if objective == "cross_entropy":
+        assert [e.train_loss for e in pieces.history] == pytest.approx([e.train_loss for e in whole.history], abs=1e-5)
+        for one, other in zip(weights(tmp_path / "whole"), weights(tmp_path / "pieces"), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    assert [e.epoch for e in pieces.history] == [1, 2, 3]
+
+
+def test_killed_while_training_it_loses_an_epoch_at_most(tmp_path: Path) -> None:
+    data = write_tiny_flickr8k(tmp_path / "data")
+    tiny_stores(tmp_path / "features" / "mixed10-plain", read_dataset(data))
+    with_train(epochs=4).save(tmp_path / "config.json")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "caplet_export.cli", "train", str(run), "--data", str(data)]
+    command += ["--features", str(tmp_path / "features"), "--config", str(tmp_path / "config.json")]
+
+    def epochs() -> int:
+        path = run / "history.json"
+        return len(json.loads(path.read_text())) if path.exists() else 0
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while epochs() < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = epochs()
+    assert kept >= 2
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert done.returncode == 0, done.stderr
+    assert epochs() == 4
+    assert f"epoch {kept + 1 if kept < 4 else 4:3d}" in done.stdout or kept == 4
+    assert "epoch   1" not in done.stdout
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_of_another_configuration_is_left_alone(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    Trainer(tmp_path, CONFIG, dataset, stores)
+    with pytest.raises(ConfigurationError, match="another configuration"):
+        Trainer(tmp_path, with_train(seed=2), dataset, stores)
+
+
+def test_a_damaged_resume_file_is_said(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
+    path = tmp_path / "resume.npz"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ConfigurationError, match="damaged"):
+        Trainer(tmp_path, CONFIG, dataset, stores)
+
+
+def test_starting_from_a_run_begins_with_its_weights(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    first = Trainer(tmp_path / "first", with_train(epochs=1), dataset, stores)
+    first.run_epoch()
+    second = Trainer(tmp_path / "second", with_train(seed=9), dataset, stores, start_from=tmp_path / "first")
+    for one, other in zip(first.model.trainable_variables, second.model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    other_model = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, state_size=8))
+    with pytest.raises(ConfigurationError, match="another configuration"):
+        Trainer(tmp_path / "third", other_model, dataset, stores, start_from=tmp_path / "first")
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    trainer = Trainer(tmp_path, CONFIG, dataset, stores)
+    with pytest.raises(ConfigurationError, match="has the run finished an epoch"):
+        load_checkpoint(tmp_path)
+    trainer.run_epoch()
+    config = dataclasses.replace(trainer.config, model=dataclasses.replace(trainer.config.model, state_size=8))
+    config.save(tmp_path / "config.json")
+    with pytest.raises(ConfigurationError, match="weights of another configuration"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\n<unk>\ndog\n")
+    with pytest.raises(ConfigurationError, match=r"vocabulary\.txt has 5 words"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(ConfigurationError, match="no such run folder"):
+        load_checkpoint(tmp_path / "gone")
+
+
+# -- training the extractor's upper blocks ----------------------------------------------------------------------------
+
+
+def small_extractor() -> keras.Model:
+    """A stand-in with InceptionV3's block names: 2×2×3 at `mixed9`, 2×2×6 at `mixed10`."""
+    keras.utils.set_random_seed(7)
+    pixels = keras.Input((4, 4, 3))
+    lower = keras.layers.AveragePooling2D(2, name="mixed9")(pixels)
+    return keras.Model(pixels, keras.layers.Conv2D(CHANNELS, 1, activation="relu", name="mixed10")(lower))
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "self_critical"])
+def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Dataset, objective: str) -> None:
+    names = [name for split in dataset.splits.values() for name in split]
+    random = np.random.default_rng(0)
+    source = StoreSource("stand-in", layer="mixed9", locations=4, channels=3)
+    list(
+        extract(
+            tmp_path / "mixed9-plain",
+            source,
+            names,
+            lambda _: np.zeros((1, 1, 3), np.uint8),
+            lambda pixels: random.uniform(size=(len(pixels), 4, 3)),
+        )
+    )
+    store = FeatureStore(tmp_path / "mixed9-plain")
+    config = with_train(extractor_layer="mixed9", extractor_learning_rate=0.01, epochs=1, objective=objective)
+    with pytest.raises(ConfigurationError, match="needs --encoder-weights"):
+        Trainer(tmp_path / "none", config, dataset, Stores([store], store))
+    extractor = small_extractor()
+    before = extractor.get_layer("mixed10").kernel.numpy()
+    run = tmp_path / "run"
+    Trainer(run, config, dataset, Stores([store], store), extractor=extractor).run_epoch()
+    after = extractor.get_layer("mixed10").kernel.numpy()
+    assert abs(after - before).max() > 1e-3
+    again = small_extractor()
+    load_extractor_part(again, run / "extractor.npz")
+    np.testing.assert_allclose(again.get_layer("mixed10").kernel.numpy(), after, atol=1e-3)
+    (run / "extractor.npz").write_bytes(b"not an archive")
+    with pytest.raises(ConfigurationError, match="damaged"):
+        load_extractor_part(again, run / "extractor.npz")
+
+
+# -- the self-critical objective --------------------------------------------------------------------------------------
+
+
+def test_self_critical_training_raises_the_reward(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    first = finish(Trainer(tmp_path / "first", with_train(epochs=6), dataset, stores))
+    config = with_train(
+        objective="self_critical", epochs=12, learning_rate=3e-3, label_smoothing=0.0, attention_regularisation=0.0
+    )
+    second = finish(Trainer(tmp_path / "second", config, dataset, stores, start_from=first.folder))
+    rewards = [-epoch.train_loss for epoch in second.history]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3])
+
+
+def test_rewards_count_the_end_token(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    trainer = Trainer(tmp_path, with_train(objective="self_critical"), dataset, stores)
+    name = dataset.split("train")[0]
+    words = trainer.vocabulary.encode(tokenize(dataset.captions[name][1]))
+    ids = np.array([[*words, END, PAD], [*words, PAD, PAD]], np.int32)
+    (ended, cut) = trainer._rewards([name], ids, 2)[0]
+    assert ended > cut > 0
+
+
+def test_sampling_draws_from_the_models_distribution(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """First words drawn 4,000 times, against the softmax of the first step's logits."""
+    keras.utils.set_random_seed(4)
+    trainer = Trainer(tmp_path, CONFIG, dataset, stores)
+    features = stores.dev.gather(dataset.split("dev")[:1])
+    drawn = FreeRunner(trainer.model, 9).sample(features, 4000)[:, 0]
+    encoded, keys, state = trainer.model.encode(features)
+    logits = trainer.model.step(np.array([START]), state, encoded, keys)[0].numpy()[0].astype(np.float64)
+    logits[[PAD, START, UNKNOWN]] = -np.inf
+    expected = np.exp(logits - logits.max())
+    expected /= expected.sum()
+    counts = np.bincount(drawn, minlength=len(expected)) / 4000
+    assert not counts[[PAD, START, UNKNOWN]].any()
+    np.testing.assert_allclose(counts, expected, atol=4 * np.sqrt(0.25 / 4000))
+
+
+def test_curves_are_a_picture(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    trainer = Trainer(tmp_path, with_train(epochs=1), dataset, stores)
+    plot_history([trainer.run_epoch()], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
