@@ -14,14 +14,14 @@ from caplet_export.onnx_graph import Graph, attribute
 
 def optimize_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
     """All rewrites of an Inception-like encoder that reads uint8 pixels."""
-    for rewrite in (fold_batch_norm, fold_input_scaling, pool_after_projection, zero_denormals):
+    for rewrite in (fold_batch_norm, fold_input_scaling, pool_after_projection, fuse_dense, zero_denormals):
         model = rewrite(model)
     return model
 
 
 def optimize_decoder(model: onnx.ModelProto) -> onnx.ModelProto:
     """All rewrites of a decoder. Its products are already few and large as `caplet_export.convert` traces it."""
-    return zero_denormals(model)
+    return zero_denormals(fuse_dense(model))
 
 
 def fold_batch_norm(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -122,6 +122,28 @@ def merge_sibling_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         for pair in pairs:
             for node in pair:
                 graph.nodes.remove(node)
+    return graph.finish()
+
+
+def fuse_dense(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make a product of matrices and the addition of its bias one Gemm, so that the bias can be quantised with it."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+    }
+    graph = Graph(model)
+    for product in graph.of_type("MatMul"):
+        addition = graph.only_reader(product.output[0])
+        if addition is None or addition.op_type != "Add" or ranks.get(product.input[0]) != 2:
+            continue
+        matrix = graph.constants.get(product.input[1])
+        biases = [name for name in addition.input if name in graph.constants]
+        if matrix is None or not biases or graph.constants[biases[0]].shape != (matrix.shape[1],):
+            continue
+        graph.add_node("Gemm", [*product.input, biases[0]], list(addition.output))
+        graph.nodes.remove(product)
+        graph.nodes.remove(addition)
     return graph.finish()
 
 

@@ -103,8 +103,9 @@ def insert_qdq(
         scales[f"{value}/dequantized"] = scale
     for lookup in graph.of_type("Gather"):
         if _is_lookup(graph, lookup):
-            scales[lookup.output[0]] = _quantize_table(graph, lookup)
-    for node in graph.of_type("Conv", "MatMul"):
+            value = lookup.output[0]
+            scales[value] = _quantize_table(graph, lookup)
+    for node in graph.of_type("Conv", "MatMul", "Gemm"):
         if node.input[0] in scales and node.output[0] not in keep_float:
             _quantize_weights(graph, node, scales[node.input[0]])
     return graph.finish()
@@ -151,7 +152,7 @@ def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> float:
 
 def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:
     """A product with a constant matrix of more than one column; one column gains nothing from fewer bits."""
-    matrix = graph.constants.get(node.input[1]) if node.op_type == "MatMul" else None
+    matrix = graph.constants.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
     return matrix is not None and matrix.ndim == 2 and matrix.shape[1] > 1
 
 
