@@ -18,6 +18,7 @@ from caplet.manifest import Decoding
 Floats = NDArray[np.float32]
 _Ids = NDArray[np.int64]
 START, END = 1, 2  # ids that the bundle format fixes
+LOCATIONS = 64
 
 
 class Encoded(NamedTuple):
@@ -118,7 +119,7 @@ class _Sentence:
         summands = len(self.words) + ended
         if summands == 0:
             return []
-        attention = np.array(self.attention, np.float32).reshape(len(self.words), -1)
+        attention = np.array(self.attention, np.float32).reshape(-1, LOCATIONS)
         score = _score(self.total, summands, decoding)
         return [Hypothesis(tuple(self.words), tuple(self.log_probs), attention, score, ended)]
 
@@ -301,21 +302,27 @@ def _settle(
     if at_limit:
         finished += beams.all_live(place, decoding)
         return True
+    return not _can_still_win(likeliest, finished, decoding)
+
+
+def _can_still_win(total: float, finished: list[_Finished], decoding: Decoding) -> bool:
+    """Whether a live hypothesis with this sum of log-probabilities may still get among the best.
+
+    Log-probabilities only add up downwards, so its score at the length limit could at best be `total` over that length.
+    """
     if len(finished) < decoding.beam_size:
-        return False
-    # Log-probabilities only add up downwards, so this is the best score that a live hypothesis can still reach.
-    bound = _score(likeliest, decoding.max_length, decoding)
-    return sorted(done.score for done in finished)[-decoding.beam_size] >= bound
+        return True
+    last = sorted(hypothesis.score for hypothesis in finished)[-decoding.beam_size]
+    return last < _score(total, decoding.max_length, decoding)
 
 
 def _best(finished: list[_Finished], attention: list[Floats], decoding: Decoding) -> list[Hypothesis]:
     ranked = sorted(finished, key=lambda hypothesis: -hypothesis.score)[: decoding.beam_size]
-    locations = attention[0].shape[1]
     return [
         Hypothesis(
             tuple(hypothesis.words.tolist()),
             tuple(hypothesis.log_probs.tolist()),
-            np.array([attention[i][row] for i, row in enumerate(hypothesis.rows)], np.float32).reshape(-1, locations),
+            np.array([attention[i][row] for i, row in enumerate(hypothesis.rows)], np.float32).reshape(-1, LOCATIONS),
             hypothesis.score,
             hypothesis.ended,
         )

@@ -14,10 +14,9 @@ import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from caplet.bundle import Bundle
-from caplet.decode import Encoded, Floats, StepResult
+from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
 from caplet.errors import ArgumentError, BundleError, InferenceError
 
-LOCATIONS = 64
 _SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
 # One decoder step is a few matrix-vector products: waking a second thread for them costs more than it computes.
 _DECODER_THREADS = 1

@@ -1,0 +1,345 @@
+"""Reading a bundle: where it is looked for, and one clear error for everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import caplet.bundle
+import pytest
+from caplet.bundle import DEFAULT_BUNDLE, load_bundle
+from caplet.errors import BundleError, BundleNotFoundError
+from tiny_bundle import rehash
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def edit(bundle: Path, change: Callable[[Manifest], Any]) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    change(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_whole_bundle_is_read(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    assert bundle.words[:5] == ("<pad>", "<start>", "<end>", "<unk>", "a")
+    assert len(bundle.words) == bundle.manifest.vocabulary_size == 36
+    assert (bundle.encoder, bundle.decoder) == (tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx")
+    assert bundle.manifest.decoding.beam_size == 3
+    assert bundle.verified
+    assert not load_bundle(tiny_bundle, verify=False).verified
+
+
+def test_the_digest_names_the_model(tiny_bundle: Path, bundle: Path) -> None:
+    assert load_bundle(tiny_bundle).digest == load_bundle(bundle).digest
+    edit(bundle, lambda m: m.update(name="other"))
+    assert load_bundle(tiny_bundle).digest != load_bundle(bundle).digest
+
+
+# Where it is looked for.
+
+
+def test_the_argument_comes_before_the_environment(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPLET_MODEL", str(tmp_path / "nowhere"))
+    assert load_bundle(str(tiny_bundle)).path == tiny_bundle
+    with pytest.raises(BundleNotFoundError, match=r"nowhere.*CAPLET_MODEL"):
+        load_bundle()
+
+
+def test_the_environment_comes_before_the_bundled_model(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPLET_MODEL", str(tiny_bundle))
+    assert load_bundle().path == tiny_bundle
+
+
+@pytest.mark.parametrize("layout", ["wheel", "checkout"])
+def test_the_bundled_model_is_found(
+    layout: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "runtime" / "caplet"
+    place = package / "models" / "any" if layout == "wheel" else tmp_path / "models" / DEFAULT_BUNDLE
+    shutil.copytree(tiny_bundle, place)
+    monkeypatch.setenv("CAPLET_MODEL", "")
+    monkeypatch.setattr(caplet.bundle, "__file__", str(package / "bundle.py"))
+    assert load_bundle().path == place
+
+
+def test_no_bundled_model_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAPLET_MODEL", raising=False)
+    monkeypatch.setattr(caplet.bundle, "__file__", str(tmp_path / "a" / "caplet" / "bundle.py"))
+    with pytest.raises(BundleNotFoundError, match=DEFAULT_BUNDLE):
+        load_bundle()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a\0b", "x" * 5000])
+def test_no_such_directory(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFoundError, match="no such directory") as caught:
+        load_bundle(f"{tmp_path}/{name}")
+    assert isinstance(caught.value, FileNotFoundError)
+
+
+def test_a_file_or_an_empty_directory_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFoundError, match="no such directory"):
+        load_bundle(bundle / "encoder.onnx")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleNotFoundError, match=r"manifest\.json"):
+        load_bundle(tmp_path / "empty")
+
+
+# Files that are not what the manifest says.
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "vocabulary.txt", "README.md", "golden/cat.png"])
+def test_a_missing_or_altered_file_is_named(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    content = (tiny_bundle / name).read_bytes()
+    flipped = content[:10] + bytes([content[10] ^ 1]) + content[11:]
+    for number, (change, cause) in enumerate([(flipped, "altered"), (content[:-1], "bytes"), (None, "missing")]):
+        bundle = Path(shutil.copytree(tiny_bundle, tmp_path / str(number)))
+        (bundle / name).unlink()
+        if change is not None:
+            (bundle / name).write_bytes(change)
+        with pytest.raises(BundleError, match=cause) as caught:
+            load_bundle(bundle)
+        assert caught.value.subject == str(bundle / name)
+
+
+def test_without_verifying_hashes_are_not_compared(bundle: Path) -> None:
+    (bundle / "README.md").write_text("changed")
+    (bundle / "golden" / "cat.png").unlink()
+    with pytest.raises(BundleError):
+        load_bundle(bundle)
+    load_bundle(bundle, verify=False)
+
+
+def test_an_unreadable_file_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)  # file modes do not stop root
+    with pytest.raises(BundleError, match="Permission denied"):
+        load_bundle(bundle)
+
+
+def test_a_file_that_is_none_is_not_opened(bundle: Path) -> None:
+    (bundle / "encoder.onnx").unlink()
+    os.mkfifo(bundle / "encoder.onnx")  # opening it would wait for ever
+    for verify in (True, False):
+        with pytest.raises(BundleError, match="not a file"):
+            load_bundle(bundle, verify=verify)
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "vocabulary.txt", "manifest.json"])
+def test_links_may_not_lead_out_of_the_bundle(name: str, bundle: Path, tmp_path: Path) -> None:
+    shutil.move(bundle / name, tmp_path / "outside")
+    (bundle / name).symlink_to(tmp_path / "outside")
+    for verify in (True, False):
+        with pytest.raises(BundleError, match="leads out of the bundle"):
+            load_bundle(bundle, verify=verify)
+
+
+def test_links_inside_the_bundle_and_to_the_bundle_are_fine(bundle: Path, tmp_path: Path) -> None:
+    shutil.move(bundle / "encoder.onnx", bundle / "blob")
+    (bundle / "encoder.onnx").symlink_to("blob")
+    (tmp_path / "link").symlink_to(bundle)
+    load_bundle(tmp_path / "link")
+
+
+def test_a_loop_of_links_is_an_error(bundle: Path) -> None:
+    (bundle / "encoder.onnx").unlink()
+    (bundle / "encoder.onnx").symlink_to("encoder.onnx")
+    with pytest.raises(BundleError):
+        load_bundle(bundle, verify=False)
+
+
+def test_empty_and_huge_files_are_refused(bundle: Path) -> None:
+    (bundle / "vocabulary.txt").write_bytes(b"")
+    with pytest.raises(BundleError, match="empty"):
+        load_bundle(bundle, verify=False)
+    with (bundle / "vocabulary.txt").open("wb") as file:
+        file.truncate(2**40)  # sparse: nothing is written, but reading it would take a terabyte
+    with pytest.raises(BundleError, match="larger"):
+        load_bundle(bundle, verify=False)
+    with pytest.raises(BundleError, match="bytes, the manifest says"):
+        load_bundle(bundle)
+    with (bundle / "manifest.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(BundleError, match="larger"):
+        load_bundle(bundle)
+
+
+# The manifest.
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "empty"),
+        (b"{", "not a JSON file"),
+        (b"\xff\xfe{}", "not a JSON file"),
+        (b"[]", "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b"[" * 100_000, "not a JSON file"),
+        (b'{"a":' * 100_000, "not a JSON file"),
+        (b'{"format_version": ' + b"1" * 100_000 + b"}", "not a"),
+        (b'{"format_version": NaN}', "not a JSON file"),
+        (b"{}", "format_version is missing"),
+    ],
+)
+def test_a_manifest_that_is_no_manifest(content: bytes, cause: str, bundle: Path) -> None:
+    (bundle / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError, match=cause):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(("version", "remedy"), [(2, "upgrade caplet"), (0, "export the bundle again")])
+def test_another_format_version(version: int, remedy: str, bundle: Path) -> None:
+    edit(bundle, lambda m: m.update(format_version=version))
+    with pytest.raises(BundleError, match=rf"format_version is {version}.*{remedy}"):
+        load_bundle(bundle)
+
+
+REQUIRED = [
+    "format_version", "name", "created_with", "files", "graphs", "graphs.encoder", "graphs.decoder",
+    "graphs.encoder.file", "graphs.decoder.file", "vocabulary", "vocabulary.file", "vocabulary.size", "preprocessing",
+    "preprocessing.height", "preprocessing.width", "preprocessing.color", "preprocessing.dtype", "preprocessing.resize",
+    "preprocessing.resample", "tokens", "tokens.pad", "tokens.start", "tokens.end", "tokens.unknown", "decoding",
+    "decoding.beam_size", "decoding.max_length", "decoding.length_penalty", "decoding.block_repeated_trigrams",
+    "license", "license.weights", "license.data", "provenance", "metrics", "golden", "golden.0.file", "golden.0.source",
+    "golden.0.text", "golden.0.score", "golden.0.beam_size",
+]  # fmt: skip
+
+
+def parent_of(manifest: Any, path: str) -> tuple[Any, str]:
+    *parents, last = path.split(".")
+    for key in parents:
+        manifest = manifest[int(key) if isinstance(manifest, list) else key]
+    return manifest, last
+
+
+@pytest.mark.parametrize("path", REQUIRED)
+def test_a_missing_field_is_named(path: str, bundle: Path) -> None:
+    def remove(manifest: Manifest) -> None:
+        parent, key = parent_of(manifest, path)
+        del parent[key]
+
+    edit(bundle, remove)
+    with pytest.raises(BundleError, match=f"{path.split('.')[-1]} is missing"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("path", REQUIRED)
+@pytest.mark.parametrize("value", [None, True, -1, 1e308, "\0", "", [], [1], {}, {"a": {"b": []}}, "../x"], ids=repr)
+def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Path) -> None:
+    def replace(manifest: Manifest) -> None:
+        parent, key = parent_of(manifest, path)
+        parent[key] = value
+
+    harmless = {
+        "provenance", "metrics", "created_with", "golden.0.text", "golden.0.source", "golden.0.score",
+        "license.weights", "license.data", "decoding.block_repeated_trigrams", "golden",
+    }  # fmt: skip
+    edit(bundle, replace)
+    if path in harmless:
+        try:
+            load_bundle(bundle)
+        except BundleError as error:
+            assert path.split(".")[-1] in str(error)
+    else:
+        with pytest.raises(BundleError):
+            load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("preprocessing.color", "BGR"),
+        ("preprocessing.height", 0),
+        ("preprocessing.width", 100_000),
+        ("preprocessing.resize", "crop"),
+        ("decoding.beam_size", 0),
+        ("decoding.beam_size", 1.5),
+        ("decoding.max_length", 0),
+        ("decoding.max_length", 10**9),
+        ("decoding.length_penalty", -1),
+        ("decoding.block_repeated_trigrams", 1),
+        ("vocabulary.size", 35),
+        ("vocabulary.size", 10**12),
+        ("tokens.end", "end"),
+        ("golden.0.score", "high"),
+        ("golden.0.file", "golden/dog.png"),
+        ("graphs.encoder.file", "README"),
+        ("name", "x" * 500),
+    ],
+)
+def test_a_value_out_of_range_is_an_error(path: str, value: Any, bundle: Path) -> None:
+    def replace(manifest: Manifest) -> None:
+        parent, key = parent_of(manifest, path)
+        parent[key] = value
+
+    edit(bundle, replace)
+    with pytest.raises(BundleError):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("entry", [{"bytes": 5}, {"sha256": "0" * 64}, {"bytes": 5, "sha256": "A" * 64}, 7])
+def test_a_file_entry_needs_a_size_and_a_hash(entry: Any, bundle: Path) -> None:
+    edit(bundle, lambda m: m["files"].update({"README.md": entry}))
+    with pytest.raises(BundleError, match="README"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../encoder.onnx", "/etc/passwd", "golden/../../x", "C:/x", "C:x", "a\\..\\..\\x", "", ".", "..", "a//b", "./a", "a\0b"],
+)
+def test_a_manifest_may_not_point_outside_its_folder(name: str, bundle: Path, tmp_path: Path) -> None:
+    shutil.copy(bundle / "encoder.onnx", tmp_path / "encoder.onnx")
+
+    def point(manifest: Manifest) -> None:
+        manifest["files"][name] = manifest["files"]["encoder.onnx"]
+        manifest["graphs"]["encoder"]["file"] = name
+
+    edit(bundle, point)
+    for verify in (True, False):
+        with pytest.raises(BundleError, match="not a file inside the bundle"):
+            load_bundle(bundle, verify=verify)
+
+
+# The vocabulary.
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda words: words[:-1], "35 words"),
+        (lambda words: [*words, "more"], "37 words"),
+        (lambda words: [*words[:-1], "a"], "'a' twice"),
+        (lambda words: [words[1], words[0], *words[2:]], "starts with"),
+        (lambda words: [*words[:-1], ""], "line 36"),
+        (lambda words: [*words[:-1], "two words"], "line 36"),
+        (lambda words: [*words[:-1], "a\tb"], "line 36"),
+        (lambda words: [*words[:5], "x\r", *words[6:]], "line 6"),
+        (lambda words: [*words[:-1], "\udcff"], "not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_vocabulary_that_does_not_fit(
+    change: Callable[[list[str]], list[str]], cause: str, verify: bool, bundle: Path
+) -> None:
+    words = (bundle / "vocabulary.txt").read_text().split()
+    text = "".join(word + "\n" for word in change(words))
+    (bundle / "vocabulary.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
+    rehash(bundle)
+    with pytest.raises(BundleError, match=cause):
+        load_bundle(bundle, verify=verify)
