@@ -94,7 +94,7 @@ def save_extractor_part(extractor: keras.Model, trained: Sequence[Any], path: Pa
         if id(variable) in wanted
     }
     temporary = path.with_name("." + path.name)
-    np.savez_compressed(temporary, **arrays)
+    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     os.replace(temporary, path)
 
 

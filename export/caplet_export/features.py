@@ -179,7 +179,7 @@ def extract(
                 continue
             try:
                 batch.append((name, load(name)))
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one photo, the others go on
+            except Exception as error:
                 skipped.append(name)
                 yield name, str(error)
                 continue

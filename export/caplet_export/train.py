@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from caplet_export.batches import Batches
-from caplet_export.checkpoint import DECODER, EXTRACTOR, load_extractor_part, load_weights, save_extractor_part, save_weights
+from caplet_export.checkpoint import (
+    DECODER,
+    EXTRACTOR,
+    load_extractor_part,
+    load_weights,
+    save_extractor_part,
+    save_weights,
+)
 from caplet_export.config import Config, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import FeatureStore
@@ -31,7 +39,7 @@ from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of
 from caplet_export.inception import split_extractor
 from caplet_export.metrics import END_TOKEN, CiderD, tokenize
-from caplet_export.model import CaptionModel, build_model
+from caplet_export.model import build_model
 from caplet_export.text import END, PAD, START, Vocabulary, clean
 
 _RESUME = "resume.npz"
@@ -112,14 +120,13 @@ class Trainer:
         self._extractor = extractor
         self.upper = self._upper_blocks(start_from)
 
-        shared = {"vocabulary": self.vocabulary, "max_length": self.config.text.max_length, "seed": settings.seed}
-        group = settings.captions_per_image
-        self._train = Batches(
-            train_names, words, stores.train, group=group, batch_images=settings.batch_images, **shared
+        batches = partial(
+            Batches, captions=words, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed
         )
-        self._dev = Batches(
-            dev_names, words, [stores.dev], group=5, batch_images=min(_EVALUATION_BATCH, len(dev_names)), **shared
+        self._train = batches(
+            train_names, views=stores.train, group=settings.captions_per_image, batch_images=settings.batch_images
         )
+        self._dev = batches(dev_names, views=[stores.dev], group=5, batch_images=_EVALUATION_BATCH)
         self._dev_scorer = CiderD.from_references(_references(dataset, dev_names))
         self._reward = (
             CiderD.from_references(_references(dataset, train_names), with_end=True)
@@ -295,7 +302,7 @@ class Trainer:
         arrays = {f"{index}": np.asarray(variable) for index, variable in enumerate(self._state())}
         history = json.dumps([asdict(epoch) for epoch in self.history])
         temporary = self.folder / f".{_RESUME}"
-        np.savez(temporary, history=np.array(history), **arrays)
+        np.savez(temporary, **arrays, history=np.array(history))  # type: ignore[arg-type]
         os.replace(temporary, self.folder / _RESUME)
 
     def _resume(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from caplet_export.config import Config, load_config, override
 from caplet_export.errors import ConfigurationError
 
@@ -40,7 +39,12 @@ def test_a_wrong_switch_is_named(assignment: str, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "not JSON"), ("[]", "expected an object"), ('{"modle": {}}', "unknown switch modle"), ('{"model": 3}', "expected an object, found int")],
+    [
+        ("{", "not JSON"),
+        ("[]", "expected an object"),
+        ('{"modle": {}}', "unknown switch modle"),
+        ('{"model": 3}', "expected an object, found int"),
+    ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "config.json"

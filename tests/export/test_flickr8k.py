@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_flickr8k import write_split, write_tiny_flickr8k
-
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import read_captions, read_dataset
+from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary, clean
 
@@ -67,5 +66,5 @@ def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
         Vocabulary([*SPECIALS, "dog", "dog"])
     with pytest.raises(ConfigurationError, match="No such file"):
         Vocabulary.load(tmp_path / "vocabulary.txt")
-    with pytest.raises(DataError, match="lower text.minimum_count"):
+    with pytest.raises(DataError, match=r"lower text\.minimum_count"):
         Vocabulary.build([["dog"]], minimum_count=2)

@@ -14,8 +14,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from tiny_flickr8k import write_tiny_flickr8k
-
 from caplet_export.batches import Batches, caption_ids
 from caplet_export.checkpoint import load_checkpoint, load_extractor_part
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig
@@ -26,6 +24,7 @@ from caplet_export.freerun import FreeRunner
 from caplet_export.metrics import CiderD, tokenize
 from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer, plot_history
+from tiny_flickr8k import write_tiny_flickr8k
 
 LOCATIONS, CHANNELS = 4, 6
 CONFIG = Config(
