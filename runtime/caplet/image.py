@@ -1,9 +1,11 @@
 """Anything a person has (path, bytes, file object, PIL image, array) to uint8 RGB pixels, through one decoder.
 
 Every source becomes a Pillow image, and every Pillow image takes the same steps: orientation as its EXIF says, alpha
-over white, RGB, squashed to the size the encoder wants, sRGB. Nothing here reads or sets Pillow's process-wide switches
+over white, RGB, squashed to the size the encoder wants, sRGB. Nothing here sets or goes by Pillow's process-wide switches
 (`Image.MAX_IMAGE_PIXELS`, `ImageFile.LOAD_TRUNCATED_IMAGES`, the warning filters): limits and leniency belong to the
-call, so calls in several threads, and the caller's own use of Pillow, do not disturb each other.
+call, so calls in several threads, and the caller's own use of Pillow, do not disturb each other. Two of Pillow's decoders
+look at the first switch by themselves: a TIFF above it still draws Pillow's warning, and one above twice of it an error,
+and so does a GIF frame.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ ImageSource: TypeAlias = (
 """What `load_pixels` takes. Text is a path; bytes are the contents of an image file."""
 
 MAX_PIXELS = 120_000_000
-"""Default limit on width x height: a 108-megapixel phone photo passes, and Pillow needs at most about 1.5 GB for it."""
+"""Default limit on width x height. A 108-megapixel phone photo passes: as a usual JPEG it takes 40 MB of memory, as a
+progressive one 350 MB, and the costliest formats (WebP, float TIFF) take up to 16 bytes a pixel."""
 
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels: white, as on paper and on most pages where such pictures stand."""
@@ -243,7 +246,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or (
         image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
     ):
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         over = Image.new("RGB", image.size, BACKGROUND)
         over.paste(image, mask=image)
         return over
@@ -257,16 +260,20 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     are black and white: the narrowest usual range that holds all samples is taken (0 to 1 for floats, 0 to 255, 0 to
     65535), and failing those the range from the least to the greatest.
     """
-    samples: NDArray[Any] = np.asarray(image)
     if image.mode.startswith("I;16"):
-        return Image.fromarray((samples >> 8).astype(np.uint8))
-    samples = np.nan_to_num(samples.astype(np.float32), posinf=0.0, neginf=0.0).clip(-1e37, 1e37)
+        sixteen: NDArray[np.uint16] = np.asarray(image)
+        return Image.fromarray((sixteen >> 8).astype(np.uint8))
+    samples = np.array(image, np.float32)  # ours, so that the rest is done in place
+    np.nan_to_num(samples, copy=False, posinf=0.0, neginf=0.0)
+    np.clip(samples, -1e37, 1e37, out=samples)
     low, high = float(samples.min()), float(samples.max())
     if low < 0 or high > 65535:
-        samples, white = samples - np.float32(low), (high - low) or 1.0
+        samples -= np.float32(low)
+        white = (high - low) or 1.0
     else:
         white = 1.0 if image.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65535.0
-    return Image.fromarray((samples * np.float32(255 / white)).round().astype(np.uint8))
+    samples *= np.float32(255 / white)
+    return Image.fromarray(np.rint(samples, out=samples).astype(np.uint8))
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:

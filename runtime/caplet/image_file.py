@@ -226,6 +226,8 @@ def _load(
     lenient = allow_truncated and file_format.sequential
     # An end-of-image marker makes libjpeg hand out what it has, which for a progressive JPEG is the whole picture.
     reader.start_pixels(b"\xff\xd9" if lenient and file_format is _JPEG else b"")
+    # Raw rows are collected from blocks; with blocks far shorter than a row that takes quadratic time.
+    image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
     broken_off = False
     try:
         image.load()

@@ -319,7 +319,9 @@ def test_arrays_of_another_type_or_shape_say_what_is_expected(array: NDArray[Any
     assert message.startswith("<array>: ") and (str(array.dtype) in message or str(array.shape) in message)
 
 
-@pytest.mark.parametrize("source", [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0), np.uint8), Image.new("RGB", (0, 7))])
+@pytest.mark.parametrize(
+    "source", [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0), np.uint8), Image.new("RGB", (0, 7))]
+)
 def test_pictures_without_pixels_are_refused(source: Any) -> None:
     assert "has no pixels" in str(refusal(source))
 

@@ -153,7 +153,11 @@ def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
     eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
     sixteen = eight.astype(np.uint16) * 257
     expected = load_pixels(eight)
-    for image in (Image.fromarray(sixteen), Image.fromarray(sixteen.astype(">u2")), Image.fromarray(sixteen.astype("i4"))):
+    for image in (
+        Image.fromarray(sixteen),
+        Image.fromarray(sixteen.astype(">u2")),
+        Image.fromarray(sixteen.astype("i4")),
+    ):
         np.testing.assert_array_equal(load_pixels(image), expected, err_msg=image.mode)
     for file_format in ("PNG", "TIFF", "PPM"):
         np.testing.assert_array_equal(load_pixels(encoded(Image.fromarray(sixteen), file_format)), expected)

@@ -169,6 +169,17 @@ def test_a_limit_above_pillows_own_is_obeyed_without_its_warning() -> None:
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+def test_a_very_wide_picture_takes_about_as_long_as_a_square_one() -> None:
+    # Pillow's raw decoder collects rows from 64 KB blocks by concatenation: quadratic in the length of a row.
+    def seconds(width: int, height: int) -> float:
+        data = f"P6 {width} {height} 255\n".encode() + bytes(3 * width * height)
+        start = time.thread_time()
+        load_pixels(data)
+        return time.thread_time() - start
+
+    assert min(seconds(12_000_000, 2) for _ in range(2)) < 6 * min(seconds(6000, 4000) for _ in range(3))
+
+
 # -- truncated files --------------------------------------------------------------------------------------------------
 
 
