@@ -57,10 +57,10 @@ class TrainConfig:
     objective: str = "cross_entropy"
     """`cross_entropy` by teacher forcing, or `self_critical` with a CIDEr-D reward (from a trained run)."""
     seed: int = 1
-    batch_images: int = 64
+    batch_images: int = 24
     captions_per_image: int = 5
     """Captions of an image in a batch: its own, or as many samples (self-critical)."""
-    epochs: int = 30
+    epochs: int = 14
     patience: int = 5
     """Stop after this many epochs without a better free-running dev CIDEr-D; 0 trains for a fixed number of epochs and
     keeps the last."""
@@ -74,7 +74,7 @@ class TrainConfig:
     """Lambda of doubly stochastic attention (eq. 14 of Xu et al.), its sum over locations taken as a mean."""
     flip: bool = True
     """Draw each photo or its mirror image at random (needs the `flip` store)."""
-    average_decay: float = 0.0
+    average_decay: float = 0.995
     """Decay per step of the exponential moving average of the weights that is evaluated and kept; 0 for none."""
     extractor_layer: str = "mixed10"
     """`mixed10` keeps Inception frozen; a lower block trains everything above it (needs that block's store)."""

@@ -140,7 +140,8 @@ def _only(root: Path, pattern: str) -> Path:
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Non-empty lines with their numbers, from 1. Bytes that are not UTF-8 are replaced, so that one bad byte costs
-    one caption a character and no more."""
+    one caption a character and no more.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:

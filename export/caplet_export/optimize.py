@@ -101,6 +101,46 @@ def pool_after_projection(model: onnx.ModelProto) -> onnx.ModelProto:
     return graph.finish()
 
 
+def pool_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make an average pooling that leaves padding out of its count a depthwise convolution and a product.
+
+    The convolution sums and divides by the size of the whole window; the product makes good for what hangs over the
+    edge there. A ReLU behind commutes with the product, whose factors are positive, and is moved between the two.
+    Depthwise convolutions have fast 8-bit kernels where poolings go through tables.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        for value in inferred.value_info
+    }
+    graph = Graph(model)
+    for pool in graph.of_type("AveragePool"):
+        kernel, pads = attribute(pool, "kernel_shape"), attribute(pool, "pads", [0, 0, 0, 0])
+        source, result = shapes.get(pool.input[0], []), pool.output[0]
+        unit_stride = all(stride == 1 for stride in attribute(pool, "strides", [1]))
+        relu = graph.only_reader(result)
+        if len(source) != 4 or not all(source[1:]) or not unit_stride or attribute(pool, "ceil_mode", 0):
+            continue
+        if attribute(pool, "count_include_pad", 0) or relu is None or relu.op_type != "Relu":
+            continue
+        channels, size = source[1], kernel[0] * kernel[1]
+        weights = np.full((channels, 1, *kernel), 1 / size, np.float32)
+        inside = [
+            _window_counts(length, width, before, after)
+            for length, width, before, after in zip(source[2:], kernel, pads[:2], pads[2:], strict=True)
+        ]
+        factors = (size / np.outer(*inside)).astype(np.float32)[None, None]
+        weights_name = graph.add_constant(weights, f"{result}/weights")
+        graph.add_node(
+            "Conv", [pool.input[0], weights_name], [result], kernel_shape=kernel, pads=pads, group=channels
+        )
+        whole = relu.output[0]
+        relu.output[0] = f"{whole}/whole_window"
+        graph.add_node("Mul", [relu.output[0], graph.add_constant(factors, f"{result}/factors")], [whole])
+        graph.nodes.remove(pool)
+    return graph.finish()
+
+
 def merge_sibling_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Make 1x1 convolutions that read the same value, each followed by a ReLU, one convolution, one ReLU, one split."""
     graph = Graph(model)
@@ -154,6 +194,12 @@ def zero_denormals(model: onnx.ModelProto) -> onnx.ModelProto:
         if array.dtype == np.float32:
             graph.constants[name] = np.where(np.abs(array) < np.finfo(np.float32).tiny, np.float32(0), array)
     return graph.finish()
+
+
+def _window_counts(length: int, width: int, before: int, after: int) -> np.ndarray:
+    """How many positions of each window, sliding by one, lie inside and not in the padding."""
+    starts = np.arange(-before, length + after - width + 1)
+    return np.minimum(starts + width, length) - np.maximum(starts, 0)
 
 
 def _is_pointwise(graph: Graph, conv: onnx.NodeProto) -> bool:

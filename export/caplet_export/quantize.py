@@ -66,6 +66,8 @@ def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
             reader = graph.only_reader(node.output[0])
             if reader is None or reader.op_type != "Relu":
                 parent[node.output[0]] = node.output[0]
+        elif _is_scaling(graph, node) and node.input[0] in parent:
+            parent[node.output[0]] = node.output[0]
         elif node.op_type in _SHARING and node.input[0] in parent:
             values = [value for value in (*node.input, *node.output) if value not in graph.constants]
             for value in values:
@@ -105,6 +107,9 @@ def insert_qdq(
         if _is_lookup(graph, lookup):
             value = lookup.output[0]
             scales[value] = _quantize_table(graph, lookup)
+    for node in graph.of_type("Mul"):
+        if node.input[0] in scales and _is_scaling(graph, node):
+            _quantize_factors(graph, node)
     for node in graph.of_type("Conv", "MatMul", "Gemm"):
         if node.input[0] in scales and node.output[0] not in keep_float:
             _quantize_weights(graph, node, scales[node.input[0]])
@@ -148,6 +153,27 @@ def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> float:
     lookup.output[0] = f"{value}/quantized"
     graph.add_node("DequantizeLinear", [lookup.output[0], *_scale_constants(graph, value, scale, zero_point)], [value])
     return scale
+
+
+def _quantize_factors(graph: Graph, node: onnx.NodeProto) -> None:
+    """Positive constant factors in the number of levels that fits them best: a few simple ones come out exact."""
+    factors = graph.constants[node.input[1]]
+    errors = {
+        levels: float(np.abs(np.rint(factors * (levels / factors.max())) / levels * factors.max() - factors).max())
+        for levels in range(LEVELS // 2, LEVELS)
+    }
+    levels = min(errors, key=lambda candidate: errors[candidate])
+    scale = float(factors.max()) / levels
+    constant = graph.add_constant(np.rint(factors / scale).astype(np.uint8), f"{node.output[0]}/factors/quantized")
+    parameters = _scale_constants(graph, f"{node.output[0]}/factors", scale, 0)
+    node.input[1] = f"{node.output[0]}/factors/dequantized"
+    graph.add_node("DequantizeLinear", [constant, *parameters], [node.input[1]])
+
+
+def _is_scaling(graph: Graph, node: onnx.NodeProto) -> bool:
+    """A product with positive constants."""
+    factors = graph.constants.get(node.input[1]) if node.op_type == "Mul" else None
+    return factors is not None and factors.dtype == np.float32 and bool((factors > 0).all())
 
 
 def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -114,7 +114,8 @@ class Trainer:
         keras.utils.set_random_seed(settings.seed)
         self.model = build_model(self.config.model, settings.precision)
         if start_from:
-            if load_config(start_from / "config.json").model != self.config.model:
+            started = load_config(start_from / "config.json").model
+            if replace(started, dropout=self.config.model.dropout) != self.config.model:
                 raise ConfigurationError(f"{start_from}: a model of another configuration; the model.* switches differ")
             load_weights(self.model, start_from / DECODER)
         self._extractor = extractor

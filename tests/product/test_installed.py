@@ -1,0 +1,109 @@
+"""The product as a stranger has it: installed, with its model, and nothing else.
+
+These tests import pytest, caplet and the standard library only. They run in the checkout, and again, copied to an empty
+folder, in an environment that holds the built wheel alone (`CAPLET_WHEEL` then names the wheel).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PHOTOS = Path(__file__).parent.parent / "photos"
+ASTRONAUT = PHOTOS / "astronaut.jpg"
+HEAVY = ("tensorflow", "keras", "tf2onnx", "onnx", "torch", "matplotlib", "tqdm")
+WHEEL = os.environ.get("CAPLET_WHEEL")
+only_wheel = pytest.mark.skipif(not WHEEL, reason="CAPLET_WHEEL names no wheel: the checkout is tested, not a wheel")
+
+
+def caplet(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "caplet", *map(str, arguments)], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_a_photo_in_a_sentence_out() -> None:
+    sentence = caplet(ASTRONAUT).stdout.strip()
+    assert 4 <= len(sentence.split()) <= 20
+    assert set(sentence.split()) & {"woman", "man", "person", "girl", "lady", "people", "boy", "child"}
+
+
+def test_several_photos_a_line_each_with_its_path() -> None:
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    lines = caplet(*photos).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == list(map(str, photos))
+    assert len({line.split("\t")[1] for line in lines}) > 1
+
+
+def test_the_model_says_here_what_it_said_when_it_was_made() -> None:
+    report = json.loads(caplet("check", "--json").stdout)
+    assert report["ok"] is True
+
+
+def test_python_gives_words_scores_and_attention() -> None:
+    from caplet import Captioner
+
+    captioner = Captioner()
+    caption = captioner.caption(ASTRONAUT)
+    assert caption.text == captioner.caption(ASTRONAUT.read_bytes()).text == caplet(ASTRONAUT).stdout.strip()
+    assert caption.attention.shape == (len(caption.words), 8, 8)
+    assert abs(caption.attention.sum(axis=(1, 2)) - 1).max() < 1e-3
+    assert len(caption.word_scores) >= len(caption.words)
+
+
+def test_captioning_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, caplet\n"
+        f"caplet.Captioner().caption({str(ASTRONAUT)!r})\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_broken_photo_costs_the_others_nothing(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(ASTRONAUT.read_bytes()[:500])
+    done = caplet(ASTRONAUT, broken, tmp_path / "gone.jpg", PHOTOS / "cat.jpg", status=1)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(ASTRONAUT), str(PHOTOS / "cat.jpg")]
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert "broken.jpg" in done.stderr and "gone.jpg" in done.stderr
+
+
+def test_both_packages_are_typed_and_installed() -> None:
+    for name in ("caplet", "caplet_export"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None
+        assert (Path(spec.origin).parent / "py.typed").exists()
+
+
+@only_wheel
+def test_the_wheel_is_slim_and_whole() -> None:
+    assert WHEEL is not None
+    assert Path(WHEEL).stat().st_size <= 35e6
+    names = zipfile.ZipFile(WHEEL).namelist()
+    assert any(name.startswith("caplet/models/") and name.endswith("encoder.onnx") for name in names)
+    assert not any("tests/" in name or "Flicker8k" in name for name in names)
+
+
+@only_wheel
+@pytest.mark.parametrize("name", HEAVY)
+def test_the_wheel_alone_brings_nothing_heavy(name: str) -> None:
+    assert importlib.util.find_spec(name) is None
+
+
+@only_wheel
+def test_it_is_the_wheel_that_is_tested() -> None:
+    spec = importlib.util.find_spec("caplet")
+    assert spec is not None and spec.origin is not None
+    assert "site-packages" in spec.origin
