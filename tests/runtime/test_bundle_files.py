@@ -239,25 +239,19 @@ def test_a_missing_field_is_named(path: str, bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("path", REQUIRED)
-@pytest.mark.parametrize("value", [None, True, -1, 1e308, "\0", "", [], [1], {}, {"a": {"b": []}}, "../x"], ids=repr)
+@pytest.mark.parametrize("value", [None, True, 0.5, "x", [1], {"a": 1}], ids=repr)
 def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Path) -> None:
+    parent, key = parent_of(json.loads((bundle / "manifest.json").read_text()), path)
+    if type(value) is type(parent[key]):
+        pytest.skip("the right type")
+
     def replace(manifest: Manifest) -> None:
         parent, key = parent_of(manifest, path)
         parent[key] = value
 
-    harmless = {
-        "provenance", "metrics", "created_with", "golden.0.text", "golden.0.source", "golden.0.score",
-        "license.weights", "license.data", "decoding.block_repeated_trigrams", "golden",
-    }  # fmt: skip
     edit(bundle, replace)
-    if path in harmless:
-        try:
-            load_bundle(bundle)
-        except BundleError as error:
-            assert path.split(".")[-1] in str(error)
-    else:
-        with pytest.raises(BundleError):
-            load_bundle(bundle)
+    with pytest.raises(BundleError, match=path.split(".")[-1]):
+        load_bundle(bundle)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""The number of threads: what each limit allows, the smallest one wins, and no more are started than that."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from caplet.errors import ArgumentError
+from caplet.threads import ThreadCount, usable_threads
+
+needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+
+
+@pytest.fixture(autouse=True)
+def sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+
+
+def machine(root: Path, group: str, files: dict[str, str]) -> Path:
+    """A made-up file system with /proc/self/cgroup and files under /sys/fs/cgroup."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(group)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_an_explicit_number_wins(tmp_path: Path) -> None:
+    machine(tmp_path, "0::/\n", {"cpu.max": "100000 100000"})
+    assert usable_threads(7, environ={"OMP_NUM_THREADS": "2"}, root=tmp_path) == ThreadCount(7, "as asked")
+
+
+@pytest.mark.parametrize("asked", [0, -1, 1025, True, "2", 1.5])
+def test_a_number_that_makes_no_sense(asked: object) -> None:
+    with pytest.raises(ArgumentError, match="threads"):
+        usable_threads(asked)  # type: ignore[arg-type]
+
+
+def test_affinity_is_the_first_limit(tmp_path: Path) -> None:
+    assert usable_threads(environ={}, root=tmp_path) == ThreadCount(16, "CPUs this process may run on")
+
+
+def test_without_affinity_the_cpus_of_the_machine_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert usable_threads(environ={}, root=tmp_path) == ThreadCount(5, "CPUs of this machine")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_threads(environ={}, root=tmp_path).count == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "count"),
+    [
+        ("max 100000", 16),
+        ("100000 100000", 1),
+        ("150000 100000", 2),
+        ("400000 100000", 4),
+        ("10000 100000", 1),
+        ("9900000 100000", 16),
+        ("", 16),
+        ("100000", 16),
+        ("100000 0", 16),
+        ("0 100000", 16),
+        ("x y", 16),
+    ],
+)
+def test_quota_of_version_2_is_rounded_up(quota: str, count: int, tmp_path: Path) -> None:
+    machine(tmp_path, "0::/app.slice\n", {"app.slice/cpu.max": quota + "\n"})
+    found = usable_threads(environ={}, root=tmp_path)
+    assert found.count == count
+    assert ("quota" in found.reason) == (count < 16)
+
+
+def test_a_group_around_this_one_may_be_the_narrow_one(tmp_path: Path) -> None:
+    files = {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000", "cpu.max": "800000 100000"}
+    machine(tmp_path, "0::/a/b\n", files)
+    assert usable_threads(environ={}, root=tmp_path) == ThreadCount(3, "CPU quota of 2.5")
+
+
+def test_in_a_container_the_group_is_not_visible_but_its_limit_is(tmp_path: Path) -> None:
+    machine(tmp_path, "0::/../../docker/123\n", {"cpu.max": "200000 100000"})
+    assert usable_threads(environ={}, root=tmp_path).count == 2
+
+
+@pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
+def test_quota_of_version_1(mount: str, tmp_path: Path) -> None:
+    files = {f"{mount}/job/cpu.cfs_quota_us": "350000\n", f"{mount}/job/cpu.cfs_period_us": "100000\n"}
+    machine(tmp_path, f"5:memory:/x\n4:{mount}:/job\n", files)
+    assert usable_threads(environ={}, root=tmp_path) == ThreadCount(4, "CPU quota of 3.5")
+
+
+def test_no_quota_of_version_1(tmp_path: Path) -> None:
+    files = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}
+    machine(tmp_path, "4:cpu:/\n", files)
+    assert usable_threads(environ={}, root=tmp_path).count == 16
+
+
+def test_both_versions_side_by_side(tmp_path: Path) -> None:
+    files = {
+        "unified/g/cpu.max": "600000 100000",
+        "cpu/g/cpu.cfs_quota_us": "500000",
+        "cpu/g/cpu.cfs_period_us": "100000",
+    }
+    machine(tmp_path, "4:cpu:/g\n0::/g\nnonsense\n", files)
+    assert usable_threads(environ={}, root=tmp_path).count == 5
+
+
+@pytest.mark.parametrize(("text", "count"), [("3", 3), ("3,2", 3), (" 3 ", 3), ("99", 16), ("0", 16), ("x", 16), ("", 16)])
+def test_omp_num_threads(text: str, count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = usable_threads(environ={"OMP_NUM_THREADS": text}, root=tmp_path)
+    assert found.count == count
+    assert ("OMP" in found.reason) == (count < 16)
+    assert ("ignored" in caplog.text) == (text in ("0", "x"))
+
+
+COUNT_THREADS = """
+import os, sys
+affinity, threads, bundle, photo = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+if affinity:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from caplet import Captioner
+captioner = Captioner(bundle, threads=threads or None)
+captioner.caption(photo)
+most = 0
+for _ in captioner.caption_many([photo] * 20):
+    most = max(most, len(os.listdir("/proc/self/task")))
+print(captioner.threads, most)
+"""
+
+
+def count_threads(affinity: int, threads: int, bundle: Path) -> tuple[int, int]:
+    """Threads of a captioner, and the most that its process ever had."""
+    photo = str(bundle / "golden" / "cat.png")
+    command = [sys.executable, "-c", COUNT_THREADS, str(affinity), str(threads), str(bundle), photo]
+    used, most = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    return int(used), int(most)
+
+
+@needs_affinity
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_on_one_cpu_there_is_one_thread(tiny_bundle: Path) -> None:
+    assert count_threads(1, 0, tiny_bundle) == (1, 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_more_threads_are_started_only_when_asked(tiny_bundle: Path) -> None:
+    # Three to compute, of which one is the caller's own, and as many again to decode photos.
+    used, most = count_threads(0, 3, tiny_bundle)
+    assert used == 3
+    assert 3 <= most <= 6
