@@ -1,11 +1,11 @@
 """Anything a person has (path, bytes, file object, PIL image, array) to uint8 RGB pixels, through one decoder.
 
 Every source becomes a Pillow image, and every Pillow image takes the same steps: orientation as its EXIF says, alpha
-over white, RGB, squashed to the size the encoder wants, sRGB. Nothing here sets or goes by Pillow's process-wide switches
-(`Image.MAX_IMAGE_PIXELS`, `ImageFile.LOAD_TRUNCATED_IMAGES`, the warning filters): limits and leniency belong to the
-call, so calls in several threads, and the caller's own use of Pillow, do not disturb each other. Two of Pillow's decoders
-look at the first switch by themselves: a TIFF above it still draws Pillow's warning, and one above twice of it an error,
-and so does a GIF frame.
+over white, RGB, squashed to the size the encoder wants, sRGB. Nothing here sets or goes by Pillow's process-wide
+switches (`Image.MAX_IMAGE_PIXELS`, `ImageFile.LOAD_TRUNCATED_IMAGES`, the warning filters): limits and leniency belong
+to the call, so calls in several threads, and the caller's own use of Pillow, do not disturb each other. Two of Pillow's
+decoders look at the first switch by themselves: a TIFF, or the frame of a GIF, draws Pillow's warning above it and is
+refused above twice of it.
 """
 
 from __future__ import annotations

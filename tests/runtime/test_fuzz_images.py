@@ -129,6 +129,18 @@ def mutated(originals: dict[str, list[bytes]], number: int) -> bytes:
     return bytes(data)
 
 
+def outcome(data: bytes, *, allow_truncated: bool) -> str:
+    try:
+        pixels = load_pixels(data, allow_truncated=allow_truncated)
+    except ImageError as error:
+        message = str(error)
+    else:
+        assert pixels.shape == (299, 299, 3) and pixels.dtype == np.uint8
+        return "decoded"
+    assert message.startswith("<bytes>: ") and "\n" not in message, message
+    return "refused"
+
+
 def run(count: int, first: int) -> dict[str, Any]:
     """Decode `count` mutated images; anything but pixels or an ImageError ends the run with its traceback."""
     warnings.simplefilter("ignore")
@@ -141,16 +153,10 @@ def run(count: int, first: int) -> dict[str, Any]:
         faulthandler.dump_traceback_later(10 * MOST_SECONDS, exit=True)
         start = time.thread_time()
         try:
-            pixels = load_pixels(data, allow_truncated=number % 2 == 0)
-        except ImageError as error:
-            assert str(error).startswith("<bytes>: ") and "\n" not in str(error), (number, str(error))
-            outcomes["refused"] += 1
+            outcomes[outcome(data, allow_truncated=number % 2 == 0)] += 1
         except BaseException:
             print(f"case {number}", file=sys.stderr)
             raise
-        else:
-            assert pixels.shape == (299, 299, 3) and pixels.dtype == np.uint8, number
-            outcomes["decoded"] += 1
         seconds = time.thread_time() - start
         if seconds > slowest:
             slowest, slowest_case = seconds, number

@@ -1,4 +1,4 @@
-"""Orientation, modes, transparency, colour profiles and reduced JPEG decoding, each against an independent reference."""
+"""Orientation, modes, transparency, colour profiles, reduced JPEG decoding, each against an independent reference."""
 
 from __future__ import annotations
 

@@ -1,0 +1,263 @@
+"""A caption explained: the photo, and for each word where the model looked while it chose the word."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from caplet.errors import ArgumentError
+from caplet.image import MAX_PIXELS, ImageSource, load_picture
+
+_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Colour: TypeAlias = tuple[int, int, int]
+
+_PAPER: _Colour = (255, 255, 255)
+_INK: _Colour = (28, 28, 32)
+_SOFT_INK: _Colour = (122, 122, 132)
+_TRACK: _Colour = (232, 232, 236)
+
+
+def plot_attention(
+    image: ImageSource,
+    words: Sequence[str],
+    attention: ArrayLike,
+    probabilities: Sequence[float],
+    *,
+    caption: str | None = None,
+    panel: int = 280,
+    max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
+) -> Image.Image:
+    """Draw the photo with its caption, and beside it one panel a word: heat over the photo, word and probability below.
+
+    Heat is the share of attention at each place, on one scale for all words, so that panels can be compared; the scale
+    is under the caption. Brightness grows with the square root of the share, as a few places usually have most of it.
+
+    Args:
+        image: the photo, in any form `load_pixels` takes.
+        words: the words of the caption, in order.
+        attention: [words, rows, columns], shares of attention, each word's adding up to 1; the grid covers the photo.
+        probabilities: the probability of each word, 0 to 1.
+        caption: the sentence; the words joined by spaces if not given.
+        panel: longest side of a word's panel, in pixels; everything else grows with it.
+        max_pixels: see `load_pixels`.
+        allow_truncated: see `load_pixels`.
+
+    Returns:
+        An RGB image; for a caption of ten words about 6 panels wide and 3 high.
+
+    Raises:
+        ArgumentError: the numbers of words, attention maps and probabilities differ, or some of them are impossible.
+        ImageError: the photo cannot be read.
+    """
+    shares = _check(words, attention, probabilities)
+    if panel < 64:
+        raise ArgumentError("panel", f"is {panel}", "it must be at least 64 pixels, to be legible")
+    layout = _Layout(panel, len(words))
+    photo = Image.fromarray(
+        load_picture(image, longest_side=layout.photo, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    )
+    peak = float(shares.max(initial=0.0)) or 1.0
+    photo_column = _photo_column(photo, " ".join(words) if caption is None else caption, peak, layout)
+    if not words:
+        return _on_paper([(photo_column, 0, 0)], layout)
+    scale = panel / max(photo.size)
+    small = photo.resize(
+        (max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)), Image.Resampling.LANCZOS
+    )
+    parts = [(photo_column, 0, 0)]
+    left = photo_column.width + 2 * layout.gap
+    for index, (word, share, probability) in enumerate(zip(words, shares, probabilities, strict=True)):
+        row, column = divmod(index, layout.columns)
+        drawn = _word_panel(small, word, share / peak, probability, layout)
+        parts.append((drawn, left + column * (drawn.width + layout.gap), row * (drawn.height + layout.gap)))
+    return _on_paper(parts, layout)
+
+
+class _Layout:
+    """Lengths in pixels, all derived from the size of a panel."""
+
+    def __init__(self, panel: int, words: int) -> None:
+        self.panel = panel
+        self.columns = max(min(words, 3), round((2 * words) ** 0.5))
+        self.photo = round(1.6 * panel)
+        self.gap = max(panel // 12, 4)
+        self.word_size = max(panel // 13, 10)
+        self.caption_size = max(panel // 10, 12)
+        self.note_size = max(panel // 20, 9)
+        self.bar = max(panel // 70, 2)
+
+
+def _check(words: Sequence[str], attention: ArrayLike, probabilities: Sequence[float]) -> NDArray[np.float32]:
+    shares = np.asarray(attention, np.float32)
+    if not words:
+        return np.zeros((0, 1, 1), np.float32)
+    if shares.ndim != 3 or len(shares) != len(words) or 0 in shares.shape:
+        raise ArgumentError(
+            "attention", f"has shape {shares.shape}", f"it must be [{len(words)} words, at least one row, and column]"
+        )
+    if not np.isfinite(shares).all() or shares.min() < 0:
+        raise ArgumentError("attention", "has shares below 0 or no numbers", "pass what the decoder gave")
+    if len(probabilities) != len(words):
+        raise ArgumentError(
+            "probabilities", f"are {len(probabilities)}", f"there must be one for each of {len(words)} words"
+        )
+    if not all(0 <= probability <= 1.0001 for probability in probabilities):
+        raise ArgumentError("probabilities", "are not all between 0 and 1", "pass exp(log-probability)")
+    return shares
+
+
+def _on_paper(parts: Sequence[tuple[Image.Image, int, int]], layout: _Layout) -> Image.Image:
+    """Parts at their places, with a margin around all."""
+    margin = 2 * layout.gap
+    width = max(left + part.width for part, left, _ in parts) + 2 * margin
+    height = max(top + part.height for part, _, top in parts) + 2 * margin
+    paper = Image.new("RGB", (width, height), _PAPER)
+    for part, left, top in parts:
+        paper.paste(part, (margin + left, margin + top))
+    return paper
+
+
+def _photo_column(photo: Image.Image, caption: str, peak: float, layout: _Layout) -> Image.Image:
+    """The photo as it is, the whole caption under it, and the scale of the heat maps."""
+    width = max(photo.width, layout.panel)
+    font, note = _font(layout.caption_size), _font(layout.note_size)
+    lines = _wrap(caption, font, width)
+    line_height = round(1.3 * layout.caption_size)
+    caption_top = photo.height + layout.gap
+    scale_top = caption_top + len(lines) * line_height + layout.gap
+    scale_height = layout.note_size
+    column = Image.new("RGB", (width, scale_top + scale_height + round(2.4 * layout.note_size)), _PAPER)
+    column.paste(photo, ((width - photo.width) // 2, 0))
+    draw = ImageDraw.Draw(column)
+    for number, line in enumerate(lines):
+        draw.text((0, caption_top + number * line_height), line, _INK, font)
+    ramp = heat_colours(np.sqrt(np.linspace(0, 1, width, dtype=np.float32)))
+    column.paste(Image.fromarray(np.broadcast_to(ramp, (scale_height, width, 3)).copy()), (0, scale_top))
+    label_top = scale_top + scale_height + layout.note_size // 2
+    draw.text((0, label_top), "0 %", _SOFT_INK, note)
+    draw.text((width / 2, label_top), "share of attention", _SOFT_INK, note, anchor="ma")
+    draw.text((width, label_top), _percent(peak), _SOFT_INK, note, anchor="ra")
+    return column
+
+
+def _word_panel(
+    photo: Image.Image, word: str, share: NDArray[np.float32], probability: float, layout: _Layout
+) -> Image.Image:
+    """The photo under one word's heat, the word and its probability, also as a bar, under it."""
+    width = max(photo.width, round(0.6 * layout.panel))
+    panel = Image.new("RGB", (width, photo.height + round(2.4 * layout.word_size)), _PAPER)
+    panel.paste(_heated(photo, share), ((width - photo.width) // 2, 0))
+    draw = ImageDraw.Draw(panel)
+    number, small = _percent(probability), _font(round(0.72 * layout.word_size))
+    room = width - round(draw.textlength(number, font=small)) - layout.gap // 2
+    baseline = photo.height + round(1.4 * layout.word_size)
+    fitting, font = _fit(word, layout.word_size, room)
+    draw.text((0, baseline), fitting, _INK, font, anchor="ls")
+    draw.text((width, baseline), number, _SOFT_INK, small, anchor="rs")
+    bar_top = baseline + round(0.5 * layout.word_size)
+    draw.rectangle((0, bar_top, width - 1, bar_top + layout.bar), _TRACK)
+    if (filled := round(width * min(probability, 1.0))) > 0:
+        draw.rectangle((0, bar_top, filled - 1, bar_top + layout.bar), _INK)
+    return panel
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.0095 else "<1 %"
+
+
+# -- heat ---------------------------------------------------------------------------------------------------------
+
+
+def _heated(photo: Image.Image, share: NDArray[np.float32]) -> Image.Image:
+    """The photo in grey, lit in the colours of the heat where the model looked; share is 0 to 1."""
+    heat = np.asarray(Image.fromarray(share).resize(photo.size, Image.Resampling.BICUBIC))
+    level = np.sqrt(heat.clip(0, 1))
+    grey = np.asarray(photo.convert("L"), np.float32)[..., None]
+    veil = (0.35 + 0.35 * level)[..., None]  # what is cold stays dim but visible, what is hot shows the photo's detail
+    return Image.fromarray(((1 - veil) * grey + veil * heat_colours(level)).round().astype(np.uint8))
+
+
+def heat_colours(level: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colours for levels from 0 to 1: dark violet, red, orange, pale yellow, in even steps of lightness.
+
+    The colours lie on a curve in Oklab (B. Ottosson, "A perceptual color space for image processing", 2020), whose
+    lightness grows linearly with the level, so that equal differences look equal, also without colour vision.
+
+    Args:
+        level: [...], 0 to 1.
+
+    Returns:
+        uint8 [..., 3], sRGB.
+    """
+    index = np.rint(np.asarray(level) * 255).astype(np.intp).clip(0, 255)
+    return np.take(_heat_table(), index, axis=0)
+
+
+class _Oklab(NamedTuple):
+    lightness: NDArray[np.float64]
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+
+
+@functools.cache
+def _heat_table() -> NDArray[np.uint8]:
+    level = np.linspace(0, 1, 256)
+    hue = np.deg2rad(290 + 175 * level)  # violet, through magenta, red and orange, to yellow
+    chroma = 0.085 + 0.03 * level + 0.088 * np.sin(np.pi * level)  # inside sRGB all the way
+    return _srgb(_Oklab(0.18 + 0.77 * level, chroma * np.cos(hue), chroma * np.sin(hue)))
+
+
+def _srgb(colour: _Oklab) -> NDArray[np.uint8]:
+    """uint8 [n, 3]: Oklab to linear sRGB as Ottosson gives it, then the transfer function of IEC 61966-2-1."""
+    long = (colour.lightness + 0.3963377774 * colour.a + 0.2158037573 * colour.b) ** 3
+    medium = (colour.lightness - 0.1055613458 * colour.a - 0.0638541728 * colour.b) ** 3
+    short = (colour.lightness - 0.0894841775 * colour.a - 1.2914855480 * colour.b) ** 3
+    red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
+    green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
+    blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
+    linear = np.stack([red, green, blue], axis=-1).clip(0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.asarray(np.rint(255 * encoded), np.uint8)
+
+
+# -- text ---------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=16)
+def _font(size: int) -> _Font:
+    return ImageFont.load_default(size=size)
+
+
+def _wrap(text: str, font: _Font, width: int) -> list[str]:
+    """Lines of whole words no wider than `width`; a word that alone is wider has a line of its own, cut to fit."""
+    lines: list[str] = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(_cut(word, font, width))
+    return lines
+
+
+def _fit(word: str, size: int, width: int) -> tuple[str, _Font]:
+    """The word and a font in which it is no wider than `width`: smaller by up to 40 %, then cut."""
+    for smaller in range(size, round(0.6 * size) - 1, -1):
+        if _font(smaller).getlength(word) <= width:
+            return word, _font(smaller)
+    font = _font(round(0.6 * size))
+    return _cut(word, font, width), font
+
+
+def _cut(word: str, font: _Font, width: int) -> str:
+    if font.getlength(word) <= width:
+        return word
+    while word and font.getlength(f"{word}...") > width:
+        word = word[:-1]
+    return f"{word}..."

@@ -1,0 +1,171 @@
+"""The drawing shows heat where the attention is, every word and probability, and the whole caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from skimage import color as skimage_color
+
+from caplet.errors import ArgumentError, ImageNotFoundError
+from caplet.explain import heat_colours, plot_attention
+
+PHOTOS = Path(__file__).parents[1] / "photos"
+
+
+def looking_at(*places: tuple[int, int]) -> NDArray[np.float32]:
+    """Attention of one word a place (row, column), nearly all of it there."""
+    attention = np.full((len(places), 8, 8), 0.1 / 63, np.float32)
+    for word, (row, column) in enumerate(places):
+        attention[word, row, column] = 0.9
+    return attention
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """What gets written, and the box it takes."""
+    written = []
+    draw_text = ImageDraw.ImageDraw.text
+
+    def spy(self: Any, xy: Any, text: str, fill: Any = None, font: Any = None, anchor: Any = None) -> None:
+        box = self.textbbox(xy, text, font=font, anchor=anchor)
+        assert box[0] >= -1 and box[2] <= self.im.size[0] + 1, f"{text!r} is cut off"
+        assert box[3] <= self.im.size[1], f"{text!r} is cut off"
+        written.append((text, box))
+        draw_text(self, xy, text, fill, font, anchor=anchor)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", spy)
+    return written
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 7), (7, 0), (7, 7), (2, 5), (6, 1)], ids=str)
+def test_heat_is_where_the_attention_is(place: tuple[int, int]) -> None:
+    grey = np.full((300, 400, 3), 128, np.uint8)
+    drawing = plot_attention(grey, ["there"], looking_at(place), [0.5], panel=160)
+    left, top = panel_corner(drawing)
+    panel = np.asarray(drawing, np.float64)[top : top + 120, left : left + 160]
+    rows, columns = np.nonzero(panel[..., 0] - panel[..., 2] > 60)
+    assert abs(rows.mean() / 120 - (place[0] + 0.5) / 8) < 0.05
+    assert abs(columns.mean() / 160 - (place[1] + 0.5) / 8) < 0.05
+
+
+def panel_corner(drawing: Image.Image) -> tuple[int, int]:
+    """Left and top of the first word's panel: the first column of ink after the gap behind the photo."""
+    ink = np.any(np.asarray(drawing) < 250, axis=2)
+    starts = np.flatnonzero(np.diff(ink.any(axis=0).astype(int)) == 1) + 1
+    return int(starts[1]), int(np.argmax(ink.any(axis=1)))
+
+
+def test_words_are_compared_on_one_scale() -> None:
+    attention = np.concatenate([looking_at((3, 3)), np.full((1, 8, 8), 1 / 64, np.float32)])
+    drawing = np.asarray(
+        plot_attention(np.full((90, 90, 3), 128, np.uint8), ["one", "all"], attention, [1, 1], panel=90)
+    )
+    width = drawing.shape[1] // 2
+    warmth = drawing[..., 0].astype(int) - drawing[..., 2]
+    first, second = warmth[:, width:-110].max(), warmth[:, -100:].max()
+    assert first > 2 * second
+
+
+def test_every_word_its_probability_and_the_caption_are_written(texts: list[Any]) -> None:
+    words = ["a", "dog", "jumps", "over", "a", "very", "tall", "fence", "made", "of", "wood"]
+    probabilities = [0.9, 0.5, 0.123, 0.004, 1.0, 0.33, 0.77, 0.08, 0.61, 0.2, 0.999]
+    plot_attention(PHOTOS / "cat.jpg", words, looking_at(*[(1, 1)] * 11), probabilities)
+    written = [text for text, _ in texts]
+    for word in set(words):
+        assert written.count(word) >= words.count(word)
+    for percent in ("90 %", "50 %", "12 %", "<1 %", "33 %", "77 %", "8 %", "61 %", "20 %"):
+        assert percent in written
+    assert written.count("100 %") == 2
+    lines = written[: written.index("0 %")]
+    assert " ".join(lines) == " ".join(words) and len(lines) > 1
+
+
+def test_the_caption_may_differ_from_the_words(texts: list[Any]) -> None:
+    plot_attention(PHOTOS / "cat.jpg", ["the", "dog", "'s"], looking_at(*[(0, 0)] * 3), [1, 1, 1], caption="the dog's")
+    assert texts[0][0] == "the dog's"
+
+
+def test_words_too_long_are_made_to_fit(texts: list[Any]) -> None:
+    words = ["extraordinarily", "w" * 100]
+    plot_attention(PHOTOS / "rocket.jpg", words, looking_at((0, 0), (1, 1)), [0.5, 0.5], panel=120)
+    written = [text for text, _ in texts]
+    assert "extraordinarily" in written
+    assert sum(text.endswith("...") for text in written) == 2  # in the caption and under its panel
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 12, 20, 50])
+@pytest.mark.parametrize("photo", [(60, 40), (40, 60), (1, 1), (500, 3), (3, 500)], ids=str)
+def test_any_number_of_words_and_any_shape_is_drawn(count: int, photo: tuple[int, int], texts: list[Any]) -> None:
+    words = [f"word{number}" for number in range(count)]
+    drawing = plot_attention(
+        Image.new("RGB", photo, "navy"), words, looking_at(*[(4, 4)] * count), [0.5] * count, panel=96
+    )
+    assert drawing.mode == "RGB"
+    assert {text for text, _ in texts} >= set(words)
+    assert drawing.width * drawing.height < 60 * (count + 4) * 96 * 96 / 16
+
+
+def test_a_caption_without_words_is_just_the_photo() -> None:
+    drawing = plot_attention(PHOTOS / "cat.jpg", [], np.zeros((0, 8, 8)), [])
+    assert drawing.width < 600
+    attention_less = plot_attention(PHOTOS / "cat.jpg", [], [], [])
+    assert attention_less.tobytes() == drawing.tobytes()
+
+
+def test_the_photo_is_upright_and_in_its_proportions() -> None:
+    image = Image.new("RGB", (80, 40), "white")
+    image.paste((255, 0, 0), (0, 0, 40, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.info["exif"] = exif.tobytes()
+    pixels = np.asarray(plot_attention(image, [], [], [], panel=100))
+    red = np.argwhere((pixels == (255, 0, 0)).all(axis=2))
+    height, width = red.max(axis=0) - red.min(axis=0) + 1
+    assert height == pytest.approx(width, abs=3)  # half of a picture now twice as high as wide, its upper half
+    assert red.min(axis=0)[0] < 20
+
+
+def test_colours_get_lighter_in_even_steps() -> None:
+    table = heat_colours(np.linspace(0, 1, 256, dtype=np.float32))
+    assert table.shape == (256, 3) and table.dtype == np.uint8
+    lightness = skimage_color.rgb2lab(table[None] / 255)[0, :, 0]
+    assert lightness[0] < 12 and lightness[-1] > 88
+    steps = np.diff(lightness[::16])
+    assert steps.min() > 0.6 * steps.mean() and steps.max() < 1.5 * steps.mean()
+
+
+@pytest.mark.parametrize(
+    ("words", "attention", "probabilities", "subject"),
+    [
+        (["a", "b"], np.ones((1, 8, 8)), [1, 1], "attention"),
+        (["a"], np.ones((8, 8)), [1], "attention"),
+        (["a"], np.ones((1, 0, 8)), [1], "attention"),
+        (["a"], np.full((1, 8, 8), np.nan), [1], "attention"),
+        (["a"], -np.ones((1, 8, 8)), [1], "attention"),
+        (["a"], np.ones((1, 8, 8)), [], "probabilities"),
+        (["a"], np.ones((1, 8, 8)), [-0.5], "probabilities"),
+        (["a"], np.ones((1, 8, 8)), [2], "probabilities"),
+    ],
+)
+def test_parts_that_do_not_fit_are_argument_errors(
+    words: list[str], attention: NDArray[Any], probabilities: list[float], subject: str
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        plot_attention(PHOTOS / "cat.jpg", words, attention, probabilities)
+    assert caught.value.subject == subject
+
+
+def test_panels_too_small_to_read_and_missing_photos_are_errors() -> None:
+    with pytest.raises(ArgumentError, match="panel"):
+        plot_attention(PHOTOS / "cat.jpg", ["a"], looking_at((0, 0)), [1], panel=10)
+    with pytest.raises(ImageNotFoundError):
+        plot_attention(PHOTOS / "none.jpg", ["a"], looking_at((0, 0)), [1])
+
+
+def test_attention_that_is_zero_everywhere_is_cold() -> None:
+    plot_attention(PHOTOS / "cat.jpg", ["a"], np.zeros((1, 8, 8)), [0])
