@@ -96,6 +96,54 @@ class Config:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
+RECIPES = {
+    "cross_entropy": Config(),
+    "fine_tune": Config(
+        train=TrainConfig(
+            epochs=6,
+            patience=2,
+            learning_rate=3e-4,
+            average_decay=0.99,
+            extractor_layer="mixed7",
+        )
+    ),
+    "self_critical": Config(
+        model=ModelConfig(dropout=0.3),
+        train=TrainConfig(
+            objective="self_critical",
+            epochs=10,
+            patience=3,
+            learning_rate=1e-4,
+            label_smoothing=0.0,
+            attention_regularisation=0.0,
+            average_decay=0.99,
+            extractor_layer="mixed7",
+            extractor_learning_rate=1e-5,
+        ),
+    ),
+    "tutorial": Config(
+        text=TextConfig(rules="tutorial", minimum_count=1, max_length=32),
+        model=ModelConfig(
+            feature_size=256,
+            initial_state="zero",
+            gated_context=False,
+            deep_output=False,
+            tied_embeddings=False,
+            dropout=0.0,
+        ),
+        train=TrainConfig(
+            epochs=10,
+            patience=0,
+            decay="constant",
+            label_smoothing=0.0,
+            attention_regularisation=0.0,
+            flip=False,
+            average_decay=0.0,
+        ),
+    ),
+}
+"""The released bundle's three stages, each from the one before, and the tutorials' recipe as the baseline."""
+
 _CHOICES = {
     "rules": ("coco", "tutorial"),
     "initial_state": ("mean", "zero"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from caplet_export.config import Config, load_config, override
+from caplet_export.config import RECIPES, load_config, override
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import read_dataset
 
@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder; the same command again goes on where it stopped")
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
-    parser.add_argument("--config", type=Path, help="configuration JSON (default: the recipe of the released bundle)")
+    recipe = parser.add_mutually_exclusive_group()
+    recipe.add_argument("--recipe", choices=RECIPES, default="cross_entropy", help="default: %(default)s")
+    recipe.add_argument("--config", type=Path, help="configuration JSON in place of a recipe")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.SWITCH=VALUE", help="change one switch; repeatable"
     )
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line an epoch."""
-    config = override(load_config(arguments.config) if arguments.config else Config(), arguments.set)
+    config = override(load_config(arguments.config) if arguments.config else RECIPES[arguments.recipe], arguments.set)
     dataset = read_dataset(arguments.data)
     for defect in dataset.defects:
         print(f"caplet-export train: {defect}", file=sys.stderr)
