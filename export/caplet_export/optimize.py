@@ -19,6 +19,11 @@ def optimize_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def optimize_for_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrites of an optimised encoder that pay only once it is 8-bit."""
+    return merge_sibling_convolutions(pool_as_convolution(model))
+
+
 def optimize_decoder(model: onnx.ModelProto) -> onnx.ModelProto:
     """All rewrites of a decoder. Its products are already few and large as `caplet_export.convert` traces it."""
     return zero_denormals(fuse_dense(model))

@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from caplet_export.checkpoint import load_checkpoint, load_extractor
     from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
+    from caplet_export.features import weights_digest
     from caplet_export.optimize import optimize_decoder, optimize_encoder
     from caplet_export.outputs import whole_folder
     from caplet_export.parity import KerasCaptioner, OnnxCaptioner, prove
@@ -59,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         onnx.save(encoder, folder / "encoder.onnx")
         onnx.save(take_top_k(decoder), folder / "decoder.onnx")
         shutil.copyfile(arguments.run / "vocabulary.txt", folder / "vocabulary.txt")
-        (folder / "parity.json").write_text(json.dumps(parity.to_json(), indent=1) + "\n")
+        record = {"encoder_weights": weights_digest(arguments.encoder_weights), **parity.to_json()}
+        (folder / "parity.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {arguments.output}")
     return 0

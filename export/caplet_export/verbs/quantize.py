@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     import onnx
 
     from caplet_export.calibrate import greedy_feeds
+    from caplet_export.optimize import optimize_for_bytes
     from caplet_export.outputs import whole_folder
     from caplet_export.photos import photo_batches
     from caplet_export.quantize import quantize
@@ -54,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         for _, pixels in photo_batches(dataset, names, task="calibrate"):
             yield {"pixels": pixels}
 
-    small_encoder = quantize(encoder, photos, method=arguments.method, keep_float=arguments.keep_float)
+    small_encoder = quantize(
+        optimize_for_bytes(encoder), photos, method=arguments.method, keep_float=arguments.keep_float
+    )
     small_decoder = quantize(
         decoder,
         lambda: greedy_feeds(encoder, decoder, photos()),
@@ -64,7 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
     with whole_folder(arguments.output) as folder:
         onnx.save(small_encoder, folder / "encoder.onnx")
         onnx.save(small_decoder, folder / "decoder.onnx")
-        shutil.copyfile(arguments.graphs / "vocabulary.txt", folder / "vocabulary.txt")
+        for name in ("vocabulary.txt", "parity.json"):
+            if (arguments.graphs / name).exists():
+                shutil.copyfile(arguments.graphs / name, folder / name)
+        record = {"method": arguments.method, "photos": len(names), "seed": arguments.seed}
+        record |= {"keep_float": arguments.keep_float, "rounding": "nearest"}
+        (folder / "quantization.json").write_text(json.dumps(record, indent=1) + "\n")
     for name in ("encoder.onnx", "decoder.onnx"):
         before, after = ((path / name).stat().st_size / 1e6 for path in (arguments.graphs, arguments.output))
         print(f"{name}: {before:.1f} MB -> {after:.1f} MB")

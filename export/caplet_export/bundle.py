@@ -1,0 +1,234 @@
+"""Graphs, vocabulary, card and golden captions into one directory that caplet loads: a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+from PIL import Image
+
+from caplet import Captioner
+from caplet.errors import CapletError
+from caplet.image import load_pixels
+from caplet_export.card import DATA_LICENSE, WEIGHTS_LICENSE, render_card
+from caplet_export.errors import ConfigurationError, ExportError
+from caplet_export.outputs import whole_folder
+from caplet_export.text import SPECIALS, Vocabulary
+
+_PACKAGES = ("caplet", "tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the bundle's captions are searched by default; see the manifest's `decoding`."""
+
+    beam_size: int = 3
+    max_length: int = 20
+    length_penalty: float = 1.0
+    block_repeated_trigrams: bool = True
+
+
+@dataclass(frozen=True)
+class Licences:
+    """Terms of the weights and of the data they were trained on, a sentence each without its full stop."""
+
+    weights: str = WEIGHTS_LICENSE
+    data: str = DATA_LICENSE
+
+
+def write_bundle(
+    output: Path,
+    graphs: Path,
+    *,
+    name: str,
+    golden: Sequence[Path],
+    recipe: Mapping[str, Any] | None = None,
+    decoding: Decoding | None = None,
+    licences: Licences | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    ablation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        output: its directory; replaced if there.
+        graphs: folder written by `caplet-export convert` or `quantize`.
+        name: what the bundle calls itself.
+        golden: photos that may be redistributed. They are stored at the encoder's size without loss, and captioned by
+            the bundle itself through caplet, greedily and by the default search.
+        recipe: the configuration that trained it.
+        metrics: what `caplet-export evaluate --json` wrote; its captions are left out.
+        ablation: a table for the card, see `caplet_export.card.render_card`.
+
+    Raises:
+        ConfigurationError: `graphs` is incomplete, or caplet cannot use what would be written.
+    """
+    decoding = decoding or Decoding()
+    with whole_folder(output) as folder:
+        for file in ("encoder.onnx", "decoder.onnx", "vocabulary.txt"):
+            if not (graphs / file).exists():
+                raise ConfigurationError(f"{graphs / file}: no such file; run `caplet-export convert` first")
+            shutil.copyfile(graphs / file, folder / file)
+        manifest = _manifest(folder, name, decoding, licences or Licences())
+        manifest["provenance"] = _provenance(graphs, recipe)
+        manifest["metrics"] = summarize_metrics(metrics)
+        size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
+        photos = _store_photos(folder, golden, size)
+        manifest["files"] = _hashes(folder)
+        (folder / "README.md").write_text(render_card(manifest, ablation), encoding="utf-8")
+        manifest["files"] = _hashes(folder)
+        # Captions need a bundle that can be loaded, so the manifest is written twice.
+        _write_manifest(folder, manifest)
+        try:
+            manifest["golden"] = _golden_captions(folder, photos, decoding.beam_size)
+        except CapletError as error:
+            raise ConfigurationError(f"{output}: not a bundle that caplet can use: {error}") from error
+        _write_manifest(folder, manifest)
+
+
+def summarize_metrics(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The manifest's `metrics` from an evaluation: scores and intervals by beam size, without the captions."""
+    if evaluation is None:
+        return {"split": "none", "scorer": "none", "results": {}}
+    try:
+        return {
+            "split": evaluation["data"]["split"],
+            "images": evaluation["data"]["images"],
+            "scorer": evaluation["scorer"],
+            "results": {
+                beam: {"scores": result["scores"], "intervals": result["intervals"]}
+                for beam, result in evaluation["results"].items()
+            },
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"the metrics are not what `caplet-export evaluate --json` writes: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        ConfigurationError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: not JSON: {error}") from error
+
+
+def _manifest(folder: Path, name: str, decoding: Decoding, licences: Licences) -> dict[str, Any]:
+    encoder, decoder = (onnx.load(folder / f"{graph}.onnx") for graph in ("encoder", "decoder"))
+    _, height, width, _ = (size.dim_value for size in encoder.graph.input[0].type.tensor_type.shape.dim)
+    return {
+        "format_version": 1,
+        "name": name,
+        "created_with": _versions(),
+        "files": {},
+        "graphs": {
+            "encoder": {"file": "encoder.onnx", "opset": _opset(encoder)},
+            "decoder": {"file": "decoder.onnx", "opset": _opset(decoder)},
+        },
+        "vocabulary": {"file": "vocabulary.txt", "size": len(Vocabulary.load(folder / "vocabulary.txt"))},
+        "preprocessing": {
+            "height": height,
+            "width": width,
+            "color": "RGB",
+            "dtype": "uint8",
+            "resize": "squash",
+            "resample": "bilinear",
+        },
+        "tokens": dict(zip(("pad", "start", "end", "unknown"), SPECIALS, strict=True)),
+        "decoding": vars(decoding),
+        "license": vars(licences),
+        "provenance": {},
+        "metrics": {},
+        "golden": [],
+    }
+
+
+def _provenance(graphs: Path, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The recipe, and what `convert` and `quantize` left beside the graphs."""
+    provenance: dict[str, Any] = {"recipe": recipe} if recipe else {}
+    if (graphs / "parity.json").exists():
+        provenance["conversion"] = read_json(graphs / "parity.json")
+        # Captions of photos that are not ours have no place in a bundle.
+        provenance["conversion"].pop("different_captions", None)
+    if (graphs / "quantization.json").exists():
+        provenance["quantization"] = read_json(graphs / "quantization.json")
+    return provenance
+
+
+def _store_photos(folder: Path, photos: Sequence[Path], size: tuple[int, int]) -> dict[str, Path]:
+    """Each photo at the encoder's size as PNG, which keeps every pixel; returns sources by file name."""
+    (folder / "golden").mkdir()
+    stored: dict[str, Path] = {}
+    for photo in photos:
+        file = f"golden/{photo.stem}.png"
+        if file in stored:
+            raise ConfigurationError(f"two golden photos are called {photo.stem}")
+        try:
+            pixels = load_pixels(photo, size=size)
+        except CapletError as error:
+            raise ExportError(str(error)) from error
+        Image.fromarray(pixels).save(folder / file, optimize=True)
+        stored[file] = photo
+    return stored
+
+
+def _golden_captions(folder: Path, photos: Mapping[str, Path], beam_size: int) -> list[dict[str, Any]]:
+    captioner = Captioner(folder)
+    entries = []
+    for file, source in photos.items():
+        for beam in sorted({1, beam_size}):
+            caption = captioner.caption(folder / file, beam_size=beam)
+            entries.append(
+                {
+                    "file": file,
+                    "source": source.as_posix(),
+                    "text": caption.text,
+                    "score": round(float(caption.score), 6),
+                    "beam_size": beam,
+                }
+            )
+    return entries
+
+
+def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {
+        path.relative_to(folder).as_posix(): {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "bytes": path.stat().st_size,
+        }
+        for path in files
+    }
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            # TensorFlow's CPU build has another distribution name.
+            continue
+    return versions
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(int(opset.version) for opset in model.opset_import if opset.domain == "")

@@ -1,0 +1,132 @@
+"""The model card of a bundle: what it was made from, how, how good it is, and what it must not be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WEIGHTS_LICENSE = (
+    "Apache-2.0. Derived from Google's Inception-v3 for ImageNet (Apache-2.0, 2015), trained further on Flickr8k photos"
+)
+DATA_LICENSE = (
+    "Trained on Flickr8k (Hodosh, Young and Hockenmaier, JAIR 2013). Its photos belong to their Flickr authors and are "
+    "for non-commercial research; none of them is part of this bundle"
+)
+
+_SCORES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider_d": "CIDEr-D",
+}
+
+
+def render_card(manifest: Mapping[str, Any], ablation: Mapping[str, Any] | None = None) -> str:
+    """The card as Markdown.
+
+    Args:
+        manifest: as in manifest.json; golden captions and hashes are not needed yet, sizes of the graphs are.
+        ablation: `{"columns": [...], "rows": [[...], ...], "note": "..."}`, a table of runs, if there is one.
+    """
+    sections = [
+        _introduction(manifest),
+        _scores(manifest["metrics"], manifest["decoding"]),
+        _ablation(ablation) if ablation else "",
+        _making(manifest),
+        _limits(),
+        _licence(manifest["license"]),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers and stand on the right."""
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _introduction(manifest: Mapping[str, Any]) -> str:
+    sizes = {name: manifest["files"][name]["bytes"] / 1e6 for name in ("encoder.onnx", "decoder.onnx")}
+    size = manifest["preprocessing"]
+    return f"""# {manifest["name"]}
+
+Writes a one-sentence English caption for a photo. A *Show, Attend and Tell* captioner (Xu et al., ICML 2015) in ONNX for
+[caplet](../../README.md): InceptionV3 without its classifier, additive attention over 8×8 locations, a GRU, a vocabulary
+of {manifest["vocabulary"]["size"]} words.
+
+| file | what | MB |
+|---|---|---:|
+| `encoder.onnx` | uint8 RGB {size["height"]}×{size["width"]}, squashed, to features, attention keys and first state | {
+        sizes["encoder.onnx"]:.1f} |
+| `decoder.onnx` | one word further: the likeliest words, the next state, the attention | {sizes["decoder.onnx"]:.1f} |
+| `vocabulary.txt` | one word a line | |
+| `golden/` | photos with the captions that `caplet check` expects | |"""
+
+
+def _scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
+    if not metrics["results"]:
+        return "## Scores\n\nNot measured yet."
+    rows = []
+    for beam, result in metrics["results"].items():
+        scores, intervals = result["scores"], result.get("intervals", {})
+        name = f"**{beam}** (default)" if int(beam) == decoding["beam_size"] else beam
+        cells = [f"{scores[metric]:.1f}{_interval(intervals.get(metric))}" for metric in _SCORES]
+        rows.append([name, *cells])
+    return f"""## Scores
+
+{metrics.get("images", "")} photos of the {metrics["split"]} split, free-running, by the graphs of this very
+bundle through caplet's runtime; percent, with 95% bootstrap intervals over photos. Scorer: {metrics["scorer"]}.
+
+{markdown_table(["beam", *_SCORES.values()], rows)}
+
+Settings: length penalty {decoding["length_penalty"]:g}, at most {decoding["max_length"]} words, repeated trigrams {
+        "blocked" if decoding["block_repeated_trigrams"] else "allowed"}."""
+
+
+def _interval(interval: Mapping[str, float] | None) -> str:
+    return f" ({interval['low']:.1f}-{interval['high']:.1f})" if interval else ""
+
+
+def _ablation(ablation: Mapping[str, Any]) -> str:
+    note = f"\n\n{ablation['note']}" if ablation.get("note") else ""
+    return f"## What each part of the recipe gave\n\n{markdown_table(ablation['columns'], ablation['rows'])}{note}"
+
+
+def _making(manifest: Mapping[str, Any]) -> str:
+    provenance = manifest["provenance"]
+    lines = ["## How it was made", ""]
+    recipe = provenance.get("recipe", {})
+    for section, switches in recipe.items():
+        lines.append(f"- {section}: " + ", ".join(f"{name} {value}" for name, value in switches.items()))
+    conversion = provenance.get("conversion")
+    if conversion:
+        differences = ", ".join(f"{name} {value:.0e}" for name, value in conversion["max_difference"].items())
+        lines.append(
+            f"- conversion by tf2onnx: {conversion['identical_captions']} of {conversion['photos']} greedy captions the "
+            f"same as in Keras; largest differences: {differences}"
+        )
+        lines.append(f"- feature extractor: sha256 of the weights it started from `{conversion['encoder_weights']}`")
+    quantization = provenance.get("quantization")
+    if quantization:
+        lines.append(
+            f"- 8 bits: static, activations per tensor and weights per channel, ranges by {quantization['method']} on "
+            f"{quantization['photos']} training photos (seed {quantization['seed']}), weights rounded by "
+            f"{quantization['rounding']}"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["created_with"].items())
+    return "\n".join([*lines, f"- with {versions}"])
+
+
+def _limits() -> str:
+    return """## What it is not for
+
+It has seen a few thousand photos, mostly of people and dogs outdoors, and the words that five strangers wrote under
+each. It names what it knows when it sees what it does not know, miscounts, guesses at sex and age from clothing and
+setting, and repeats the habits and prejudices of its sources. It reads no text and knows no names. Do not let anything
+that can hurt somebody depend on a caption, and do not use it to judge people."""
+
+
+def _licence(texts: Mapping[str, str]) -> str:
+    return f"## Licence\n\n- Weights: {texts['weights']}.\n- Data: {texts['data']}."

@@ -1,0 +1,52 @@
+"""`caplet-export bundle`: put graphs, vocabulary, card and golden captions into one bundle."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from caplet_export.card import DATA_LICENSE, WEIGHTS_LICENSE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("graphs", type=Path, help="folder written by `caplet-export quantize` or `convert`")
+    parser.add_argument("--run", type=Path, required=True, help="run folder the graphs come from")
+    parser.add_argument("--name", required=True, help="what the bundle calls itself")
+    parser.add_argument("--golden", type=Path, nargs="+", required=True, metavar="PHOTO", help="photos free to share")
+    parser.add_argument("--metrics", type=Path, metavar="JSON", help="written by `caplet-export evaluate --json`")
+    parser.add_argument("--ablation", type=Path, metavar="JSON", help='table for the card: {"columns": …, "rows": …}')
+    parser.add_argument("--beam", type=int, default=3, help="default beam size (default: %(default)s)")
+    parser.add_argument("--length-penalty", type=float, default=1.0, help="(default: %(default)s)")
+    parser.add_argument("--max-length", type=int, help="words at most (default: as trained)")
+    parser.add_argument("--weights-license", default=WEIGHTS_LICENSE, help="terms of the weights, for the card")
+    parser.add_argument("--data-license", default=DATA_LICENSE, help="terms of the training data, for the card")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle; replaced if there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the bundle and print its golden captions."""
+    from caplet_export.bundle import Decoding, Licences, read_json, write_bundle
+    from caplet_export.config import load_config
+
+    config = load_config(arguments.run / "config.json")
+    write_bundle(
+        arguments.output,
+        arguments.graphs,
+        name=arguments.name,
+        golden=arguments.golden,
+        recipe=dataclasses.asdict(config),
+        decoding=Decoding(
+            beam_size=arguments.beam,
+            max_length=arguments.max_length or config.text.max_length,
+            length_penalty=arguments.length_penalty,
+        ),
+        licences=Licences(arguments.weights_license, arguments.data_license),
+        metrics=read_json(arguments.metrics) if arguments.metrics else None,
+        ablation=read_json(arguments.ablation) if arguments.ablation else None,
+    )
+    for golden in read_json(arguments.output / "manifest.json")["golden"]:
+        print(f"{golden['file']} (beam {golden['beam_size']}): {golden['text']}")
+    print(f"wrote {arguments.output}")
+    return 0
