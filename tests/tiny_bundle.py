@@ -22,10 +22,48 @@ from PIL import Image
 Floats = NDArray[np.float32]
 PAD, START, END, UNKNOWN = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
-WORDS = (
-    "a the dog cat man woman child runs jumps sits on in with red blue black white two ball grass water snow street "
-    "bike shirt hat beach rock field horse girl boy through over near 's plays holds large small"
-).split()
+WORDS = [
+    "a",
+    "the",
+    "dog",
+    "cat",
+    "man",
+    "woman",
+    "child",
+    "runs",
+    "jumps",
+    "sits",
+    "on",
+    "in",
+    "with",
+    "red",
+    "blue",
+    "black",
+    "white",
+    "two",
+    "ball",
+    "grass",
+    "water",
+    "snow",
+    "street",
+    "bike",
+    "shirt",
+    "hat",
+    "beach",
+    "rock",
+    "field",
+    "horse",
+    "girl",
+    "boy",
+    "through",
+    "over",
+    "near",
+    "'s",
+    "plays",
+    "holds",
+    "large",
+    "small",
+]
 GRID = 8
 LOCATIONS = GRID * GRID
 PHOTOS = Path(__file__).parent / "photos"
@@ -141,8 +179,11 @@ class TinyModel:
             nodes,
             constants,
             [("pixels", TensorProto.UINT8, (self.height, self.width, 3))],
-            [("features", TensorProto.FLOAT, (LOCATIONS, self.sizes["D"]))]
-            + [("keys", TensorProto.FLOAT, (LOCATIONS, self.sizes["A"])), ("state", TensorProto.FLOAT, (self.sizes["H"],))],
+            [
+                ("features", TensorProto.FLOAT, (LOCATIONS, self.sizes["D"])),
+                ("keys", TensorProto.FLOAT, (LOCATIONS, self.sizes["A"])),
+                ("state", TensorProto.FLOAT, (self.sizes["H"],)),
+            ],
         )
 
     def decoder_graph(self) -> onnx.ModelProto:
@@ -190,10 +231,18 @@ class TinyModel:
             "decoder",
             nodes,
             constants,
-            [("token", TensorProto.INT64, ()), ("state", TensorProto.FLOAT, (h,))]
-            + [("features", TensorProto.FLOAT, (LOCATIONS, d)), ("keys", TensorProto.FLOAT, (LOCATIONS, a))],
-            [("log_probs", TensorProto.FLOAT, (self.top_k,)), ("tokens", TensorProto.INT64, (self.top_k,))]
-            + [("next_state", TensorProto.FLOAT, (h,)), ("attention", TensorProto.FLOAT, (LOCATIONS,))],
+            [
+                ("token", TensorProto.INT64, ()),
+                ("state", TensorProto.FLOAT, (h,)),
+                ("features", TensorProto.FLOAT, (LOCATIONS, d)),
+                ("keys", TensorProto.FLOAT, (LOCATIONS, a)),
+            ],
+            [
+                ("log_probs", TensorProto.FLOAT, (self.top_k,)),
+                ("tokens", TensorProto.INT64, (self.top_k,)),
+                ("next_state", TensorProto.FLOAT, (h,)),
+                ("attention", TensorProto.FLOAT, (LOCATIONS,)),
+            ],
         )
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from caplet.captioner import Caption, Captioner
 from caplet.errors import CapletError
 from caplet.image import ImageSource
-from caplet.inputs import Input, find_inputs
+from caplet.inputs import Input, find_inputs, is_folder
 from caplet.output import Output
 from caplet.progress import Progress
 from caplet.records import Formatter, Record, Written, resume
@@ -28,7 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
     captioner.decoding(arguments.beam, arguments.max_length)  # complain before the output is touched
     several = _several(arguments)
-    attention = _AttentionFiles(arguments.attention, several) if arguments.attention else None
+    attention = None
+    if arguments.attention:
+        attention = _AttentionFiles(arguments.attention, several=several, allow_truncated=arguments.allow_truncated)
     written = resume(arguments.output, captioner.bundle.digest) if arguments.resume else Written(Counter(), 0)
     formatter = Formatter(arguments.format, with_path=several)
     failed = written.failed
@@ -56,14 +58,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _several(arguments: argparse.Namespace) -> bool:
     """Whether there may be more than one photo, so that each line needs to say which it is about."""
     only = arguments.photos[0] if len(arguments.photos) == 1 and arguments.files_from is None else None
-    return only is None or os.path.isdir(only)
+    return only is None or is_folder(only)
 
 
 def _progress(arguments: argparse.Namespace) -> Progress:
     """A bar on standard error, unless captions would run through it on the same terminal."""
     captions_on_terminal = arguments.output is None and sys.stdout.isatty()
     total = len(arguments.photos) if arguments.files_from is None else None
-    if any(os.path.isdir(photo) for photo in arguments.photos):
+    if any(is_folder(photo) for photo in arguments.photos):
         total = None
     return Progress(None if arguments.quiet or captions_on_terminal else sys.stderr, total)
 
@@ -107,16 +109,17 @@ def _results(
 class _AttentionFiles:
     """Where the drawings go: to the path itself for one photo, into it as a folder for several."""
 
-    def __init__(self, path: str, several: bool) -> None:
+    def __init__(self, path: str, *, several: bool, allow_truncated: bool) -> None:
         self._path = Path(path)
         self._folder = several or self._path.is_dir() or path.endswith(os.sep)
         self._names: Counter[str] = Counter()
+        self._allow_truncated = allow_truncated
         if self._folder:
             self._path.mkdir(parents=True, exist_ok=True)
 
     def draw(self, photo: Input, caption: Caption) -> None:
         """Write the drawing of one photo. Raises OSError."""
-        drawing = caption.plot(photo.source)
+        drawing = caption.plot(photo.source, allow_truncated=self._allow_truncated)
         drawing.save(self._path / self._file_name(photo) if self._folder else self._path, format="PNG")
 
     def _file_name(self, photo: Input) -> str:

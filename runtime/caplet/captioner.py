@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import operator
 import os
 import time
@@ -68,14 +69,17 @@ class Caption:
     def __str__(self) -> str:
         return self.text
 
-    def plot(self, image: ImageSource) -> Image.Image:
-        """Draw `image`, the photo this caption is for, once per word with where the word looked.
+    def plot(self, image: ImageSource, *, allow_truncated: bool = False) -> Image.Image:
+        """Draw `image`, the photo this caption is for, and for each word where it looked and how likely it was.
 
-        See `caplet.explain.plot_attention`.
+        See `caplet.explain.plot_attention` for the drawing. Raises ImageError if the photo cannot be read.
         """
         from caplet.explain import plot_attention
 
-        return plot_attention(image, self)
+        likelihoods = [min(math.exp(log_prob), 1.0) for log_prob in self.word_scores]
+        return plot_attention(
+            image, self.words, self.attention, likelihoods, caption=self.text, allow_truncated=allow_truncated
+        )
 
 
 @dataclasses.dataclass(frozen=True)

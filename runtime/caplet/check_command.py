@@ -1,4 +1,4 @@
-"""`caplet check`: is this the model as it was released, and does it say the same here?"""
+"""`caplet check`: the model is as it was released, and says the same on this machine."""
 
 from __future__ import annotations
 

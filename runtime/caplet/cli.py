@@ -11,9 +11,11 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from caplet import __version__
 from caplet.errors import ArgumentError, CapletError
+from caplet.inputs import is_folder
 from caplet.records import FORMATS
 
 _EPILOG = """\
@@ -133,14 +135,14 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
         parser.error("--resume needs --format jsonl and -o FILE")
     if arguments.output and any(_same_file(arguments.output, photo) for photo in arguments.photos):
         parser.error("-o would overwrite a photo")
-    drawing = arguments.attention if arguments.attention and not os.path.isdir(arguments.attention) else None
+    drawing = arguments.attention if arguments.attention and not is_folder(arguments.attention) else None
     if drawing and any(_same_file(drawing, photo) for photo in arguments.photos):
         parser.error("--attention would overwrite a photo")
 
 
 def _same_file(one: str, other: str) -> bool:
     try:
-        return os.path.samefile(one, other)
+        return Path(one).samefile(other)
     except (OSError, ValueError):
         return False
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from caplet.errors import CapletError, ImageError
@@ -51,6 +52,11 @@ def find_inputs(photos: Sequence[str], files_from: str | None, *, null: bool, re
             yield from _expand(name, recursive)
 
 
+def is_folder(name: str) -> bool:
+    """Whether there is a folder of that name; False for names that no file can have."""
+    return os.path.isdir(name)  # noqa: PTH112 - Path.is_dir raises for names that are too long
+
+
 def _from_stdin() -> Input:
     contents = sys.stdin.buffer.read(_LARGEST_STDIN + 1) if sys.stdin else b""
     if len(contents) > _LARGEST_STDIN:
@@ -84,7 +90,7 @@ def _clean(name: bytes, null: bool) -> bytes:
 
 def _expand(name: str, recursive: bool) -> Iterator[Input]:
     """A file as it is, a folder as the photos in it."""
-    if not os.path.isdir(name):
+    if not is_folder(name):
         yield Input(name)
         return
     empty = True
@@ -98,7 +104,7 @@ def _expand(name: str, recursive: bool) -> Iterator[Input]:
 
 def _photos_in(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> Iterator[Input]:
     try:
-        status = os.stat(folder)
+        status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))
@@ -113,5 +119,5 @@ def _photos_in(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> I
         if entry.is_dir():
             if recursive:
                 yield from _photos_in(entry.path, recursive, visited)
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and (entry.is_file() or entry.is_symlink()):
+        elif Path(entry.name).suffix.lower() in SUFFIXES and (entry.is_file() or entry.is_symlink()):
             yield Input(entry.path)  # a link that leads nowhere too: it is reported as missing, not passed over

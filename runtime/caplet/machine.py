@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 import PIL
 
 import caplet

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caplet.errors import ArgumentError, CapletError
@@ -107,7 +107,7 @@ def resume(path: str, model_sha256: str) -> Written:
     """
     paths: Counter[str] = Counter()
     failed = whole = 0
-    if not os.path.exists(path):
+    if not Path(path).exists():
         return Written(paths, failed)
     with open(path, "r+b") as file:
         for number, line in enumerate(_whole_lines(file), start=1):

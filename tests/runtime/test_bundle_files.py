@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import caplet.bundle
 import pytest
+
+import caplet.bundle
 from caplet.bundle import DEFAULT_BUNDLE, load_bundle
 from caplet.errors import BundleError, BundleNotFoundError
 from tiny_bundle import rehash
@@ -295,7 +296,20 @@ def test_a_file_entry_needs_a_size_and_a_hash(entry: Any, bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../encoder.onnx", "/etc/passwd", "golden/../../x", "C:/x", "C:x", "a\\..\\..\\x", "", ".", "..", "a//b", "./a", "a\0b"],
+    [
+        "../encoder.onnx",
+        "/etc/passwd",
+        "golden/../../x",
+        "C:/x",
+        "C:x",
+        "a\\..\\..\\x",
+        "",
+        ".",
+        "..",
+        "a//b",
+        "./a",
+        "a\0b",
+    ],
 )
 def test_a_manifest_may_not_point_outside_its_folder(name: str, bundle: Path, tmp_path: Path) -> None:
     shutil.copy(bundle / "encoder.onnx", tmp_path / "encoder.onnx")

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from caplet.decode import END, START, Encoded, Hypothesis, StepResult, search
 from caplet.errors import InferenceError
 from caplet.manifest import Decoding
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_bundle import TinyModel, reference_search
 
 WORDS = (4, 5, 6)
@@ -71,7 +72,9 @@ def has_repeated_trigram(words: tuple[int, ...]) -> bool:
 def all_sentences(decoder: TableDecoder, photo: int, decoding: Decoding) -> list[tuple[float, tuple[int, ...]]]:
     """Every sentence the decoder can say with its score, best first, by enumeration."""
 
-    def extend(words: tuple[int, ...], total: float, history: int, last: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+    def extend(
+        words: tuple[int, ...], total: float, history: int, last: int
+    ) -> Iterator[tuple[float, tuple[int, ...]]]:
         history = next_history(history, last)
         length = len(words) + 1
         for token, log_prob in zip(decoder.tokens, decoder.log_probs(photo, history).tolist(), strict=True):
@@ -129,9 +132,7 @@ def test_search_equals_a_search_in_plain_lists(seed: int, beam_size: int, length
     options = decoding(beam_size, 15, length_penalty)
     found = search(numpy_step(model), Encoded(*model.encode(pixels)), options)
     for photo, hypotheses in zip(pixels, found, strict=True):
-        expected = reference_search(
-            model, photo, beam_size=beam_size, max_length=15, length_penalty=length_penalty
-        )
+        expected = reference_search(model, photo, beam_size=beam_size, max_length=15, length_penalty=length_penalty)
         assert [list(h.tokens) for h in hypotheses] == [words for words, _ in expected]
         np.testing.assert_allclose([h.score for h in hypotheses], [score for _, score in expected], rtol=1e-4)
 
@@ -170,7 +171,9 @@ def test_greedy_is_beam_search_with_a_beam_of_one(seed: int, block: bool, monkey
 
 
 def assert_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
-    for one, other in itertools.chain.from_iterable(zip(*pair, strict=True) for pair in zip(found, expected, strict=True)):
+    for one, other in itertools.chain.from_iterable(
+        zip(*pair, strict=True) for pair in zip(found, expected, strict=True)
+    ):
         assert (one.tokens, one.log_probs, one.score, one.ended) == (
             other.tokens,
             other.log_probs,

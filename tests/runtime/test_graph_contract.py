@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from caplet import BundleError, Captioner, InferenceError
 from caplet.errors import ArgumentError
 from caplet.graphfile import check_self_contained
-from onnx import TensorProto, helper
 from tiny_bundle import TinyModel, rehash, write_tiny_bundle
 
 
@@ -112,9 +113,7 @@ def test_a_default_beam_wider_than_the_decoder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"x", b"\x3a\x05abc", b"not a protobuf at all", bytes(100), b"\x3a\x00"])
 @pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx"])
-def test_a_file_that_is_no_graph(
-    content: bytes, file: str, bundle: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_no_graph(content: bytes, file: str, bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (bundle / file).write_bytes(content)
     rehash(bundle)
     with pytest.raises(BundleError) as caught:
@@ -285,6 +284,8 @@ def test_unknown_execution_providers(providers: list[Any], tiny_bundle: Path) ->
         Captioner(tiny_bundle, providers=providers)
 
 
-@pytest.mark.parametrize("providers", [["CPUExecutionProvider"], [("CPUExecutionProvider", {})], "CPUExecutionProvider"])
+@pytest.mark.parametrize(
+    "providers", [["CPUExecutionProvider"], [("CPUExecutionProvider", {})], "CPUExecutionProvider"]
+)
 def test_named_execution_providers(providers: Any, tiny_bundle: Path) -> None:
     assert Captioner(tiny_bundle, providers=providers).caption(tiny_bundle / "golden" / "cat.png").text

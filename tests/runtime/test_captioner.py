@@ -1,0 +1,452 @@
+"""Captioner and Caption: the same words as the reference, from every input, in every way of asking."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import itertools
+import logging
+import multiprocessing
+import operator
+import os
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import caplet
+from caplet import ArgumentError, CapletError, Caption, Captioner, ImageError, ImageNotFoundError
+from caplet.captioner import join_words
+from tiny_bundle import END, TinyModel, reference_search, vocabulary, write_tiny_bundle
+
+NAMES = ("astronaut", "cat", "coffee", "rocket")
+LONG = os.environ.get("CAPLET_LONG") == "1"
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_bundle: Path) -> Captioner:
+    return Captioner(tiny_bundle, threads=2)
+
+
+@pytest.fixture(scope="module")
+def paths(photos: Path) -> list[Path]:
+    return [photos / f"{name}.jpg" for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def texts(captioner: Captioner, paths: list[Path]) -> list[str]:
+    found = [captioner.caption(path).text for path in paths]
+    assert len(set(found)) == len(found)  # a test that could not tell the photos apart would prove nothing
+    return found
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("name", NAMES)
+def test_captions_are_those_of_the_same_model_in_numpy(
+    name: str, beam_size: int, captioner: Captioner, photos: Path
+) -> None:
+    model, words = TinyModel.random(6), vocabulary(36)
+    with Image.open(photos / f"{name}.jpg") as photo:
+        pixels = np.asarray(photo.convert("RGB").resize((299, 299), Image.Resampling.BILINEAR))
+    expected = reference_search(model, pixels, beam_size=beam_size, max_length=12)
+    caption = captioner.caption(pixels, beam_size=beam_size)
+    assert caption.words == tuple(words[token] for token in expected[0][0])
+    assert caption.score == pytest.approx(expected[0][1], rel=1e-3)
+    assert [a.score for a in caption.alternatives] == pytest.approx([score for _, score in expected], rel=1e-3)
+
+
+def test_attention_and_scores_of_each_word_are_those_of_the_model_in_numpy(captioner: Captioner, photos: Path) -> None:
+    model, words = TinyModel.random(6), vocabulary(36)
+    pixels = np.asarray(Image.open(photos / "cat.jpg").convert("RGB").resize((299, 299)), np.uint8)
+    caption = captioner.caption(pixels)
+    features, keys, state = model.encode(pixels[None])
+    last = np.array([1])
+    for word, log_prob, attention in zip(caption.words, caption.word_scores, caption.attention, strict=True):
+        log_probs, tokens, state, expected = model.step(last, state, features, keys)
+        rank = tokens[0].tolist().index(words.index(word))
+        assert log_prob == pytest.approx(float(log_probs[0, rank]), abs=1e-4)
+        np.testing.assert_allclose(attention, expected.reshape(8, 8), atol=1e-5)
+        last = tokens[:, rank]
+    log_probs, tokens, *_ = model.step(last, state, features, keys)
+    end = float(log_probs[0, tokens[0].tolist().index(END)])
+    assert caption.score == pytest.approx((sum(caption.word_scores) + end) / (len(caption.words) + 1), abs=1e-4)
+
+
+def test_a_caption_has_what_its_docstring_says(captioner: Captioner, photos: Path) -> None:
+    caption = captioner.caption(photos / "cat.jpg")
+    assert str(caption) == caption.text == " ".join(caption.words)
+    assert caption.attention.shape == (len(caption.words), 8, 8)
+    assert caption.attention.dtype == np.float32
+    np.testing.assert_allclose(caption.attention.sum(axis=(1, 2)), 1, atol=1e-5)
+    assert len(caption.word_scores) == len(caption.words)
+    assert max(caption.word_scores) <= 0
+    assert (caption.alternatives[0].text, caption.alternatives[0].score) == (caption.text, caption.score)
+    assert len({alternative.text for alternative in caption.alternatives}) == 3
+    assert 0 < caption.milliseconds < 60_000
+
+
+def test_a_caption_does_not_change(captioner: Captioner, photos: Path) -> None:
+    caption = captioner.caption(photos / "cat.jpg")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        caption.text = "x"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="read-only"):
+        caption.attention[0] = 0
+    again = captioner.caption(photos / "cat.jpg")
+    assert caption == again
+    assert hash(caption) == hash(again)
+    assert caption != captioner.caption(photos / "rocket.jpg")
+    assert pickle.loads(pickle.dumps(caption)) == copy.deepcopy(caption) == caption
+
+
+def test_a_captioner_does_not_change(captioner: Captioner) -> None:
+    for name in ("threads", "bundle", "sessions"):
+        with pytest.raises(AttributeError):
+            setattr(captioner, name, None)
+
+
+def test_every_kind_of_source_gives_the_same_caption(captioner: Captioner, photos: Path, texts: list[str]) -> None:
+    path = photos / "cat.jpg"
+    picture = Image.open(path)
+    content = path.read_bytes()
+    sources: list[Any] = [str(path), path, content, bytearray(content), memoryview(content), io.BytesIO(content)]
+    sources += [picture, np.asarray(picture)]
+    assert {captioner.caption(source).text for source in sources} == {texts[NAMES.index("cat")]}
+
+
+def test_red_and_blue_are_not_the_same(captioner: Captioner, photos: Path) -> None:
+    pixels = np.asarray(Image.open(photos / "rocket.jpg"))
+    assert captioner.caption(pixels).text != captioner.caption(pixels[:, :, ::-1]).text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], ""),
+        (["dog"], "dog"),
+        (["a", "dog", "'s", "ball"], "a dog's ball"),
+        (["does", "n't"], "does n't"),
+        (["'s"], "'s"),
+    ],
+)
+def test_words_are_joined_by_the_rule_of_the_format(words: list[str], text: str) -> None:
+    assert join_words(words) == text
+
+
+def test_an_empty_caption_is_a_caption(tmp_path: Path, photos: Path) -> None:
+    captioner = Captioner(write_tiny_bundle(tmp_path, seed=2))
+    caption = captioner.caption(photos / "rocket.jpg")
+    assert (caption.text, caption.words, caption.attention.shape) == ("", (), (0, 8, 8))
+    assert caption.plot(photos / "rocket.jpg").size > (100, 100)
+
+
+def test_plot_draws_the_photo_and_every_word(captioner: Captioner, photos: Path) -> None:
+    caption = captioner.caption(photos / "cat.jpg")
+    shorter = captioner.caption(photos / "cat.jpg", max_length=1)
+    assert np.asarray(caption.plot(photos / "cat.jpg")).shape > np.asarray(shorter.plot(photos / "cat.jpg")).shape
+
+
+def test_a_smaller_photo_size_and_few_candidates_work(tmp_path: Path, photos: Path) -> None:
+    captioner = Captioner(write_tiny_bundle(tmp_path, height=64, width=96, top_k=3))
+    assert captioner.caption(photos / "cat.jpg").words
+    with pytest.raises(ArgumentError, match="from 1 to 3"):
+        captioner.caption(photos / "cat.jpg", beam_size=4)
+
+
+# Options.
+
+
+@pytest.mark.parametrize("option", ["beam_size", "max_length"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", True, 10**6])
+def test_options_that_make_no_sense(option: str, value: Any, captioner: Captioner, photos: Path) -> None:
+    with pytest.raises(ArgumentError, match=option) as caught:
+        captioner.caption(photos / "cat.jpg", **{option: value})
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(ArgumentError, match=option):
+        captioner.caption_many([], **{option: value})  # at once, not at the first photo
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": "8"}, {"on_error": "ignore"}])
+def test_options_of_a_batch_that_make_no_sense(options: Any, captioner: Captioner) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(options))):
+        captioner.caption_many([], **options)
+
+
+def test_numbers_of_numpy_are_numbers(captioner: Captioner, photos: Path) -> None:
+    assert len(captioner.caption(photos / "cat.jpg", beam_size=np.int64(2), max_length=np.int8(2)).words) <= 2
+
+
+@pytest.mark.parametrize("max_length", [1, 3])
+def test_max_length_is_a_number_of_words(max_length: int, captioner: Captioner, paths: list[Path]) -> None:
+    for beam_size in (1, 3):
+        for caption in captioner.caption_many(paths, beam_size=beam_size, max_length=max_length):
+            assert len(caption.words) <= max_length
+
+
+def test_a_truncated_photo_is_an_error_unless_accepted(captioner: Captioner, photos: Path) -> None:
+    half = (photos / "cat.jpg").read_bytes()[:-4000]
+    with pytest.raises(ImageError):
+        captioner.caption(half)
+    caption = captioner.caption(half, allow_truncated=True)
+    assert caption.words
+    assert next(captioner.caption_many([half], allow_truncated=True)) == caption
+    assert caption.plot(half, allow_truncated=True)
+
+
+def test_a_missing_photo_is_an_error(captioner: Captioner) -> None:
+    with pytest.raises(ImageNotFoundError) as caught:
+        captioner.caption("nowhere.jpg")
+    assert isinstance(caught.value, FileNotFoundError)
+    assert "nowhere.jpg" in str(caught.value)
+
+
+# Many photos.
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 8])
+def test_many_photos_give_their_captions_in_order(
+    batch_size: int, threads: int, tiny_bundle: Path, paths: list[Path], texts: list[str]
+) -> None:
+    captioner = Captioner(tiny_bundle, threads=threads)
+    found = captioner.caption_many(paths * 3, batch_size=batch_size)
+    assert [caption.text for caption in found] == texts * 3
+
+
+def test_no_photos_give_no_captions(captioner: Captioner) -> None:
+    assert list(captioner.caption_many([])) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_photos_are_drawn_lazily_and_only_a_few_ahead(threads: int, tiny_bundle: Path, photos: Path) -> None:
+    drawn = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield photos / "cat.jpg"
+
+    found = Captioner(tiny_bundle, threads=threads).caption_many(endless(), batch_size=4)
+    assert drawn == 0
+    for captions in range(1, 30):
+        next(found)
+        assert drawn <= captions + 3 + 4 + 2 * threads  # this batch, the next one, and one per worker
+    found.close()
+
+
+def test_a_bad_photo_becomes_its_error_in_its_place(captioner: Captioner, photos: Path, texts: list[str]) -> None:
+    sources = [photos / "cat.jpg", "nowhere.jpg", b"no photo", None, photos / "rocket.jpg", "nowhere.jpg"]
+    for batch_size in (1, 2, 6, 100):
+        results = list(captioner.caption_many(sources, batch_size=batch_size, on_error="return"))  # type: ignore[arg-type]
+        assert [isinstance(result, Caption) for result in results] == [True, False, False, False, True, False]
+        assert [str(results[0]), str(results[4])] == [texts[1], texts[3]]
+        assert isinstance(results[1], ImageNotFoundError)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_bad_photo_raises_at_its_turn(
+    batch_size: int, captioner: Captioner, paths: list[Path], texts: list[str]
+) -> None:
+    found = captioner.caption_many([*paths[:2], "nowhere.jpg", *paths[2:]], batch_size=batch_size)
+    assert [next(found).text, next(found).text] == texts[:2]
+    with pytest.raises(ImageNotFoundError):
+        next(found)
+    with pytest.raises(StopIteration):
+        next(found)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_of_the_iterable_comes_after_the_captions_before_it(
+    threads: int, tiny_bundle: Path, paths: list[Path], texts: list[str]
+) -> None:
+    def broken() -> Iterator[Path]:
+        yield from paths[:3]
+        raise ConnectionError("the camera is gone")
+
+    found = Captioner(tiny_bundle, threads=threads).caption_many(broken(), batch_size=8)
+    assert [next(found).text for _ in range(3)] == texts[:3]
+    with pytest.raises(ConnectionError):
+        next(found)
+
+
+def photo_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("caplet-photo")]
+
+
+@pytest.mark.parametrize("how", ["close", "let go", "exhaust", "fail"])
+def test_threads_end_with_the_iterator(how: str, captioner: Captioner, paths: list[Path]) -> None:
+    source: Any = itertools.cycle(paths) if how in ("close", "let go") else [*paths, "x"] if how == "fail" else paths
+    found = captioner.caption_many(source, batch_size=2)
+    next(found)
+    assert photo_threads()
+    if how == "close":
+        found.close()  # type: ignore[attr-defined]
+    elif how == "fail":
+        with pytest.raises(ImageNotFoundError):
+            list(found)
+    elif how == "exhaust":
+        list(found)
+    del found
+    deadline = time.monotonic() + 10
+    while photo_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not photo_threads()
+
+
+def test_photos_are_decoded_while_the_graphs_run(
+    captioner: Captioner, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    load = caplet.captioner.load_pixels
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        decoded.append(threading.current_thread().name)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(caplet.captioner, "load_pixels", watched)
+    found = captioner.caption_many(paths * 4, batch_size=2)
+    next(found)
+    deadline = time.monotonic() + 10
+    while len(decoded) < 4 and time.monotonic() < deadline:  # nobody asks, and the next batch is decoded all the same
+        time.sleep(0.01)
+    assert len(decoded) >= 4
+    assert all(name.startswith("caplet-photo") for name in decoded)
+    found.close()  # type: ignore[attr-defined]
+
+
+def test_a_folder_with_broken_photos(captioner: Captioner, paths: list[Path], texts: list[str]) -> None:
+    total, broken = (2000, 50) if LONG else (200, 5)
+    contents = [path.read_bytes() for path in paths]
+    step = total // broken
+    sources = [contents[i % 4][:200] if i % step == 7 else contents[i % 4] for i in range(total)]
+    results = list(captioner.caption_many(sources, on_error="return"))
+    assert [isinstance(result, CapletError) for result in results] == [i % step == 7 for i in range(total)]
+    for i, result in enumerate(results):
+        assert isinstance(result, CapletError) or result.text == texts[i % 4]
+
+
+# Threads, processes.
+
+
+def test_one_captioner_shared_by_eight_threads(captioner: Captioner, paths: list[Path], texts: list[str]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda path: captioner.caption(path).text, paths * 25)) == texts * 25
+
+
+def test_eight_threads_may_also_caption_many(captioner: Captioner, paths: list[Path], texts: list[str]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: [str(c) for c in captioner.caption_many(paths * 2, batch_size=3)], range(8)):
+            assert found == texts * 2
+
+
+@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
+def test_a_captioner_can_be_handed_to_another_process(
+    method: str, captioner: Captioner, paths: list[Path], texts: list[str]
+) -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+        caption = pool.submit(operator.methodcaller("caption", paths[1]), captioner).result(timeout=60)
+        assert caption.text == texts[1]
+        error = pool.submit(operator.methodcaller("caption", "nowhere.jpg"), captioner).exception(timeout=60)
+        assert isinstance(error, ImageNotFoundError)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_may_caption_drop_and_end(
+    tiny_bundle: Path, photos: Path, texts: list[str], tmp_path: Path
+) -> None:
+    captioner = Captioner(tiny_bundle, threads=3)
+    captioner.caption(photos / "cat.jpg")
+    child = os.fork()
+    if child == 0:
+        # Nothing may leave this block: the child is a copy of the whole test run.
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                found = set(pool.map(lambda _: captioner.caption(photos / "cat.jpg").text, range(4)))
+            del captioner  # onnxruntime would wait here for threads that exist in the parent only
+            (tmp_path / "out").write_text("\n".join(found))
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 60
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        assert time.monotonic() < deadline, "the child hangs"
+        time.sleep(0.02)
+    assert (tmp_path / "out").read_text() == texts[1]
+    assert captioner.caption(photos / "cat.jpg").text == texts[1]  # the parent goes on
+
+
+def test_pickled_it_comes_back_the_same(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
+    monkeypatch.chdir(tiny_bundle.parent)
+    captioner = Captioner(tiny_bundle.name, threads=1, verify=False)
+    data = pickle.dumps(captioner)
+    monkeypatch.chdir("/")
+    again = pickle.loads(data)
+    assert again.threads == 1
+    assert not again.bundle.verified
+    assert again.bundle.digest == captioner.bundle.digest
+    assert again.caption(photos / "cat.jpg") == captioner.caption(photos / "cat.jpg")
+    assert str(tiny_bundle) in repr(again)
+
+
+# What it does to the process around it.
+
+
+def test_no_network(tiny_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    captioner = Captioner(tiny_bundle)
+    assert captioner.caption(photos / "cat.jpg").plot(photos / "cat.jpg")
+    assert list(captioner.caption_many([photos / "cat.jpg"]))
+
+
+def test_silent_until_asked(
+    tiny_bundle: Path, photos: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Captioner(tiny_bundle).caption(photos / "cat.jpg")
+    assert capfd.readouterr() == ("", "")
+    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("caplet").handlers)
+    with caplog.at_level(logging.DEBUG, logger="caplet"):
+        Captioner(tiny_bundle).caption(photos / "cat.jpg")
+    assert "loaded tiny-6" in caplog.text
+    assert "captioned 1 of 1" in caplog.text
+
+
+def test_idle_means_idle(captioner: Captioner, photos: Path) -> None:
+    captioner.caption(photos / "cat.jpg")
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.02  # spinning threads would have taken 0.5
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_memory_stays_flat(captioner: Captioner, photos: Path) -> None:
+    content = (photos / "cat.jpg").read_bytes()
+    for _ in captioner.caption_many(itertools.repeat(content, 200)):
+        pass
+    before = resident_bytes()
+    for _ in captioner.caption_many(itertools.repeat(content, 20_000 if LONG else 1_000)):
+        pass
+    assert resident_bytes() - before < 10 * 2**20
+
+
+def test_the_package_shows_its_face() -> None:
+    assert set(dir(caplet)) == set(caplet.__all__)
+    assert all(getattr(caplet, name) is not None for name in caplet.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = caplet.nothing
