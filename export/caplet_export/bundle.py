@@ -20,6 +20,7 @@ from caplet.errors import CapletError
 from caplet.image import load_pixels
 from caplet_export.card import DATA_LICENSE, WEIGHTS_LICENSE, render_card
 from caplet_export.errors import ConfigurationError, ExportError
+from caplet_export.onnx_graph import load_model
 from caplet_export.outputs import whole_folder
 from caplet_export.text import SPECIALS, Vocabulary
 
@@ -127,7 +128,7 @@ def read_json(path: Path) -> Any:
 
 
 def _manifest(folder: Path, name: str, decoding: Decoding, licences: Licences) -> dict[str, Any]:
-    encoder, decoder = (onnx.load(folder / f"{graph}.onnx") for graph in ("encoder", "decoder"))
+    encoder, decoder = (load_model(folder / f"{graph}.onnx") for graph in ("encoder", "decoder"))
     _, height, width, _ = (size.dim_value for size in encoder.graph.input[0].type.tensor_type.shape.dim)
     return {
         "format_version": 1,

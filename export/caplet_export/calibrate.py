@@ -26,6 +26,7 @@ METHODS = ("minmax", "percentile", "mse")
 BINS = 2048
 PERCENTILE = 99.999
 LEVELS = 256
+_ENCODED = ["features", "keys", "state"]
 
 
 @dataclass
@@ -44,7 +45,8 @@ class Histogram:
     @property
     def centres(self) -> NDArray[np.float64]:
         """Middle of each bin."""
-        return self.low + (np.arange(BINS) + 0.5) * ((self.high - self.low) / BINS)
+        edges = np.linspace(self.low, self.high, BINS + 1, dtype=np.float64)
+        return (edges[1:] + edges[:-1]) / 2
 
 
 def calibrate(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, method: str = "mse") -> dict[str, Range]:
@@ -86,7 +88,7 @@ def greedy_feeds(
     )
     wanted = [argument.name for argument in step.get_inputs()]
     for photo in photos:
-        encoded = dict(zip(("features", "keys", "state"), encode.run(["features", "keys", "state"], photo), strict=True))
+        encoded = dict(zip(_ENCODED, encode.run(_ENCODED, photo), strict=True))
         feed = {**encoded, "token": np.full(len(encoded["state"]), START, np.int64)}
         for _ in range(max_length):
             yield feed
@@ -99,9 +101,9 @@ def percentile_range(histogram: Histogram) -> Range:
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
     cut = (100 - PERCENTILE) / 100
     centres = histogram.centres
-    low = float(centres[np.searchsorted(share, cut)]) if histogram.low < 0 else 0.0
-    high = float(centres[min(np.searchsorted(share, 1 - cut), BINS - 1)]) if histogram.high > 0 else 0.0
-    return min(low, 0.0), max(high, 0.0)
+    low, high = (float(centres[min(int(np.searchsorted(share, s)), BINS - 1)]) for s in (cut, 1 - cut))
+    # An end that is zero stays exactly zero: the middle of its bin is not.
+    return min(low, 0.0) if histogram.low < 0 else 0.0, max(high, 0.0) if histogram.high > 0 else 0.0
 
 
 def mse_range(histogram: Histogram) -> Range:
@@ -132,9 +134,7 @@ class Observer:
                 graph.node.append(helper.make_node(kind, [value], [f"{value}/{kind}"], **attributes))
         del graph.output[:]
         graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._names)
-        self._session = onnxruntime.InferenceSession(
-            observed.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
+        self._session = onnxruntime.InferenceSession(observed.SerializeToString(), providers=["CPUExecutionProvider"])
         self._inputs = {argument.name for argument in self._session.get_inputs()}
 
     def __call__(self, feed: Feed) -> list[NDArray[np.float32]]:

@@ -52,9 +52,9 @@ def _introduction(manifest: Mapping[str, Any]) -> str:
     size = manifest["preprocessing"]
     return f"""# {manifest["name"]}
 
-Writes a one-sentence English caption for a photo. A *Show, Attend and Tell* captioner (Xu et al., ICML 2015) in ONNX for
-[caplet](../../README.md): InceptionV3 without its classifier, additive attention over 8×8 locations, a GRU, a vocabulary
-of {manifest["vocabulary"]["size"]} words.
+Writes a one-sentence English caption for a photo. A *Show, Attend and Tell* captioner (Xu et al., ICML 2015) in ONNX
+for [caplet](../../README.md): InceptionV3 without its classifier, additive attention over 8×8 locations, a GRU, a
+vocabulary of {manifest["vocabulary"]["size"]} words.
 
 | file | what | MB |
 |---|---|---:|
@@ -82,7 +82,8 @@ bundle through caplet's runtime; percent, with 95% bootstrap intervals over phot
 {markdown_table(["beam", *_SCORES.values()], rows)}
 
 Settings: length penalty {decoding["length_penalty"]:g}, at most {decoding["max_length"]} words, repeated trigrams {
-        "blocked" if decoding["block_repeated_trigrams"] else "allowed"}."""
+        "blocked" if decoding["block_repeated_trigrams"] else "allowed"
+    }."""
 
 
 def _interval(interval: Mapping[str, float] | None) -> str:
@@ -104,8 +105,8 @@ def _making(manifest: Mapping[str, Any]) -> str:
     if conversion:
         differences = ", ".join(f"{name} {value:.0e}" for name, value in conversion["max_difference"].items())
         lines.append(
-            f"- conversion by tf2onnx: {conversion['identical_captions']} of {conversion['photos']} greedy captions the "
-            f"same as in Keras; largest differences: {differences}"
+            f"- conversion by tf2onnx: {conversion['identical_captions']} of {conversion['photos']} greedy captions "
+            f"the same as in Keras; largest differences: {differences}"
         )
         lines.append(f"- feature extractor: sha256 of the weights it started from `{conversion['encoder_weights']}`")
     quantization = provenance.get("quantization")

@@ -73,7 +73,8 @@ def convert_decoder(model: CaptionModel, *, plain: bool = False) -> onnx.ModelPr
     shapes = _shapes(config)
     inputs: dict[str, Shape] = {"token": ("N",), **{name: shapes[name] for name in ("state", "features", "keys")}}
     signature = {
-        name: (tf.int64 if name == "token" else tf.float32, (None, *shape[1:])) for name, shape in inputs.items()
+        name: (tf.int64 if name == "token" else tf.float32, [None, *map(int, shape[1:])])
+        for name, shape in inputs.items()
     }
     outputs: dict[str, Shape] = {
         "log_probs": ("N", config.vocabulary_size),
@@ -132,10 +133,10 @@ def _step(
     word = tf.gather(model.embedding.embeddings, token)
 
     if config.gated_context:
-        widths = (config.attention_size, model.gate_size, 2 * size, size)
+        widths = [config.attention_size, model.gate_size, 2 * size, size]
         query, gate, recurrent, recurrent_candidate = tf.split(_dense(state, model.from_state), widths, axis=1)
     else:
-        widths = (config.attention_size, 2 * size, size)
+        widths = [config.attention_size, 2 * size, size]
         query, recurrent, recurrent_candidate = tf.split(_dense(state, model.from_state), widths, axis=1)
     scores = tf.matmul(tf.tanh(keys + tf.expand_dims(query, 1)), tf.convert_to_tensor(model.score.kernel))
     attention = tf.nn.softmax(tf.squeeze(scores, 2))

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from caplet_export.errors import ConfigurationError
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises:
+        ConfigurationError: there is none, or it is damaged.
+    """
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror or error}; run `caplet-export convert` first") from error
+    except Exception as error:  # protobuf's and the checker's errors share no base class
+        raise ConfigurationError(f"{path}: not an ONNX file, or damaged") from error
+    return model
 
 
 class Graph:

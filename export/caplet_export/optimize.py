@@ -37,7 +37,7 @@ def fold_batch_norm(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = Graph(model)
     for norm in graph.of_type("BatchNormalization"):
         conv = graph.producer(norm.input[0])
-        if conv is None or conv.op_type != "Conv" or graph.only_reader(conv.output[0]) is not norm:
+        if conv is None or conv.op_type != "Conv" or graph.only_reader(conv.output[0]) is None:
             continue
         gain, shift, mean, variance = (graph.constants[name].astype(np.float64) for name in norm.input[1:])
         factor = gain / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
@@ -60,9 +60,7 @@ def fold_input_scaling(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         chain, factor, shift = [cast], 1.0, 0.0
         node = graph.only_reader(cast.output[0])
-        while node is not None and node.op_type in ("Mul", "Div", "Add", "Sub") and _scalar(graph, node) is not None:
-            value = _scalar(graph, node)
-            assert value is not None
+        while node is not None and (value := _scalar(graph, node)) is not None:
             if node.op_type in ("Mul", "Div"):
                 value = value if node.op_type == "Mul" else 1.0 / value
                 factor, shift = factor * value, shift * value
@@ -72,16 +70,17 @@ def fold_input_scaling(model: onnx.ModelProto) -> onnx.ModelProto:
             node = graph.only_reader(node.output[0])
         if node is None or node.op_type != "Transpose":
             continue
-        conv = graph.only_reader(node.output[0])
+        transpose = node
+        conv = graph.only_reader(transpose.output[0])
         if conv is None or conv.op_type != "Conv" or any(attribute(conv, "pads", [0])):
             continue
         weights, bias = _weights_and_bias(graph, conv)
         _set_weights_and_bias(graph, conv, weights * factor, bias + shift * weights.sum(axis=(1, 2, 3)))
         for dead in chain:
             graph.nodes.remove(dead)
-        node.input[0] = cast.input[0]
+        transpose.input[0] = cast.input[0]
         conv.input[0] = "pixels_float"
-        graph.add_node("Cast", [node.output[0]], ["pixels_float"], to=onnx.TensorProto.FLOAT)
+        graph.add_node("Cast", [transpose.output[0]], ["pixels_float"], to=onnx.TensorProto.FLOAT)
     return graph.finish()
 
 
@@ -136,9 +135,7 @@ def pool_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
         ]
         factors = (size / np.outer(*inside)).astype(np.float32)[None, None]
         weights_name = graph.add_constant(weights, f"{result}/weights")
-        graph.add_node(
-            "Conv", [pool.input[0], weights_name], [result], kernel_shape=kernel, pads=pads, group=channels
-        )
+        graph.add_node("Conv", [pool.input[0], weights_name], [result], kernel_shape=kernel, pads=pads, group=channels)
         whole = relu.output[0]
         relu.output[0] = f"{whole}/whole_window"
         graph.add_node("Mul", [relu.output[0], graph.add_constant(factors, f"{result}/factors")], [whole])
@@ -219,8 +216,8 @@ def _is_pointwise(graph: Graph, conv: onnx.NodeProto) -> bool:
 
 
 def _scalar(graph: Graph, node: onnx.NodeProto) -> float | None:
-    """The one-element constant that is a binary node's second operand."""
-    array = graph.constants.get(node.input[1])
+    """The one-element constant that is the second operand of an arithmetic node."""
+    array = graph.constants.get(node.input[1]) if node.op_type in ("Mul", "Div", "Add", "Sub") else None
     return float(array.item()) if array is not None and array.size == 1 else None
 
 

@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     checkpoint = load_checkpoint(arguments.run)
     extractor = load_extractor(arguments.run, arguments.encoder_weights)
+    height, width = extractor.input_shape[1:3]
     encoder = convert_encoder(extractor, checkpoint.model, plain=arguments.plain)
     decoder = convert_decoder(checkpoint.model, plain=arguments.plain)
     if not arguments.plain:
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     parity = prove(
         KerasCaptioner(extractor, checkpoint.model),
         OnnxCaptioner(encoder, decoder),
-        photo_batches(dataset, names, task="compare"),
+        photo_batches(dataset, names, size=(width, height), task="compare"),
         checkpoint.config.text.max_length,
     )
     print(f"{parity.identical_captions} of {parity.photos} greedy captions are the same; largest differences:")

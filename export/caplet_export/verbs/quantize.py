@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import DataError
 from caplet_export.flickr8k import read_dataset
 
 
@@ -42,18 +42,17 @@ def run(arguments: argparse.Namespace) -> int:
     import onnx
 
     from caplet_export.calibrate import greedy_feeds
+    from caplet_export.onnx_graph import load_model
     from caplet_export.optimize import optimize_for_bytes
     from caplet_export.outputs import whole_folder
     from caplet_export.photos import photo_batches
     from caplet_export.quantize import quantize
 
-    try:
-        encoder, decoder = (onnx.load(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
-    except Exception as error:
-        raise ConfigurationError(f"{arguments.graphs}: no graphs written by `caplet-export convert`: {error}") from error
+    encoder, decoder = (load_model(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
+    _, height, width, _ = (size.dim_value for size in encoder.graph.input[0].type.tensor_type.shape.dim)
 
     def photos() -> Iterator[Mapping[str, Any]]:
-        for _, pixels in photo_batches(dataset, names, task="calibrate"):
+        for _, pixels in photo_batches(dataset, names, size=(width, height), task="calibrate"):
             yield {"pixels": pixels}
 
     small_encoder = quantize(

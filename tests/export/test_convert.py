@@ -1,0 +1,187 @@
+"""Conversion: the graphs keep to the contract and say what Keras says, and when they do not, nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from caplet_export import checkpoint
+from caplet_export.cli import main
+from caplet_export.config import Config, ModelConfig, TextConfig
+from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
+from caplet_export.errors import ParityError
+from caplet_export.model import CaptionModel
+from caplet_export.onnx_graph import Graph
+from caplet_export.optimize import optimize_decoder, optimize_encoder
+from caplet_export.parity import KerasCaptioner, OnnxCaptioner, Parity, prove
+from caplet_export.text import END, SPECIALS, Vocabulary
+from tiny_encoder import CONFIG, SIZE, build_tiny_extractor, build_tiny_model
+from tiny_flickr8k import write_tiny_flickr8k
+
+VARIANTS = {
+    "recipe": CONFIG,
+    "tutorial": dataclasses.replace(
+        CONFIG, initial_state="zero", gated_context=False, deep_output=False, tied_embeddings=False
+    ),
+    "untied": dataclasses.replace(CONFIG, tied_embeddings=False),
+}
+
+
+def random_photos(batches: int = 2) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
+    generator = np.random.default_rng(0)
+    for batch in range(batches):
+        size = 3 - batch  # batches of different sizes: the batch dimension is free
+        yield [f"{batch}/{i}" for i in range(size)], generator.integers(0, 256, (size, SIZE, SIZE, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> onnx.ModelProto:
+    return convert_encoder(build_tiny_extractor(), build_tiny_model())
+
+
+@pytest.fixture(params=[(name, plain) for name in VARIANTS for plain in (False, True)], ids=str, scope="module")
+def converted(request: pytest.FixtureRequest) -> tuple[CaptionModel, onnx.ModelProto, onnx.ModelProto]:
+    name, plain = request.param
+    model = build_tiny_model(VARIANTS[name])
+    encoder = convert_encoder(build_tiny_extractor(), model, plain=plain)
+    decoder = convert_decoder(model, plain=plain)
+    if not plain:
+        encoder, decoder = optimize_encoder(encoder), optimize_decoder(decoder)
+    return model, encoder, decoder
+
+
+def test_graphs_say_what_keras_says(converted: tuple[CaptionModel, onnx.ModelProto, onnx.ModelProto]) -> None:
+    model, encoder, decoder = converted
+    parity = prove(
+        KerasCaptioner(build_tiny_extractor(), model), OnnxCaptioner(encoder, decoder), random_photos(), max_length=9
+    )
+    parity.check()
+    assert parity.photos == parity.identical_captions == 5
+    assert set(parity.max_difference) == {"features", "keys", "state", "log_probs", "next_state", "attention"}
+    assert max(parity.max_difference.values()) < 1e-4
+
+
+def test_graphs_keep_the_contract(encoder: onnx.ModelProto) -> None:
+    decoder = take_top_k(convert_decoder(build_tiny_model()))
+    sessions = [onnxruntime.InferenceSession(graph.SerializeToString()) for graph in (encoder, decoder)]
+    (pixels,) = sessions[0].get_inputs()
+    assert (pixels.name, pixels.type, pixels.shape) == ("pixels", "tensor(uint8)", ["N", SIZE, SIZE, 3])
+    features = {"features": ["N", 64, 12], "keys": ["N", 64, 6], "state": ["N", 14]}
+    assert {output.name: output.shape for output in sessions[0].get_outputs()} == features
+    assert {value.name: value.shape for value in sessions[1].get_inputs()} == {"token": ["N"], **features}
+    assert {output.name: output.shape for output in sessions[1].get_outputs()} == {
+        "log_probs": ["N", 16],
+        "tokens": ["N", 16],
+        "next_state": ["N", 14],
+        "attention": ["N", 64],
+    }
+    assert {graph.opset_import[0].version for graph in (encoder, decoder)} == {17}
+
+
+@pytest.mark.parametrize("k, expected", [(5, 5), (16, 16), (40, 24)])
+def test_top_words_are_those_of_the_full_softmax_without_specials(k: int, expected: int) -> None:
+    decoder = convert_decoder(build_tiny_model())
+    generator = np.random.default_rng(4)
+    feed = {
+        "token": np.array([4, 9, 17]),
+        "state": generator.normal(size=(3, 14)).astype(np.float32),
+        "features": generator.normal(size=(3, 64, 12)).astype(np.float32),
+        "keys": generator.normal(size=(3, 64, 6)).astype(np.float32),
+    }
+    everything = onnxruntime.InferenceSession(decoder.SerializeToString()).run(["log_probs"], feed)[0]
+    np.testing.assert_allclose(np.exp(everything).sum(axis=1), 1, rtol=1e-5)
+    top = onnxruntime.InferenceSession(take_top_k(decoder, k).SerializeToString())
+    log_probs, tokens = top.run(["log_probs", "tokens"], feed)
+    assert log_probs.shape == tokens.shape == (3, expected)
+    for row in range(3):
+        allowed = [word for word in np.argsort(-everything[row]) if word not in (0, 1, 3)][:expected]
+        assert tokens[row, : len(allowed)].tolist() == allowed
+        np.testing.assert_array_equal(log_probs[row, : len(allowed)], everything[row, allowed])
+        assert np.all(np.isneginf(log_probs[row, len(allowed) :]))
+
+
+def test_a_wrong_weight_is_found() -> None:
+    model, extractor = build_tiny_model(), build_tiny_extractor()
+    encoder, decoder = convert_encoder(extractor, model), Graph(convert_decoder(model))
+    bias = next(name for name, array in decoder.constants.items() if array.shape == (24,))
+    decoder.constants[bias] = decoder.constants[bias] + np.eye(24, dtype=np.float32)[7] * 0.01
+    parity = prove(KerasCaptioner(extractor, model), OnnxCaptioner(encoder, decoder.finish()), random_photos(), 5)
+    with pytest.raises(ParityError, match="log_probs differs"):
+        parity.check()
+
+
+def test_nan_is_no_small_difference() -> None:
+    parity = Parity(photos=1, identical_captions=1)
+    parity.compare("state", np.zeros(3), np.array([0, np.nan, 0]))
+    parity.compare("state", np.zeros(3), np.zeros(3))
+    with pytest.raises(ParityError, match="state"):
+        parity.check()
+
+
+def test_differing_captions_are_too_many_above_one_in_a_hundred() -> None:
+    Parity(photos=100, identical_captions=99).check()
+    with pytest.raises(ParityError, match="98 of 100"):
+        Parity(photos=100, identical_captions=98).check()
+    with pytest.raises(ParityError, match="nothing"):
+        Parity().check()
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with random weights, whose feature extractor is the stand-in."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    Vocabulary([*SPECIALS, *(f"word{i}" for i in range(20))]).save(folder / "vocabulary.txt")
+    config: ModelConfig = CONFIG
+    Config(text=TextConfig(max_length=6), model=config).save(folder / "config.json")
+    checkpoint.save_weights(build_tiny_model(), folder / checkpoint.DECODER)
+    monkeypatch.setattr(checkpoint, "load_extractor", lambda folder, weights: build_tiny_extractor())
+    return folder
+
+
+def test_verb_writes_graphs_and_proof(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, output = write_tiny_flickr8k(tmp_path / "data"), tmp_path / "graphs"
+    assert main(["convert", str(run_folder), "--data", str(data), "-o", str(output)]) == 0
+    assert "4 of 4 greedy captions are the same" in capsys.readouterr().out
+    assert sorted(path.name for path in output.iterdir()) == [
+        "decoder.onnx",
+        "encoder.onnx",
+        "parity.json",
+        "vocabulary.txt",
+    ]
+    parity = json.loads((output / "parity.json").read_text())
+    assert parity["photos"] == 4 and parity["max_difference"]["log_probs"] < 1e-3
+
+
+def test_verb_writes_nothing_when_the_proof_fails(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from caplet_export import optimize
+
+    def broken(model: onnx.ModelProto) -> onnx.ModelProto:
+        graph = Graph(model)
+        graph.constants = {
+            name: array * np.float32(1.05) if array.ndim == 2 else array for name, array in graph.constants.items()
+        }
+        return graph.finish()
+
+    data, output = write_tiny_flickr8k(tmp_path / "data"), tmp_path / "graphs"
+    monkeypatch.setattr(optimize, "optimize_decoder", broken)
+    assert main(["convert", str(run_folder), "--data", str(data), "-o", str(output)]) == 1
+    assert "do not say what Keras says" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+
+
+def test_captions_end_at_end() -> None:
+    from caplet_export.parity import _until_end
+
+    assert _until_end([5, 6, END, 7]) == [5, 6]
+    assert _until_end([5, 6]) == [5, 6]
