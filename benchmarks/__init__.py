@@ -1,0 +1,1 @@
+"""Measurements of caplet and of what it is compared with; `benchmarks/README.md` says how to run and read them."""

@@ -1,0 +1,89 @@
+"""What every engine can do, and the greedy loop that those without one of their own share."""
+
+# ruff: noqa: D102 (methods are described where `benchmarks.engine` declares them)
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+PAD, START, END, UNKNOWN = range(4)  # ids that the bundle format fixes
+SIZE = (299, 299)
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of a photo, in the arrays of its own library."""
+
+    features: Any
+    keys: Any
+    state: Any
+
+
+class Engine(ABC):
+    """Something that captions photos. What it cannot do in stages is measured as a whole only."""
+
+    @abstractmethod
+    def caption(self, photo: Path, words: int) -> str:
+        """Caption a photo. `words` is the length for those whose random weights would never end a sentence."""
+
+
+class StagedEngine(Engine):
+    """An engine whose encoder and decoder can be run by themselves."""
+
+    @abstractmethod
+    def encode(self, pixels: NDArray[np.uint8]) -> Any:
+        """Run the encoder on uint8 pixels [1,299,299,3]."""
+
+    @abstractmethod
+    def decode(self, encoded: Any, words: int) -> None:
+        """Write exactly so many words, wherever the sentence would have ended."""
+
+
+class StepwiseEngine(StagedEngine):
+    """Greedy search, a word at a time: the loop of the tutorials."""
+
+    def __init__(self, folder: Path) -> None:
+        bundle = folder / "int8"
+        self._words = (bundle / "vocabulary.txt").read_text(encoding="utf-8").splitlines()
+        self._max_length = json.loads((bundle / "manifest.json").read_text())["decoding"]["max_length"]
+
+    @abstractmethod
+    def encode(self, pixels: NDArray[np.uint8]) -> Encoded:
+        """Run the encoder on uint8 pixels [1,299,299,3]."""
+
+    @abstractmethod
+    def step(self, token: int, state: Any, encoded: Encoded) -> tuple[int, Any]:
+        """The likeliest word after `token`, and the next state."""
+
+    def caption(self, photo: Path, words: int) -> str:
+        encoded = self.encode(plain_pixels(photo))
+        token, state, written = START, encoded.state, []
+        for _ in range(self._max_length):
+            token, state = self.step(token, state, encoded)
+            if token == END:
+                break
+            written.append(self._words[token])
+        return "".join(word if word.startswith("'") else f" {word}" for word in written).strip()
+
+    def decode(self, encoded: Encoded, words: int) -> None:
+        token, state = START, encoded.state
+        for _ in range(words):
+            token, state = self.step(token, state, encoded)
+
+
+def plain_pixels(photo: Path) -> NDArray[np.uint8]:
+    """A photo as most people read it: uint8 [1,299,299,3] by Pillow."""
+    with Image.open(photo) as image:
+        return np.asarray(image.convert("RGB").resize(SIZE, Image.Resampling.BILINEAR))[None]
+
+
+def likeliest(scores: NDArray[np.float32]) -> int:
+    """The best word of scores [1,V], never a special token that is no word."""
+    scores = np.array(scores)
+    scores[:, [PAD, START, UNKNOWN]] = -np.inf
+    return int(scores.argmax())

@@ -1,0 +1,71 @@
+"""Other ways to run ONNX graphs of the same contract: onnxruntime as it comes, and OpenVINO."""
+
+# ruff: noqa: D102 (methods are described where `benchmarks.engine` declares them)
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.engine import Encoded, StepwiseEngine
+
+
+class OnnxRuntime(StepwiseEngine):
+    """onnxruntime with its default options, but for the number of threads."""
+
+    def __init__(self, folder: Path, threads: int, graphs: str) -> None:
+        import onnxruntime
+
+        super().__init__(folder)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._encoder, self._decoder = (
+            onnxruntime.InferenceSession(
+                str(folder / graphs / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
+            )
+            for name in ("encoder", "decoder")
+        )
+
+    def encode(self, pixels: NDArray[np.uint8]) -> Encoded:
+        return Encoded(*self._encoder.run(list(Encoded._fields), {"pixels": pixels}))
+
+    def step(self, token: int, state: Any, encoded: Encoded) -> tuple[int, Any]:
+        feeds = {"token": np.array([token]), "state": state, "features": encoded.features, "keys": encoded.keys}
+        tokens, next_state = self._decoder.run(["tokens", "next_state"], feeds)
+        return int(tokens[0, 0]), next_state
+
+
+class OpenVino(StepwiseEngine):
+    """OpenVINO for latency, its graphs reshaped to one photo, which is when it is fastest.
+
+    float32 where processors with bfloat16 would round to it by default: the weights are to be the same.
+    """
+
+    def __init__(self, folder: Path, threads: int, graphs: str) -> None:
+        import openvino
+
+        super().__init__(folder)
+        core = openvino.Core()
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        requests = []
+        for name in ("encoder", "decoder"):
+            model = core.read_model(folder / graphs / f"{name}.onnx")
+            shapes = {port.any_name: [1, *list(port.partial_shape)[1:]] for port in model.inputs}
+            model.reshape(shapes)
+            requests.append(core.compile_model(model, "CPU", options).create_infer_request())
+        self._encoder, self._decoder = requests
+
+    def encode(self, pixels: NDArray[np.uint8]) -> Encoded:
+        outputs = self._encoder.infer({"pixels": pixels}, share_inputs=True)
+        return Encoded(*(outputs[name] for name in Encoded._fields))
+
+    def step(self, token: int, state: Any, encoded: Encoded) -> tuple[int, Any]:
+        feeds = {"token": np.array([token]), "state": state, "features": encoded.features, "keys": encoded.keys}
+        outputs = self._decoder.infer(feeds, share_inputs=True)
+        return int(outputs["tokens"][0, 0]), np.array(outputs["next_state"])

@@ -1,0 +1,304 @@
+"""Tables and the chart from the JSON of `peers` and `product`: `python -m benchmarks.report`.
+
+Writes `results/results.md` and `results/captions.svg`, and the table between the markers in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import REFERENCE, RESULTS, ROOT
+
+Results = dict[str, Any]
+BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+_ROUNDS_TEXT = "one process per engine, alternating bursts"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound that issue 4 sets, and what was measured; None where something for it was not."""
+
+    quantity: str
+    value: float | None
+    limit: float
+    unit: str = ""
+    at_least: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Met, missed or not measured."""
+        if self.value is None:
+            return "not measured"
+        met = self.value >= self.limit if self.at_least else self.value <= self.limit
+        return "met" if met else "missed"
+
+    @property
+    def row(self) -> tuple[str, str, str, str]:
+        """Its cells in a table."""
+        value = "–" if self.value is None else f"{_number(self.value)}{self.unit}"
+        return self.quantity, value, f"{'≥' if self.at_least else '≤'} {_number(self.limit)}{self.unit}", self.verdict
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """Linear between neighbours, as `numpy.percentile` does it."""
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * percent / 100
+    low, high = math.floor(position), math.ceil(position)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def milliseconds(peers: Results, name: str, task: str) -> list[float]:
+    """All runs of a task; none if the engine was not measured or has no such stage."""
+    rounds = peers["peers"].get(name, {}).get("rounds", {}).get(task, [])
+    return [run for runs in rounds for run in runs]
+
+
+def ratio(peers: Results, over: tuple[str, str], under: tuple[str, str]) -> float | None:
+    """Median of one (engine, task) divided by that of another."""
+    above, below = milliseconds(peers, *over), milliseconds(peers, *under)
+    return statistics.median(above) / statistics.median(below) if above and below else None
+
+
+def targets(peers: Results, product: Results) -> list[Target]:
+    """The table of issue 4."""
+    small, full = "caplet-int8", "caplet-fp32"
+    sizes, batch = product["sizes"], product["batch"]
+    return [
+        Target("int8 encoder ÷ OpenVINO int8", ratio(peers, (small, "encode"), ("openvino-int8", "encode")), 1.15),
+        Target("fp32 encoder ÷ OpenVINO fp32", ratio(peers, (full, "encode"), ("openvino-fp32", "encode")), 1.0),
+        Target("int8 encoder ÷ plain static QDQ export", ratio(peers, (small, "encode"), ("ort-qdq", "encode")), 0.68),
+        Target(
+            f"greedy decode of {peers['decoded_words']} words ÷ int8 encoder",
+            ratio(peers, (small, "decode"), (small, "encode")),
+            0.20,
+        ),
+        Target(
+            "photo → caption, greedy ÷ the tutorial's loop",
+            ratio(peers, (small, "caption"), ("keras-predict", "caption")),
+            1 / 15,
+        ),
+        Target("the same ÷ `tf.function`", ratio(peers, (small, "caption"), ("tf-function", "caption")), 1 / 3),
+        Target(
+            "12-megapixel JPEG → pixels ÷ plain Pillow",
+            product["large_jpeg"]["caplet_ms"] / product["large_jpeg"]["pillow_ms"],
+            0.25,
+        ),
+        Target(
+            "fresh process → first caption ÷ importing onnxruntime and Pillow",
+            product["cold_start"]["caption_seconds"] / product["cold_start"]["imports_seconds"],
+            3.0,
+        ),
+        Target("peak RSS of `caplet photo.jpg`", product["memory"]["peak_mb"], 200, " MB"),
+        Target("installed size of caplet and all it needs", sizes.get("installed_mb"), 220, " MB"),
+        Target("wheel", sizes.get("wheel_mb"), 35, " MB"),
+        Target(
+            "batch of 32, photos per second ÷ one at a time",
+            batch["batch_of_32"] / batch["one_at_a_time"],
+            1.2,
+            at_least=True,
+        ),
+        Target("idle CPU 0.2 s after a caption", round(100 * product["idle"]["cpu_share"], 1), 0, " %"),
+    ]
+
+
+def readme_table(peers: Results) -> str:
+    """The peers for the README: photo to caption, memory, sizes."""
+    rows = []
+    for name, peer in peers["peers"].items():
+        runs = milliseconds(peers, name, "caption")
+        if not runs:
+            rows.append((peer["label"], peer["status"].split(":")[0], "", "", "", ""))
+            continue
+        share = ratio(peers, (name, "caption"), (REFERENCE, "caption"))
+        rows.append(
+            (
+                peer["label"],
+                _number(statistics.median(runs)),
+                _number(percentile(runs, 90)),
+                "–" if share is None else f"{_number(share)}×",
+                _number(peer["memory_mb"]["peak"]),
+                f"{_number(peer['installed_mb'])} + {_number(peer['model_mb'])}" if "model_mb" in peer else "–",
+            )
+        )
+    heads = ("engine", "p50 ms", "p90 ms", "÷ caplet", "peak RSS MB", "packages + model MB")
+    plan = peers["plan"]
+    return "\n".join(
+        [
+            *_quick_warning(peers),
+            f"Photo (640×480 JPEG) → caption, {plan['threads']} threads, {_ROUNDS_TEXT}; {_machine(peers['machine'])}. "
+            "[How, and everything else](benchmarks/README.md).",
+            "",
+            *_table(heads, rows),
+        ]
+    )
+
+
+def markdown(peers: Results, product: Results) -> str:
+    """Everything, for results.md."""
+    lines = ["# Results", "", "Written by `python -m benchmarks.report` from peers.json and product.json.", ""]
+    lines += [*_quick_warning(peers, product), "## Targets", ""]
+    lines += _table(("quantity", "measured", "bound", ""), [target.row for target in targets(peers, product)])
+    lines += ["", "## Peers", "", _machine(peers["machine"]) + f"; {peers['created']}.", ""]
+    plan = peers["plan"]
+    lines += [
+        f"{plan['threads']} threads, {plan['rounds']} rounds, {_ROUNDS_TEXT}, {plan['rest_seconds']} s of rest. Bundle "
+        f"{peers['bundle']}. Milliseconds; `decode` is {peers['decoded_words']} words.",
+        "",
+        "![photo to caption](captions.svg)",
+        "",
+    ]
+    for task in ("caption", "encode", "decode"):
+        rows = []
+        for name, peer in peers["peers"].items():
+            runs = milliseconds(peers, name, task)
+            if runs:
+                figures = [_number(percentile(runs, percent)) for percent in (50, 90, 99)]
+                rows.append((peer["label"], *figures, str(len(runs))))
+        lines += [f"### {task}", "", *_table(("engine", "p50", "p90", "p99", "runs"), rows), ""]
+    lines += ["### Size, memory, and whether they say the same", "", *_facts(peers), ""]
+    lines += ["## caplet as a product", "", *_product(product), ""]
+    return "\n".join(lines)
+
+
+def chart(peers: Results, path: Path) -> None:
+    """Bars of the median time from photo to caption, whiskers to the 90th percentile, logarithmic."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    # The same JSON gives the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "caplet"
+    measured = [name for name in peers["peers"] if milliseconds(peers, name, "caption")][::-1]
+    runs = [milliseconds(peers, name, "caption") for name in measured]
+    medians = [statistics.median(values) for values in runs]
+    upwards = [percentile(values, 90) - median for values, median in zip(runs, medians, strict=True)]
+    figure, axes = pyplot.subplots(figsize=(8, 0.7 + 0.38 * len(measured)))
+    colors = ["#d9480f" if name.startswith("caplet") else "#868e96" for name in measured]
+    labels = [peers["peers"][name]["label"].replace("`", "") for name in measured]
+    bars = axes.barh(labels, medians, xerr=[[0] * len(measured), upwards], color=colors, ecolor="#343a40")
+    axes.bar_label(bars, [f" {_number(median)}" for median in medians], padding=3)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"ms from photo to caption, median and 90th percentile, {peers['plan']['threads']} threads")
+    axes.margins(x=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def insert(text: str, table: str) -> str:
+    """The README's text with the table between its markers. Raises ValueError if they are not there, once each."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"no {BEGIN} … {END}")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+
+
+def _facts(peers: Results) -> list[str]:
+    """Sizes, memory, and how many captions are those of the tutorial's loop, word for word."""
+    expected = peers["peers"].get("keras-predict", {}).get("captions", {})
+    rows = []
+    for peer in peers["peers"].values():
+        if peer["status"] != "measured":
+            rows.append((peer["label"], peer["status"], "", "", "", ""))
+            continue
+        captions = peer["captions"]
+        same = sum(captions.get(photo) == text for photo, text in expected.items())
+        rows.append(
+            (
+                peer["label"],
+                _number(peer["installed_mb"]),
+                _number(peer.get("model_mb")),
+                _number(peer["memory_mb"]["peak"]),
+                _number(peer["load_seconds"]),
+                f"{same} of {len(expected)}" if captions and expected else "–",
+            )
+        )
+    heads = ("engine", "packages MB", "model MB", "peak RSS MB", "load s", "captions as the tutorial's loop")
+    return _table(heads, rows)
+
+
+def _product(product: Results) -> list[str]:
+    sizes, cold, jpeg = product["sizes"], product["cold_start"], product["large_jpeg"]
+    rows = [
+        ("fresh process → first caption", f"{cold['caption_seconds']:.2f} s"),
+        ("fresh process that imports onnxruntime and Pillow", f"{cold['imports_seconds']:.2f} s"),
+        ("peak RSS of `caplet photo.jpg`", f"{product['memory']['peak_mb']:.0f} MB"),
+        ("CPU from 0.2 s after a caption on", f"{100 * product['idle']['cpu_share']:.1f} %"),
+        ("12-megapixel JPEG → pixels, caplet", f"{jpeg['caplet_ms']:.0f} ms"),
+        ("12-megapixel JPEG → pixels, plain Pillow", f"{jpeg['pillow_ms']:.0f} ms"),
+        ("their mean difference, of 255", f"{jpeg['mean_difference']:.2f}"),
+    ]
+    rows += [(f"photos per second, {name.replace('_', ' ')}", _number(rate)) for name, rate in product["batch"].items()]
+    rows += [
+        (f"greedy decode of {count} words", f"{_number(value)} ms")
+        for count, value in product["words"]["milliseconds"].items()
+    ]
+    rows += [
+        (f"{part['photos']} photos", f"{part['seconds']:.1f} s, peak RSS {part['peak_mb']:.0f} MB")
+        for part in product["growth"]
+    ]
+    rows += [
+        (name.replace("_mb", "").replace("_", " "), f"{size:.1f} MB")
+        for name, size in sizes.items()
+        if name.endswith("_mb")
+    ]
+    return _table(("quantity", "measured"), rows)
+
+
+def _quick_warning(*results: Results) -> list[str]:
+    if any(result["quick"] for result in results):
+        return ["**Made with `--quick`: these numbers mean nothing.**", ""]
+    return []
+
+
+def _machine(machine: Results) -> str:
+    cpu, busy = machine["cpu"], machine["busy_before"]
+    features = ", ".join(cpu["features"])
+    noise = f"; {100 * busy:.0f} % busy with something else before" if busy > 0.05 else ""
+    return f"{cpu['name']}, {machine['usable_threads']['count']} CPUs ({features}), {machine['memory_gb']} GB{noise}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    alignment = ["---", *["---:"] * (len(heads) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, alignment, *rows)]
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return "–"
+    digits = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where both JSON files are (%(default)s)")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    try:
+        peers, product = (json.loads((arguments.results / f"{name}.json").read_text()) for name in ("peers", "product"))
+        readme = insert(arguments.readme.read_text(encoding="utf-8"), readme_table(peers))
+    except FileNotFoundError as error:
+        parser.exit(1, f"{error.filename}: no such file; run benchmarks.peers and benchmarks.product first\n")
+    except ValueError as error:
+        parser.exit(1, f"{arguments.readme}: {error}\n")
+    (arguments.results / "results.md").write_text(markdown(peers, product), encoding="utf-8")
+    chart(peers, arguments.results / "captions.svg")
+    arguments.readme.write_text(readme, encoding="utf-8")
+    print(f"wrote {arguments.results}/results.md, captions.svg and the table in {arguments.readme}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

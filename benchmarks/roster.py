@@ -1,0 +1,71 @@
+"""Who is compared: one entry per engine, in the order of the tables."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engine import Engine
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An engine that can be measured.
+
+    Attributes:
+        name: what the command line and the JSON call it.
+        label: what tables call it.
+        factory: module:class of its `Engine` in this package, made in its own process.
+        imports: packages that have to be installed; with all they need they are its installed size.
+        files: what it reads of the folder that `benchmarks.prepare` wrote; its size on disk.
+        options: further arguments of the engine.
+    """
+
+    name: str
+    label: str
+    factory: str
+    imports: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def missing_packages(self) -> list[str]:
+        """Packages that are not installed."""
+        return [name for name in self.imports if importlib.util.find_spec(name) is None]
+
+    def missing_files(self, folder: Path) -> list[str]:
+        """Files that `benchmarks.prepare` has not written."""
+        return [name for name in self.files if not (folder / name).exists()]
+
+    def build(self, folder: Path, threads: int) -> Engine:
+        """The engine, loaded."""
+        module, _, name = self.factory.partition(":")
+        engine: Engine = getattr(importlib.import_module(f"benchmarks.{module}"), name)(folder, threads, **self.options)
+        return engine
+
+
+_RUNTIME, _OPENVINO = ("onnxruntime", "numpy", "PIL"), ("openvino", "PIL")
+_LITERT, _KERAS = ("ai_edge_litert", "PIL"), ("tensorflow", "keras", "PIL")
+_TRANSFORMERS = ("transformers", "torch", "PIL")
+_CAPLET, _ORT, _OV = "engine_caplet:Caplet", "engine_onnx:OnnxRuntime", "engine_onnx:OpenVino"
+_TF, _TORCH = "engine_tensorflow", "engine_transformers"
+
+ROSTER = (
+    Peer("caplet-int8", "caplet int8, greedy", _CAPLET, _RUNTIME, ("int8",), {"bundle": "int8", "beam_size": 1}),
+    Peer("caplet-int8-default", "caplet int8, default beam", _CAPLET, _RUNTIME, ("int8",), {"bundle": "int8"}),
+    Peer("caplet-fp32", "caplet fp32, greedy", _CAPLET, _RUNTIME, ("fp32",), {"bundle": "fp32", "beam_size": 1}),
+    Peer("caplet-fp32-default", "caplet fp32, default beam", _CAPLET, _RUNTIME, ("fp32",), {"bundle": "fp32"}),
+    Peer("openvino-int8", "OpenVINO int8 (caplet's graphs)", _OV, _OPENVINO, ("int8",), {"graphs": "int8"}),
+    Peer("openvino-fp32", "OpenVINO fp32 (caplet's graphs)", _OV, _OPENVINO, ("fp32",), {"graphs": "fp32"}),
+    Peer("ort-qdq", "onnxruntime, plain static QDQ export", _ORT, _RUNTIME, ("plain-qdq",), {"graphs": "plain-qdq"}),
+    Peer("ort-fp32", "onnxruntime, plain fp32 export", _ORT, _RUNTIME, ("plain",), {"graphs": "plain"}),
+    Peer("litert", "LiteRT fp32", f"{_TF}:LiteRt", _LITERT, ("litert",)),
+    Peer("tf-function", "TensorFlow, `tf.function`", f"{_TF}:Function", _KERAS, ("keras",)),
+    Peer("keras-predict", "the tutorial's loop, `model.predict`", f"{_TF}:Predict", _KERAS, ("keras",)),
+    Peer("vit-gpt2", "ViT-GPT2 (transformers)", f"{_TORCH}:VitGpt2", _TRANSFORMERS),
+    Peer("blip-base", "BLIP-base (transformers)", f"{_TORCH}:BlipBase", _TRANSFORMERS),
+)
+PEERS = {peer.name: peer for peer in ROSTER}
