@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = words.pop(0) if words and words[0] in _VERBS else None
     parser = _VERBS[verb]() if verb else _caption_parser()
     try:
-        arguments = parser.parse_args(words)
-        if verb is None:
-            _check_caption_arguments(parser, arguments)
+        arguments = parser.parse_args(words) if verb else _parse_caption_arguments(parser, words)
     except SystemExit as stop:
         return int(stop.code or 0)
     # numpy would start a thread per core for matrix products that caplet never asks it for.
@@ -121,6 +119,15 @@ def _caption_parser() -> argparse.ArgumentParser:
         "--no-verify", action="store_true", help="do not compare the model's files with their hashes"
     )
     return parser
+
+
+def _parse_caption_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Options may stand between photos; after "--" there are only photos (which argparse forgets when intermixed)."""
+    options_end = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_intermixed_args(words[:options_end])
+    arguments.photos += words[options_end + 1 :]
+    _check_caption_arguments(parser, arguments)
+    return arguments
 
 
 def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -1,0 +1,511 @@
+"""The `caplet` command for photos: inputs, formats, messages and exit statuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import caplet.caption_command
+import caplet.output
+from caplet import Captioner
+from caplet.cli import main
+
+NAMES = ("astronaut", "cat", "coffee", "rocket")
+needs_bytes_in_names = pytest.mark.skipif(sys.platform != "linux", reason="file names are text on this system")
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPLET_MODEL", str(tiny_bundle))
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_bundle: Path, photos: Path) -> dict[str, str]:
+    captioner = Captioner(tiny_bundle)
+    return {name: captioner.caption(photos / f"{name}.jpg").text for name in NAMES}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photos: Path) -> Path:
+    """b.jpg, a.PNG, a text file, a hidden photo, and photos two folders deep."""
+    root = tmp_path / "folder"
+    (root / "inner" / "deep").mkdir(parents=True)
+    shutil.copy(photos / "cat.jpg", root / "b.jpg")
+    Image.open(photos / "rocket.jpg").save(root / "a.PNG")
+    (root / "notes.txt").write_text("no photo")
+    shutil.copy(photos / "cat.jpg", root / ".hidden.jpg")
+    shutil.copy(photos / "coffee.jpg", root / "inner" / "c.jpg")
+    shutil.copy(photos / "astronaut.jpg", root / "inner" / "deep" / "d.jpg")
+    return root
+
+
+def run(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    return status, captured.out, captured.err
+
+
+def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "caplet", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+# What is printed.
+
+
+def test_one_photo_gives_one_line(photos: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(photos / "cat.jpg", capfd=capfd) == (0, texts["cat"] + "\n", "")
+
+
+def test_several_photos_give_their_paths_too(
+    photos: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = [photos / f"{name}.jpg" for name in NAMES]
+    expected = "".join(f"{path}\t{texts[path.stem]}\n" for path in paths)
+    assert run(*paths, "--threads", 1, "--batch-size", 3, capfd=capfd) == (0, expected, "")
+
+
+def test_jsonl_has_every_field(
+    photos: Path, texts: dict[str, str], tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(photos / "cat.jpg", "nowhere.jpg", "--format", "jsonl", capfd=capfd)
+    good, bad = map(json.loads, out.splitlines())
+    caption = Captioner(tiny_bundle).caption(photos / "cat.jpg")
+    assert status == 1
+    assert good["path"] == str(photos / "cat.jpg")
+    assert good["caption"] == texts["cat"]
+    assert good["score"] == pytest.approx(caption.score, abs=1e-5)
+    assert [entry["word"] for entry in good["words"]] == list(caption.words)
+    assert [entry["log_prob"] for entry in good["words"]] == pytest.approx(caption.word_scores, abs=1e-5)
+    assert good["milliseconds"] > 0
+    assert (good["model"], good["model_sha256"]) == ("tiny-6", Captioner(tiny_bundle).bundle.digest)
+    assert set(bad) == {"path", "model", "model_sha256", "error"}
+    assert "nowhere.jpg" in bad["error"]
+    assert err == f"caplet: {bad['error']}\n"
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_tables_hold_the_same_as_jsonl(form: str, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = (photos / "cat.jpg", "nowhere.jpg", "-q", "--format")
+    records = [json.loads(line) for line in run(*arguments, "jsonl", capfd=capfd)[1].splitlines()]
+    table = list(
+        csv.DictReader(io.StringIO(run(*arguments, form, capfd=capfd)[1]), delimiter="\t" if form == "tsv" else ",")
+    )
+    assert len(table) == len(records) == 2
+    for row, record in zip(table, records, strict=True):
+        for field in ("path", "caption", "model", "model_sha256", "error"):
+            assert row[field] == record.get(field, "")
+    assert float(table[0]["score"]) == records[0]["score"]
+    assert table[0]["words"].split()[0] == "{word}={log_prob}".format(**records[0]["words"][0])
+    assert (table[1]["score"], table[1]["words"], table[1]["milliseconds"]) == ("", "", "")
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "tsv", "jsonl"])
+def test_a_name_with_a_line_break_stays_one_record(
+    form: str, tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = 'a\tb\n"c,\\.jpg'
+    shutil.copy(photos / "cat.jpg", tmp_path / name)
+    status, out, _ = run(tmp_path / name, photos / "cat.jpg", "--format", form, capfd=capfd)
+    assert status == 0
+    if form == "csv":
+        assert next(csv.DictReader(io.StringIO(out)))["path"] == str(tmp_path / name)
+    else:
+        lines = out.splitlines()[1 if form == "tsv" else 0 :]
+        assert len(lines) == 2
+    if form == "tsv":
+        escaped = lines[0].split("\t")[0]
+        assert escaped.replace("\\t", "\t").replace("\\n", "\n").replace("\\\\", "\\") == str(tmp_path / name)
+    if form == "jsonl":
+        assert json.loads(lines[0])["path"] == str(tmp_path / name)
+
+
+def test_output_goes_to_a_file(
+    photos: Path, tmp_path: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("what was here before")
+    assert run(photos / "cat.jpg", "-o", tmp_path / "out", capfd=capfd) == (0, "", "")
+    assert (tmp_path / "out").read_text() == texts["cat"] + "\n"
+
+
+def test_search_options_are_those_of_the_library(
+    photos: Path, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    expected = Captioner(tiny_bundle).caption(photos / "cat.jpg", beam_size=1, max_length=4)
+    _, out, _ = run(photos / "cat.jpg", "--beam", 1, "--max-length", 4, "--format", "jsonl", capfd=capfd)
+    assert json.loads(out)["caption"] == expected.text
+    assert json.loads(out)["score"] == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_another_model(photos: Path, tmp_path: Path, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
+    words = (model / "vocabulary.txt").read_text().replace("bike\n", "tandem\n")
+    (model / "vocabulary.txt").write_text(words)
+    status, out, err = run("--model", model, photos / "cat.jpg", capfd=capfd)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"caplet: {model / 'vocabulary.txt'}: ")
+    status, out, _ = run("--model", model, "--no-verify", photos / "cat.jpg", capfd=capfd)
+    assert status == 0
+    assert "tandem" in out
+
+
+# What goes in.
+
+
+def test_a_folder_gives_its_photos_by_name(
+    folder: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run(folder, capfd=capfd)
+    assert out == f"{folder}/a.PNG\t{texts['rocket']}\n{folder}/b.jpg\t{texts['cat']}\n"
+
+
+def test_recursive_gives_the_folders_in_it_too(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run("-r", folder, capfd=capfd)
+    assert status == 0
+    paths = [line.split("\t")[0] for line in out.splitlines()]
+    assert paths == [f"{folder}/{name}" for name in ("a.PNG", "b.jpg", "inner/c.jpg", "inner/deep/d.jpg")]
+
+
+def test_loops_of_links_end(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "inner" / "up").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "inner")
+    status, out, _ = run("--recursive", folder, capfd=capfd)
+    assert status == 0
+    assert len(out.splitlines()) == 4  # every photo once
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "gone.jpg").symlink_to("nowhere")
+    status, out, err = run(folder, capfd=capfd)
+    assert (status, len(out.splitlines())) == (1, 2)
+    assert "gone.jpg" in err
+
+
+def test_things_that_are_no_files_are_passed_over(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "folder.jpg").mkdir()
+    assert run(folder, capfd=capfd)[0] == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--recursive"]])
+def test_a_folder_without_photos_is_an_error_in_its_place(
+    options: list[str], tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    inputs = [tmp_path / "empty", photos / "cat.jpg", tmp_path / "empty"]
+    status, out, _ = run(*inputs, "--format", "jsonl", "-q", *options, capfd=capfd)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert status == 1
+    assert [record["path"] for record in records] == list(map(str, inputs))
+    assert ["without photos" in record.get("error", "") for record in records] == [True, False, True]
+
+
+def test_a_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("caplet.inputs.os.scandir", refuse)  # file modes do not stop root
+    status, out, err = run("-r", folder, capfd=capfd)
+    assert (status, len(out.splitlines())) == (1, 2)
+    assert err == f"caplet: {folder}/inner: cannot be listed (Permission denied); check its permissions\n"
+
+
+def test_a_photo_on_standard_input(photos: Path, texts: dict[str, str]) -> None:
+    process = start("-", stdin=subprocess.PIPE)
+    out, err = process.communicate((photos / "cat.jpg").read_bytes())
+    assert (process.returncode, out.decode(), err) == (0, texts["cat"] + "\n", b"")
+
+
+def test_standard_input_that_is_no_photo() -> None:
+    process = start("-", "--format", "jsonl", stdin=subprocess.PIPE)
+    out, err = process.communicate(b"")
+    assert process.returncode == 1
+    assert json.loads(out)["path"] == "-"
+    assert err.count(b"\n") == 1
+
+
+def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr("caplet.inputs._LARGEST_STDIN", 2**20)
+    with open("/dev/zero", encoding="latin-1") as zeros:
+        monkeypatch.setattr(sys, "stdin", zeros)
+        status, _, err = run("-", capfd=capfd)
+    assert status == 1
+    assert "more than 1 MiB" in err
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_list_of_files_and_folders(
+    end: str, last: bool, folder: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = [photos / "cat.jpg", folder, "", photos / "rocket.jpg"]
+    (tmp_path / "list").write_bytes(end.join(map(str, names)).encode() + (end.encode() if last else b""))
+    null = ["--null"] if end == "\0" else []
+    status, out, err = run(photos / "coffee.jpg", "--files-from", tmp_path / "list", *null, capfd=capfd)
+    assert (status, err) == (0, "")
+    expected = ["coffee.jpg", "cat.jpg", "a.PNG", "b.jpg", "rocket.jpg"]
+    assert [Path(line.split("\t")[0]).name for line in out.splitlines()] == expected
+
+
+def test_a_list_on_standard_input(photos: Path) -> None:
+    process = start("--files-from", "-", "--null", stdin=subprocess.PIPE)
+    names = b"\0".join(os.fsencode(photos / f"{name}.jpg") for name in NAMES)
+    out, _ = process.communicate(names)
+    assert process.returncode == 0
+    assert [Path(line.split("\t")[0]).stem for line in out.decode().splitlines()] == list(NAMES)
+
+
+def test_a_list_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run("--files-from", "nowhere.txt", capfd=capfd)
+    assert (status, out, err) == (1, "", "caplet: nowhere.txt: No such file or directory\n")
+
+
+@needs_bytes_in_names
+@pytest.mark.parametrize("form", ["text", "tsv", "csv", "jsonl"])
+def test_names_that_are_not_utf_8_survive(form: str, photos: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff\xfe caf\xc3\xa9.jpg"
+    shutil.copy(photos / "cat.jpg", name)
+    process = start(os.fsdecode(name), tmp_path, "--format", form)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    if form == "jsonl":
+        assert [os.fsencode(json.loads(line)["path"]) for line in out.splitlines()] == [name, name]
+    else:
+        assert out.count(name) == 2
+
+
+def test_a_photo_called_like_a_verb(photos: Path, tmp_path: Path, monkeypatch: Any, texts: Any, capfd: Any) -> None:
+    shutil.copy(photos / "cat.jpg", tmp_path / "info")
+    monkeypatch.chdir(tmp_path)
+    assert run("./info", capfd=capfd)[1] == texts["cat"] + "\n"
+    assert "onnxruntime" in run("info", capfd=capfd)[1]
+
+
+def test_a_photo_that_starts_with_a_dash(
+    photos: Path, tmp_path: Path, monkeypatch: Any, texts: Any, capfd: Any
+) -> None:
+    shutil.copy(photos / "cat.jpg", tmp_path / "-x.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert run("--", "-x.jpg", capfd=capfd)[1] == texts["cat"] + "\n"
+
+
+def test_a_truncated_photo(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "half.jpg").write_bytes((photos / "cat.jpg").read_bytes()[:-4000])
+    assert run(tmp_path / "half.jpg", capfd=capfd)[0] == 1
+    status, out, _ = run(
+        tmp_path / "half.jpg", "--allow-truncated", "--attention", tmp_path / "drawing.png", capfd=capfd
+    )
+    assert (status, out.count("\n")) == (0, 1)
+
+
+# Photos that fail.
+
+
+def test_bad_photos_are_reported_and_the_others_captioned(
+    photos: Path, tmp_path: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"nonsense")
+    arguments = [photos / "cat.jpg", tmp_path / "bad.jpg", photos / "rocket.jpg"]
+    status, out, err = run(*arguments, capfd=capfd)
+    assert status == 1
+    assert out == f"{arguments[0]}\t{texts['cat']}\n{arguments[2]}\t{texts['rocket']}\n"
+    assert err.startswith(f"caplet: {tmp_path / 'bad.jpg'}: ")
+    assert err.count("\n") == 1
+    assert run(*arguments, "--quiet", capfd=capfd) == (1, out, "")
+
+
+def test_fail_fast_stops_at_the_first_that_fails(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = [photos / "cat.jpg", "nowhere.jpg", photos / "rocket.jpg", "--format", "jsonl", "--fail-fast"]
+    status, out, _ = run(*arguments, capfd=capfd)
+    assert status == 1
+    assert ["error" in json.loads(line) for line in out.splitlines()] == [False, True]
+
+
+def test_a_folder_with_broken_photos_keeps_its_order(photos: Path, tmp_path: Path, capfd: Any) -> None:
+    total, broken = (2000, 50) if os.environ.get("CAPLET_LONG") == "1" else (200, 5)
+    for i in range(total):
+        content = (photos / f"{NAMES[i % 4]}.jpg").read_bytes()
+        (tmp_path / f"{i:04}.jpg").write_bytes(content[:300] if i % (total // broken) == 3 else content)
+    status, out, err = run(tmp_path, "--format", "jsonl", capfd=capfd)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert status == 1
+    assert [Path(record["path"]).name for record in records] == [f"{i:04}.jpg" for i in range(total)]
+    assert sum("error" in record for record in records) == err.count("\n") == broken
+
+
+# Usage.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--nonsense"],
+        ["--recur", "x"],
+        ["a.jpg", "--beam", "0"],
+        ["a.jpg", "--beam", "many"],
+        ["a.jpg", "--beam", "1000"],
+        ["a.jpg", "--threads", "100000"],
+        ["a.jpg", "--format", "xml"],
+        ["a.jpg", "--resume"],
+        ["a.jpg", "--resume", "--format", "jsonl"],
+        ["a.jpg", "--resume", "-o", "x"],
+        ["a.jpg", "--null"],
+        ["-", "-"],
+        ["-", "--files-from", "-"],
+        ["info", "a.jpg"],
+        ["bench", "--runs", "0"],
+    ],
+)
+def test_wrong_usage(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*arguments, capfd=capfd)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].startswith("caplet")
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_photo_is_never_overwritten(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    photo = tmp_path / "cat.jpg"
+    shutil.copy(photos / "cat.jpg", photo)
+    (tmp_path / "link").symlink_to(photo)
+    for option in ("-o", "--attention"):
+        for target in (photo, tmp_path / "link"):
+            assert run(photo, option, target, capfd=capfd)[0] == 2
+    assert photo.read_bytes() == (photos / "cat.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["info", "--help"], ["check", "--help"], ["bench", "--help"], ["--version"]]
+)
+def test_help_and_version(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(*arguments, capfd=capfd)
+    assert (status, err) == (0, "")
+    assert "caplet" in out
+
+
+def test_a_bad_model_leaves_the_output_alone(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("kept")
+    for arguments, status in ((["--model", tmp_path], 1), (["--beam", 17], 2)):
+        assert run(photos / "cat.jpg", "-o", tmp_path / "out", *arguments, capfd=capfd)[0] == status
+        assert (tmp_path / "out").read_text() == "kept"
+
+
+@pytest.mark.parametrize("target", ["folder", "folder/none/out"])
+def test_an_output_that_cannot_be_written(target: str, photos: Path, tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "folder").mkdir()
+    status, out, err = run(photos / "cat.jpg", "-o", tmp_path / target, capfd=capfd)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"caplet: {tmp_path / target}: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(photos / "cat.jpg", "-o", "/dev/full", capfd=capfd)
+    assert (status, err) == (1, "caplet: /dev/full: No space left on device\n")
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "caplet", str(photos / "cat.jpg")], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert process.returncode == 1
+    assert process.stderr == b"caplet: <standard output>: No space left on device\n"
+
+
+def test_no_standard_output_at_all(photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    status, _, err = run(photos / "cat.jpg", "--attention", "", capfd=capfd)
+    assert status == 1
+    assert err.startswith("caplet: <standard output>: ")
+
+
+def test_a_reader_that_leaves(photos: Path) -> None:
+    process = start(*[photos / "cat.jpg"] * 500, "--batch-size", 1)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 1
+
+
+def test_interrupt_keeps_what_was_done(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{photos / 'cat.jpg'}\n" * 100_000)
+    out = tmp_path / "out.jsonl"
+    process = start("--files-from", tmp_path / "list", "--format", "jsonl", "-o", out)
+    while not out.exists() or out.stat().st_size < 5000:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == b"caplet: interrupted\n"
+    assert all(json.loads(line)["caption"] for line in out.read_text().splitlines())
+
+
+# Drawings and progress.
+
+
+def test_attention_of_one_photo_is_a_file(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(photos / "cat.jpg", "--attention", tmp_path / "out.png", capfd=capfd)[0] == 0
+    drawing = Image.open(tmp_path / "out.png")
+    expected = Captioner().caption(photos / "cat.jpg").plot(photos / "cat.jpg")
+    assert drawing.tobytes() == expected.tobytes()
+
+
+def test_attention_of_several_photos_is_a_folder(photos: Path, tmp_path: Path, folder: Path, capfd: Any) -> None:
+    shutil.copy(photos / "rocket.jpg", folder / "inner" / "b.jpg")
+    target = tmp_path / "new" / "drawings"
+    assert run(photos / "cat.jpg", "x.jpg", "-r", folder, "--attention", target, capfd=capfd)[0] == 1
+    names = sorted(path.name for path in target.iterdir())
+    assert names == ["a.png", "b-2.png", "b.png", "c.png", "cat.png", "d.png"]
+
+
+def test_attention_of_standard_input_in_a_folder_that_exists(photos: Path, tmp_path: Path) -> None:
+    process = start("-", "--attention", tmp_path, stdin=subprocess.PIPE)
+    process.communicate((photos / "cat.jpg").read_bytes())
+    assert process.returncode == 0
+    assert Image.open(tmp_path / "stdin.png").size > (100, 100)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("options", "shown"), [([], True), (["--quiet"], False)])
+def test_progress_is_for_terminals(
+    options: list[str], shown: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caplet.progress._INTERVAL", 0)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    paths = [str(photos / f"{name}.jpg") for name in NAMES]
+    assert main([*paths, "nowhere.jpg", "-o", str(tmp_path / "out"), *options]) == 1
+    assert ("4/5 photos" in terminal.getvalue()) == shown
+    assert terminal.getvalue().endswith(" \rcaplet: nowhere.jpg: no such file; check the path\n") == shown
+    terminal.truncate(0)
+    assert main([str(photos), "-o", str(tmp_path / "out"), *options]) == 0
+    assert ("4 photos" in terminal.getvalue()) == shown  # how many a folder has is not known before
+    assert terminal.getvalue().endswith(" \r") == shown  # the line is wiped
+    terminal.truncate(0)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(caplet.caption_command, "Output", lambda *_, **__: caplet.output.Output(str(tmp_path / "out")))
+    assert main([*paths, *options]) == 0
+    assert "photos" not in terminal.getvalue()  # captions on the same terminal would run through it

@@ -1,0 +1,64 @@
+"""What comes along with an import: nothing heavy at all for the command's help, nothing of the export tools ever."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"numpy", "onnxruntime", "PIL"}
+EXPORT_ONLY = {"caplet_export", "tensorflow", "keras", "onnx", "tf2onnx", "torch", "matplotlib", "tqdm"}
+
+
+def modules_after(code: str, *arguments: str) -> set[str]:
+    """Top-level packages that a fresh process holds after `code`."""
+    tail = "\nimport json, sys\nprint(json.dumps(sorted({n.split('.')[0] for n in sys.modules})), file=sys.stderr)"
+    process = subprocess.run(
+        [sys.executable, "-c", code + tail, *arguments], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(process.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import caplet",
+        "import caplet.cli",
+        "from caplet import CapletError, ImageError",
+        "from caplet.cli import main; assert main(['--help']) == 0",
+        "from caplet.cli import main; assert main(['--version']) == 0",
+        "from caplet.cli import main; assert main(['bench', '--help']) == 0",
+        "from caplet.cli import main; assert main([]) == 2",
+    ],
+)
+def test_the_light_things_import_nothing_heavy(code: str) -> None:
+    assert not modules_after(code) & (HEAVY | EXPORT_ONLY)
+
+
+def test_captioning_imports_nothing_of_the_export_tools(tiny_bundle: Path, photos: Path) -> None:
+    code = """
+import sys
+from caplet.cli import main
+model, photo = sys.argv[1:]
+assert main(["--model", model, photo, photo, "--attention", model + "/../drawings", "--format", "jsonl"]) == 0
+assert main(["info", "--model", model]) == 0
+assert main(["check", "--model", model]) == 0
+"""
+    loaded = modules_after(code, str(tiny_bundle), str(photos / "cat.jpg"))
+    assert loaded >= HEAVY
+    assert not loaded & EXPORT_ONLY
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["nowhere.jpg"]])
+def test_python_m_caplet_is_the_command(arguments: list[str], tiny_bundle: Path) -> None:
+    module = [sys.executable, "-m", "caplet"]
+    script = [sys.executable, "-c", "import sys; from caplet.cli import main; sys.exit(main())"]
+    results = [
+        subprocess.run([*command, *arguments], capture_output=True, check=False, env={"CAPLET_MODEL": str(tiny_bundle)})
+        for command in (module, script)
+    ]
+    assert results[0].returncode == results[1].returncode == (0 if arguments == ["--version"] else 1)
+    assert (results[0].stdout, results[0].stderr) == (results[1].stdout, results[1].stderr)

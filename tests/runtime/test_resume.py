@@ -1,0 +1,146 @@
+"""`--resume`: a run that is killed at any moment and started again ends with exactly one record per input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caplet.cli import main
+
+LONG = os.environ.get("CAPLET_LONG") == "1"
+NAMES = ("astronaut", "cat", "coffee", "rocket")
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPLET_MODEL", str(tiny_bundle))
+
+
+@pytest.fixture
+def inputs(photos: Path, tmp_path: Path) -> list[str]:
+    """Photos, one of them broken, one missing, one given twice, one with an odd name."""
+    (tmp_path / "broken.jpg").write_bytes(b"x")
+    odd = tmp_path / 'a\n"\\é.jpg'
+    shutil.copy(photos / "cat.jpg", odd)
+    good = [str(photos / f"{name}.jpg") for name in NAMES]
+    return [*good, str(tmp_path / "broken.jpg"), str(odd), "nowhere.jpg", good[0]]
+
+
+def resume(inputs: list[str], out: Path, *more: str) -> int:
+    return main([*inputs, "--format", "jsonl", "-o", str(out), "--resume", "-q", *more])
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]]
+
+
+def test_a_file_that_is_not_there_yet_is_begun(inputs: list[str], tmp_path: Path) -> None:
+    assert resume(inputs, tmp_path / "out") == 1
+    assert [record["path"] for record in records(tmp_path / "out")] == inputs
+
+
+def test_whatever_the_file_was_cut_to_it_ends_up_whole(inputs: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    resume(inputs, out)
+    whole = out.read_bytes()
+    expected = records(out)
+    lines = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    sample = random.Random(0).sample(range(len(whole)), 400 if LONG else 25)
+    for cut in sorted({0, 1, len(whole), *lines, *(line - 1 for line in lines), *sample}):
+        out.write_bytes(whole[:cut])
+        assert resume(inputs, out) == 1
+        found = records(out)
+        assert [record["path"] for record in found] == inputs
+        for one, other in zip(found, expected, strict=True):
+            assert (one["path"], one.get("caption"), one.get("error")) == (
+                other["path"],
+                other.get("caption"),
+                other.get("error"),
+            )
+        done = whole[:cut].rfind(b"\n") + 1
+        assert out.read_bytes()[:done] == whole[:done]  # what was written before stays
+
+
+def test_done_means_done(photos: Path, tmp_path: Path) -> None:
+    good, out = [str(photos / "cat.jpg")] * 3, tmp_path / "out"
+    assert resume(good, out) == 0
+    before = out.read_bytes()
+    assert resume(good, out) == 0
+    assert out.read_bytes() == before
+    assert resume([*good, str(photos / "rocket.jpg")], out) == 0
+    assert out.read_bytes().startswith(before)
+    assert len(records(out)) == 4
+
+
+def test_errors_of_the_first_part_count(inputs: list[str], photos: Path, tmp_path: Path) -> None:
+    resume(["nowhere.jpg"], tmp_path / "out")
+    assert resume(["nowhere.jpg", str(photos / "cat.jpg")], tmp_path / "out") == 1
+    assert len(records(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"photo.jpg\ta caption\n", b"[]\n", b"{}\n", b'{"path": 3, "model_sha256": ""}\n', b"[" * 9999 + b"\n"],
+)
+def test_a_file_of_something_else_is_left_alone(
+    content: bytes, inputs: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_bytes(content)
+    assert resume(inputs, tmp_path / "out") == 2
+    assert "line 1 is not a record of caplet" in capfd.readouterr().err
+    assert (tmp_path / "out").read_bytes() == content
+
+
+def test_captions_of_another_model_are_not_mixed_in(
+    inputs: list[str], tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    resume(inputs, out)
+    before = out.read_bytes()
+    other = Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
+    (other / "manifest.json").write_text((other / "manifest.json").read_text() + " ")
+    assert resume(inputs, out, "--model", str(other)) == 2
+    assert "another model" in capfd.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_a_folder_as_output(inputs: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert resume(inputs, tmp_path) == 1
+    assert "Is a directory" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_killed_at_random_again_and_again(inputs: list[str], tmp_path: Path) -> None:
+    """Every run is killed at a random moment: while it starts, reads the file, captions, writes."""
+    names, out = inputs * 40, tmp_path / "out"
+    (tmp_path / "list").write_bytes(b"\0".join(map(os.fsencode, names)))
+    command = [sys.executable, "-m", "caplet", "--files-from", str(tmp_path / "list"), "--null"]
+    command += ["--format", "jsonl", "-o", str(out), "--resume", "-q", "--batch-size", "2"]
+    chance = random.Random(1)
+    for _ in range(60 if LONG else 6):
+        process = subprocess.Popen(command)
+        # Half of the kills soon after something was written, the others anywhere.
+        size = out.stat().st_size if out.exists() else 0
+        deadline = time.monotonic() + 30
+        if chance.random() < 0.5:
+            while process.poll() is None and time.monotonic() < deadline:
+                if out.exists() and out.stat().st_size > size:
+                    break
+        time.sleep(chance.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if out.exists() and chance.random() < 0.5:  # a write that the kill tore apart
+            with out.open("r+b") as file:
+                file.truncate(max(0, out.stat().st_size - chance.randrange(300)))
+    assert subprocess.run(command, check=False).returncode == 1
+    assert [record["path"] for record in records(out)] == names

@@ -1,0 +1,178 @@
+"""`caplet info`, `caplet check` and `caplet bench`, as text and as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from caplet.cli import main
+from caplet.machine import describe_cpu
+from tiny_bundle import rehash
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def run(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    return status, captured.out, captured.err
+
+
+# info
+
+
+def test_info_tells_what_runs_here(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run("info", "--model", bundle, "--json", "--threads", 3, capfd=capfd)
+    information = json.loads(out)
+    assert status == 0
+    assert information["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert information["versions"]["numpy"] == np.__version__
+    assert information["model"]["name"] == "tiny-6"
+    assert information["model"]["sha256"] == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+    encoder = hashlib.sha256((bundle / "encoder.onnx").read_bytes()).hexdigest()
+    assert information["files"]["encoder.onnx"]["sha256"] == encoder
+    assert information["license"]["weights"] == "CC0-1.0 (random numbers)"
+    assert information["threads"] == {"count": 3, "reason": "as asked"}
+
+
+def test_info_as_text_holds_the_same(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    information = json.loads(run("info", "--model", bundle, "--json", capfd=capfd)[1])
+    status, text, _ = run("info", "--model", bundle, capfd=capfd)
+    assert status == 0
+    assert all(f"{name} {version}" in text for name, version in information["versions"].items())
+    assert all(entry["sha256"] in text for entry in information["files"].values())
+    assert information["model"]["sha256"] in text
+    assert f"{information['threads']['count']} ({information['threads']['reason']})" in text
+
+
+def test_info_about_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run("info", "--model", tmp_path / "nowhere", capfd=capfd)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "features"),
+    [
+        ("model name\t: A\nflags\t\t: sse avx2 fma\n\nmodel name\t: B\nflags\t: avx512f\n", "A", ["avx2", "fma"]),
+        ("Features\t: fp asimd asimddp\n", None, ["asimd", "asimddp"]),
+        ("", None, []),
+    ],
+)
+def test_the_cpu_as_linux_describes_it(text: str, name: str | None, features: list[str], tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    cpu = describe_cpu(tmp_path / "cpuinfo")
+    assert cpu["features"] == features
+    assert name is None or cpu["name"] == name
+    assert describe_cpu(tmp_path / "nowhere")["features"] == []
+
+
+# check
+
+
+def test_check_repeats_the_golden_captions(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run("check", "--model", bundle, capfd=capfd)
+    assert status == 0
+    assert "3 of 3 golden captions are the same" in out
+    report = json.loads(run("check", "--model", bundle, "--json", capfd=capfd)[1])
+    golden = json.loads((bundle / "manifest.json").read_text())["golden"]
+    assert report["ok"]
+    assert report["files_verified"] == 7
+    for found, expected in zip(report["golden"], golden, strict=True):
+        assert found["text"] == found["expected"] == expected["text"]
+        assert found["score"] == pytest.approx(expected["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("field", "value"), [("text", "a dog"), ("score", -5.0)])
+def test_check_says_which_caption_differs_and_by_how_much(
+    field: str, value: Any, bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rehash(bundle, lambda manifest: manifest["golden"][1].update({field: value}))
+    status, out, _ = run("check", "--model", bundle, capfd=capfd)
+    assert status == 1
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["same", "DIFFERS", "same"]
+    assert "2 of 3" in out
+    status, out, _ = run("check", "--model", bundle, "--json", capfd=capfd)
+    report = json.loads(out)
+    assert (status, report["ok"]) == (1, False)
+    assert [golden["same"] for golden in report["golden"]] == [True, False, True]
+    if field == "score":
+        assert f"{report['golden'][1]['score'] + 5:+.4f}" in run("check", "--model", bundle, capfd=capfd)[1]
+
+
+def test_check_finds_an_altered_file(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with (bundle / "golden" / "cat.png").open("ab") as file:
+        file.write(b"x")
+    status, out, err = run("check", "--model", bundle, "--json", capfd=capfd)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"caplet: {bundle / 'golden' / 'cat.png'}: ")
+    assert err.count("\n") == 1
+
+
+# bench
+
+
+@pytest.fixture(scope="module")
+def report(tiny_bundle: Path, photos: Path) -> dict[str, Any]:
+    """A whole run, with the sweep, as JSON."""
+    command = [sys.executable, "-m", "caplet", "bench", str(photos / "cat.jpg"), "--model", str(tiny_bundle)]
+    process = subprocess.run([*command, "--runs", "5", "--sweep", "--threads", "2", "--json"], stdout=-1, check=True)
+    return dict(json.loads(process.stdout))
+
+
+def test_bench_measures_every_stage(report: dict[str, Any]) -> None:
+    assert list(report["stages"]) == ["decode", "encode", "step", "search", "total"]
+    for stage in report["stages"].values():
+        assert 0 < stage["p50"] <= stage["p90"] <= stage["p99"]
+    stages = {name: stage["p50"] for name, stage in report["stages"].items()}
+    assert stages["step"] < stages["search"] < stages["total"]
+    assert report["words"] > 0
+    assert report["beam_size"] == 3
+    assert report["threads"] == {"count": 2, "reason": "as asked"}
+
+
+def test_bench_measures_throughput_memory_and_the_start(report: dict[str, Any]) -> None:
+    assert set(report["photos_per_second"]) == {"one_at_a_time", "batches_of_8"}
+    assert all(rate > 1 for rate in report["photos_per_second"].values())
+    assert 0 < report["cpu_seconds_per_photo"] < 5
+    assert 0.05 < report["first_caption_seconds"] < 60
+    assert 30 < report["peak_rss_mb"] < 200  # this process, with its own imports, is larger than that
+
+
+def test_bench_sweeps_threads_and_batches(report: dict[str, Any]) -> None:
+    pairs = [(entry["threads"], entry["batch_size"]) for entry in report["sweep"]]
+    assert pairs == [(threads, batch) for threads in (1, 2) for batch in (1, 4, 8, 16)]
+    assert all(entry["photos_per_second"] > 0 for entry in report["sweep"])
+
+
+def test_bench_as_text_with_a_photo_of_the_model(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ("bench", "--model", bundle, "--runs", 2, "--beam", 1, "--batch-size", 2, "--threads", 1, "--sweep")
+    status, out, err = run(*arguments, capfd=capfd)
+    assert (status, err) == (0, "")
+    assert "golden/cat.png" in out
+    assert "beam 1" in out
+    words = "decode,encode,step,search,total,batches of 2,first caption,peak memory,threads"
+    assert all(word in out for word in words.split(","))
+
+
+@pytest.mark.parametrize("problem", ["photo", "model", "no golden"])
+def test_bench_of_what_is_not_there(problem: str, bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["nowhere.jpg"] if problem == "photo" else []
+    model = bundle / "nowhere" if problem == "model" else bundle
+    if problem == "no golden":
+        rehash(bundle, lambda manifest: manifest.update(golden=[]))
+    status, out, err = run("bench", *arguments, "--model", model, "--runs", 1, capfd=capfd)
+    assert status in (1, 2)
+    assert (out, err.count("\n")) == ("", 1)
