@@ -1,0 +1,205 @@
+"""Rewrites: each is the same function to float rounding, and does what it is for; where it is not exact, nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from caplet_export.convert import convert_encoder
+from caplet_export.optimize import (
+    fold_batch_norm,
+    fold_input_scaling,
+    fuse_dense,
+    merge_sibling_convolutions,
+    optimize_encoder,
+    optimize_for_bytes,
+    pool_after_projection,
+    pool_as_convolution,
+    zero_denormals,
+)
+from tiny_encoder import SIZE, build_tiny_extractor, build_tiny_model
+
+Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+class Builder:
+    """A graph with random constants, node by node."""
+
+    def __init__(self, *shape: int | str, kind: int = TensorProto.FLOAT) -> None:
+        self._random = np.random.default_rng(7)
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._input = helper.make_tensor_value_info("x", kind, shape)
+
+    def constant(self, *shape: int, value: Any = None) -> str:
+        name = f"c{len(self._constants)}"
+        array = self._random.normal(size=shape) if value is None else np.asarray(value)
+        dtype = array.dtype if array.dtype == np.int64 else np.float32
+        self._constants.append(numpy_helper.from_array(array.astype(dtype), name))
+        return name
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"v{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def conv(self, x: str, inputs: int, outputs: int, kernel: int = 1, **attributes: Any) -> str:
+        weights, bias = self.constant(outputs, inputs, kernel, kernel), self.constant(outputs)
+        return self.node("Conv", x, weights, bias, kernel_shape=[kernel, kernel], **attributes)
+
+    def model(self, *outputs: str) -> onnx.ModelProto:
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+        graph = helper.make_graph(self._nodes, "test", [self._input], values, self._constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        return onnx.shape_inference.infer_shapes(model)
+
+
+def run(model: onnx.ModelProto, x: NDArray[Any]) -> list[NDArray[np.float32]]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return session.run(None, {session.get_inputs()[0].name: x})
+
+
+def check_equal(before: onnx.ModelProto, after: onnx.ModelProto, x: NDArray[Any]) -> None:
+    for expected, found in zip(run(before, x), run(after, x), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(np.abs(expected).max()))
+
+
+def kinds(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def floats(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+def test_batch_norm_goes_into_the_convolution() -> None:
+    b = Builder("N", 3, 6, 6)
+    statistics = [b.constant(value=np.linspace(low, high, 5)) for low, high in ((0.5, 2), (-1, 1), (-2, 3), (0.1, 4))]
+    before = b.model(b.node("BatchNormalization", b.conv("x", 3, 5, 3), *statistics, epsilon=0.01))
+    after = fold_batch_norm(before)
+    check_equal(before, after, floats(2, 3, 6, 6))
+    assert kinds(after) == {"Conv": 1}
+
+
+def test_batch_norm_stays_where_something_else_reads_the_convolution() -> None:
+    b = Builder("N", 3, 6, 6)
+    conv = b.conv("x", 3, 5)
+    statistics = [b.constant(value=np.linspace(0.5, 1, 5)) for _ in range(4)]
+    before = b.model(b.node("BatchNormalization", conv, *statistics), b.node("Relu", conv))
+    assert kinds(fold_batch_norm(before)) == {"Conv": 1, "BatchNormalization": 1, "Relu": 1}
+
+
+def scaled_pixels(pads: Sequence[int]) -> onnx.ModelProto:
+    b = Builder("N", 9, 9, 3, kind=TensorProto.UINT8)
+    scaled = b.node("Sub", b.node("Div", b.node("Cast", "x", to=1), b.constant(value=127.5)), b.constant(value=1.0))
+    nchw = b.node("Transpose", scaled, perm=[0, 3, 1, 2])
+    return b.model(b.conv(nchw, 3, 4, 3, strides=[2, 2], pads=pads))
+
+
+def test_scaling_goes_into_a_convolution_without_padding() -> None:
+    before = scaled_pixels([0, 0, 0, 0])
+    after = fold_input_scaling(before)
+    check_equal(before, after, np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), np.uint8))
+    assert [node.op_type for node in after.graph.node] == ["Transpose", "Cast", "Conv"]
+
+
+def test_scaling_stays_before_a_convolution_with_padding() -> None:
+    before = scaled_pixels([1, 1, 1, 1])
+    assert kinds(fold_input_scaling(before)) == kinds(before)
+
+
+def pooled(outputs: int, **attributes: Any) -> onnx.ModelProto:
+    b = Builder("N", 6, 7, 5)
+    pool = b.node("AveragePool", "x", kernel_shape=[3, 3], pads=[1, 1, 1, 1], **attributes)
+    return b.model(b.node("Relu", b.conv(pool, 6, outputs)))
+
+
+def test_projection_comes_before_pooling() -> None:
+    before = pooled(2)
+    after = pool_after_projection(before)
+    check_equal(before, after, floats(2, 6, 7, 5))
+    assert [node.op_type for node in after.graph.node] == ["Conv", "AveragePool", "Relu"]
+
+
+@pytest.mark.parametrize("outputs, attributes", [(6, {}), (2, {"count_include_pad": 1})], ids=["no gain", "not exact"])
+def test_pooling_stays_where_moving_it_gains_nothing_or_is_not_exact(outputs: int, attributes: dict[str, int]) -> None:
+    after = pool_after_projection(pooled(outputs, **attributes))
+    assert [node.op_type for node in after.graph.node] == ["AveragePool", "Conv", "Relu"]
+
+
+@pytest.mark.parametrize("kernel, pads", [([3, 3], [1, 1, 1, 1]), ([3, 2], [1, 0, 0, 1]), ([2, 2], [0, 0, 0, 0])])
+def test_pooling_becomes_a_depthwise_convolution(kernel: list[int], pads: list[int]) -> None:
+    b = Builder("N", 4, 7, 5)
+    projected = b.conv("x", 4, 4)
+    pool = b.node("AveragePool", projected, kernel_shape=kernel, pads=pads)
+    before = b.model(b.node("MaxPool", b.node("Relu", pool), kernel_shape=[2, 2]))
+    after = pool_as_convolution(before)
+    check_equal(before, after, floats(2, 4, 7, 5))
+    assert kinds(after) == {"Conv": 2, "Relu": 1, "Mul": 1, "MaxPool": 1}
+
+
+def test_siblings_become_one_convolution() -> None:
+    b = Builder("N", 4, 3, 3)
+    trunk = b.node("Relu", "x")
+    branches = [b.node("Relu", b.conv(trunk, 4, outputs)) for outputs in (2, 5, 3)]
+    wide = b.node("Relu", b.conv(trunk, 4, 2, 3))
+    before = b.model(*branches, wide)
+    after = merge_sibling_convolutions(before)
+    check_equal(before, after, floats(2, 4, 3, 3))
+    assert kinds(after) == {"Conv": 2, "Relu": 3, "Split": 1}
+
+
+def test_dense_layers_take_their_bias_in() -> None:
+    b = Builder("N", 4)
+    before = b.model(b.node("Add", b.constant(6), b.node("MatMul", "x", b.constant(4, 6))))
+    after = fuse_dense(before)
+    check_equal(before, after, floats(3, 4))
+    assert kinds(after) == {"Gemm": 1}
+
+
+def test_dense_layers_of_more_than_two_dimensions_are_no_gemm() -> None:
+    b = Builder("N", 5, 4)
+    before = b.model(b.node("Add", b.node("MatMul", "x", b.constant(4, 6)), b.constant(6)))
+    assert kinds(fuse_dense(before)) == {"MatMul": 1, "Add": 1}
+
+
+def test_denormal_weights_are_zero_and_normal_ones_untouched() -> None:
+    tiny = float(np.finfo(np.float32).tiny)
+    b = Builder("N", 4)
+    after = zero_denormals(b.model(b.node("Mul", "x", b.constant(value=[tiny / 2, -tiny / 8, tiny, -0.25]))))
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(after.graph.initializer[0]), np.array([0, 0, tiny, -0.25], np.float32)
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder() -> onnx.ModelProto:
+    return convert_encoder(build_tiny_extractor(), build_tiny_model())
+
+
+@pytest.mark.parametrize("rewrite", [optimize_encoder, optimize_for_bytes])
+def test_all_rewrites_together_change_nothing(encoder: onnx.ModelProto, rewrite: Rewrite) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+    check_equal(encoder, rewrite(encoder), pixels)
+
+
+def test_operators_that_are_left(encoder: onnx.ModelProto) -> None:
+    after = optimize_encoder(encoder)
+    counts = kinds(after)
+    # Nothing in front of the first convolution but layout and type; one transpose in and one out.
+    assert [node.op_type for node in after.graph.node][:3] == ["Transpose", "Cast", "Conv"]
+    assert counts["Transpose"] == 2
+    assert not {"BatchNormalization", "Sub", "Div", "Shape", "Pad"} & set(counts)
+    assert counts["Conv"] == 5 and counts["AveragePool"] == counts["MaxPool"] == 1
+    for_bytes = kinds(optimize_for_bytes(after))
+    assert for_bytes["Conv"] == 5 and for_bytes["Split"] == 1 and for_bytes["AveragePool"] == 0
