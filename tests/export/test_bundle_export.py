@@ -1,0 +1,185 @@
+"""A bundle written by the toolchain is one that the runtime loads, checks and captions with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from caplet import Captioner
+from caplet.bundle import load_bundle
+from caplet.image import load_pixels
+from caplet_export.bundle import Decoding, Licences, write_bundle
+from caplet_export.card import markdown_table
+from caplet_export.cli import main
+from caplet_export.config import Config
+from caplet_export.errors import ConfigurationError
+
+EVALUATION = {
+    "scorer": "a scorer",
+    "data": {"split": "dev", "images": 7},
+    "results": {
+        "3": {
+            "captions": {"secret.jpg": {"text": "never in a bundle"}},
+            "scores": {
+                "bleu_1": 61.23,
+                "bleu_2": 42.0,
+                "bleu_3": 29.0,
+                "bleu_4": 20.0,
+                "rouge_l": 46.0,
+                "cider_d": 55.55,
+            },
+            "intervals": {"cider_d": {"low": 52.1, "high": 58.9}},
+        }
+    },
+}
+ABLATION = {"columns": ["run", "CIDEr-D"], "rows": [["all", 55.5], ["no gate", 54.0]], "note": "One seed each."}
+
+
+@pytest.fixture
+def golden(photos: Path) -> list[Path]:
+    return [photos / "cat.jpg", photos / "coffee.jpg"]
+
+
+@pytest.fixture
+def graphs(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """What `quantize` leaves: graphs, vocabulary, and the records of its and of `convert`'s work."""
+    folder = tmp_path / "graphs"
+    folder.mkdir()
+    for name in ("encoder.onnx", "decoder.onnx", "vocabulary.txt"):
+        (folder / name).write_bytes((tiny_bundle / name).read_bytes())
+    parity = {
+        "encoder_weights": "5" * 64,
+        "photos": 9,
+        "identical_captions": 9,
+        "max_difference": {"features": 1.5e-5},
+        "different_captions": [{"photo": "secret.jpg"}],
+    }
+    (folder / "parity.json").write_text(json.dumps(parity))
+    quantization = {"method": "mse", "photos": 8, "seed": 1, "rounding": "nearest"}
+    (folder / "quantization.json").write_text(json.dumps(quantization))
+    return folder
+
+
+def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    write_bundle(
+        output,
+        graphs,
+        name="tiny",
+        golden=golden,
+        recipe={"model": {"state_size": 7}},
+        decoding=Decoding(beam_size=4, max_length=9, length_penalty=0.7),
+        metrics=EVALUATION,
+        ablation=ABLATION,
+    )
+    bundle = load_bundle(output)
+    decoding = bundle.manifest.decoding
+    assert (decoding.beam_size, decoding.max_length, decoding.length_penalty) == (4, 9, 0.7)
+    captioner = Captioner(output)
+    entries = {(entry.file, entry.beam_size): entry for entry in bundle.manifest.golden}
+    assert set(entries) == {(f"golden/{name}.png", beam) for name in ("cat", "coffee") for beam in (1, 4)}
+    for (file, beam), entry in entries.items():
+        caption = captioner.caption(output / file, beam_size=beam)
+        assert (caption.text, pytest.approx(caption.score, abs=1e-5)) == (entry.text, entry.score)
+    for photo in golden:
+        with Image.open(output / f"golden/{photo.stem}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), load_pixels(photo))
+    assert bundle.manifest.metrics["results"]["3"]["scores"]["cider_d"] == 55.55
+    assert "secret" not in (output / "manifest.json").read_text() + (output / "README.md").read_text()
+
+
+def test_every_file_is_listed_with_its_hash(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    write_bundle(output, graphs, name="tiny", golden=golden)
+    listed = json.loads((output / "manifest.json").read_text())["files"]
+    present = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
+    del present["manifest.json"]
+    assert set(listed) == set(present)
+    for name, path in present.items():
+        assert listed[name] == {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "bytes": path.stat().st_size,
+        }
+
+
+def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=EVALUATION, ablation=ABLATION)
+    card = (tmp_path / "bundle/README.md").read_text()
+    for phrase in (
+        "Inception-v3",
+        "Apache-2.0",
+        "non-commercial research",
+        "| **3** (default) | 61.2 | 42.0 | 29.0 | 20.0 | 46.0 | 55.5 (52.1-58.9) |",
+        "| no gate | 54.0 |",
+        "One seed each.",
+        "9 of 9 greedy captions",
+        "ranges by mse on 8 training photos",
+        "dev split",
+    ):
+        assert phrase in card, phrase
+
+
+def test_own_terms_replace_those_of_flickr8k(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    licences = Licences(weights="MIT", data="my own photos")
+    write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden, licences=licences)
+    assert load_bundle(tmp_path / "bundle").manifest.license == {"weights": "MIT", "data": "my own photos"}
+    assert "Flickr" not in (tmp_path / "bundle/README.md").read_text()
+
+
+def test_an_old_bundle_is_replaced_whole_and_kept_on_failure(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    output.mkdir()
+    (output / "old").touch()
+    with pytest.raises(ConfigurationError, match="caplet can use"):
+        write_bundle(output, graphs, name="tiny", golden=golden, decoding=Decoding(beam_size=99))
+    assert [path.name for path in output.iterdir()] == ["old"]
+    write_bundle(output, graphs, name="tiny", golden=golden)
+    assert not (output / "old").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"graphs", "bundle"}
+
+
+@pytest.mark.parametrize("missing", ["encoder.onnx", "vocabulary.txt"])
+def test_missing_files_are_named(graphs: Path, golden: list[Path], tmp_path: Path, missing: str) -> None:
+    (graphs / missing).unlink()
+    with pytest.raises(ConfigurationError, match=missing):
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden)
+    assert not (tmp_path / "bundle").exists()
+
+
+def verb(graphs: Path, tmp_path: Path, golden: list[Path], *more: str) -> int:
+    run = tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    Config().save(run / "config.json")
+    arguments = ["bundle", str(graphs), "--run", str(run), "--name", "tiny", "-o", str(tmp_path / "bundle")]
+    return main([*arguments, *more, "--golden", *map(str, golden)])
+
+
+def test_verb(graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = tmp_path / "evaluation.json"
+    metrics.write_text(json.dumps(EVALUATION))
+    assert verb(graphs, tmp_path, golden, "--metrics", str(metrics), "--beam", "2") == 0
+    assert "golden/cat.png (beam 2): " in capsys.readouterr().out
+    manifest: dict[str, Any] = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    assert manifest["decoding"]["beam_size"] == 2
+    assert manifest["decoding"]["max_length"] == Config().text.max_length
+    assert manifest["provenance"]["recipe"]["train"]["seed"] == Config().train.seed
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]"])
+def test_verb_refuses_other_files_as_metrics(
+    graphs: Path, golden: list[Path], tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = tmp_path / "evaluation.json"
+    metrics.write_text(content)
+    assert verb(graphs, tmp_path, golden, "--metrics", str(metrics)) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_tables() -> None:
+    assert markdown_table(["a", "b"], [["x", 1]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
