@@ -14,7 +14,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -280,10 +280,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms  # only here: few pictures are LAB
 
     transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-    converted = ImageCms.applyTransform(image, transform)
-    if converted is None:
-        raise ValueError("no conversion from LAB")
-    return converted
+    return cast("Image.Image", ImageCms.applyTransform(image, transform))  # None only when working in place
 
 
 def _squash(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -313,10 +310,10 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
         from PIL import ImageCms  # only here: Pillow can be built without it
 
         transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), "RGB", "RGB")
-        probe = ImageCms.applyTransform(_PROBE, transform)
-        if probe is None or _difference(probe, _PROBE) <= _SAME_COLOUR:
-            return pixels
-        return ImageCms.applyTransform(pixels, transform) or pixels
+        probe, converted = (
+            cast("Image.Image", ImageCms.applyTransform(image, transform)) for image in (_PROBE, pixels)
+        )
+        return pixels if _difference(probe, _PROBE) <= _SAME_COLOUR else converted
     except Exception:
         return pixels
 

@@ -301,6 +301,19 @@ def test_a_file_object_that_fails_is_an_image_error() -> None:
     assert isinstance(refusal(image), ImageError)
 
 
+def test_a_decoder_this_pillow_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.AvifImagePlugin", None)  # as in Pillow before 11.3
+    assert "this Pillow cannot read AVIF; update Pillow" in str(refusal(b"\0\0\0\x20ftypavif" + bytes(30)))
+
+
+def test_too_little_memory_is_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", fail)
+    assert "more memory than there is" in str(refusal(PHOTOS[0]))
+
+
 @pytest.mark.parametrize(
     "array",
     [

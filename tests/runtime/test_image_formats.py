@@ -99,6 +99,13 @@ def test_damaged_exif_spoils_no_picture(exif: bytes) -> None:
     assert mean_difference(pixels, plain(picture)) <= 2
 
 
+@pytest.mark.parametrize("value", ["upside down", (6, 8), b"\6", None])
+def test_an_orientation_that_is_no_number_is_upright(photo: Image.Image, value: Any) -> None:
+    image = photo.copy()
+    image.getexif()[ORIENTATION] = value
+    np.testing.assert_array_equal(load_pixels(image), plain(photo))
+
+
 # -- modes ------------------------------------------------------------------------------------------------------------
 
 
