@@ -15,7 +15,7 @@ there, where `reduce_range` would cost accuracy everywhere. ARM64 and VNNI do no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,21 +30,18 @@ _COMPUTING = ("Conv", "AveragePool", "Relu")
 _SHARING = ("Concat", "MaxPool", "Split", "Transpose", "Reshape")
 
 
-def quantize(
-    model: onnx.ModelProto, feeds: Feeds, *, method: str = "mse", keep_float: Collection[str] = ()
-) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = "mse") -> onnx.ModelProto:
     """An encoder or decoder in 8 bits, its ranges taken from what it does on the calibration feeds.
 
     Args:
         model: a float graph, after `caplet_export.optimize`.
         feeds: starts a pass over inputs of the graph.
         method: one of `caplet_export.calibrate.METHODS`.
-        keep_float: outputs of convolutions and matrix products that are left in float.
     """
     groups = scale_groups(model)
     made = {node.output[0]: node.op_type for node in model.graph.node}
     observed = {value: group for value, group in groups.items() if made.get(value) not in _SHARING}
-    return insert_qdq(model, groups, calibrate(model, observed, feeds, method), keep_float)
+    return insert_qdq(model, groups, calibrate(model, observed, feeds, method))
 
 
 def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
@@ -78,14 +75,12 @@ def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
     return {value: find(value) for value in parent}
 
 
-def insert_qdq(
-    model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mapping[str, Range], keep_float: Collection[str] = ()
-) -> onnx.ModelProto:
+def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mapping[str, Range]) -> onnx.ModelProto:
     """Quantise and dequantise each value of `groups` in the range of its group, and the weights that it meets."""
     graph = Graph(model)
     for relu in graph.of_type("Relu"):
         producer = graph.producer(relu.input[0])
-        if relu.output[0] in groups and producer is not None and producer.output[0] not in keep_float:
+        if relu.output[0] in groups and producer is not None:
             producer.output[0] = relu.output[0]
             graph.nodes.remove(relu)
 
@@ -111,7 +106,7 @@ def insert_qdq(
         if node.input[0] in scales and _is_scaling(graph, node):
             _quantize_factors(graph, node)
     for node in graph.of_type("Conv", "MatMul", "Gemm"):
-        if node.input[0] in scales and node.output[0] not in keep_float:
+        if node.input[0] in scales:
             _quantize_weights(graph, node, scales[node.input[0]])
     return graph.finish()
 

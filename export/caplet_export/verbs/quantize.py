@@ -25,9 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=("minmax", "percentile", "mse"), default="mse", help="how ranges are chosen (%(default)s)"
     )
-    parser.add_argument(
-        "--keep-float", action="append", default=[], metavar="VALUE", help="leave the layer that makes this in float"
-    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the graphs; replaced if there")
 
 
@@ -55,23 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
         for _, pixels in photo_batches(dataset, names, size=(width, height), task="calibrate"):
             yield {"pixels": pixels}
 
-    small_encoder = quantize(
-        optimize_for_bytes(encoder), photos, method=arguments.method, keep_float=arguments.keep_float
-    )
-    small_decoder = quantize(
-        decoder,
-        lambda: greedy_feeds(encoder, decoder, photos()),
-        method=arguments.method,
-        keep_float=arguments.keep_float,
-    )
+    small_encoder = quantize(optimize_for_bytes(encoder), photos, method=arguments.method)
+    small_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, photos()), method=arguments.method)
     with whole_folder(arguments.output) as folder:
         onnx.save(small_encoder, folder / "encoder.onnx")
         onnx.save(small_decoder, folder / "decoder.onnx")
         for name in ("vocabulary.txt", "parity.json"):
             if (arguments.graphs / name).exists():
                 shutil.copyfile(arguments.graphs / name, folder / name)
-        record = {"method": arguments.method, "photos": len(names), "seed": arguments.seed}
-        record |= {"keep_float": arguments.keep_float, "rounding": "nearest"}
+        record = {"method": arguments.method, "photos": len(names), "seed": arguments.seed, "rounding": "nearest"}
         (folder / "quantization.json").write_text(json.dumps(record, indent=1) + "\n")
     for name in ("encoder.onnx", "decoder.onnx"):
         before, after = ((path / name).stat().st_size / 1e6 for path in (arguments.graphs, arguments.output))

@@ -1,0 +1,221 @@
+"""Quantisation: ranges from a stream of photos, and graphs that onnxruntime fuses whole and that still say the same."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from caplet_export.calibrate import (
+    BINS,
+    METHODS,
+    Feed,
+    Histogram,
+    calibrate,
+    greedy_feeds,
+    mse_range,
+    percentile_range,
+)
+from caplet_export.cli import main
+from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
+from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_bytes
+from caplet_export.quantize import activation_scale, quantize, quantize_weights, scale_groups
+from tiny_encoder import SIZE, build_tiny_extractor, build_tiny_model
+from tiny_flickr8k import write_tiny_flickr8k
+
+Graphs = tuple[onnx.ModelProto, onnx.ModelProto]
+
+
+def photos(seed: int = 0, batches: int = 4) -> Iterator[Feed]:
+    """Smooth random photos: noise would be all that a 3×3 kernel sees."""
+    generator = np.random.default_rng(seed)
+    for _ in range(batches):
+        coarse = generator.integers(0, 256, (2, 5, 5, 3), np.uint8)
+        yield {"pixels": coarse.repeat(7, axis=1).repeat(7, axis=2)}
+
+
+@pytest.fixture(scope="module")
+def graphs() -> Graphs:
+    model = build_tiny_model()
+    encoder = optimize_encoder(convert_encoder(build_tiny_extractor(), model))
+    return encoder, take_top_k(optimize_decoder(convert_decoder(model)))
+
+
+@pytest.fixture(scope="module")
+def small(graphs: Graphs) -> Graphs:
+    encoder, decoder = graphs
+    return (
+        quantize(optimize_for_bytes(encoder), photos),
+        quantize(decoder, lambda: greedy_feeds(encoder, decoder, photos(), max_length=6)),
+    )
+
+
+def run(model: onnx.ModelProto, feed: Feed) -> dict[str, NDArray[np.float32]]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def fused(model: onnx.ModelProto, folder: Path) -> Counter[str]:
+    """Operator types of the graph that onnxruntime really runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "fused.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "fused.onnx").graph.node)
+
+
+def signal_to_noise(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """In decibels."""
+    return float(10 * np.log10((expected**2).sum() / ((expected - found) ** 2).sum()))
+
+
+def test_every_convolution_and_dense_layer_of_the_encoder_is_fused(small: Graphs, tmp_path: Path) -> None:
+    counts = fused(small[0], tmp_path)
+    assert counts["QLinearConv"] == 5 and counts["QLinearMul"] == 1
+    assert counts["MatMulIntegerToFloat"] == 2 and counts["QGemm"] == 1
+    assert not {"Conv", "MatMul", "Gemm", "AveragePool", "QLinearAveragePool", "Transpose", "Relu"} & set(counts)
+    # Into bytes: what the two later dense layers read. Back: nothing but the features for their mean.
+    assert counts["QuantizeLinear"] <= 2 and counts["DequantizeLinear"] <= 1
+
+
+def test_every_dense_layer_of_the_decoder_is_fused(small: Graphs, tmp_path: Path) -> None:
+    counts = fused(small[1], tmp_path)
+    assert counts["QGemm"] + counts["MatMulIntegerToFloat"] == 5
+    assert counts["MatMul"] <= 2  # the attention's own: scores, and the weighted sum of the features
+    assert counts["Gemm"] == counts["Transpose"] == 0
+    assert sum(counts.values()) <= 45
+
+
+def test_eight_bits_say_nearly_the_same(graphs: Graphs, small: Graphs) -> None:
+    feed = next(photos(seed=5))
+    exact, rough = run(graphs[0], feed), run(small[0], feed)
+    for name in ("features", "keys", "state"):
+        assert signal_to_noise(exact[name], rough[name]) > 25, name
+    step = {"token": np.array([1, 5]), **{name: exact[name] for name in ("state", "features", "keys")}}
+    exact, rough = run(graphs[1], step), run(small[1], step)
+    np.testing.assert_allclose(rough["attention"].sum(axis=1), 1, rtol=1e-5)
+    assert signal_to_noise(exact["next_state"], rough["next_state"]) > 25
+    np.testing.assert_array_equal(rough["tokens"][:, 0], exact["tokens"][:, 0])
+    assert np.abs(rough["log_probs"][:, :3] - exact["log_probs"][:, :3]).max() < 0.5
+
+
+def test_files_shrink(graphs: Graphs, small: Graphs) -> None:
+    def largest(model: onnx.ModelProto) -> set[np.dtype[np.generic]]:
+        return {numpy_helper.to_array(tensor).dtype for tensor in model.graph.initializer if np.prod(tensor.dims) > 64}
+
+    assert largest(graphs[0]) == {np.dtype(np.float32)}
+    # All that is left in float is a scale for each channel and the attention's score vector.
+    assert np.dtype(np.int8) in largest(small[0]) and np.dtype(np.float32) not in largest(small[0])
+
+
+def test_a_caption_does_not_depend_on_its_batch(small: Graphs) -> None:
+    pixels = np.concatenate([feed["pixels"] for feed in photos(seed=9)])
+    together = run(small[0], {"pixels": pixels})
+    for row in range(len(pixels)):
+        alone = run(small[0], {"pixels": pixels[row : row + 1]})
+        np.testing.assert_allclose(alone["features"][0], together["features"][row], atol=1e-5)
+    step = {"token": np.full(len(pixels), 1), **together}
+    together = run(small[1], step)
+    alone = run(small[1], {name: array[:1] for name, array in step.items()})
+    np.testing.assert_allclose(alone["log_probs"][0], together["log_probs"][0], atol=1e-4)
+
+
+def test_values_that_are_only_moved_share_a_scale(graphs: Graphs) -> None:
+    groups = scale_groups(graphs[0])
+    concat = next(node for node in graphs[0].graph.node if node.op_type == "Concat")
+    pool = next(node for node in graphs[0].graph.node if node.op_type == "MaxPool")
+    assert {groups[value] for value in concat.input} == {groups[concat.output[0]]}
+    assert groups[pool.input[0]] == groups[pool.output[0]] != groups[concat.output[0]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranges_hold_zero_and_nearly_all_values(graphs: Graphs, method: str) -> None:
+    value = next(node.input[0] for node in graphs[0].graph.node if node.op_type == "AveragePool")
+    low, high = calibrate(graphs[0], {value: "group"}, photos, method)["group"]
+    observed = onnx.ModelProto()
+    observed.CopyFrom(graphs[0])
+    observed.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
+    values = np.concatenate([run(observed, feed)[value].ravel() for feed in photos()])
+    assert low <= 0 <= high
+    assert values.min() - 1e-5 <= low and high <= values.max() + 1e-5
+    if method == "minmax":
+        assert (low, high) == pytest.approx((min(values.min(), 0), max(values.max(), 0)))
+    assert np.mean((values >= low) & (values <= high)) > 0.95
+
+
+def test_outliers_are_clipped_by_percentile_and_mse_but_not_the_bulk() -> None:
+    histogram = Histogram(0.0, 100.0, np.zeros(BINS, np.int64))
+    histogram.add(np.abs(np.random.default_rng(0).normal(size=10**6)).astype(np.float32) * 10)
+    histogram.add(np.array([100.0], np.float32))
+    assert histogram.counts.sum() == 10**6 + 1
+    for choose in (percentile_range, mse_range):
+        low, high = choose(histogram)
+        assert low == 0 and 35 < high < 60
+
+
+def test_mean_squared_error_is_as_small_as_brute_force_finds() -> None:
+    values = np.random.default_rng(2).laplace(size=20000).astype(np.float32)
+    histogram = Histogram(float(values.min()), float(values.max()), np.zeros(BINS, np.int64))
+    histogram.add(values)
+
+    def error(limits: tuple[float, float]) -> float:
+        scale, zero = activation_scale(limits)
+        rounded = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
+        return float(np.mean((values - rounded) ** 2))
+
+    brute = min(error((factor * histogram.low, factor * histogram.high)) for factor in np.linspace(0.2, 1, 81))
+    assert error(mse_range(histogram)) <= 1.1 * brute
+    assert error(mse_range(histogram)) < error((histogram.low, histogram.high))
+
+
+def test_weights_are_within_half_a_step_of_each_channel() -> None:
+    weights = np.random.default_rng(3).normal(size=(4, 5, 3, 3)).astype(np.float32) * np.array([1, 10, 0.1, 0])[
+        :, None, None, None
+    ].astype(np.float32)
+    quantized, scale = quantize_weights(weights, axis=0)
+    assert quantized.dtype == np.int8 and np.abs(quantized.astype(int)).max() == 127
+    assert np.all(np.abs(quantized * scale[:, None, None, None] - weights) <= scale[:, None, None, None] * 0.5001)
+
+
+def test_zero_is_exact_and_the_range_is_covered() -> None:
+    for low, high in [(-1.0, 3.0), (0.0, 7.0), (-2.0, 0.0), (0.0, 0.0)]:
+        scale, zero = activation_scale((low, high))
+        assert 0 <= zero <= 255
+        assert (0 - zero) * scale <= low + scale and (255 - zero) * scale >= high - scale
+
+
+def test_verb(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = tmp_path / "fp32", tmp_path / "int8"
+    source.mkdir()
+    for name, model in zip(("encoder", "decoder"), graphs, strict=True):
+        onnx.save(model, source / f"{name}.onnx")
+    (source / "vocabulary.txt").write_text("words\n")
+    data = write_tiny_flickr8k(tmp_path / "data")
+    assert main(["quantize", str(source), "--data", str(data), "--calibration", "3", "-o", str(output)]) == 0
+    assert "encoder.onnx" in capsys.readouterr().out
+    record = json.loads((output / "quantization.json").read_text())
+    assert record["photos"] == 3 and record["method"] == "mse"
+    first = (output / "encoder.onnx").read_bytes()
+    assert main(["quantize", str(source), "--data", str(data), "--calibration", "3", "-o", str(output)]) == 0
+    assert (output / "encoder.onnx").read_bytes() == first  # the same seed, the same photos, the same bytes
+    assert run(onnx.load(output / "encoder.onnx"), {"pixels": np.zeros((1, SIZE, SIZE, 3), np.uint8)})
+
+
+def test_verb_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_tiny_flickr8k(tmp_path / "data")
+    (tmp_path / "graphs").mkdir()
+    assert main(["quantize", str(tmp_path / "graphs"), "--data", str(data), "-o", str(tmp_path / "out")]) == 1
+    assert "encoder.onnx" in capsys.readouterr().err
+    (tmp_path / "graphs/encoder.onnx").write_bytes(b"not a graph")
+    assert main(["quantize", str(tmp_path / "graphs"), "--data", str(data), "-o", str(tmp_path / "out")]) == 1
+    assert "damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
