@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ def forbid(logits: Any) -> Any:
 
 
 class FreeRunner:
-    """Greedy or sampled captions of a model.
+    """Greedy captions of a model.
 
     The function is traced once; the model's weights may change between calls.
     """
@@ -35,43 +34,59 @@ class FreeRunner:
 
     def greedy(self, features: Any) -> NDArray[np.int32]:
         """Ids int32 [N,max_length+1] of the most likely words for features [N,L,C]; after `<end>`, padding."""
-        return self._run(features, tf.constant(1), tf.constant(False)).numpy()
+        return self._run(features).numpy()
 
-    def sample(self, features: Any, group: int) -> NDArray[np.int32]:
-        """Ids int32 [N*group,max_length+1] drawn from the model, `group` captions an image."""
-        return self._run(features, tf.constant(group), tf.constant(True)).numpy()
-
-    def _unroll(self, features: Any, group: Any, draw: Any) -> Any:
-        features, keys, state = (tf.repeat(part, group, axis=0) for part in self._model.encode(features))
+    def _unroll(self, features: Any) -> Any:
+        features, keys, state = self._model.encode(features)
         token = tf.fill(tf.shape(state)[:1], START)
         alive = tf.ones_like(token, tf.bool)
         written = tf.TensorArray(tf.int32, self._max_length + 1, element_shape=(None,))
         for t in tf.range(self._max_length + 1):
-            tf.autograph.experimental.set_loop_options(
-                shape_invariants=[(state, tf.TensorShape([None, state.shape[-1]]))]
-            )
             logits, state, _ = self._model.step(token, state, features, keys)
-            logits = forbid(logits)
-            if draw:
-                # The Gumbel-max trick: an argmax over perturbed logits is a draw from their softmax.
-                noise = -tf.math.log(-tf.math.log(tf.random.uniform(tf.shape(logits), 1e-9, 1.0)))
-                logits += noise
-            token = tf.where(alive, tf.argmax(logits, -1, tf.int32), PAD)
+            token = tf.where(alive, tf.argmax(forbid(logits), -1, tf.int32), PAD)
             written = written.write(t, token)
             alive &= token != END
         return tf.transpose(written.stack())
 
 
+def sample(
+    model: CaptionModel, features: Any, max_length: int, group: int, training: bool = False
+) -> tuple[Any, Any]:
+    """Draw captions from the model, differentiably in their log-probabilities.
+
+    With `training`, dropout is active, and the very masks a caption was drawn under are those of its gradient.
+
+    Args:
+        model: the captioner.
+        features: [N,L,C].
+        max_length: words at most.
+        group: G, captions drawn for each image.
+        training: whether dropout is active.
+
+    Returns:
+        ids int32 [N*G,max_length+1], padded after `<end>` (a caption cut at the limit has none), and the float32
+        log-probability of each id.
+    """
+    features, keys, state = model.encode(features, training)
+    state = tf.repeat(state, group, axis=0)
+    token = tf.fill(tf.shape(state)[:1], START)
+    alive = tf.ones_like(token, tf.bool)
+    ids, log_probs = [], []
+    for t in range(max_length + 1):
+        word = model.dropout(model.embedding(token), training=training)
+        state, context, _ = model.advance(model.from_word(word), state, features, keys, group)
+        logits = forbid(model.generate(word, state, context, training))
+        # The Gumbel-max trick: an argmax over perturbed logits is a draw from their softmax.
+        noise = -tf.math.log(-tf.math.log(tf.random.uniform(tf.shape(logits), 1e-9, 1.0)))
+        token = tf.stop_gradient(tf.where(alive, tf.argmax(logits + noise, -1, tf.int32), PAD))
+        if t == max_length:
+            token = tf.where(token == END, END, PAD)
+        ids.append(token)
+        log_probs.append(-tf.nn.sparse_softmax_cross_entropy_with_logits(token, logits))
+        alive &= token != END
+    return tf.stack(ids, axis=1), tf.stack(log_probs, axis=1)
+
+
 def captions_of(ids: NDArray[np.int32], vocabulary: Vocabulary, max_length: int) -> list[list[str]]:
     """Words of each row of ids, at most `max_length` of them."""
     return [vocabulary.decode(row)[:max_length] for row in ids.tolist()]
-
-
-def greedy_captions(
-    runner: FreeRunner, batches: Sequence[Any], vocabulary: Vocabulary, max_length: int
-) -> list[list[str]]:
-    """Greedy captions for batches of features, in order."""
-    captions: list[list[str]] = []
-    for features in batches:
-        captions += captions_of(runner.greedy(features), vocabulary, max_length)
-    return captions

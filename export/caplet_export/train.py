@@ -36,11 +36,11 @@ from caplet_export.config import Config, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import FeatureStore
 from caplet_export.flickr8k import Dataset
-from caplet_export.freerun import FreeRunner, captions_of
+from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import split_extractor
 from caplet_export.metrics import END_TOKEN, CiderD, tokenize
 from caplet_export.model import build_model
-from caplet_export.text import END, PAD, START, Vocabulary, clean
+from caplet_export.text import END, PAD, Vocabulary, clean
 
 _RESUME = "resume.npz"
 _EVALUATION_BATCH = 200
@@ -191,9 +191,8 @@ class Trainer:
         for optimizer, variables in self._optimizers:
             optimizer.build(variables)
         self._average = [tf.Variable(v.value) for v in self._variables] if settings.average_decay else []
-        self._taught = tf.function(self._teach)
         self._runner = FreeRunner(self.model, self.config.text.max_length)
-        self._step = self._self_critical_step if self._reward else self._cross_entropy_step
+        self._step = tf.function(self._self_critical_step if self._reward else self._cross_entropy_step)
 
     def _features(self, inputs: Any) -> Any:
         if self.upper is None:
@@ -203,62 +202,57 @@ class Trainer:
         return tf.reshape(features, (-1, self.config.model.locations, self.config.model.channels))
 
     def _cross_entropy_step(self, inputs: Any, tokens: Any, targets: Any, _: Any) -> Any:
-        return self._taught(inputs, tokens, targets, tf.cast(targets != PAD, tf.float32))
-
-    def _self_critical_step(self, inputs: Any, _tokens: Any, _targets: Any, rows: Any) -> Any:
-        group = self.config.train.captions_per_image
-        ids = self._runner.sample(self._sampled_features(inputs), group)[:, : self.config.text.max_length + 1]
-        # A sample that did not end within the limit is cut there, as it will be when it is used.
-        ids[:, -1] = np.where(ids[:, -1] == END, END, PAD)
-        rewards = self._rewards([self._train.names[row] for row in rows.numpy()], ids, group)
-        others = (rewards.sum(axis=1, keepdims=True) - rewards) / (group - 1)
-        advantage = (rewards - others).reshape(-1, 1).astype(np.float32)
-        tokens = np.concatenate([np.full((len(ids), 1), START, np.int32), ids[:, :-1]], axis=1)
-        steps = 1 + -(-(max(int((ids != PAD).sum(axis=1).max()), 2) - 1) // 3) * 3
-        ids, tokens = ids[:, :steps], np.where(tokens == END, PAD, tokens)[:, :steps]
-        self._taught(inputs, tf.constant(tokens), tf.constant(ids), tf.constant(advantage * (ids != PAD)))
-        return -rewards.mean()
-
-    def _rewards(self, names: Sequence[str], ids: NDArray[np.int32], group: int) -> NDArray[np.float64]:
-        assert self._reward is not None
-        words = []
-        for row in ids.tolist():
-            said = self.vocabulary.decode(row)
-            words.append([*said, END_TOKEN] if END in row else said)
-        keys = [name for name in names for _ in range(group)]
-        return self._reward.score_many(keys, words).reshape(-1, group)
-
-    @tf.function(reduce_retracing=True)
-    def _sampled_features(self, inputs: Any) -> Any:
-        return self._features(inputs)
-
-    def _teach(self, inputs: Any, tokens: Any, targets: Any, weights: Any) -> Any:
-        """One optimizer step on the weighted negative log-likelihood of `targets`, per word."""
+        """One optimizer step on the masked cross-entropy; returns the loss per word."""
         settings = self.config.train
         with tf.GradientTape() as tape:
             encoded = self.model.encode(self._features(inputs), training=True)
-            logits, attention = self.model.teacher_forced(
-                *encoded, tokens, settings.captions_per_image, training=True
-            )
+            logits, attention = self.model.teacher_forced(*encoded, tokens, settings.captions_per_image, training=True)
             mask = tf.cast(targets != PAD, tf.float32)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
             if settings.label_smoothing:
                 uniform = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
                 losses = (1 - settings.label_smoothing) * losses + settings.label_smoothing * uniform
-            loss = tf.reduce_sum(losses * weights) / tf.reduce_sum(mask)
+            loss = tf.reduce_sum(losses * mask) / tf.reduce_sum(mask)
             objective = loss
             if settings.attention_regularisation:
                 looked = tf.reduce_sum(attention * mask[..., None], axis=1)
                 objective += settings.attention_regularisation * tf.reduce_mean((1.0 - looked) ** 2)
-        gradients = tape.gradient(objective, self._variables)
-        gradients, _ = tf.clip_by_global_norm(gradients, settings.gradient_norm)
+        self._descend(tape, objective)
+        return loss
+
+    def _self_critical_step(self, inputs: Any, _tokens: Any, _targets: Any, rows: Any) -> Any:
+        """One optimizer step on the expected reward of sampled captions; returns minus their mean reward."""
+        group = self.config.train.captions_per_image
+        with tf.GradientTape() as tape:
+            features = self._features(inputs)
+            ids, log_probs = sample(self.model, features, self.config.text.max_length, group, training=True)
+            rewards = tf.reshape(tf.numpy_function(self._rewards, [rows, ids], tf.float32), (-1, group))
+            others = (tf.reduce_sum(rewards, axis=1, keepdims=True) - rewards) / (group - 1)
+            advantage = tf.reshape(rewards - others, (-1, 1))
+            mask = tf.cast(ids != PAD, tf.float32)
+            objective = -tf.reduce_sum(advantage * log_probs * mask) / tf.reduce_sum(mask)
+        self._descend(tape, objective)
+        return -tf.reduce_mean(rewards)
+
+    def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """CIDEr-D of sampled captions [N*G,T] of the images `rows` [N], float32 [N*G]."""
+        assert self._reward is not None
+        words = []
+        for row in ids.tolist():
+            said = self.vocabulary.decode(row)
+            words.append([*said, END_TOKEN] if END in row else said)
+        keys = [self._train.names[row] for row in rows for _ in range(len(ids) // len(rows))]
+        return self._reward.score_many(keys, words).astype(np.float32)
+
+    def _descend(self, tape: tf.GradientTape, objective: Any) -> None:
+        settings = self.config.train
+        gradients, _ = tf.clip_by_global_norm(tape.gradient(objective, self._variables), settings.gradient_norm)
         first = 0
         for optimizer, variables in self._optimizers:
             optimizer.apply(gradients[first : first + len(variables)])
             first += len(variables)
         for average, variable in zip(self._average, self._variables, strict=False):
             average.assign_sub((1 - settings.average_decay) * (average - variable.value))
-        return loss
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -267,13 +261,17 @@ class Trainer:
         total = words = 0.0
         captions: list[list[str]] = []
         for inputs, tokens, targets, _ in self._dev.in_order():
-            features = self._sampled_features(inputs)
+            features = self._frozen_features(inputs)
             loss, count = self._dev_loss(features, tokens, targets)
             total, words = total + float(loss), words + float(count)
             ids = self._runner.greedy(features)
             captions += captions_of(ids, self.vocabulary, self.config.text.max_length)
         scores = self._dev_scorer.score_many(self._dev.names, captions)
         return total / words, 100.0 * float(scores.mean())
+
+    @tf.function(reduce_retracing=True)
+    def _frozen_features(self, inputs: Any) -> Any:
+        return self._features(inputs)
 
     @tf.function
     def _dev_loss(self, features: Any, tokens: Any, targets: Any) -> tuple[Any, Any]:

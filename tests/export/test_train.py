@@ -20,7 +20,7 @@ from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import FeatureStore, StoreSource, extract
 from caplet_export.flickr8k import Dataset, read_dataset
-from caplet_export.freerun import FreeRunner
+from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, tokenize
 from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer, plot_history
@@ -32,7 +32,7 @@ CONFIG = Config(
     ModelConfig(
         locations=LOCATIONS, channels=CHANNELS, feature_size=16, attention_size=8, embedding_size=16, state_size=24
     ),
-    TrainConfig(batch_images=4, epochs=3, patience=0, learning_rate=0.01, warmup_steps=2, flip=False),
+    TrainConfig(batch_images=4, epochs=3, patience=0, learning_rate=0.01, warmup_steps=2, flip=False, average_decay=0.0),
 )
 
 
@@ -153,7 +153,7 @@ def test_padding_weighs_nothing(tmp_path: Path, dataset: Dataset, stores: Stores
         trainer = Trainer(tmp_path / f"{padding}", config, dataset, stores)
         features, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
         tokens, targets = (np.pad(part.numpy(), [(0, 0), (0, padding)]) for part in (tokens, targets))
-        loss = float(trainer._cross_entropy_step(features, tokens, targets, rows))
+        loss = float(trainer._step(features, tokens, targets, rows))
         after.append((loss, [variable.numpy() for variable in trainer.model.trainable_variables]))
     assert after[0][0] == pytest.approx(after[1][0], abs=1e-5)
     for one, other in zip(after[0][1], after[1][1], strict=True):
@@ -171,7 +171,7 @@ def test_the_loss_is_the_masked_mean_over_words(tmp_path: Path, dataset: Dataset
     said = [
         -log_probs[n, t, word] for n, row in enumerate(targets.numpy()) for t, word in enumerate(row) if word != PAD
     ]
-    assert float(trainer._cross_entropy_step(features, tokens, targets, rows)) == pytest.approx(np.mean(said), abs=1e-4)
+    assert float(trainer._step(features, tokens, targets, rows)) == pytest.approx(np.mean(said), abs=1e-4)
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
@@ -342,7 +342,7 @@ def test_rewards_count_the_end_token(tmp_path: Path, dataset: Dataset, stores: S
     name = dataset.split("train")[0]
     words = trainer.vocabulary.encode(tokenize(dataset.captions[name][1]))
     ids = np.array([[*words, END, PAD], [*words, PAD, PAD]], np.int32)
-    (ended, cut) = trainer._rewards([name], ids, 2)[0]
+    ended, cut = trainer._rewards(np.array([trainer._train.names.index(name)]), ids)
     assert ended > cut > 0
 
 
@@ -351,7 +351,7 @@ def test_sampling_draws_from_the_models_distribution(tmp_path: Path, dataset: Da
     keras.utils.set_random_seed(4)
     trainer = Trainer(tmp_path, CONFIG, dataset, stores)
     features = stores.dev.gather(dataset.split("dev")[:1])
-    drawn = FreeRunner(trainer.model, 9).sample(features, 4000)[:, 0]
+    drawn = sample(trainer.model, features, 1, 4000)[0].numpy()[:, 0]
     encoded, keys, state = trainer.model.encode(features)
     logits = trainer.model.step(np.array([START]), state, encoded, keys)[0].numpy()[0].astype(np.float64)
     logits[[PAD, START, UNKNOWN]] = -np.inf

@@ -6,12 +6,13 @@ import argparse
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from caplet_export.errors import DataError
-from caplet_export.flickr8k import read_dataset
+from caplet_export.flickr8k import Dataset, read_dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="which photos (default: %(default)s)")
     parser.add_argument(
         "--method", choices=("minmax", "percentile", "mse"), default="mse", help="how ranges are chosen (%(default)s)"
+    )
+    parser.add_argument(
+        "--evaluate",
+        type=int,
+        metavar="N",
+        help="compare captions of the first N dev photos before and after, greedily",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the graphs; replaced if there")
 
@@ -66,4 +73,20 @@ def run(arguments: argparse.Namespace) -> int:
         before, after = ((path / name).stat().st_size / 1e6 for path in (arguments.graphs, arguments.output))
         print(f"{name}: {before:.1f} MB -> {after:.1f} MB")
     print(f"wrote {arguments.output}")
+    if arguments.evaluate:
+        print(_compare(arguments.graphs, arguments.output, dataset, arguments.evaluate))
     return 0
+
+
+def _compare(before: Path, after: Path, dataset: Dataset, photos: int) -> str:
+    """What the captions lost, through the runtime, as the table of a paired comparison."""
+    from caplet_export.bundle import write_bundle
+    from caplet_export.compare import compare, format_comparison
+    from caplet_export.evaluate import evaluate
+
+    evaluations = []
+    with tempfile.TemporaryDirectory() as folder:
+        for graphs, name in ((before, "float"), (after, "8 bits")):
+            write_bundle(Path(folder) / name, graphs, name=name, golden=[])
+            evaluations.append(evaluate(Path(folder) / name, dataset, "dev", beam_sizes=[1], limit=photos))
+    return format_comparison(compare(*evaluations, dataset))
