@@ -18,6 +18,7 @@ from PIL import features as pillow_features
 from skimage import color as skimage_color
 
 from caplet.image import load_pixels
+from caplet.image_file import decode_file
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 ORIENTATION = 0x0112
@@ -326,6 +327,15 @@ def test_large_jpegs_differ_by_less_than_a_level_from_the_plain_path(path: Path,
 def test_jpegs_below_four_times_the_target_are_decoded_in_full(shape: tuple[int, int]) -> None:
     data = large_photo(PHOTOS[0], shape, quality=90)
     np.testing.assert_array_equal(load_pixels(data), plain(Image.open(io.BytesIO(data))))
+
+
+def test_a_large_jpeg_is_decoded_at_the_least_size_that_is_enough() -> None:
+    data = encoded(Image.open(PHOTOS[0]).resize((4000, 3000)), "JPEG")
+    for least_side, expected in ((598, (1000, 750)), (375, (500, 375)), (1501, (4000, 3000))):
+        image = decode_file(
+            io.BytesIO(data), "photo", least_side=least_side, max_pixels=12_000_000, allow_truncated=False
+        )
+        assert image.size == expected
 
 
 def test_a_12_megapixel_jpeg_takes_a_quarter_of_the_plain_paths_time_at_most() -> None:
