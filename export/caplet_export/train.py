@@ -201,8 +201,9 @@ class Trainer:
         features = self.upper(tf.reshape(tf.cast(inputs, tf.float32), (-1, *rows)), training=False)
         return tf.reshape(features, (-1, self.config.model.locations, self.config.model.channels))
 
-    def _cross_entropy_step(self, inputs: Any, tokens: Any, targets: Any, _: Any) -> Any:
+    def _cross_entropy_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
         """One optimizer step on the masked cross-entropy; returns the loss per word."""
+        del rows
         settings = self.config.train
         with tf.GradientTape() as tape:
             encoded = self.model.encode(self._features(inputs), training=True)
@@ -220,8 +221,9 @@ class Trainer:
         self._descend(tape, objective)
         return loss
 
-    def _self_critical_step(self, inputs: Any, _tokens: Any, _targets: Any, rows: Any) -> Any:
+    def _self_critical_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
         """One optimizer step on the expected reward of sampled captions; returns minus their mean reward."""
+        del tokens, targets  # it learns from what it says itself
         group = self.config.train.captions_per_image
         with tf.GradientTape() as tape:
             features = self._features(inputs)
