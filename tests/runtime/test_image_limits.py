@@ -150,6 +150,13 @@ def test_a_jpeg_2000_whose_header_hides_its_size_is_refused(photo: Image.Image) 
     assert peak_memory() - before < 8 << 20
 
 
+def test_a_strip_one_pixel_wide_is_resized_in_little_memory() -> None:
+    strip = np.tile(np.array([[[10, 20, 30]]], np.uint8), (2_000_000, 1, 1))
+    before = peak_memory()
+    assert (load_pixels(strip) == [10, 20, 30]).all()
+    assert peak_memory() - before < 200 << 20  # rows first, as Pillow does it, would take 2.4 GB
+
+
 @pytest.mark.parametrize("door", ["bytes", "PIL", "array"])
 def test_the_limit_is_inclusive_and_holds_at_every_door(door: str) -> None:
     image = Image.new("RGB", (30, 20))
