@@ -18,8 +18,6 @@ from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
 from caplet.errors import ArgumentError, BundleError, InferenceError
 
 _SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
-# One decoder step is a few matrix-vector products: waking a second thread for them costs more than it computes.
-_DECODER_THREADS = 1
 # Where a size is a letter it may be any number, but the same one wherever the letter stands in either graph.
 _Shape = tuple["int | str", ...]
 _FLOAT, _INT64, _UINT8 = "tensor(float)", "tensor(int64)", "tensor(uint8)"
@@ -62,7 +60,7 @@ class Sessions:
         sizes: dict[str, int] = {}
         encoder = _session(bundle.encoder, self._threads, self.providers)
         _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
-        decoder = _session(bundle.decoder, min(self._threads, _DECODER_THREADS), self.providers)
+        decoder = _session(bundle.decoder, self._threads, self.providers)
         _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):
             raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, the vocabulary is smaller")

@@ -383,6 +383,27 @@ def test_a_forked_child_may_caption_drop_and_end(
     assert captioner.caption(photos / "cat.jpg").text == texts[1]  # the parent goes on
 
 
+def test_in_another_process_the_graphs_are_opened_once(
+    tiny_bundle: Path, photos: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a forked child does, looked at from inside: all its threads wait for one of them to open the graphs."""
+    captioner = Captioner(tiny_bundle, threads=1)
+    captioner.sessions._keep_inherited()  # what happens at the fork
+    opened = 0
+    open_graphs = captioner.sessions._open
+
+    def counted() -> None:
+        nonlocal opened
+        opened += 1
+        open_graphs()
+
+    monkeypatch.setattr(captioner.sessions, "_open", counted)
+    monkeypatch.setattr("caplet.sessions.os.getpid", lambda: 1)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: captioner.caption(photos / "cat.jpg").text, range(8))) == {texts[1]}
+    assert opened == 1
+
+
 def test_pickled_it_comes_back_the_same(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
     monkeypatch.chdir(tiny_bundle.parent)
     captioner = Captioner(tiny_bundle.name, threads=1, verify=False)

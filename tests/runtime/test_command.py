@@ -459,6 +459,23 @@ def test_interrupt_keeps_what_was_done(photos: Path, tmp_path: Path) -> None:
     assert all(json.loads(line)["caption"] for line in out.read_text().splitlines())
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [(KeyboardInterrupt(), 130, "caplet: interrupted\n"), (BrokenPipeError(), 1, ""), (OSError("odd"), 1, "odd\n")],
+)
+def test_how_a_run_ends(
+    error: BaseException, status: int, message: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(caplet.caption_command, "run", fail)
+    found, out, err = run(photos / "cat.jpg", capfd=capfd)
+    assert (found, out) == (status, "")
+    assert err.endswith(message)
+    assert "Traceback" not in err
+
+
 # Drawings and progress.
 
 

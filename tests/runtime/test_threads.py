@@ -155,7 +155,7 @@ def test_on_one_cpu_there_is_one_thread(tiny_bundle: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
 def test_more_threads_are_started_only_when_asked(tiny_bundle: Path) -> None:
-    # Three to compute, of which one is the caller's own, and as many again to decode photos.
+    # Two beside the caller's own for each of the two graphs, which take turns, and three to decode photos.
     used, most = count_threads(0, 3, tiny_bundle)
     assert used == 3
-    assert 3 <= most <= 6
+    assert 3 <= most <= 8

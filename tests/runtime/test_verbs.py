@@ -136,8 +136,7 @@ def test_bench_measures_every_stage(report: dict[str, Any]) -> None:
     assert list(report["stages"]) == ["decode", "encode", "step", "search", "total"]
     for stage in report["stages"].values():
         assert 0 < stage["p50"] <= stage["p90"] <= stage["p99"]
-    stages = {name: stage["p50"] for name, stage in report["stages"].items()}
-    assert stages["step"] < stages["search"] < stages["total"]
+    assert report["stages"]["step"]["mean"] < report["stages"]["search"]["mean"]  # which is made of steps
     assert report["words"] > 0
     assert report["beam_size"] == 3
     assert report["threads"] == {"count": 2, "reason": "as asked"}
