@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 PAD, START, END, UNKNOWN = range(4)  # ids that the bundle format fixes
-SIZE = (299, 299)
 
 
 class Encoded(NamedTuple):
@@ -28,16 +27,18 @@ class Engine(ABC):
     """Something that captions photos. What it cannot do in stages is measured as a whole only."""
 
     @abstractmethod
-    def caption(self, photo: Path, words: int) -> str:
-        """Caption a photo. `words` is the length for those whose random weights would never end a sentence."""
+    def caption(self, photo: Path, words: int) -> str | None:
+        """Caption a photo; None from random weights, for which `words` is the length, since they never end."""
 
 
 class StagedEngine(Engine):
-    """An engine whose encoder and decoder can be run by themselves."""
+    """An engine whose encoder and decoder can be run by themselves. `size` is the width and height of its photos."""
+
+    size: tuple[int, int]
 
     @abstractmethod
     def encode(self, pixels: NDArray[np.uint8]) -> Any:
-        """Run the encoder on uint8 pixels [1,299,299,3]."""
+        """Run the encoder on uint8 pixels [1,height,width,3]."""
 
     @abstractmethod
     def decode(self, encoded: Any, words: int) -> None:
@@ -49,19 +50,21 @@ class StepwiseEngine(StagedEngine):
 
     def __init__(self, folder: Path) -> None:
         bundle = folder / "int8"
+        manifest = json.loads((bundle / "manifest.json").read_text())
         self._words = (bundle / "vocabulary.txt").read_text(encoding="utf-8").splitlines()
-        self._max_length = json.loads((bundle / "manifest.json").read_text())["decoding"]["max_length"]
+        self._max_length = manifest["decoding"]["max_length"]
+        self.size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
 
     @abstractmethod
     def encode(self, pixels: NDArray[np.uint8]) -> Encoded:
-        """Run the encoder on uint8 pixels [1,299,299,3]."""
+        """Run the encoder on uint8 pixels [1,height,width,3]."""
 
     @abstractmethod
     def step(self, token: int, state: Any, encoded: Encoded) -> tuple[int, Any]:
         """The likeliest word after `token`, and the next state."""
 
     def caption(self, photo: Path, words: int) -> str:
-        encoded = self.encode(plain_pixels(photo))
+        encoded = self.encode(plain_pixels(photo, self.size))
         token, state, written = START, encoded.state, []
         for _ in range(self._max_length):
             token, state = self.step(token, state, encoded)
@@ -76,10 +79,10 @@ class StepwiseEngine(StagedEngine):
             token, state = self.step(token, state, encoded)
 
 
-def plain_pixels(photo: Path) -> NDArray[np.uint8]:
-    """A photo as most people read it: uint8 [1,299,299,3] by Pillow."""
+def plain_pixels(photo: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A photo as most people read it, by Pillow: uint8 [1,height,width,3]; `size` is width and height."""
     with Image.open(photo) as image:
-        return np.asarray(image.convert("RGB").resize(SIZE, Image.Resampling.BILINEAR))[None]
+        return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))[None]
 
 
 def likeliest(scores: NDArray[np.float32]) -> int:

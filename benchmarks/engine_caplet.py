@@ -21,6 +21,8 @@ class Caplet(StagedEngine):
     def __init__(self, folder: Path, threads: int, bundle: str, beam_size: int | None = None) -> None:
         self._captioner = Captioner(folder / bundle, threads=threads)
         self._beam_size = beam_size
+        manifest = self._captioner.bundle.manifest
+        self.size = (manifest.width, manifest.height)
 
     def caption(self, photo: Path, words: int) -> str:
         return self._captioner.caption(photo, beam_size=self._beam_size).text

@@ -68,17 +68,16 @@ class Function(_Keras):
         forbidden = np.zeros(len(self._words), np.float32)
         forbidden[[PAD, START, UNKNOWN]] = -np.inf
 
-        @tf.function(reduce_retracing=True)
         def encode(pixels: Any) -> Any:
             grid = self._extractor(tf.cast(pixels, tf.float32) / 127.5 - 1.0, training=False)
             return self._model.encode(tf.reshape(grid, (1, self._locations, self._channels)))
 
-        @tf.function(reduce_retracing=True)
         def step(token: Any, state: Any, features: Any, keys: Any) -> Any:
             logits, next_state, _ = self._model.step(token, state, features, keys)
             return tf.argmax(logits + forbidden, axis=1), next_state
 
-        self._encode, self._step, self._constant = encode, step, tf.constant
+        self._encode, self._step = (tf.function(work, reduce_retracing=True) for work in (encode, step))
+        self._constant = tf.constant
 
     def encode(self, pixels: NDArray[np.uint8]) -> Encoded:
         encoded = Encoded(*self._encode(self._constant(pixels)))
@@ -97,9 +96,10 @@ class LiteRt(StepwiseEngine):
         from ai_edge_litert.interpreter import Interpreter
 
         super().__init__(folder)
-        interpreter = Interpreter(str(folder / "litert/captioner.tflite"), num_threads=threads)
-        self._encode = interpreter.get_signature_runner("encode")
-        self._step = interpreter.get_signature_runner("step")
+        self._encode, self._step = (
+            Interpreter(str(folder / f"litert/{name}.tflite"), num_threads=threads).get_signature_runner()
+            for name in ("encoder", "decoder")
+        )
 
     def encode(self, pixels: NDArray[np.uint8]) -> Encoded:
         outputs = self._encode(pixels=pixels)

@@ -32,7 +32,7 @@ class _Transformers(Engine):
         """The model with random weights."""
         raise NotImplementedError
 
-    def caption(self, photo: Path, words: int) -> str:
+    def caption(self, photo: Path, words: int) -> None:
         with Image.open(photo) as image:
             resized = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
         values = (np.asarray(resized, np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
@@ -42,7 +42,6 @@ class _Transformers(Engine):
                 pixel_values=self._torch.from_numpy(np.ascontiguousarray(values)),
                 min_new_tokens=tokens, max_new_tokens=tokens, num_beams=1, do_sample=False,
             )  # fmt: skip
-        return ""
 
 
 class VitGpt2(_Transformers):

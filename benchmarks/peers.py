@@ -87,7 +87,7 @@ class Worker:
             raise WorkerError(self._last_words()) from None
         answer = self._answer()
         self.memory = answer["memory"]
-        if answer["text"]:
+        if answer["text"] is not None:
             self.captions[photo.name] = answer["text"]
         milliseconds: list[float] = answer["milliseconds"]
         return milliseconds

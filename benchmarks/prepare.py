@@ -4,7 +4,7 @@
 
     photos/        the sample photos as 640x480 JPEGs
     keras/         the extractor and the captioner, for TensorFlow
-    litert/        both as one LiteRT file
+    litert/        both as LiteRT files
     plain/         what tf2onnx makes of the training code, nothing rewritten
     plain-qdq/     its encoder quantised by onnxruntime's own tool, as its documentation tells
     fp32/ int8/    caplet's bundles
@@ -13,11 +13,10 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,22 +30,10 @@ if TYPE_CHECKING:
 
     from caplet_export.model import CaptionModel
 
+Feeds = Sequence[dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT / "tests/photos"
 PHOTO_SIZE = (640, 480)
-_MANIFEST: dict[str, Any] = {
-    "format_version": 1,
-    "created_with": {},
-    "preprocessing": {
-        "height": 299, "width": 299, "color": "RGB", "dtype": "uint8", "resize": "squash", "resample": "bilinear",
-    },
-    "tokens": {"pad": "<pad>", "start": "<start>", "end": "<end>", "unknown": "<unk>"},
-    "decoding": {"beam_size": 3, "max_length": 20, "length_penalty": 1.0, "block_repeated_trigrams": True},
-    "license": {"weights": "for benchmarks only", "data": "for benchmarks only"},
-    "provenance": {},
-    "metrics": {},
-    "golden": [],
-}  # fmt: skip
 
 
 def write_photos(folder: Path) -> list[Path]:
@@ -92,68 +79,74 @@ def prepare(
     for name in ("config.json", "vocabulary.txt", DECODER):
         shutil.copyfile(run / name, folder / "keras/run" / name)
 
-    _write_litert(folder / "litert/captioner.tflite", extractor, model)
+    _write_litert(folder / "litert", extractor, model)
 
+    height, width = extractor.input_shape[1:3]
+    feeds = [{"pixels": plain_pixels(photo, (width, height))} for photo in photos]
     plain = convert_encoder(extractor, model, plain=True)
     plain_decoder = take_top_k(convert_decoder(model, plain=True))
     _write_graphs(folder / "plain", plain, plain_decoder)
-    _write_graphs(folder / "plain-qdq", _quantize_plainly(folder / "plain/encoder.onnx", photos), plain_decoder)
+    _write_graphs(folder / "plain-qdq", _quantize_plainly(folder / "plain/encoder.onnx", feeds), plain_decoder)
 
     encoder = optimize_encoder(convert_encoder(extractor, model))
     decoder = take_top_k(optimize_decoder(convert_decoder(model)))
-    words = (run / "vocabulary.txt").read_bytes()
-    template = json.loads((bundle / "manifest.json").read_text()) if bundle else _MANIFEST
-    _write_bundle(folder / "fp32", "benchmark-fp32", encoder, decoder, words, template)
-    shutil.rmtree(folder / "int8", ignore_errors=True)
-    if bundle:
-        if (bundle / "vocabulary.txt").read_bytes() != words:
-            raise SystemExit(f"{bundle}: another vocabulary than {run}; it was not made of this run")
-        shutil.copytree(bundle, folder / "int8")
+    words = run / "vocabulary.txt"
+    _write_bundle(folder / "fp32", encoder, decoder, words, bundle, photos[0])
+    if bundle is None:
+        _write_bundle(folder / "int8", *_quantize(encoder, decoder, feeds), words, bundle, photos[0])
+    elif (bundle / "vocabulary.txt").read_bytes() != words.read_bytes():
+        raise SystemExit(f"{bundle}: another vocabulary than {run}; it was not made of this run")
     else:
-        _write_bundle(folder / "int8", "benchmark-int8", *_quantize(encoder, decoder, photos), words, template)
+        shutil.rmtree(folder / "int8", ignore_errors=True)
+        shutil.copytree(bundle, folder / "int8")
 
 
-def _write_litert(path: Path, extractor: keras.Model, model: CaptionModel) -> None:
-    """One file with two signatures that share their weights, for one photo at a time, as LiteRT's XNNPACK wants it."""
-    import tempfile
+def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> None:
+    """For one photo at a time, whose shapes are known, as LiteRT's XNNPACK wants it.
 
+    Two files, because of two signatures in one file only one ran through XNNPACK (LiteRT 2.3).
+    """
     import tensorflow as tf
 
     config = model.config
     height, width = extractor.input_shape[1:3]
 
-    class Captioner(tf.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.extractor, self.model = extractor, model
+    def encode(pixels: Any) -> Any:
+        grid = extractor(tf.cast(pixels, tf.float32) / 127.5 - 1.0, training=False)
+        outputs = model.encode(tf.reshape(grid, (1, config.locations, config.channels)))
+        return dict(zip(("features", "keys", "state"), outputs, strict=True))
 
-        @tf.function(input_signature=[tf.TensorSpec((1, height, width, 3), tf.uint8, name="pixels")])
-        def encode(self, pixels: Any) -> Any:
-            grid = self.extractor(tf.cast(pixels, tf.float32) / 127.5 - 1.0, training=False)
-            outputs = self.model.encode(tf.reshape(grid, (1, config.locations, config.channels)))
-            return dict(zip(("features", "keys", "state"), outputs, strict=True))
+    def decode(token: Any, state: Any, features: Any, keys: Any) -> Any:
+        logits, next_state, _ = model.step(token, state, features, keys)
+        return {"logits": logits, "next_state": next_state}
 
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec((1,), tf.int64, name="token"),
-                tf.TensorSpec((1, config.state_size), name="state"),
-                tf.TensorSpec((1, config.locations, config.feature_size), name="features"),
-                tf.TensorSpec((1, config.locations, config.attention_size), name="keys"),
-            ]
-        )
-        def step(self, token: Any, state: Any, features: Any, keys: Any) -> Any:
-            logits, next_state, _ = self.model.step(token, state, features, keys)
-            return {"logits": logits, "next_state": next_state}
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = tf.TensorSpec((1, height, width, 3), tf.uint8, name="pixels")
+    _convert_to_litert(folder / "encoder.tflite", encode, [pixels], [extractor, model])
+    inputs = [
+        tf.TensorSpec((1,), tf.int64, name="token"),
+        tf.TensorSpec((1, config.state_size), name="state"),
+        tf.TensorSpec((1, config.locations, config.feature_size), name="features"),
+        tf.TensorSpec((1, config.locations, config.attention_size), name="keys"),
+    ]
+    _convert_to_litert(folder / "decoder.tflite", decode, inputs, [model])
 
-    captioner = Captioner()
+
+def _convert_to_litert(path: Path, function: Any, inputs: Sequence[Any], models: Sequence[keras.Model]) -> None:
+    """A file with one signature, `serving_default`."""
+    import tempfile
+
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.models = models  # whose variables the function reads
+    module.function = tf.function(function, input_signature=inputs)
     with tempfile.TemporaryDirectory() as saved:
-        tf.saved_model.save(captioner, saved, signatures={"encode": captioner.encode, "step": captioner.step})
-        converted = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=["encode", "step"]).convert()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(converted)
+        tf.saved_model.save(module, saved, signatures=module.function)
+        path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(saved).convert())
 
 
-def _quantize_plainly(encoder: Path, photos: Sequence[Path]) -> onnx.ModelProto:
+def _quantize_plainly(encoder: Path, feeds: Feeds) -> onnx.ModelProto:
     """onnxruntime's own static quantisation, in the form that its documentation recommends for x86."""
     import tempfile
 
@@ -163,7 +156,7 @@ def _quantize_plainly(encoder: Path, photos: Sequence[Path]) -> onnx.ModelProto:
 
     class Photos(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._feeds: Iterator[dict[str, Any]] = ({"pixels": plain_pixels(photo)} for photo in photos)
+            self._feeds = iter(feeds)
 
         def get_next(self) -> dict[str, Any] | None:
             return next(self._feeds, None)
@@ -179,14 +172,14 @@ def _quantize_plainly(encoder: Path, photos: Sequence[Path]) -> onnx.ModelProto:
 
 
 def _quantize(
-    encoder: onnx.ModelProto, decoder: onnx.ModelProto, photos: Sequence[Path]
+    encoder: onnx.ModelProto, decoder: onnx.ModelProto, feeds: Feeds
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     from caplet_export.calibrate import greedy_feeds
+    from caplet_export.optimize import optimize_for_bytes
     from caplet_export.quantize import quantize
 
-    feeds = [{"pixels": plain_pixels(photo)} for photo in photos]
     return (
-        quantize(encoder, lambda: feeds, method="minmax"),
+        quantize(optimize_for_bytes(encoder), lambda: feeds, method="minmax"),
         quantize(decoder, lambda: greedy_feeds(encoder, decoder, feeds), method="minmax"),
     )
 
@@ -198,24 +191,18 @@ def _write_graphs(folder: Path, encoder: onnx.ModelProto, decoder: onnx.ModelPro
 
 
 def _write_bundle(
-    folder: Path, name: str, encoder: onnx.ModelProto, decoder: onnx.ModelProto, words: bytes, template: dict[str, Any]
+    folder: Path, encoder: onnx.ModelProto, decoder: onnx.ModelProto, words: Path, bundle: Path | None, photo: Path
 ) -> None:
-    """A bundle that decodes as the one of the template does."""
-    _write_graphs(folder, encoder, decoder)
-    (folder / "vocabulary.txt").write_bytes(words)
-    files = {file: (folder / file).read_bytes() for file in ("encoder.onnx", "decoder.onnx", "vocabulary.txt")}
-    manifest = {
-        **template,
-        "name": name,
-        "files": {
-            file: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-            for file, content in files.items()
-        },
-        "graphs": {graph: {"file": f"{graph}.onnx", "opset": 17} for graph in ("encoder", "decoder")},
-        "vocabulary": {"file": "vocabulary.txt", "size": len(words.splitlines())},
-        "golden": [],
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    """A bundle named after its folder that decodes as `bundle` does, if there is one."""
+    import tempfile
+
+    from caplet_export.bundle import Decoding, write_bundle
+
+    decoding = Decoding(**json.loads((bundle / "manifest.json").read_text())["decoding"]) if bundle else None
+    with tempfile.TemporaryDirectory() as work:
+        _write_graphs(Path(work), encoder, decoder)
+        shutil.copyfile(words, Path(work, "vocabulary.txt"))
+        write_bundle(folder, Path(work), name=f"benchmark-{folder.name}", golden=[photo], decoding=decoding)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -224,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--run", type=Path, help="run folder written by `caplet-export train`")
     weights.add_argument("--random", action="store_true", help="random weights of the released sizes instead")
-    parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path (default: %(default)s)")
+    parser.add_argument("--encoder-weights", help="`imagenet` or a path (default: `imagenet`; with --random: random)")
     parser.add_argument("--bundle", type=Path, help="int8 bundle made of that run (default: quantise one here)")
     arguments = parser.parse_args(argv)
     if arguments.random and arguments.bundle:
@@ -234,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     photos = write_photos(arguments.folder / "photos")
     run = write_random_run(arguments.folder / "random-run") if arguments.random else arguments.run
-    extractor = load_extractor(run, None if arguments.random else arguments.encoder_weights)
+    extractor = load_extractor(run, arguments.encoder_weights or (None if arguments.random else "imagenet"))
     prepare(arguments.folder, run, extractor, load_checkpoint(run).model, arguments.bundle, photos)
     print(f"wrote {arguments.folder}")
     return 0

@@ -109,7 +109,7 @@ def words(bundle: str, repetitions: str, photo: str) -> dict[str, Any]:
 
     path = Path(bundle)
     engine = Caplet(path.parent, 1, path.name, beam_size=1)
-    encoded = engine.encode(plain_pixels(Path(photo)))
+    encoded = engine.encode(plain_pixels(Path(photo), engine.size))
     ways: dict[str, Callable[[], Any]] = {
         str(count): functools.partial(engine.decode, encoded, count) for count in (6, 12, 24, 48)
     }

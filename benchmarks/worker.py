@@ -32,7 +32,7 @@ class Tasks:
             return lambda: engine.caption(Path(photo), words)
         if not isinstance(engine, StagedEngine):
             raise ValueError(f"no stage {task!r}")
-        pixels = plain_pixels(Path(photo))
+        pixels = plain_pixels(Path(photo), engine.size)
         if task == "encode":
             return lambda: engine.encode(pixels)
         if self._encoded[0] != photo:

@@ -1,0 +1,98 @@
+"""The comparison at small counts on a stand-in for Inception: who is installed is measured and says the same words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tensorflow")
+
+from benchmarks import peers, prepare, report
+from benchmarks.roster import PEERS, Peer
+from caplet_export.checkpoint import DECODER, save_weights
+from caplet_export.config import Config
+from caplet_export.text import SPECIALS, Vocabulary
+from tiny_encoder import CONFIG, build_tiny_extractor, build_tiny_model
+
+SAME_WEIGHTS = [name for name, peer in PEERS.items() if peer.files]
+SAME_FLOATS = ("caplet-fp32", "openvino-fp32", "ort-fp32", "litert", "tf-function", "keras-predict")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("benchmarks")
+    run, folder = root / "run", root / "prepared"
+    run.mkdir()
+    Config(model=CONFIG).save(run / "config.json")
+    words = [f"word{chr(ord('a') + number)}" for number in range(CONFIG.vocabulary_size - len(SPECIALS))]
+    Vocabulary([*SPECIALS, *words]).save(run / "vocabulary.txt")
+    model = build_tiny_model()
+    save_weights(model, run / DECODER)
+    photos = prepare.write_photos(folder / "photos")
+    prepare.prepare(folder, run, build_tiny_extractor(), model, None, photos)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("results") / "peers.json"
+    arguments = [str(folder), "--quick", "--threads", "1", "--engines", *SAME_WEIGHTS, "-o", str(output)]
+    assert peers.main(arguments) == 0
+    loaded: dict[str, Any] = json.loads(output.read_text())
+    return loaded
+
+
+def test_everybody_installed_is_measured_and_everybody_else_is_named(results: dict[str, Any]) -> None:
+    assert set(results["peers"]) == set(SAME_WEIGHTS)
+    for name, result in results["peers"].items():
+        missing = PEERS[name].missing_packages()
+        assert result["status"] == (f"not installed: {', '.join(missing)}" if missing else "measured")
+
+
+def test_every_stage_of_everybody_has_its_runs(results: dict[str, Any]) -> None:
+    measured = {name: result for name, result in results["peers"].items() if result["status"] == "measured"}
+    assert {"caplet-int8", "ort-fp32", "tf-function", "keras-predict"} <= set(measured)
+    for name, result in measured.items():
+        assert {task: len(runs) for task, runs in result["rounds"].items()} == dict.fromkeys(peers.TASKS, 2)
+        assert all(value > 0 for task in peers.TASKS for value in report.milliseconds(results, name, task))
+        assert 0 < result["memory_mb"]["now"] <= result["memory_mb"]["peak"]
+        assert result["installed_mb"] > 10 and result["model_mb"] > 0
+
+
+def test_engines_with_the_same_weights_begin_with_the_same_words(results: dict[str, Any]) -> None:
+    """Only caplet refuses to repeat three words, so a random model's sentences may part where they repeat."""
+    expected = results["peers"]["keras-predict"]["captions"]
+    assert set(expected) == set(results["caption_words"])
+    for name in SAME_FLOATS:
+        for photo, text in results["peers"][name].get("captions", {}).items():
+            assert text.split()[:4] == expected[photo].split()[:4], name
+
+
+def test_an_engine_that_fails_is_reported_and_stops_nobody(
+    folder: Path, tmp_path: Path
+) -> None:
+    good = PEERS["caplet-int8"]
+    unprepared = dataclasses.replace(good, name="unprepared", files=("nowhere",))
+    absent = dataclasses.replace(good, name="absent", imports=("no_such_package",))
+    failing = dataclasses.replace(PEERS["caplet-fp32"], files=())
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("int8", "photos"):
+        (broken / name).symlink_to(folder / name)
+    plan = peers.Plan(threads=1, rounds=1, rest_seconds=0, burst_milliseconds=0, most_runs=1)
+    photos = sorted((folder / "photos").glob("*.jpg"))
+    found = peers.compare([unprepared, failing, absent, good], broken, photos, plan, lambda line: None)["peers"]
+    assert found["unprepared"]["status"] == "not prepared: nowhere"
+    assert found["absent"]["status"] == "not installed: no_such_package"
+    assert found["caplet-fp32"]["status"].startswith("failed: ")
+    assert found["caplet-int8"]["status"] == "measured"
+
+
+@pytest.mark.parametrize("peer", PEERS.values(), ids=list(PEERS))
+def test_every_engine_of_the_roster_exists(peer: Peer) -> None:
+    module, _, name = peer.factory.partition(":")
+    assert f"class {name}(" in (peers.ROOT / "benchmarks" / f"{module}.py").read_text()

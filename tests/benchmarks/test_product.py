@@ -1,0 +1,75 @@
+"""Measurements of the product at small counts, on a tiny bundle: every figure is there and possible."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import machine, product
+
+
+@pytest.fixture(scope="module")
+def results(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("product")
+    wheel = folder / "caplet-0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("caplet/__init__.py", b"x" * 1000)
+    output = folder / "product.json"
+    arguments = ["--bundle", str(tiny_bundle), "--wheel", str(wheel), "--quick", "-o", str(output)]
+    assert product.main(arguments) == 0
+    loaded: dict[str, Any] = json.loads(output.read_text())
+    return loaded
+
+
+def test_starting_with_a_caption_takes_longer_than_starting(results: dict[str, Any]) -> None:
+    cold = results["cold_start"]
+    assert {name: len(values) for name, values in cold["samples"].items()} == {"caption": 2, "imports": 2}
+    assert cold["caption_seconds"] > 0 and cold["imports_seconds"] > 0
+
+
+def test_memory_is_that_of_a_process_with_onnxruntime(results: dict[str, Any]) -> None:
+    assert results["memory"]["status"] == 0
+    assert 30 < results["memory"]["peak_mb"] < 1000
+    few, many = results["growth"]
+    assert many["photos"] == 4 * few["photos"]
+
+
+def test_a_large_photo_gives_nearly_the_pixels_that_pillow_gives(results: dict[str, Any]) -> None:
+    jpeg = results["large_jpeg"]
+    assert jpeg["caplet_ms"] > 0 and jpeg["pillow_ms"] > 0
+    assert jpeg["mean_difference"] < 3
+
+
+def test_rates_and_idling_are_figures(results: dict[str, Any]) -> None:
+    assert set(results["batch"]) == {"one_at_a_time", "batch_of_32", "usual_batches"}
+    assert all(rate > 0 for rate in results["batch"].values())
+    assert 0 <= results["idle"]["cpu_share"] < 0.5
+    assert list(results["words"]["milliseconds"]) == ["6", "12", "24", "48"]
+
+
+def test_installed_size_is_the_wheel_and_all_it_requires(results: dict[str, Any]) -> None:
+    sizes = results["sizes"]
+    assert sizes["unpacked_mb"] == pytest.approx(0.001)
+    assert {"onnxruntime", "numpy", "pillow"} <= set(sizes["required"])
+    assert sizes["installed_mb"] == pytest.approx(sizes["required_mb"] + 0.001)
+
+
+def test_installed_size_is_what_the_files_weigh() -> None:
+    """numpy requires nothing, so its size is that of its two folders."""
+    import numpy
+
+    package = Path(numpy.__file__).parent
+    beside = [path for path in package.parent.glob("numpy*") if path != package]
+    assert machine.installed_mb(["numpy"]) == pytest.approx(machine.disk_mb([package, *beside]), rel=0.05)
+
+
+def test_busy_compares_two_readings_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 0 100 0 0 0 0 0 0\n")
+    later = "cpu  130 0 0 160 10 0 0 0 0 0\n"  # 30 of 100 busy
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: stat.write_text(later))
+    assert machine.busy(stat) == pytest.approx(0.3)

@@ -1,0 +1,127 @@
+"""Tables and chart: the figures are those of the JSON, and the README holds what its JSON says."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import report
+
+MACHINE = {
+    "cpu": {"name": "Some CPU", "features": ["avx2"]},
+    "usable_threads": {"count": 2, "reason": ""},
+    "memory_gb": 8.0,
+    "busy_before": 0.0,
+}
+
+
+def peer(label: str, caption: list[float], encode: list[float] | None = None) -> dict[str, Any]:
+    rounds = {"caption": [caption]} | ({"encode": [encode], "decode": [encode]} if encode else {})
+    return {
+        "label": label, "status": "measured", "rounds": rounds, "memory_mb": {"now": 90.0, "peak": 100.0},
+        "installed_mb": 50.0, "model_mb": 25.0, "load_seconds": 0.2, "captions": {"cat.jpg": "a cat"},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def peers() -> dict[str, Any]:
+    return {
+        "created": "2026-01-01T00:00:00+00:00", "machine": MACHINE, "bundle": "tiny", "quick": False,
+        "decoded_words": 12, "plan": {"threads": 2, "rounds": 1, "rest_seconds": 0.15},
+        "peers": {
+            "caplet-int8": peer("caplet int8", [10.0, 20.0, 30.0], [8.0, 9.0, 10.0]),
+            "openvino-int8": peer("OpenVINO int8", [11.0, 22.0, 33.0], [9.0, 9.0, 9.0]),
+            "keras-predict": peer("`model.predict`", [400.0, 500.0, 900.0]),
+            "blip-base": {"label": "BLIP", "status": "not installed: torch"},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def product() -> dict[str, Any]:
+    return {
+        "quick": False, "machine": MACHINE,
+        "cold_start": {"caption_seconds": 0.6, "imports_seconds": 0.3},
+        "memory": {"peak_mb": 201.0}, "idle": {"cpu_share": 0.0},
+        "large_jpeg": {"caplet_ms": 30.0, "pillow_ms": 180.0, "mean_difference": 0.5},
+        "batch": {"one_at_a_time": 20.0, "batch_of_32": 30.0, "usual_batches": 31.0},
+        "words": {"milliseconds": {"12": 4.0}},
+        "growth": [{"photos": 100 * n, "seconds": 3.0 * n, "peak_mb": 150.0} for n in (1, 4)],
+        "sizes": {"required_mb": 150.0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("percent", [0, 50, 90, 99, 100])
+def test_percentiles_are_numpys(percent: int) -> None:
+    values = np.random.default_rng(3).exponential(size=37)
+    assert report.percentile(values.tolist(), percent) == pytest.approx(np.percentile(values, percent))
+
+
+def test_a_ratio_is_that_of_medians_within_the_run(peers: dict[str, Any]) -> None:
+    assert report.ratio(peers, ("caplet-int8", "caption"), ("keras-predict", "caption")) == 20 / 500
+    assert report.ratio(peers, ("caplet-int8", "encode"), ("keras-predict", "encode")) is None
+    assert report.ratio(peers, ("blip-base", "caption"), ("caplet-int8", "caption")) is None
+
+
+def test_targets_are_judged_and_what_is_missing_is_said(peers: dict[str, Any], product: dict[str, Any]) -> None:
+    verdicts = {target.quantity: target.verdict for target in report.targets(peers, product)}
+    assert verdicts["int8 encoder ÷ OpenVINO int8"] == "met"
+    assert verdicts["fp32 encoder ÷ OpenVINO fp32"] == "not measured"
+    assert verdicts["greedy decode of 12 words ÷ int8 encoder"] == "missed"
+    assert verdicts["peak RSS of `caplet photo.jpg`"] == "missed"
+    assert verdicts["batch of 32, photos per second ÷ one at a time"] == "met"
+    assert verdicts["idle CPU 0.2 s after a caption"] == "met"
+    assert verdicts["wheel"] == "not measured"
+
+
+def test_the_readme_table_has_a_line_for_everybody(peers: dict[str, Any]) -> None:
+    lines = report.readme_table(peers).splitlines()
+    assert "| `model.predict` | 500 | 820 | 25× | 100 | 50 + 25 |" in lines
+    assert "| BLIP | not installed |  |  |  |  |" in lines
+    assert f"| caplet int8 | {statistics.median([10, 20, 30])} |" in "\n".join(lines)
+
+
+def test_quick_results_are_marked_as_worthless(peers: dict[str, Any], product: dict[str, Any]) -> None:
+    assert "mean nothing" not in report.markdown(peers, product)
+    assert "mean nothing" in report.readme_table(peers | {"quick": True})
+    assert "mean nothing" in report.markdown(peers, product | {"quick": True})
+
+
+def test_the_table_goes_between_the_markers_and_nothing_else_changes() -> None:
+    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    once = report.insert(text, "new")
+    assert once == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    assert report.insert(once, "new") == once
+
+
+@pytest.mark.parametrize("text", ["", report.BEGIN, f"{report.END}{report.BEGIN}", 2 * f"{report.BEGIN}{report.END}"])
+def test_a_readme_without_the_markers_is_left_alone(text: str) -> None:
+    with pytest.raises(ValueError):
+        report.insert(text, "new")
+
+
+def test_the_command_writes_all_three(peers: dict[str, Any], product: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "peers.json").write_text(json.dumps(peers))
+    (tmp_path / "product.json").write_text(json.dumps(product))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    assert report.main(["--results", str(tmp_path), "--readme", str(readme)]) == 0
+    assert report.readme_table(peers) in readme.read_text()
+    assert "| BLIP | not installed: torch |" in (tmp_path / "results.md").read_text()
+    first = (tmp_path / "captions.svg").read_bytes()
+    report.chart(peers, tmp_path / "captions.svg")
+    assert first.startswith(b"<?xml") and first == (tmp_path / "captions.svg").read_bytes()
+
+
+def test_the_readme_holds_the_table_of_the_results_in_the_repository() -> None:
+    readme, results = report.ROOT / "README.md", report.RESULTS / "peers.json"
+    if not results.exists():
+        pytest.skip("nothing has been measured yet")
+    text = readme.read_text(encoding="utf-8")
+    assert report.insert(text, report.readme_table(json.loads(results.read_text()))) == text
