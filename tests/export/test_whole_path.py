@@ -1,0 +1,453 @@
+"""From photos to a caption through `caplet-export`, by the commands of docs/training.md, and what it says to bad input.
+
+The commands are taken from the page and run as they stand, in a folder that looks as the page says, on a made-up data
+set of coloured shapes; only weights and switches are added that make this a matter of seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+from caplet import Captioner
+from caplet_export.cli import VERBS, main
+from caplet_export.config import RECIPES, Config
+from caplet_export.features import FeatureStore
+from tiny_flickr8k import COLOURS, SHAPES, write_split, write_tiny_flickr8k
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
+BLOCK = re.compile(r"^<!-- test: export -->\n```sh\n(.*?)^```$", re.M | re.S)
+COMMANDS = [
+    line for block in BLOCK.findall(PAGE.read_text(encoding="utf-8")) for line in block.splitlines() if line.strip()
+]
+WEIGHTS = "random.weights.h5"
+# A decoder small enough to learn eight pictures by heart in a few seconds; the later stages are told to change little.
+SMALL = ["model.feature_size=64", "model.attention_size=32", "model.embedding_size=32", "model.state_size=64"]
+CALM = ["model.dropout=0", "train.batch_images=8", "train.patience=0", "train.average_decay=0"]
+BY_HEART = ["train.epochs=40", "train.learning_rate=0.003", "train.label_smoothing=0"]
+ONE_EPOCH = ["train.epochs=1", "train.learning_rate=1e-6", "train.extractor_learning_rate=1e-6"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command of the page did."""
+
+    command: str
+    stdout: str
+    stderr: str
+
+
+def added_options(command: str) -> list[str]:
+    words = shlex.split(command)
+    verb = words[1] if words[0] == "caplet-export" else ""
+    options = ["--encoder-weights", WEIGHTS] if verb in ("features", "train", "convert") else []
+    if verb == "train":
+        switches = SMALL + CALM + (ONE_EPOCH if "--from" in words else BY_HEART)
+        options += [option for switch in switches for option in ("--set", switch)]
+    return options
+
+
+def run_shell(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def write_random_extractor(path: Path) -> None:
+    """Weights of InceptionV3 that are random, but large enough for colours and shapes to survive its 48 layers."""
+    import keras
+
+    from caplet_export.inception import build_extractor
+
+    keras.utils.set_random_seed(1)
+    extractor = build_extractor(None)
+    for layer in extractor.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            layer.set_weights([1.3 * weights for weights in layer.get_weights()])
+    extractor.save_weights(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """The folder the page speaks of."""
+    folder = tmp_path_factory.mktemp("whole-path")
+    write_tiny_flickr8k(folder / "flickr8k", train=8, dev=4)
+    shutil.copytree(photos, folder / "tests" / "photos")
+    write_random_extractor(folder / WEIGHTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Sequence[Done]:
+    """Every command of the page, in its order."""
+    results = []
+    for line in COMMANDS:
+        command = f"{line.replace('/tmp/', f'{folder}/tmp/')} {shlex.join(added_options(line))}"
+        process = run_shell(folder, command)
+        assert process.returncode == 0, f"{command}\n{process.stdout}{process.stderr}"
+        results.append(Done(line, process.stdout, process.stderr))
+    return results
+
+
+def test_the_page_uses_every_verb_in_the_order_of_the_data(done: Sequence[Done]) -> None:
+    verbs = [shlex.split(one.command)[1] for one in done if one.command.startswith("caplet-export")]
+    assert list(dict.fromkeys(verbs)) == list(VERBS)
+
+
+def test_nothing_is_said_on_standard_error_when_all_is_well(done: Sequence[Done]) -> None:
+    assert {one.command: one.stderr for one in done if one.stderr} == {}
+
+
+def test_features_of_every_photo_and_of_the_mirrored_training_photos(done: Sequence[Done], folder: Path) -> None:
+    for layer, shape in (("mixed10", (64, 2048)), ("mixed7", (289, 768))):
+        plain, flip = (FeatureStore(folder / "features" / f"{layer}-{view}") for view in ("plain", "flip"))
+        assert (len(plain), len(flip)) == (12, 8)
+        assert plain[plain.names[0]].shape == shape
+
+
+def test_each_stage_of_training_leaves_a_run(done: Sequence[Done], folder: Path) -> None:
+    for run in ("first", "tuned", "final"):
+        names = {path.name for path in (folder / "runs" / run).iterdir()}
+        assert {"config.json", "vocabulary.txt", "decoder.weights.h5", "history.json", "curves.png"} <= names
+        assert ("extractor.npz" in names) == (run == "tuned")
+
+
+def test_the_bundle_has_learned_the_tiny_world(done: Sequence[Done], folder: Path) -> None:
+    """It has seen these very pictures in training: colour and shape have to be right for nearly all."""
+    captioner = Captioner(folder / "bundles" / "int8")
+    right = []
+    for number, path in enumerate(sorted((folder / "flickr8k" / "Flicker8k_Dataset").iterdir())[:8]):
+        words = captioner.caption(path).words
+        right.append({list(COLOURS)[number % 4], SHAPES[number // 4]} <= set(words))
+    assert sum(right) >= 6
+
+
+def test_int8_and_float_bundles_say_nearly_the_same(done: Sequence[Done], folder: Path) -> None:
+    score = json.loads((folder / "int8.json").read_text())["results"]["3"]["scores"]["cider_d"]
+    manifest = json.loads((folder / "bundles" / "int8" / "manifest.json").read_text())
+    assert manifest["metrics"]["results"]["3"]["scores"]["cider_d"] == pytest.approx(score)
+    comparison = next(one.stdout for one in done if "--compare" in one.command)
+    assert "my-captioner-float (beam 3)" in comparison
+    assert (folder / "tmp" / "float-int8" / "report.md").exists()
+    sizes = {
+        kind: sum(path.stat().st_size for path in (folder / "graphs" / kind).glob("*.onnx"))
+        for kind in ("float", "int8")
+    }
+    assert sizes["int8"] < 0.3 * sizes["float"]
+
+
+def test_the_last_commands_caption_a_photo_and_check_the_bundle(done: Sequence[Done]) -> None:
+    caption, check = done[-2:]
+    assert len(caption.stdout.split()) >= 3
+    assert "8 of 8 golden captions are the same" in check.stdout
+
+
+def test_the_same_commands_again_have_nothing_left_to_do(done: Sequence[Done], folder: Path) -> None:
+    before = (folder / "runs" / "first" / "history.json").stat().st_mtime_ns
+    line = next(one.command for one in done if "train runs/first" in one.command)
+    process = run_shell(folder, f"{line} {shlex.join(added_options(line))}")
+    assert process.returncode == 0
+    assert process.stdout.startswith("kept epoch 40")
+    assert (folder / "runs" / "first" / "history.json").stat().st_mtime_ns == before
+
+
+# -- the page and the code ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_page_explains_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert options
+    assert not options - set(re.findall(r"--[a-z][a-z-]+", PAGE.read_text(encoding="utf-8")))
+
+
+def switches(config: Config) -> dict[str, str]:
+    """Every switch with its value as `--set` takes it."""
+    return {
+        f"{section.name}.{switch.name}": value if isinstance(value, str) else json.dumps(value)
+        for section in fields(config)
+        for switch in fields(getattr(config, section.name))
+        for value in [getattr(getattr(config, section.name), switch.name)]
+    }
+
+
+def test_the_page_names_every_switch_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+\.\w+)` \| `([^`]+)` \| \S", PAGE.read_text(encoding="utf-8"), re.M)
+    assert {name: json_value(value) for name, value in rows} == {
+        name: json_value(value) for name, value in switches(Config()).items()
+    }
+
+
+def test_the_page_says_what_each_recipe_changes() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    usual = switches(Config())
+    for name, recipe in RECIPES.items():
+        changed = {key: json_value(value) for key, value in switches(recipe).items() if value != usual[key]}
+        row = re.search(rf"^\| `{name}` \| (.*) \|$", text, re.M)
+        said = re.findall(r"`(\w+\.\w+)=([^`]+)`", row[1]) if row else []
+        assert {key: json_value(value) for key, value in said} == changed, name
+
+
+def json_value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+Arrange = Callable[[Path], list[str]]
+BAD_INPUT: dict[str, tuple[Arrange, str]] = {}
+
+
+def bad_input(said: str) -> Callable[[Arrange], Arrange]:
+    """Register a case: what it prepares below a folder and the arguments it gives, and what the one line says."""
+
+    def register(arrange: Arrange) -> Arrange:
+        BAD_INPUT[arrange.__name__] = (arrange, said)
+        return arrange
+
+    return register
+
+
+DATA = ["--data", "flickr8k"]
+TRAIN = ["train", "runs/new", *DATA, "--features", "features"]
+SMALL_SWITCHES = [option for switch in SMALL + CALM for option in ("--set", switch)]
+
+
+@bad_input("nowhere: no such folder")
+def no_data(_: Path) -> list[str]:
+    return ["features", "features", "--data", "nowhere"]
+
+
+@bad_input("no image folder")
+def no_image_folder(folder: Path) -> list[str]:
+    (folder / "empty").mkdir()
+    return ["features", "features", "--data", "empty"]
+
+
+@bad_input("no line of the form '<file>#<n>TAB<caption>'")
+def not_one_caption(folder: Path) -> list[str]:
+    (folder / "flickr8k" / "Flickr8k.token.txt").write_text("a line\nanother\n")
+    return ["features", "features", *DATA]
+
+
+@bad_input("name no image that is present")
+def only_absent_images(folder: Path) -> list[str]:
+    for split in ("train", "dev"):
+        write_split(folder / "flickr8k", split, ["gone.jpg"])
+    return ["features", "features", *DATA]
+
+
+@bad_input("both the train and the dev split")
+def an_empty_split(folder: Path) -> list[str]:
+    write_split(folder / "flickr8k", "dev", ["gone.jpg"])
+    return TRAIN
+
+
+@bad_input("gone.h5: No such file")
+def weights_that_are_not_there(_: Path) -> list[str]:
+    return ["features", "new", *DATA, "--encoder-weights", "gone.h5"]
+
+
+@bad_input("not weights of InceptionV3 without top")
+def weights_of_the_wrong_shape(folder: Path) -> list[str]:
+    import keras
+
+    inputs = keras.Input((4,))
+    keras.Model(inputs, keras.layers.Dense(3)(inputs)).save_weights(folder / "other.weights.h5")
+    return ["features", "new", *DATA, "--encoder-weights", "other.weights.h5"]
+
+
+@bad_input("no block 'mixed99'")
+def a_block_that_is_none(_: Path) -> list[str]:
+    return ["features", "new", *DATA, "--encoder-weights", WEIGHTS, "--layer", "mixed99"]
+
+
+@bad_input("holds features of another source")
+def a_store_of_other_weights(folder: Path) -> list[str]:
+    source = folder / "features" / "mixed10-plain" / "store.json"
+    source.write_text(json.dumps({**json.loads(source.read_text()), "weights": "others"}))
+    return ["features", "features", *DATA, "--encoder-weights", WEIGHTS]
+
+
+@bad_input("no feature store here")
+def no_store(_: Path) -> list[str]:
+    return ["train", "runs/new", *DATA, "--features", "nowhere"]
+
+
+@bad_input("extraction has not finished")
+def an_unfinished_store(folder: Path) -> list[str]:
+    (folder / "features" / "mixed10-plain" / "skipped.txt").unlink()
+    return TRAIN
+
+
+@bad_input("no features of")
+def a_store_without_some_photos(folder: Path) -> list[str]:
+    store = folder / "features" / "mixed10-plain"
+    names = (store / "names.txt").read_text().splitlines(keepends=True)
+    (store / "names.txt").write_text("".join(names[:-1]))
+    return TRAIN
+
+
+@bad_input("expected SECTION.SWITCH=VALUE")
+def an_unknown_switch(_: Path) -> list[str]:
+    return [*TRAIN, "--set", "train.speed=fast"]
+
+
+@bad_input("gone.json: No such file")
+def no_configuration(_: Path) -> list[str]:
+    return [*TRAIN, "--config", "gone.json"]
+
+
+@bad_input("holds a run of another configuration")
+def a_run_of_another_configuration(_: Path) -> list[str]:
+    return ["train", "runs/first", *DATA, "--features", "features", "--set", "train.seed=7"]
+
+
+@bad_input("a model of another configuration")
+def a_start_from_another_model(_: Path) -> list[str]:
+    return [*TRAIN, *SMALL_SWITCHES, "--set", "model.state_size=32", "--from", "runs/first"]
+
+
+@bad_input("No such file or directory")
+def a_start_from_nowhere(_: Path) -> list[str]:
+    return [*TRAIN, "--from", "runs/gone"]
+
+
+@bad_input("no such run folder")
+def no_run(_: Path) -> list[str]:
+    return ["convert", "runs/gone", *DATA, "-o", "graphs/new"]
+
+
+@bad_input("weights of another configuration, or damaged")
+def a_checkpoint_from_another_configuration(folder: Path) -> list[str]:
+    path = folder / "runs" / "first" / "config.json"
+    path.write_text(path.read_text().replace('"state_size": 64', '"state_size": 48'))
+    return ["convert", "runs/first", *DATA, "--encoder-weights", WEIGHTS, "-o", "graphs/new"]
+
+
+@bad_input("vocabulary.txt has")
+def a_vocabulary_of_another_run(folder: Path) -> list[str]:
+    with (folder / "runs" / "first" / "vocabulary.txt").open("a") as file:
+        file.write("more\n")
+    return ["convert", "runs/first", *DATA, "--encoder-weights", WEIGHTS, "-o", "graphs/new"]
+
+
+@bad_input("has no 'test' split")
+def a_split_that_is_not_there(_: Path) -> list[str]:
+    return ["evaluate", "bundles/int8", *DATA, "--split", "test"]
+
+
+@bad_input("graphs/gone")
+def no_graphs(_: Path) -> list[str]:
+    return ["quantize", "graphs/gone", *DATA, "-o", "graphs/new"]
+
+
+@bad_input("gone.jpg: no such file")
+def no_golden_photo(_: Path) -> list[str]:
+    return ["bundle", "graphs/int8", "--run", "runs/final", "--name", "n", "--golden", "gone.jpg", "-o", "bundles/new"]
+
+
+@bad_input("vocabulary.txt: has been altered")
+def a_bundle_with_an_altered_file(folder: Path) -> list[str]:
+    path = folder / "bundles" / "int8" / "vocabulary.txt"
+    path.write_text(path.read_text().replace("red", "rod"))
+    return ["evaluate", "bundles/int8", *DATA]
+
+
+@bad_input("decoder.onnx: is missing")
+def a_bundle_with_a_missing_file(folder: Path) -> list[str]:
+    (folder / "bundles" / "int8" / "decoder.onnx").unlink()
+    return ["evaluate", "bundles/int8", *DATA]
+
+
+@bad_input("no such directory")
+def no_bundle(_: Path) -> list[str]:
+    return ["evaluate", "bundles/gone", *DATA]
+
+
+@pytest.fixture
+def spoilable(done: Sequence[Done], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what the path made, to be spoiled; large files are links to the originals, which no case writes to."""
+
+    def copy(source: str, target: str) -> str:
+        if Path(source).stat().st_size > 1_000_000:
+            os.link(source, target)
+            return target
+        return shutil.copyfile(source, target)
+
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied, copy_function=copy)
+    monkeypatch.chdir(copied)
+    return copied
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_clear_line(case: str, spoilable: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arrange, said = BAD_INPUT[case]
+    arguments = arrange(spoilable)
+    there = snapshot(spoilable)
+    capfd.readouterr()
+    status = main(arguments)
+    errors = [line for line in capfd.readouterr().err.splitlines() if "Images.txt:" not in line]
+    assert status == 1
+    assert len(errors) == 1, errors
+    assert errors[0].startswith(f"caplet-export {arguments[0]}: ")
+    assert said in errors[0]
+    new = {name for name in snapshot(spoilable) if name not in there}
+    assert not {name for name in new if name.endswith((".onnx", "manifest.json", "decoder.weights.h5", "rows.f16"))}
+
+
+def snapshot(folder: Path) -> Mapping[str, int]:
+    """Every file with its size."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_one_line_is_all_a_person_sees(done: Sequence[Done], folder: Path) -> None:
+    """In a process of its own, where TensorFlow would have its say as well."""
+    process = run_shell(folder, "caplet-export features new --data flickr8k --encoder-weights int8.json")
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert re.fullmatch(r"caplet-export features: int8\.json: not weights of InceptionV3.*\n", process.stderr)
+
+
+def test_defects_of_the_data_are_reported_with_their_lines_and_stop_nothing(
+    spoilable: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = spoilable / "flickr8k"
+    photos = data / "Flicker8k_Dataset"
+    token_file = data / "Flickr8k.token.txt"
+    token_file.write_text("no caption\n" + token_file.read_text() + "gone.jpg#0\tA dog .\nno tab#0 A dog\n")
+    first = sorted(photos.iterdir())[0].name
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    token_file.write_text(token_file.read_text() + "broken.jpg#0\tA dog .\n")
+    names = (data / "Flickr_8k.trainImages.txt").read_text().split()
+    write_split(data, "train", [*names, "absent.jpg", first, "broken.jpg"])
+    status = main(["features", "features", *DATA, "--encoder-weights", WEIGHTS])
+    errors = capfd.readouterr().err
+    assert status == 0
+    for said in (
+        "Flickr8k.token.txt:1: not '<file>#<n>TAB<caption>'",
+        "Flickr8k.token.txt:63: not '<file>#<n>TAB<caption>'",
+        "Flickr_8k.trainImages.txt:9: image is not in",
+        f"Flickr_8k.trainImages.txt:10: image is already in train: {first}",
+        "gone.jpg",
+        "left out broken.jpg",
+    ):
+        assert errors.count(said) == 1, f"{said}\n{errors}"
+    assert "Traceback" not in errors
+    assert FeatureStore(spoilable / "features" / "mixed10-plain").skipped == {"broken.jpg"}
