@@ -28,6 +28,7 @@ from caplet_export.cli import main
 from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
 from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_bytes
 from caplet_export.quantize import activation_scale, quantize, quantize_weights, scale_groups
+from caplet_export.text import SPECIALS, Vocabulary
 from tiny_encoder import SIZE, build_tiny_extractor, build_tiny_model
 from tiny_flickr8k import write_tiny_flickr8k
 
@@ -198,10 +199,13 @@ def test_verb(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     source.mkdir()
     for name, model in zip(("encoder", "decoder"), graphs, strict=True):
         onnx.save(model, source / f"{name}.onnx")
-    (source / "vocabulary.txt").write_text("words\n")
+    Vocabulary([*SPECIALS, *(f"word{i}" for i in range(20))]).save(source / "vocabulary.txt")
     data = write_tiny_flickr8k(tmp_path / "data")
     assert main(["quantize", str(source), "--data", str(data), "--calibration", "3", "-o", str(output)]) == 0
     assert "encoder.onnx" in capsys.readouterr().out
+    compared = ["quantize", str(source), "--data", str(data), "--calibration", "3", "--evaluate", "2"]
+    assert main([*compared, "-o", str(tmp_path / "compared")]) == 0
+    assert "2 photos; " in capsys.readouterr().out
     record = json.loads((output / "quantization.json").read_text())
     assert record["photos"] == 3 and record["method"] == "mse"
     first = (output / "encoder.onnx").read_bytes()

@@ -36,12 +36,12 @@ def build_tiny_extractor() -> keras.Model:
     return model
 
 
-def build_tiny_model(config: ModelConfig = CONFIG) -> CaptionModel:
+def build_tiny_model(config: ModelConfig = CONFIG, spread: float = 0.5) -> CaptionModel:
     """A captioner whose weights, biases too, are random and large enough that words follow from photos."""
     keras.utils.set_random_seed(12)
     model = build_model(config)
     for variable in model.trainable_variables:
-        variable.assign(variable + keras.random.normal(variable.shape, stddev=0.5))
+        variable.assign(variable + keras.random.normal(variable.shape, stddev=spread))
     return model
 
 

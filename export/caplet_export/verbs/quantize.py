@@ -82,11 +82,11 @@ def _compare(before: Path, after: Path, dataset: Dataset, photos: int) -> str:
     """What the captions lost, through the runtime, as the table of a paired comparison."""
     from caplet_export.bundle import write_bundle
     from caplet_export.compare import compare, format_comparison
-    from caplet_export.evaluate import evaluate
+    from caplet_export.evaluate import Evaluation, evaluate
 
-    evaluations = []
-    with tempfile.TemporaryDirectory() as folder:
-        for graphs, name in ((before, "float"), (after, "8 bits")):
+    def captions_of(graphs: Path, name: str) -> Evaluation:
+        with tempfile.TemporaryDirectory() as folder:
             write_bundle(Path(folder) / name, graphs, name=name, golden=[])
-            evaluations.append(evaluate(Path(folder) / name, dataset, "dev", beam_sizes=[1], limit=photos))
-    return format_comparison(compare(*evaluations, dataset))
+            return evaluate(Path(folder) / name, dataset, "dev", beam_sizes=[1], limit=photos)
+
+    return format_comparison(compare(captions_of(before, "float"), captions_of(after, "8 bits"), dataset))
