@@ -124,6 +124,9 @@ def _session(path: Path, threads: int, providers: list[Any]) -> onnxruntime.Infe
     # Spinning would burn a core between captions; the graphs' operators are long enough to wake threads for.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Without VNNI, x86 adds pairs of 8-bit products in 16 bits, which can overflow. On such processors, and only there,
+    # this makes onnxruntime use kernels that cannot.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
