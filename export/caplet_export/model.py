@@ -48,6 +48,9 @@ class CaptionModel(keras.Model):
             keras.layers.Dense(hidden, use_bias=False, name="output_context") if config.deep_output else None
         )
         self.dropout = keras.layers.Dropout(config.dropout, name="dropout")
+        # Each channel of a photo is kept or dropped at all of its locations: dropped one by one, 64 locations would
+        # still tell the mean.
+        self.channel_dropout = keras.layers.SpatialDropout1D(config.channel_dropout, name="channel_dropout")
         tied = config.tied_embeddings and config.deep_output
         self.output_words = None if tied else keras.layers.Dense(config.vocabulary_size, name="output_words")
         self.output_bias = (
@@ -64,7 +67,10 @@ class CaptionModel(keras.Model):
         Returns:
             features [N,L,D], attention keys [N,L,A], initial state [N,H].
         """
-        features = self.project_features(ops.cast(features, self.compute_dtype))
+        features = ops.cast(features, self.compute_dtype)
+        if training:
+            features = self.channel_dropout(features, training=True)
+        features = self.project_features(features)
         features = self.dropout(features, training=training)
         keys = self.project_keys(features)
         if self.initial_state is not None:

@@ -115,7 +115,8 @@ class Trainer:
         self.model = build_model(self.config.model, settings.precision)
         if start_from:
             started = load_config(start_from / "config.json").model
-            if replace(started, dropout=self.config.model.dropout) != self.config.model:
+            wanted = self.config.model
+            if replace(started, dropout=wanted.dropout, channel_dropout=wanted.channel_dropout) != wanted:
                 raise ConfigurationError(f"{start_from}: a model of another configuration; the model.* switches differ")
             load_weights(self.model, start_from / DECODER)
         self._extractor = extractor

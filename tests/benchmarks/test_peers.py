@@ -66,29 +66,32 @@ def test_every_stage_of_everybody_has_its_runs(results: dict[str, Any]) -> None:
 def test_engines_with_the_same_weights_begin_with_the_same_words(results: dict[str, Any]) -> None:
     """Only caplet refuses to repeat three words, so a random model's sentences may part where they repeat."""
     expected = results["peers"]["keras-predict"]["captions"]
-    assert set(expected) == set(results["caption_words"])
+    assert len(expected) == 2 and all(len(text.split()) >= 3 for text in expected.values())
     for name in SAME_FLOATS:
         for photo, text in results["peers"][name].get("captions", {}).items():
             assert text.split()[:4] == expected[photo].split()[:4], name
 
 
-def test_an_engine_that_fails_is_reported_and_stops_nobody(
-    folder: Path, tmp_path: Path
-) -> None:
-    good = PEERS["caplet-int8"]
-    unprepared = dataclasses.replace(good, name="unprepared", files=("nowhere",))
-    absent = dataclasses.replace(good, name="absent", imports=("no_such_package",))
-    failing = dataclasses.replace(PEERS["caplet-fp32"], files=())
-    broken = tmp_path / "broken"
-    broken.mkdir()
+def test_an_engine_that_fails_is_reported_and_stops_nobody(folder: Path, tmp_path: Path) -> None:
     for name in ("int8", "photos"):
-        (broken / name).symlink_to(folder / name)
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/encoder.onnx").symlink_to(folder / "plain/encoder.onnx")
+    (tmp_path / "plain/decoder.onnx").symlink_to(folder / "plain/encoder.onnx")  # loads, and fails at the first word
     plan = peers.Plan(threads=1, rounds=1, rest_seconds=0, burst_milliseconds=0, most_runs=1)
+    contestants = [
+        dataclasses.replace(PEERS["caplet-fp32"], files=()),
+        PEERS["ort-fp32"],
+        PEERS["ort-qdq"],
+        dataclasses.replace(PEERS["blip-base"], imports=("no_such_package",)),
+        PEERS["caplet-int8"],
+    ]
     photos = sorted((folder / "photos").glob("*.jpg"))
-    found = peers.compare([unprepared, failing, absent, good], broken, photos, plan, lambda line: None)["peers"]
-    assert found["unprepared"]["status"] == "not prepared: nowhere"
-    assert found["absent"]["status"] == "not installed: no_such_package"
-    assert found["caplet-fp32"]["status"].startswith("failed: ")
+    found = peers.compare(contestants, tmp_path, photos, plan, lambda line: None)["peers"]
+    assert found["caplet-fp32"]["status"].startswith("failed: caplet.errors.BundleNotFoundError")
+    assert found["ort-fp32"]["status"].startswith("failed: ") and "rounds" not in found["ort-fp32"]
+    assert found["ort-qdq"]["status"] == "not prepared: plain-qdq"
+    assert found["blip-base"]["status"] == "not installed: no_such_package"
     assert found["caplet-int8"]["status"] == "measured"
 
 

@@ -37,13 +37,13 @@ def evaluation(
 ) -> Evaluation:
     records = {image: CaptionRecord(text, -1.0, 10.0) for image, text in captions.items()}
     result = BeamResult.of(records, references_of(dataset, list(captions)))
-    return Evaluation({"name": name}, {}, {}, {}, {beam: result for beam in beams})
+    return Evaluation({"name": name}, {}, {}, {}, dict.fromkeys(beams, result))
 
 
 @pytest.fixture
 def vague(dataset: Dataset) -> dict[str, str]:
     """The same sentence for all but the boat."""
-    captions = {image: "a thing stands near the water" for image in dataset.split("dev")}
+    captions = dict.fromkeys(dataset.split("dev"), "a thing stands near the water")
     return captions | {"boat.jpg": "the boat is seen in the sun"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from caplet_export.config import Config, load_config, override
 from caplet_export.errors import ConfigurationError
 

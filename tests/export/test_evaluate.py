@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_bundle import TinyModel, join_words, reference_search, rehash, vocabulary, write_tiny_bundle
 
 import caplet_export.evaluate
 from caplet import Captioner
@@ -21,6 +20,7 @@ from caplet_export.errors import ConfigurationError
 from caplet_export.evaluate import CaptionJournal, CaptionRecord, Evaluation, evaluate, format_table, references_of
 from caplet_export.flickr8k import read_dataset
 from caplet_export.metrics import corpus_scores, tokenize
+from tiny_bundle import TinyModel, join_words, reference_search, rehash, vocabulary, write_tiny_bundle
 
 DEV, TRAIN = 11, 2
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from caplet_export import features
 from caplet_export.errors import StoreError
 from caplet_export.features import FeatureStore, StoreSource, extract, weights_digest
-from numpy.typing import NDArray
 
 SOURCE = StoreSource("digest", locations=2, channels=3)
 NAMES = [f"{number}.jpg" for number in range(10)]

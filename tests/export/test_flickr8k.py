@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import read_captions, read_dataset
 from tiny_flickr8k import write_split, write_tiny_flickr8k

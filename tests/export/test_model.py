@@ -7,9 +7,10 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from caplet_export.config import ModelConfig
 from caplet_export.model import CaptionModel, build_model
-from numpy.typing import NDArray
 
 SMALL = ModelConfig(
     vocabulary_size=11, locations=6, channels=10, feature_size=8, attention_size=5, embedding_size=7, state_size=9

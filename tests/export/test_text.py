@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary, clean
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+
 from caplet_export.batches import Batches, caption_ids
 from caplet_export.checkpoint import load_checkpoint, load_extractor_part
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig

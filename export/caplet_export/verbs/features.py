@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from caplet.image import load_pixels
 from tqdm import tqdm
 
+from caplet.image import load_pixels
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest
 from caplet_export.flickr8k import read_dataset
