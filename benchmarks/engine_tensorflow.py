@@ -76,7 +76,7 @@ class Function(_Keras):
             logits, next_state, _ = self._model.step(token, state, features, keys)
             return tf.argmax(logits + forbidden, axis=1), next_state
 
-        self._encode, self._step = (tf.function(work, reduce_retracing=True) for work in (encode, step))
+        self._encode, self._step = (tf.function(work, autograph=False) for work in (encode, step))
         self._constant = tf.constant
 
     def encode(self, pixels: NDArray[np.uint8]) -> Encoded:

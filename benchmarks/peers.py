@@ -115,55 +115,100 @@ class Worker:
         return lines[-1][:300] if lines else f"ended with status {self._process.returncode}"
 
 
+class Field:
+    """The engines that run, and what is known of all; one that fails leaves, and the others go on."""
+
+    def __init__(self, peers: Iterable[Peer], folder: Path, plan: Plan, say: Callable[[str], None]) -> None:
+        self._plan, self._say = plan, say
+        self.results: dict[str, dict[str, Any]] = {}
+        self.workers: list[Worker] = []
+        for peer in peers:
+            say(f"load {peer.name}")
+            status = _obstacle(peer, folder)
+            if status is None:
+                try:
+                    self.workers.append(Worker(peer, folder, plan.threads))
+                except WorkerError as error:
+                    status = f"failed: {error}"
+            self.results[peer.name] = {"label": peer.label, "status": status or "measured", **_facts(peer, folder)}
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self.workers:
+            worker.close()
+
+    def caption_lengths(self, photos: Sequence[Path]) -> dict[str, int]:
+        """Words of the reference's caption for each photo."""
+        captions: dict[str, str] = {}
+        for worker in [worker for worker in self.workers if worker.peer.name == REFERENCE]:
+            for photo in photos:
+                self._run(worker, "caption", photo, _USUAL_WORDS, 1)
+            captions = worker.captions
+        return {photo.name: len(captions.get(photo.name, "").split()) or _USUAL_WORDS for photo in photos}
+
+    def warm_up(self, photo: Path, words: int) -> dict[tuple[str, str], int]:
+        """Run each task a few times, and say how often it goes into a burst."""
+        times = {}
+        for worker in list(self.workers):
+            self._say(f"warm up {worker.peer.name}")
+            for task in worker.tasks:
+                quickest = min(self._run(worker, task, photo, words, 2), default=1.0)
+                runs = int(self._plan.burst_milliseconds / quickest)
+                times[worker.peer.name, task] = max(1, min(self._plan.most_runs, runs))
+        return times
+
+    def round(self, number: int, photo: Path, words: int, times: dict[tuple[str, str], int]) -> None:
+        """A burst of each task by each engine, now from the front, now from the back: no pair is always neighbours."""
+        for task in TASKS:
+            for worker in self.workers[:: -1 if number % 2 else 1]:
+                if task in worker.tasks:
+                    time.sleep(self._plan.rest_seconds)
+                    runs = self._run(worker, task, photo, words, times[worker.peer.name, task])
+                    if runs:
+                        self.results[worker.peer.name].setdefault("rounds", {}).setdefault(task, []).append(runs)
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """The results, with what the engines that came through know of themselves."""
+        for worker in self.workers:
+            result = self.results[worker.peer.name]
+            result |= {
+                "load_seconds": worker.loaded["load_seconds"],
+                "memory_mb": worker.memory,
+                "captions": worker.captions,
+            }
+            if worker.loaded["model_bytes"]:
+                result["model_mb"] = worker.loaded["model_bytes"] / 1e6
+        return self.results
+
+    def _run(self, worker: Worker, task: str, photo: Path, words: int, times: int) -> list[float]:
+        if worker not in self.workers:
+            return []
+        try:
+            return worker.run(task, photo, words if task == "caption" else DECODED_WORDS, times)
+        except WorkerError as error:
+            self.results[worker.peer.name]["status"] = f"failed: {error}"
+            self.results[worker.peer.name].pop("rounds", None)
+            self.workers.remove(worker)
+            worker.close()
+            return []
+
+
 def compare(
     peers: Iterable[Peer], folder: Path, photos: Sequence[Path], plan: Plan, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure all peers that can be; the others are in the result with the reason why not."""
     machine = describe_machine()
-    results: dict[str, dict[str, Any]] = {}
-    workers: list[Worker] = []
+    field = Field(peers, folder, plan, say)
     try:
-        for peer in peers:
-            say(f"load {peer.name}")
-            results[peer.name] = {"label": peer.label, **_facts(peer, folder)}
-            reason = _obstacle(peer, folder)
-            if reason is None:
-                try:
-                    workers.append(Worker(peer, folder, plan.threads))
-                except WorkerError as error:
-                    reason = f"failed: {error}"
-            results[peer.name]["status"] = reason or "measured"
-        words = _caption_lengths(workers, photos)
-        times = {}
-        for worker in workers:
-            say(f"warm up {worker.peer.name}")
-            times[worker.peer.name] = _warm_up(worker, photos[0], words, plan)
-        rounds: dict[str, dict[str, list[list[float]]]] = {
-            worker.peer.name: {task: [] for task in worker.tasks} for worker in workers
-        }
+        words = field.caption_lengths(photos)
+        times = field.warm_up(photos[0], words[photos[0].name])
         for number in range(plan.rounds):
             say(f"round {number + 1} of {plan.rounds}")
             photo = photos[number % len(photos)]
-            for task in TASKS:
-                length = words[photo.name] if task == "caption" else DECODED_WORDS
-                # Now from the front, now from the back, so that nobody always comes after the same neighbour.
-                for worker in workers[:: -1 if number % 2 else 1]:
-                    if task in worker.tasks:
-                        time.sleep(plan.rest_seconds)
-                        runs = worker.run(task, photo, length, times[worker.peer.name][task])
-                        rounds[worker.peer.name][task].append(runs)
-        for worker in workers:
-            results[worker.peer.name] |= {
-                "load_seconds": worker.loaded["load_seconds"],
-                "memory_mb": worker.memory,
-                "captions": worker.captions,
-                "rounds": rounds[worker.peer.name],
-            }
-            if worker.loaded["model_bytes"]:
-                results[worker.peer.name]["model_mb"] = worker.loaded["model_bytes"] / 1e6
+            field.round(number, photo, words[photo.name], times)
+        results = field.finish()
     finally:
-        for worker in workers:
-            worker.close()
+        field.close()
     return {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
@@ -196,29 +241,6 @@ def _facts(peer: Peer, folder: Path) -> dict[str, Any]:
     if peer.files and not peer.missing_files(folder):
         facts["model_mb"] = disk_mb(folder / name for name in peer.files)
     return facts
-
-
-def _caption_lengths(workers: Sequence[Worker], photos: Sequence[Path]) -> dict[str, int]:
-    """Words of the reference's caption for each photo."""
-    reference = next((worker for worker in workers if worker.peer.name == REFERENCE), None)
-    lengths = {}
-    for photo in photos:
-        if reference is not None:
-            reference.run("caption", photo, _USUAL_WORDS, 1)
-        lengths[photo.name] = (
-            len(reference.captions.get(photo.name, "").split()) if reference is not None else 0
-        ) or _USUAL_WORDS
-    return lengths
-
-
-def _warm_up(worker: Worker, photo: Path, words: dict[str, int], plan: Plan) -> dict[str, int]:
-    """Run each task a few times, and say how often it goes into a burst."""
-    times = {}
-    for task in worker.tasks:
-        length = words[photo.name] if task == "caption" else DECODED_WORDS
-        quickest = min(worker.run(task, photo, length, 2))
-        times[task] = max(1, min(plan.most_runs, int(plan.burst_milliseconds / quickest)))
-    return times
 
 
 def main(argv: Sequence[str] | None = None) -> int:

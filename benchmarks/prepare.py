@@ -102,10 +102,7 @@ def prepare(
 
 
 def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> None:
-    """For one photo at a time, whose shapes are known, as LiteRT's XNNPACK wants it.
-
-    Two files, because of two signatures in one file only one ran through XNNPACK (LiteRT 2.3).
-    """
+    """For one photo at a time, because LiteRT's XNNPACK wants to know all shapes."""
     import tensorflow as tf
 
     config = model.config
@@ -122,25 +119,32 @@ def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> 
 
     folder.mkdir(parents=True, exist_ok=True)
     pixels = tf.TensorSpec((1, height, width, 3), tf.uint8, name="pixels")
-    _convert_to_litert(folder / "encoder.tflite", encode, [pixels], [extractor, model])
+    _convert_to_litert(folder / "encoder.tflite", encode, [pixels])
     inputs = [
         tf.TensorSpec((1,), tf.int64, name="token"),
         tf.TensorSpec((1, config.state_size), name="state"),
         tf.TensorSpec((1, config.locations, config.feature_size), name="features"),
         tf.TensorSpec((1, config.locations, config.attention_size), name="keys"),
     ]
-    _convert_to_litert(folder / "decoder.tflite", decode, inputs, [model])
+    _convert_to_litert(folder / "decoder.tflite", decode, inputs)
 
 
-def _convert_to_litert(path: Path, function: Any, inputs: Sequence[Any], models: Sequence[keras.Model]) -> None:
-    """A file with one signature, `serving_default`."""
+def _convert_to_litert(path: Path, function: Any, inputs: Sequence[Any]) -> None:
+    """A file with one signature, its outputs called as in the dictionary that the function returns."""
     import tempfile
 
     import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    traced = tf.function(function, input_signature=inputs, autograph=False).get_concrete_function()
+    # TensorFlow 2.21 leaves the variables of Keras 3 out of the file, and LiteRT then reads whatever lies in memory.
+    frozen = convert_variables_to_constants_v2(traced)
+
+    def constant(*values: Any) -> Any:
+        return tf.nest.pack_sequence_as(traced.structured_outputs, frozen(*values))
 
     module = tf.Module()
-    module.models = models  # whose variables the function reads
-    module.function = tf.function(function, input_signature=inputs)
+    module.function = tf.function(constant, input_signature=inputs, autograph=False)
     with tempfile.TemporaryDirectory() as saved:
         tf.saved_model.save(module, saved, signatures=module.function)
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(saved).convert())

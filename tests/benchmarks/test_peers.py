@@ -19,7 +19,7 @@ from caplet_export.text import SPECIALS, Vocabulary
 from tiny_encoder import CONFIG, build_tiny_extractor, build_tiny_model
 
 SAME_WEIGHTS = [name for name, peer in PEERS.items() if peer.files]
-SAME_FLOATS = ("caplet-fp32", "openvino-fp32", "ort-fp32", "litert", "tf-function", "keras-predict")
+SAME_FLOATS = ("openvino-fp32", "ort-fp32", "litert", "tf-function", "keras-predict")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +63,16 @@ def test_every_stage_of_everybody_has_its_runs(results: dict[str, Any]) -> None:
         assert result["installed_mb"] > 10 and result["model_mb"] > 0
 
 
-def test_engines_with_the_same_weights_begin_with_the_same_words(results: dict[str, Any]) -> None:
-    """Only caplet refuses to repeat three words, so a random model's sentences may part where they repeat."""
+def test_engines_with_the_same_weights_say_the_same(results: dict[str, Any]) -> None:
+    """caplet refuses to say the same three words twice, so from the fourth on a random model's sentences may part."""
     expected = results["peers"]["keras-predict"]["captions"]
-    assert len(expected) == 2 and all(len(text.split()) >= 3 for text in expected.values())
+    assert len(expected) == 2 and all(len(text.split()) >= 4 for text in expected.values())
     for name in SAME_FLOATS:
-        for photo, text in results["peers"][name].get("captions", {}).items():
-            assert text.split()[:4] == expected[photo].split()[:4], name
+        captions = results["peers"][name].get("captions", {})
+        if captions:
+            assert captions == expected, name
+    for photo, text in expected.items():
+        assert results["peers"]["caplet-fp32"]["captions"][photo].split()[:3] == text.split()[:3]
 
 
 def test_an_engine_that_fails_is_reported_and_stops_nobody(folder: Path, tmp_path: Path) -> None:
