@@ -144,8 +144,8 @@ RECIPES = {
         ),
     ),
 }
-"""The released bundle's stages, each started from the one before (all but `fine_tune`, which gained nothing measurable),
-and the tutorials' recipe as the baseline."""
+"""The released bundle's stages, each started from the one before (but for `fine_tune`, which gained nothing that could be
+measured and is left out), and the tutorials' recipe as the baseline."""
 
 _CHOICES = {
     "rules": ("coco", "tutorial"),

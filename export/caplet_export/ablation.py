@@ -1,0 +1,88 @@
+"""What each part of the recipe gave: training runs side by side on the dev split, greedy, in Keras."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from caplet_export.checkpoint import Checkpoint, load_checkpoint
+from caplet_export.config import Config
+from caplet_export.evaluate import references_of
+from caplet_export.features import FeatureStore
+from caplet_export.flickr8k import Dataset
+from caplet_export.freerun import FreeRunner, captions_of
+from caplet_export.metrics import ImageStatistics, bootstrap_interval, corpus_scores, paired_bootstrap
+
+_BATCH = 100
+COLUMNS = ("run", "CIDEr-D", "against the row before", "BLEU-4", "ROUGE-L", "words", "repeats %", "switches changed")
+
+
+def compare_runs(folders: Sequence[Path], dataset: Dataset, store: FeatureStore, split: str = "dev") -> dict[str, Any]:
+    """A table for the model card, a row a run.
+
+    Args:
+        folders: run folders, in the order in which the recipe grew; their extractor must be the store's.
+        dataset: captions and splits.
+        store: features of the split, plain view.
+        split: the split that is captioned.
+
+    Returns:
+        `{"columns": [...], "rows": [[...]], "note": ...}`; intervals are 95% bootstrap intervals over images.
+    """
+    names = [name for name in dataset.split(split) if name not in store.skipped]
+    references = references_of(dataset, names)
+    rows: list[list[str]] = []
+    before: tuple[Config, ImageStatistics] | None = None
+    for folder in folders:
+        checkpoint = load_checkpoint(folder)
+        captions = dict(zip(names, _captions(checkpoint, store, names), strict=True))
+        statistics = ImageStatistics.of(captions, references)
+        scores = corpus_scores(captions, references)
+        interval = bootstrap_interval(statistics)["cider_d"]
+        gain = ""
+        if before is not None:
+            difference = paired_bootstrap(before[1], statistics)["cider_d"]
+            gain = f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
+        rows.append(
+            [
+                folder.name,
+                f"{scores.cider_d:.1f} ({interval.low:.1f} to {interval.high:.1f})",
+                gain,
+                f"{scores.bleu_4:.1f}",
+                f"{scores.rouge_l:.1f}",
+                f"{scores.mean_length:.1f}",
+                f"{scores.repeated_trigram_share:.1f}",
+                ", ".join(_changes(before[0] if before else None, checkpoint.config)),
+            ]
+        )
+        before = checkpoint.config, statistics
+    note = (
+        f"Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% bootstrap intervals "
+        "over photos."
+    )
+    return {"columns": list(COLUMNS), "rows": rows, "note": note}
+
+
+def _captions(checkpoint: Checkpoint, store: FeatureStore, names: Sequence[str]) -> list[list[str]]:
+    length = checkpoint.config.text.max_length
+    runner = FreeRunner(checkpoint.model, length)
+    captions: list[list[str]] = []
+    for first in range(0, len(names), _BATCH):
+        ids = runner.greedy(store.gather(names[first : first + _BATCH]))
+        captions += captions_of(ids, checkpoint.vocabulary, length)
+    return captions
+
+
+def _changes(before: Config | None, now: Config) -> list[str]:
+    """The switches that differ, as `name value`."""
+    if before is None:
+        return ["(the baseline)"]
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    return [
+        f"{name} {value}"
+        for section, switches in new.items()
+        for name, value in switches.items()
+        if value != old[section][name] and name not in ("seed", "vocabulary_size", "precision")
+    ]

@@ -1,0 +1,31 @@
+"""`caplet-export ablation`: compare training runs on the dev split, for the model card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from caplet_export.flickr8k import read_dataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders, in the order in which the recipe grew")
+    parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
+    parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON for `caplet-export bundle --ablation`")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score every run and write the table."""
+    dataset = read_dataset(arguments.data)
+
+    from caplet_export.ablation import compare_runs
+    from caplet_export.card import markdown_table
+    from caplet_export.features import FeatureStore
+
+    table = compare_runs(arguments.runs, dataset, FeatureStore(arguments.features / "mixed10-plain"))
+    arguments.output.write_text(json.dumps(table, indent=1) + "\n")
+    print(markdown_table(table["columns"], table["rows"]))
+    return 0
