@@ -59,8 +59,8 @@ def compare_runs(folders: Sequence[Path], dataset: Dataset, store: FeatureStore,
         )
         before = checkpoint.config, statistics
     note = (
-        f"Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% bootstrap intervals "
-        "over photos."
+        f"Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% bootstrap "
+        "intervals over photos."
     )
     return {"columns": list(COLUMNS), "rows": rows, "note": note}
 
