@@ -139,7 +139,7 @@ RECIPES = {
             channel_dropout=0.0,
         ),
         train=TrainConfig(
-            epochs=8,
+            epochs=5,
             patience=0,
             decay="constant",
             label_smoothing=0.0,
