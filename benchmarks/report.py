@@ -18,7 +18,6 @@ from typing import Any
 from benchmarks.peers import REFERENCE, RESULTS, ROOT
 
 Results = dict[str, Any]
-BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 _ROUNDS_TEXT = "one process per engine, alternating bursts"
 
 
@@ -194,12 +193,17 @@ def chart(peers: Results, path: Path) -> None:
     pyplot.close(figure)
 
 
-def insert(text: str, table: str) -> str:
-    """The README's text with the table between its markers. Raises ValueError if they are not there, once each."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"no {BEGIN} … {END}")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+def insert(text: str, table: str, section: str = "benchmark") -> str:
+    """The README's text with the table between the section's markers.
+
+    Raises:
+        ValueError: they are not there, once each.
+    """
+    begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"no {begin} … {end}")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
 
 
 def _facts(peers: Results) -> list[str]:

@@ -66,18 +66,23 @@ vocabulary of {manifest["vocabulary"]["size"]} words.
 
 
 def _scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
+    return f"## Scores\n\n{render_scores(metrics, decoding)}"
+
+
+def render_scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
+    """The scores in a manifest as a Markdown table, with what they were measured on."""
     if not metrics["results"]:
-        return "## Scores\n\nNot measured yet."
+        return "Not measured yet."
     rows = []
     for beam, result in metrics["results"].items():
         scores, intervals = result["scores"], result.get("intervals", {})
         name = f"**{beam}** (default)" if int(beam) == decoding["beam_size"] else beam
         cells = [f"{scores[metric]:.1f}{_interval(intervals.get(metric))}" for metric in _SCORES]
         rows.append([name, *cells])
-    return f"""## Scores
-
-{metrics.get("images", "")} photos of the {metrics["split"]} split, free-running, by the graphs of this very
-bundle through caplet's runtime; percent, with 95% bootstrap intervals over photos. Scorer: {metrics["scorer"]}.
+    return f"""{metrics.get("images", "")} photos of the {metrics["split"]} split, free-running, by the graphs of the
+bundle as it ships, through caplet's runtime; percent, with 95% bootstrap intervals over photos. Scorer: {
+        metrics["scorer"]
+    }.
 
 {markdown_table(["beam", *_SCORES.values()], rows)}
 

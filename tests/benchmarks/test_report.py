@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import report
 
+BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 MACHINE = {
     "cpu": {"name": "Some CPU", "features": ["avx2"]},
     "usable_threads": {"count": 2, "reason": ""},
@@ -93,13 +94,13 @@ def test_quick_results_are_marked_as_worthless(peers: dict[str, Any], product: d
 
 
 def test_the_table_goes_between_the_markers_and_nothing_else_changes() -> None:
-    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     once = report.insert(text, "new")
-    assert once == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    assert once == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
     assert report.insert(once, "new") == once
 
 
-@pytest.mark.parametrize("text", ["", report.BEGIN, f"{report.END}{report.BEGIN}", 2 * f"{report.BEGIN}{report.END}"])
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", 2 * f"{BEGIN}{END}"])
 def test_a_readme_without_the_markers_is_left_alone(text: str) -> None:
     with pytest.raises(ValueError):
         report.insert(text, "new")
@@ -110,7 +111,7 @@ def test_the_command_writes_all_three(peers: dict[str, Any], product: dict[str, 
     (tmp_path / "peers.json").write_text(json.dumps(peers))
     (tmp_path / "product.json").write_text(json.dumps(product))
     readme = tmp_path / "README.md"
-    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    readme.write_text(f"{BEGIN}\n{END}\n")
     assert report.main(["--results", str(tmp_path), "--readme", str(readme)]) == 0
     assert report.readme_table(peers) in readme.read_text()
     assert "| BLIP | not installed: torch |" in (tmp_path / "results.md").read_text()
