@@ -55,6 +55,7 @@ def write_bundle(
     decoding: Decoding | None = None,
     licences: Licences | None = None,
     metrics: Mapping[str, Any] | None = None,
+    comparison: str | None = None,
     ablation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a bundle, whole or not at all.
@@ -67,6 +68,8 @@ def write_bundle(
             the bundle itself through caplet, greedily and by the default search.
         recipe: the configuration that trained it.
         metrics: what `caplet-export evaluate --json` wrote; its captions are left out.
+        comparison: Markdown for the card, what `caplet-export evaluate --compare` printed of these graphs and those
+            before quantisation.
         ablation: a table for the card, see `caplet_export.card.render_card`.
 
     Raises:
@@ -84,7 +87,7 @@ def write_bundle(
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
         manifest["files"] = _hashes(folder)
-        (folder / "README.md").write_text(render_card(manifest, ablation), encoding="utf-8")
+        (folder / "README.md").write_text(render_card(manifest, ablation, comparison), encoding="utf-8")
         manifest["files"] = _hashes(folder)
         # Captions need a bundle that can be loaded, so the manifest is written twice.
         _write_manifest(folder, manifest)
@@ -120,11 +123,17 @@ def read_json(path: Path) -> Any:
         ConfigurationError: it cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or error}") from error
+        return json.loads(read_text(path))
     except ValueError as error:
         raise ConfigurationError(f"{path}: not JSON: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file's content. `ConfigurationError` if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _manifest(folder: Path, name: str, decoding: Decoding, licences: Licences) -> dict[str, Any]:

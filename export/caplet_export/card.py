@@ -23,16 +23,20 @@ _SCORES = {
 }
 
 
-def render_card(manifest: Mapping[str, Any], ablation: Mapping[str, Any] | None = None) -> str:
+def render_card(
+    manifest: Mapping[str, Any], ablation: Mapping[str, Any] | None = None, comparison: str | None = None
+) -> str:
     """The card as Markdown.
 
     Args:
         manifest: as in manifest.json; golden captions and hashes are not needed yet, sizes of the graphs are.
+        comparison: Markdown that says what quantisation cost, if it is known.
         ablation: `{"columns": [...], "rows": [[...], ...], "note": "..."}`, a table of runs, if there is one.
     """
     sections = [
         _introduction(manifest),
         _scores(manifest["metrics"], manifest["decoding"]),
+        f"## What 8 bits cost\n\n{comparison.strip()}" if comparison else "",
         _ablation(ablation) if ablation else "",
         _making(manifest),
         _limits(),

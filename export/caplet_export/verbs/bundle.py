@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, help="what the bundle calls itself")
     parser.add_argument("--golden", type=Path, nargs="+", required=True, metavar="PHOTO", help="photos free to share")
     parser.add_argument("--metrics", type=Path, metavar="JSON", help="written by `caplet-export evaluate --json`")
-    parser.add_argument("--ablation", type=Path, metavar="JSON", help='table for the card: {"columns": …, "rows": …}')
+    parser.add_argument(
+        "--comparison", type=Path, metavar="MD", help="for the card: what `evaluate --compare FLOAT INT8` printed"
+    )
+    parser.add_argument("--ablation", type=Path, metavar="JSON", help="for the card: what `ablation` wrote")
     parser.add_argument("--beam", type=int, default=3, help="default beam size (default: %(default)s)")
     parser.add_argument("--length-penalty", type=float, default=1.0, help="(default: %(default)s)")
     parser.add_argument("--max-length", type=int, help="words at most (default: as trained)")
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the bundle and print its golden captions."""
-    from caplet_export.bundle import Decoding, Licences, read_json, write_bundle
+    from caplet_export.bundle import Decoding, Licences, read_json, read_text, write_bundle
     from caplet_export.config import load_config
 
     config = load_config(arguments.run / "config.json")
@@ -44,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         licences=Licences(arguments.weights_license, arguments.data_license),
         metrics=read_json(arguments.metrics) if arguments.metrics else None,
+        comparison=read_text(arguments.comparison) if arguments.comparison else None,
         ablation=read_json(arguments.ablation) if arguments.ablation else None,
     )
     for golden in read_json(arguments.output / "manifest.json")["golden"]:
