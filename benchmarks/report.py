@@ -72,6 +72,11 @@ def targets(peers: Results, product: Results) -> list[Target]:
     sizes, batch = product["sizes"], product["batch"]
     return [
         Target("int8 encoder ÷ OpenVINO int8", ratio(peers, (small, "encode"), ("openvino-int8", "encode")), 1.15),
+        Target(
+            "the same where OpenVINO does not use AMX",
+            ratio(peers, (small, "encode"), ("openvino-int8-vnni", "encode")),
+            1.15,
+        ),
         Target("fp32 encoder ÷ OpenVINO fp32", ratio(peers, (full, "encode"), ("openvino-fp32", "encode")), 1.0),
         Target("int8 encoder ÷ plain static QDQ export", ratio(peers, (small, "encode"), ("ort-qdq", "encode")), 0.68),
         Target(

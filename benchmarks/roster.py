@@ -23,6 +23,7 @@ class Peer:
         imports: packages that have to be installed; with all they need they are its installed size.
         files: what it reads of the folder that `benchmarks.prepare` wrote; its size on disk.
         options: further arguments of the engine.
+        environment: variables that its process has besides.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Peer:
     imports: tuple[str, ...]
     files: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def missing_packages(self) -> list[str]:
         """Packages that are not installed."""
@@ -52,6 +54,8 @@ _LITERT, _KERAS = ("ai_edge_litert", "PIL"), ("tensorflow", "keras", "PIL")
 _TRANSFORMERS = ("transformers", "torch", "PIL")
 _CAPLET, _ORT, _OV = "engine_caplet:Caplet", "engine_onnx:OnnxRuntime", "engine_onnx:OpenVino"
 _TF, _TORCH = "engine_tensorflow", "engine_transformers"
+# Where there are matrix units (AMX), OpenVINO uses them; most processors have none.
+_VNNI = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
 
 ROSTER = (
     Peer("caplet-int8", "caplet int8, greedy", _CAPLET, _RUNTIME, ("int8",), {"bundle": "int8", "beam_size": 1}),
@@ -59,6 +63,9 @@ ROSTER = (
     Peer("caplet-fp32", "caplet fp32, greedy", _CAPLET, _RUNTIME, ("fp32",), {"bundle": "fp32", "beam_size": 1}),
     Peer("caplet-fp32-default", "caplet fp32, default beam", _CAPLET, _RUNTIME, ("fp32",), {"bundle": "fp32"}),
     Peer("openvino-int8", "OpenVINO int8 (caplet's graphs)", _OV, _OPENVINO, ("int8",), {"graphs": "int8"}),
+    Peer(
+        "openvino-int8-vnni", "OpenVINO int8, not using AMX", _OV, _OPENVINO, ("int8",), {"graphs": "int8"}, _VNNI
+    ),
     Peer("openvino-fp32", "OpenVINO fp32 (caplet's graphs)", _OV, _OPENVINO, ("fp32",), {"graphs": "fp32"}),
     Peer("ort-qdq", "onnxruntime, plain static QDQ export", _ORT, _RUNTIME, ("plain-qdq",), {"graphs": "plain-qdq"}),
     Peer("ort-fp32", "onnxruntime, plain fp32 export", _ORT, _RUNTIME, ("plain",), {"graphs": "plain"}),
