@@ -9,8 +9,8 @@ The decoder is quantised statically too, not dynamically: a dynamic range is tak
 would depend on what else is in the batch, or in the beam.
 
 Weights use all 8 bits. On x86 without VNNI, 16-bit sums of unsigned by signed products may saturate; onnxruntime
-avoids that with the session option `session.x64quantprecision = 1`, which caplet's runtime sets: it costs speed only
-there, where `reduce_range` would cost accuracy everywhere. ARM64 and VNNI do not saturate.
+avoids that with the session option `session.x64quantprecision = 1`, which caplet's runtime sets on such processors and
+only there: `reduce_range` would cost accuracy everywhere. ARM64 and VNNI do not saturate.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from caplet.bundle import Bundle
 from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
 from caplet.errors import ArgumentError, BundleError, InferenceError
+from caplet.machine import describe_cpu
 
 _SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
 # Where a size is a letter it may be any number, but the same one wherever the letter stands in either graph.
@@ -124,15 +125,24 @@ def _session(path: Path, threads: int, providers: list[Any]) -> onnxruntime.Infe
     # Spinning would burn a core between captions; the graphs' operators are long enough to wake threads for.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # Without VNNI, x86 adds pairs of 8-bit products in 16 bits, which can overflow. On such processors, and only there,
-    # this makes onnxruntime use kernels that cannot.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if _may_overflow(describe_cpu()):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", "get the bundle again") from error
+
+
+def _may_overflow(cpu: Mapping[str, Any]) -> bool:
+    """Whether 8-bit products may overflow: x86 without VNNI adds pairs of them in 16 bits.
+
+    onnxruntime then has exact kernels, which are three times slower, and takes them on any x86 processor when asked to;
+    so they are asked for only where instructions are known and none of VNNI is among them.
+    """
+    features = set(cpu["features"])
+    return "avx2" in features and not features & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def _run(session: onnxruntime.InferenceSession, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
