@@ -38,19 +38,30 @@ def build_extractor(weights: str | None, dtype: str = "float32") -> keras.Model:
         keras.config.set_dtype_policy(before)
 
 
-def split_extractor(extractor: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
-    """The extractor in two: pixels to the output of block `layer`, and from there to the 8×8×2048 features.
-
-    Both share the extractor's variables, so what is trained above `layer` is trained in it.
+def lower_blocks(extractor: keras.Model, layer: str) -> keras.Model:
+    """Pixels to the output of block `layer`, `mixed0` to `mixed10`; shares the extractor's variables.
 
     Raises:
         ConfigurationError: no block of that name.
     """
+    return keras.Model(extractor.input, _block(extractor, layer))
+
+
+def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:
+    """The output of block `layer`, below `mixed10`, to the 8×8×2048 features; shares the extractor's variables, so that
+    what is trained here is trained there.
+
+    Raises:
+        ConfigurationError: no block of that name.
+    """
+    return keras.Model(_block(extractor, layer), extractor.output)
+
+
+def _block(extractor: keras.Model, layer: str) -> Any:
     blocks = [f"mixed{number}" for number in range(11)]
     if layer not in blocks:
         raise ConfigurationError(f"InceptionV3 has no block {layer!r} (blocks: {', '.join(blocks)})")
-    cut = extractor.get_layer(layer).output
-    return keras.Model(extractor.input, cut), keras.Model(cut, extractor.output)
+    return extractor.get_layer(layer).output
 
 
 def scale(pixels: Any) -> Any:

@@ -37,7 +37,7 @@ from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import FeatureStore
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of, sample
-from caplet_export.inception import split_extractor
+from caplet_export.inception import upper_blocks
 from caplet_export.metrics import END_TOKEN, CiderD, tokenize
 from caplet_export.model import build_model
 from caplet_export.text import END, PAD, Vocabulary, clean
@@ -327,8 +327,7 @@ class Trainer:
             raise ConfigurationError(f"train.extractor_layer={layer} needs --encoder-weights")
         if start_from and (start_from / EXTRACTOR).exists():
             load_extractor_part(self._extractor, start_from / EXTRACTOR)
-        _, upper = split_extractor(self._extractor, layer)
-        return upper
+        return upper_blocks(self._extractor, layer)
 
 
 class _Swapped:

@@ -34,9 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     import tensorflow as tf
 
-    from caplet_export.inception import INPUT_SIZE, build_extractor, scale, split_extractor
+    from caplet_export.inception import INPUT_SIZE, build_extractor, lower_blocks, scale
 
-    lower, _ = split_extractor(build_extractor(arguments.encoder_weights), arguments.layer)
+    lower = lower_blocks(build_extractor(arguments.encoder_weights), arguments.layer)
     _, height, width, channels = lower.output_shape
     pixels = tf.TensorSpec((None, INPUT_SIZE, INPUT_SIZE, 3), tf.uint8)
 
