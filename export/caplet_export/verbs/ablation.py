@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from caplet_export.backend import load_tensorflow
 from caplet_export.flickr8k import read_dataset
 
 
@@ -21,6 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Score every run and write the table."""
     dataset = read_dataset(arguments.data)
 
+    load_tensorflow()
     from caplet_export.ablation import compare_runs
     from caplet_export.card import markdown_table
     from caplet_export.features import FeatureStore

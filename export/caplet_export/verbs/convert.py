@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+from caplet_export.backend import load_tensorflow
 from caplet_export.flickr8k import read_dataset
 
 
@@ -28,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = read_dataset(arguments.data)
     names = dataset.split(arguments.split)[: arguments.limit]
 
+    load_tensorflow()
     import onnx
 
     from caplet_export.checkpoint import load_checkpoint, load_extractor

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from caplet.image import load_pixels
+from caplet_export.backend import load_tensorflow
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest
 from caplet_export.flickr8k import read_dataset
@@ -32,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"caplet-export features: {defect}", file=sys.stderr)
     digest = weights_digest(arguments.encoder_weights)
 
+    load_tensorflow()
     import tensorflow as tf
 
     from caplet_export.inception import INPUT_SIZE, build_extractor, lower_blocks, scale

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from caplet_export.backend import load_tensorflow
 from caplet_export.config import RECIPES, load_config, override
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import read_dataset
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     for defect in dataset.defects:
         print(f"caplet-export train: {defect}", file=sys.stderr)
 
+    load_tensorflow()
     from caplet_export.features import FeatureStore
     from caplet_export.inception import build_extractor
     from caplet_export.train import Stores, Trainer, plot_history

@@ -1,0 +1,22 @@
+"""TensorFlow, loaded without the lines it writes about itself to standard error."""
+
+from __future__ import annotations
+
+import os
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow and Keras with standard error aside: some of their start-up lines heed no setting."""
+    aside = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        # The devices are looked up at first use, which has something to say as well.
+        tf.config.list_physical_devices()
+    finally:
+        os.dup2(aside, 2)
+        os.close(aside)
+        os.close(nowhere)
