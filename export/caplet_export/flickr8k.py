@@ -126,7 +126,8 @@ def read_dataset(root: Path | str) -> Dataset:
     if not splits:
         raise DataError(f"{root}: no split list (looked for *trainImages.txt, *devImages.txt, *testImages.txt)")
     if not any(splits.values()):
-        raise DataError(f"{root}: the split lists name no image that is present and captioned; first: {defects[0]}")
+        first = defects[-1].reason if defects else "they are empty"
+        raise DataError(f"{root}: the split lists name no image that is present and captioned: {first}")
     return Dataset(images, captions, splits, tuple(defects))
 
 

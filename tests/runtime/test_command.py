@@ -59,7 +59,14 @@ def run(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, s
 
 def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "caplet", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    # Tests that run in the background of a shell inherit that interrupts are ignored, and would pass it on.
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
 
 
 # What is printed.
