@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -28,9 +29,11 @@ def build_extractor(weights: str | None, dtype: str = "float32") -> keras.Model:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
     try:
-        return keras.applications.InceptionV3(
-            include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
-        )
+        with warnings.catch_warnings():  # Keras warns, many times over, before it says in an error what does not fit
+            warnings.simplefilter("ignore")
+            return keras.applications.InceptionV3(
+                include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(f"{weights}: not weights of InceptionV3 without top: {reason}") from error
