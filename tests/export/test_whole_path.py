@@ -124,15 +124,13 @@ def test_each_stage_of_training_leaves_a_run(done: Sequence[Done], folder: Path)
 
 
 def test_the_bundle_has_learned_the_tiny_world(done: Sequence[Done], folder: Path) -> None:
-    """It has seen these very pictures in training. One caption for all would be right for one of the eight."""
+    """Each photo's own colour, and some shape: random convolutions tell colours apart, but hardly squares from circles."""
     captioner = Captioner(folder / "bundles" / "int8")
     photos = sorted((folder / "flickr8k" / "Flicker8k_Dataset").iterdir())[:8]
-    texts = [captioner.caption(photo).text for photo in photos]
-    right = [
-        list(COLOURS)[number % 4] in text.split() and SHAPES[number // 4] in text.split()
-        for number, text in enumerate(texts)
-    ]
-    assert sum(right) >= 4, texts
+    captions = [captioner.caption(photo) for photo in photos]
+    right = [list(COLOURS)[number % 4] in caption.words for number, caption in enumerate(captions)]
+    assert sum(right) >= 7, [caption.text for caption in captions]
+    assert all(set(caption.words) & set(SHAPES) for caption in captions)
 
 
 def test_int8_and_float_bundles_say_nearly_the_same(done: Sequence[Done], folder: Path) -> None:
