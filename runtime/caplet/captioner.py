@@ -55,7 +55,7 @@ class Caption:
         attention: float32 [words,8,8], read-only: how much each word looked at each part of the photo, row by row
             from the top left; each word's weights sum to 1.
         alternatives: the best sentences the search found, best first; the first is this one.
-        milliseconds: time spent on this photo: decoding it, and its share of the batch's time in the graphs.
+        milliseconds: time spent on this photo: decoding and encoding it, and its share of its batch's search.
     """
 
     text: str
@@ -84,9 +84,9 @@ class Caption:
 
 @dataclasses.dataclass(frozen=True)
 class _Photo:
-    """Pixels or what was wrong with the photo, and the seconds it took to find out."""
+    """What the encoder made of a photo, or what was wrong with it, and the seconds that took."""
 
-    pixels: NDArray[np.uint8] | CapletError
+    encoded: Encoded | CapletError
     seconds: float
 
 
@@ -174,7 +174,7 @@ class Captioner:
             InferenceError: the graphs failed.
         """
         decoding = self.decoding(beam_size, max_length)
-        result = self._caption_batch([self._load(image, allow_truncated)], decoding)[0]
+        result = self._caption_batch([self._encode(image, allow_truncated)], decoding)[0]
         if isinstance(result, CapletError):
             raise result
         return result
@@ -215,12 +215,13 @@ class Captioner:
     ) -> Iterator[Caption | CapletError]:
         """Write captions for many photos, lazily and in order.
 
-        Photos are decoded in threads while the graphs run (with one thread to compute with: in turns). No more than
-        two batches and a few photos are held at any time, so `images` may be endless.
+        Photos are decoded and encoded side by side in threads while sentences are searched for those before (with one
+        thread to compute with: in turns). No more than two batches and a few photos are held at any time, so `images`
+        may be endless. The captions are those of `caption`.
 
         Args:
             images: the photos; see `caption`.
-            batch_size: photos that go through the graphs together.
+            batch_size: photos whose sentences are searched together.
             on_error: "raise" to stop at the first photo that fails, "return" to give its error in its place.
             beam_size: see `caption`.
             max_length: see `caption`.
@@ -251,9 +252,11 @@ class Captioner:
     def _caption_many(
         self, images: Iterable[ImageSource], size: int, decoding: Decoding, allow_truncated: bool, *, raises: bool
     ) -> Iterator[Caption | CapletError]:
+        # Several photos side by side keep the processors busier than several threads on one photo, or on a batch: they
+        # wait for each other at none of the encoder's operators, and decoding fills the gaps.
         workers = 0 if self._threads == 1 else min(self._threads, _MOST_PHOTO_WORKERS)
         photos = in_order(
-            images, lambda image: self._load(image, allow_truncated), workers=workers, ahead=size + workers
+            images, lambda image: self._encode(image, allow_truncated), workers=workers, ahead=size + workers
         )
         with contextlib.closing(photos):
             failure: Exception | None = None
@@ -267,35 +270,36 @@ class Captioner:
                     return
             raise failure
 
-    def _load(self, image: ImageSource, allow_truncated: bool) -> _Photo:
+    def _encode(self, image: ImageSource, allow_truncated: bool) -> _Photo:
         started = time.perf_counter()
         manifest = self._bundle.manifest
-        pixels: NDArray[np.uint8] | CapletError
+        encoded: Encoded | CapletError
         try:
             pixels = load_pixels(image, size=(manifest.width, manifest.height), allow_truncated=allow_truncated)
+            encoded = self._sessions.encode(pixels[None])
         except CapletError as error:
-            pixels = error
-        return _Photo(pixels, time.perf_counter() - started)
+            encoded = error
+        return _Photo(encoded, time.perf_counter() - started)
 
     def _caption_batch(self, photos: Sequence[_Photo], decoding: Decoding) -> list[Caption | CapletError]:
         started = time.perf_counter()
-        good = [photo.pixels for photo in photos if not isinstance(photo.pixels, CapletError)]
+        good = [photo.encoded for photo in photos if not isinstance(photo.encoded, CapletError)]
         found: Iterator[list[Hypothesis] | CapletError] = iter(())
         if good:
+            together = good[0] if len(good) == 1 else Encoded(*map(np.concatenate, zip(*good, strict=True)))
             try:
-                encoded: Encoded = self._sessions.encode(np.stack(good))
-                found = iter(search(self._sessions.step, encoded, decoding))
+                found = iter(search(self._sessions.step, together, decoding))
             except CapletError as error:
                 found = iter([error] * len(good))
         share = (time.perf_counter() - started) / max(len(good), 1)
         results: list[Caption | CapletError] = []
         for photo in photos:
-            result = photo.pixels if isinstance(photo.pixels, CapletError) else next(found)
+            result = photo.encoded if isinstance(photo.encoded, CapletError) else next(found)
             if isinstance(result, CapletError):
                 results.append(result)
             else:
                 results.append(self._write(result, 1000 * (photo.seconds + share)))
-        _log.debug("captioned %d of %d photos in %.1f ms each", len(good), len(photos), 1000 * share)
+        _log.debug("captioned %d of %d photos, their search %.1f ms each", len(good), len(photos), 1000 * share)
         return results
 
     def _write(self, hypotheses: Sequence[Hypothesis], milliseconds: float) -> Caption | CapletError:

@@ -302,25 +302,40 @@ def test_threads_end_with_the_iterator(how: str, captioner: Captioner, paths: li
     assert not photo_threads()
 
 
-def test_photos_are_decoded_while_the_graphs_run(
+def test_photos_are_decoded_and_encoded_while_sentences_are_searched(
     captioner: Captioner, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[str] = []
-    load = caplet.captioner.load_pixels
+    encoded: list[tuple[str, int]] = []
+    encode = captioner.sessions.encode
 
-    def watched(*arguments: Any, **options: Any) -> Any:
-        decoded.append(threading.current_thread().name)
-        return load(*arguments, **options)
+    def watched(pixels: Any) -> Any:
+        encoded.append((threading.current_thread().name, len(pixels)))
+        return encode(pixels)
 
-    monkeypatch.setattr(caplet.captioner, "load_pixels", watched)
+    monkeypatch.setattr(captioner.sessions, "encode", watched)
     found = captioner.caption_many(paths * 4, batch_size=2)
     next(found)
     deadline = time.monotonic() + 10
-    while len(decoded) < 4 and time.monotonic() < deadline:  # nobody asks, and the next batch is decoded all the same
+    while len(encoded) < 4 and time.monotonic() < deadline:  # nobody asks, and the next batch is encoded all the same
         time.sleep(0.01)
-    assert len(decoded) >= 4
-    assert all(name.startswith("caplet-photo") for name in decoded)
+    assert len(encoded) >= 4
+    # Each by itself, so that what a photo's encoding gives, and takes of memory, does not depend on its batch.
+    assert all(name.startswith("caplet-photo") and photos == 1 for name, photos in encoded)
     found.close()  # type: ignore[attr-defined]
+
+
+def test_photos_are_encoded_side_by_side(
+    captioner: Captioner, paths: list[Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=10)
+    encode = captioner.sessions.encode
+
+    def watched(pixels: Any) -> Any:
+        both.wait()  # broken, and an error, unless two photos come here at once
+        return encode(pixels)
+
+    monkeypatch.setattr(captioner.sessions, "encode", watched)
+    assert [str(caption) for caption in captioner.caption_many(paths, batch_size=4)] == texts
 
 
 def test_a_folder_with_broken_photos(captioner: Captioner, paths: list[Path], texts: list[str]) -> None:
