@@ -1,12 +1,13 @@
 """caplet: a sentence for a photo, on any CPU, offline.
 
-Importing caplet does nothing: numpy, Pillow and onnxruntime are imported when a Captioner is made.
+Importing caplet loads next to nothing: numpy, Pillow and onnxruntime are imported when a Captioner is made.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ __all__ = [
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+# From 1.29 on onnxruntime reports to Microsoft and keeps a database in the home folder. It decides when it is imported,
+# so this stands here: `import onnxruntime` comes after `import caplet` in most programs.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def __getattr__(name: str) -> Any:

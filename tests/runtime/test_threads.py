@@ -127,10 +127,9 @@ affinity, threads, bundle, photo = int(sys.argv[1]), int(sys.argv[2]), sys.argv[
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 if affinity:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-import onnxruntime
-own = len(os.listdir("/proc/self/task")) - 1  # onnxruntime has a thread that sleeps from its import on
-from caplet import Captioner
-captioner = Captioner(bundle, threads=threads or None)
+import caplet, onnxruntime
+own = len(os.listdir("/proc/self/task")) - 1  # threads that onnxruntime starts when it is imported, and that sleep
+captioner = caplet.Captioner(bundle, threads=threads or None)
 captioner.caption(photo)
 most = 0
 for _ in captioner.caption_many([photo] * 20):
