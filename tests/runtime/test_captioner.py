@@ -325,8 +325,9 @@ def test_photos_are_decoded_and_encoded_while_sentences_are_searched(
 
 
 def test_photos_are_encoded_side_by_side(
-    captioner: Captioner, paths: list[Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, paths: list[Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    captioner = Captioner(tiny_bundle, threads=2)
     both = threading.Barrier(2, timeout=10)
     encode = captioner.sessions.encode
 
