@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from caplet.errors import BundleError, BundleNotFoundError
+from caplet.errors import ArgumentError, BundleError, BundleNotFoundError
 from caplet.graphfile import check_self_contained
 from caplet.manifest import Manifest, parse_manifest
 
@@ -60,6 +60,7 @@ def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = Tr
 
     Raises:
         BundleNotFoundError: there is no such directory, or no manifest in it.
+        ArgumentError: `path` is no path at all.
         BundleError: anything else that is wrong, with the file's path.
     """
     root = locate_bundle(path)
@@ -79,9 +80,17 @@ def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = Tr
 
 
 def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
-    """The directory that `load_bundle` reads. Raises BundleNotFoundError when there is none."""
+    """The directory that `load_bundle` reads.
+
+    Raises:
+        BundleNotFoundError: there is none.
+        ArgumentError: `path` is no path at all.
+    """
     named = path if path is not None else os.environ.get(MODEL_VARIABLE) or None
-    root = _default_bundle() if named is None else Path(os.fspath(named))
+    try:
+        root = _default_bundle() if named is None else Path(os.fsdecode(named))
+    except TypeError:
+        raise ArgumentError("model", f"{named!r} is not a path", "give the directory of a bundle") from None
     try:
         found = root.is_dir()
     except (OSError, ValueError):  # a null byte or a name too long for any directory

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
-import operator
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.arguments import whole_number
 from caplet.bundle import Bundle, load_bundle
 from caplet.decode import Encoded, Hypothesis, search
 from caplet.errors import ArgumentError, BundleError, CapletError, InferenceError
-from caplet.image import ImageSource, load_pixels
+from caplet.image import MAX_PIXELS, ImageSource, is_source, load_pixels
 from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order
 from caplet.sessions import Sessions
@@ -31,7 +32,9 @@ _log = logging.getLogger(__name__)
 _GRID = 8  # the encoder's 64 locations are 8 rows of 8
 _FIRST_WORD = 4  # ids below are <pad>, <start>, <end>, <unk>
 _LARGEST_BATCH = 1024
+_LARGEST_PHOTO = 2**40  # pixels
 _MOST_PHOTO_WORKERS = 4
+_Load: TypeAlias = Callable[[ImageSource], NDArray[np.uint8]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +72,23 @@ class Caption:
     def __str__(self) -> str:
         return self.text
 
-    def plot(self, image: ImageSource, *, allow_truncated: bool = False) -> Image.Image:
+    def plot(self, image: ImageSource, *, allow_truncated: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Draw `image`, the photo this caption is for, and for each word where it looked and how likely it was.
 
-        See `caplet.explain.plot_attention` for the drawing. Raises ImageError if the photo cannot be read.
+        See `caplet.explain.plot_attention` for the drawing, `Captioner.caption` for the options. Raises ImageError if
+        the photo cannot be read.
         """
         from caplet.explain import plot_attention
 
         likelihoods = [min(math.exp(log_prob), 1.0) for log_prob in self.word_scores]
         return plot_attention(
-            image, self.words, self.attention, likelihoods, caption=self.text, allow_truncated=allow_truncated
+            image,
+            self.words,
+            self.attention,
+            likelihoods,
+            caption=self.text,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
         )
 
 
@@ -117,7 +127,7 @@ class Captioner:
         Raises:
             BundleNotFoundError: there is no bundle there.
             BundleError: the bundle is damaged, incomplete or inconsistent.
-            ArgumentError: `threads` or `providers` makes no sense.
+            ArgumentError: `model`, `threads` or `providers` makes no sense.
         """
         started = time.perf_counter()
         self._asked = (threads, providers, verify)
@@ -159,6 +169,7 @@ class Captioner:
         beam_size: int | None = None,
         max_length: int | None = None,
         allow_truncated: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> Caption:
         """Write a caption for one photo.
 
@@ -167,14 +178,15 @@ class Captioner:
             beam_size: hypotheses kept per word, 1 (greedy) to what the decoder gives per step; None for the bundle's.
             max_length: words at most; None for the bundle's.
             allow_truncated: accept an image file that breaks off in the middle.
+            max_pixels: most pixels (width x height) the photo may have; looked up before anything is decoded.
 
         Raises:
             ImageError: the photo is missing or cannot be used.
             ArgumentError: an option makes no sense.
             InferenceError: the graphs failed.
         """
-        decoding = self.decoding(beam_size, max_length)
-        result = self._caption_batch([self._encode(image, allow_truncated)], decoding)[0]
+        decoding, load = self.decoding(beam_size, max_length), self._loader(allow_truncated, max_pixels)
+        result = self._caption_batch([self._encode(image, load)], decoding)[0]
         if isinstance(result, CapletError):
             raise result
         return result
@@ -189,6 +201,7 @@ class Captioner:
         beam_size: int | None = ...,
         max_length: int | None = ...,
         allow_truncated: bool = ...,
+        max_pixels: int = ...,
     ) -> Iterator[Caption]: ...
 
     @overload
@@ -201,6 +214,7 @@ class Captioner:
         beam_size: int | None = ...,
         max_length: int | None = ...,
         allow_truncated: bool = ...,
+        max_pixels: int = ...,
     ) -> Iterator[Caption | CapletError]: ...
 
     def caption_many(
@@ -212,6 +226,7 @@ class Captioner:
         beam_size: int | None = None,
         max_length: int | None = None,
         allow_truncated: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> Iterator[Caption | CapletError]:
         """Write captions for many photos, lazily and in order.
 
@@ -226,38 +241,37 @@ class Captioner:
             beam_size: see `caption`.
             max_length: see `caption`.
             allow_truncated: see `caption`.
+            max_pixels: see `caption`.
 
         Raises:
-            ArgumentError: at once, if an option makes no sense.
+            ArgumentError: at once, if an option makes no sense or `images` are not several.
             CapletError: at the photo's turn, as `caption` does, unless errors are returned. What `images` itself raises
                 comes through after the captions of the photos before.
         """
-        decoding = self.decoding(beam_size, max_length)
-        size = _whole_number("batch_size", batch_size, _LARGEST_BATCH)
+        decoding, load = self.decoding(beam_size, max_length), self._loader(allow_truncated, max_pixels)
+        size = whole_number("batch_size", batch_size, _LARGEST_BATCH)
         if on_error not in ("raise", "return"):
             raise ArgumentError("on_error", f"{on_error!r} is neither 'raise' nor 'return'")
-        return self._caption_many(images, size, decoding, allow_truncated, raises=on_error == "raise")
+        return self._caption_many(_several(images), size, decoding, load, raises=on_error == "raise")
 
     def decoding(self, beam_size: int | None = None, max_length: int | None = None) -> Decoding:
         """The bundle's search options with these changed. Raises ArgumentError."""
         decoding = self._bundle.manifest.decoding
         if beam_size is not None:
-            beam_size = _whole_number("beam_size", beam_size, self._sessions.widest_beam)
+            beam_size = whole_number("beam_size", beam_size, self._sessions.widest_beam)
             decoding = dataclasses.replace(decoding, beam_size=beam_size)
         if max_length is not None:
-            max_length = _whole_number("max_length", max_length, LONGEST_CAPTION)
+            max_length = whole_number("max_length", max_length, LONGEST_CAPTION)
             decoding = dataclasses.replace(decoding, max_length=max_length)
         return decoding
 
     def _caption_many(
-        self, images: Iterable[ImageSource], size: int, decoding: Decoding, allow_truncated: bool, *, raises: bool
+        self, images: Iterable[ImageSource], size: int, decoding: Decoding, load: _Load, *, raises: bool
     ) -> Iterator[Caption | CapletError]:
         # Several photos side by side keep the processors busier than several threads on one photo, or on a batch: they
         # wait for each other at none of the encoder's operators, and decoding fills the gaps.
         workers = 0 if self._threads == 1 else min(self._threads, _MOST_PHOTO_WORKERS)
-        photos = in_order(
-            images, lambda image: self._encode(image, allow_truncated), workers=workers, ahead=size + workers
-        )
+        photos = in_order(images, lambda image: self._encode(image, load), workers=workers, ahead=size + workers)
         with contextlib.closing(photos):
             failure: Exception | None = None
             while failure is None:
@@ -270,13 +284,17 @@ class Captioner:
                     return
             raise failure
 
-    def _encode(self, image: ImageSource, allow_truncated: bool) -> _Photo:
+    def _loader(self, allow_truncated: bool, max_pixels: int) -> _Load:
+        """What makes the encoder's pixels of a photo."""
+        size = self._bundle.manifest.width, self._bundle.manifest.height
+        most = whole_number("max_pixels", max_pixels, _LARGEST_PHOTO)
+        return functools.partial(load_pixels, size=size, max_pixels=most, allow_truncated=allow_truncated)
+
+    def _encode(self, image: ImageSource, load: _Load) -> _Photo:
         started = time.perf_counter()
-        manifest = self._bundle.manifest
         encoded: Encoded | CapletError
         try:
-            pixels = load_pixels(image, size=(manifest.width, manifest.height), allow_truncated=allow_truncated)
-            encoded = self._sessions.encode(pixels[None])
+            encoded = self._sessions.encode(load(image)[None])
         except CapletError as error:
             encoded = error
         return _Photo(encoded, time.perf_counter() - started)
@@ -330,6 +348,18 @@ def join_words(words: Iterable[str]) -> str:
     return "".join(word if word.startswith("'") else f" {word}" for word in words).lstrip()
 
 
+def _several(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
+    """An iterator over the photos. One photo is refused: text would come apart into letters, a file into lines."""
+    stack = isinstance(images, np.ndarray) and (images.ndim > 3 or images.dtype != np.uint8)
+    one = is_source(images) and not stack
+    try:
+        if not one:
+            return iter(images)
+    except TypeError:
+        pass
+    raise ArgumentError("images", f"a {type(images).__name__} is not several photos", "give a list of them")
+
+
 def _captioner(path: str, threads: int | None, providers: Sequence[Any] | None, verify: bool) -> Captioner:
     """What a pickled Captioner is made of again."""
     return Captioner(path, threads=threads, providers=providers, verify=verify)
@@ -346,13 +376,3 @@ def _take(photos: Iterator[_Photo], size: int) -> tuple[list[_Photo], Exception 
     except Exception as error:
         return batch, error
     return batch, None
-
-
-def _whole_number(option: str, value: SupportsIndex, high: int) -> int:
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if not 1 <= number <= high:
-        raise ArgumentError(option, f"{value!r} is not a whole number from 1 to {high}")
-    return number

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image_file import HEAD, cause_of, check_size, decode_file, identify
@@ -105,18 +105,22 @@ def _load(
     """Pixels of any source; no side of the result is longer than `longest_side`."""
     subject = _subject(source)
     try:
-        if isinstance(source, Image.Image):
-            check_size(source.size, max_pixels, subject)
-            return _finish(source, fit)
         if isinstance(source, np.ndarray):
             _check_array(source, max_pixels)
             return _finish(Image.fromarray(np.ascontiguousarray(source)), fit)
-        with _as_file(source, subject, max_pixels) as file:
+        opened = source if isinstance(source, Image.Image) else None
+        content: Any = source
+        if opened is not None:
+            check_size(opened.size, max_pixels, subject)
+            content = _file_of_undecoded_jpeg(opened)
+            if content is None:
+                return _finish(opened, fit)
+        with _as_file(content, subject, max_pixels) as file:
             # Twice the longest side both ways, as the orientation, known only later, may swap them.
             image = decode_file(
                 file, subject, least_side=2 * longest_side, max_pixels=max_pixels, allow_truncated=allow_truncated
             )
-            return _finish(image, fit)
+            return _finish(image, fit, like=opened)
     except CapletError:
         raise
     except FileNotFoundError as error:
@@ -129,10 +133,21 @@ def _load(
         raise ImageError(subject, cause_of(error), remedy) from error
 
 
+def is_source(value: object) -> bool:
+    """Whether this is of a type that `load_pixels` takes."""
+    return isinstance(value, _SOURCES) or hasattr(value, "read")
+
+
+_SOURCES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+
+
 def _subject(source: object) -> str:
     """What to call the source in an error message."""
     if isinstance(source, (str, os.PathLike)):
-        return os.fsdecode(source) or "<empty path>"
+        try:
+            return os.fsdecode(source) or "<empty path>"
+        except Exception as error:  # whatever the caller's own class raises
+            raise ImageTypeError(f"<{type(source).__name__}>", f"gives no path ({error})", "pass a path") from error
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
     if isinstance(source, Image.Image):
@@ -206,14 +221,27 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
     return io.BytesIO(data)
 
 
-def _finish(image: Image.Image, fit: _Fit) -> NDArray[np.uint8]:
-    """The steps every image takes once its samples are in memory."""
+def _file_of_undecoded_jpeg(image: Image.Image) -> Any:
+    """The file of a JPEG that Pillow has opened and nobody has decoded; None for every other image.
+
+    Taken through the decoder for files, it gives the pixels that its path would give, also where that decodes a large
+    photo at a part of its size, and the caller's image stays undecoded. An image that the caller has drafted or that
+    stands at another frame than the first is another picture than its file.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("JPEG", "MPO"):
+        return None
+    return image.fp if image.tile and not image.decoderconfig and image.tell() == 0 else None
+
+
+def _finish(image: Image.Image, fit: _Fit, like: Image.Image | None = None) -> NDArray[np.uint8]:
+    """The steps every image takes once its samples are in memory; orientation and profile may be those of another."""
     image.load()
     colours = _to_rgb(image)
-    method = _TRANSPOSITIONS.get(_orientation(image))
+    described = image if like is None else like
+    method = _TRANSPOSITIONS.get(_orientation(described))
     if method is not None:
         colours = colours.transpose(method)
-    return np.array(_to_srgb(_squash(colours, fit(*colours.size)), image), dtype=np.uint8)
+    return np.array(_to_srgb(_squash(colours, fit(*colours.size)), described), dtype=np.uint8)
 
 
 _TRANSPOSITIONS = {
@@ -256,13 +284,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Grey 8-bit samples from 16-bit, 32-bit and float ones, whose own conversion in Pillow clips instead of scaling.
 
-    16-bit samples keep their high byte, as Pillow does with 16-bit colour. The other modes do not say which values
-    are black and white: the narrowest usual range that holds all samples is taken (0 to 1 for floats, 0 to 255, 0 to
-    65535), and failing those the range from the least to the greatest.
+    These modes do not say which values are black and white: the narrowest usual range that holds all samples is taken
+    (0 to 1 for floats, 0 to 255, 0 to 65535), and failing those the range from the least to the greatest. Samples of
+    16 bits keep their high byte, as Pillow does with 16-bit colour.
     """
     if image.mode.startswith("I;16"):
         sixteen: NDArray[np.uint16] = np.asarray(image)
-        return Image.fromarray((sixteen >> 8).astype(np.uint8))
+        return Image.fromarray((sixteen >> 8 if sixteen.max() > 255 else sixteen).astype(np.uint8))
     samples = np.array(image, np.float32)  # ours, so that the rest is done in place
     np.nan_to_num(samples, copy=False, posinf=0.0, neginf=0.0)
     np.clip(samples, -1e37, 1e37, out=samples)

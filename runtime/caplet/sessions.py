@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -111,11 +111,18 @@ def _known_providers(providers: Sequence[Any] | None) -> list[Any]:
     if providers is None:
         return ["CPUExecutionProvider"]
     known = onnxruntime.get_available_providers()
-    chosen = [providers] if isinstance(providers, str) else list(providers)
-    names = [provider[0] if isinstance(provider, tuple) and provider else provider for provider in chosen]
-    if not names or not all(name in known for name in names):
+    chosen = [providers] if isinstance(providers, str) or not isinstance(providers, Iterable) else list(providers)
+    names = [_provider_name(provider) for provider in chosen]
+    if not names or len(set(names)) < len(names) or not all(name in known for name in names):
         raise ArgumentError("providers", f"{providers!r} is not among those of onnxruntime", f"use {', '.join(known)}")
     return chosen
+
+
+def _provider_name(provider: object) -> str | None:
+    """The name in `name` or `(name, options)`; None for all else, of which onnxruntime would complain on the screen."""
+    if isinstance(provider, tuple) and len(provider) == 2 and isinstance(provider[1], dict):
+        provider = provider[0]
+    return provider if isinstance(provider, str) else None
 
 
 def _session(path: Path, threads: int, providers: list[Any]) -> onnxruntime.InferenceSession:

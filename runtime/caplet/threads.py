@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsIndex
 
-from caplet.errors import ArgumentError
+from caplet.arguments import whole_number
 
 _log = logging.getLogger(__name__)
 _MOST_THREADS = 1024
+_NUMBER = re.compile(r"0*[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class ThreadCount:
 
 
 def usable_threads(
-    asked: int | None = None, *, environ: Mapping[str, str] = os.environ, root: Path = Path("/")
+    asked: SupportsIndex | None = None, *, environ: Mapping[str, str] = os.environ, root: Path = Path("/")
 ) -> ThreadCount:
     """The number of threads to compute with.
 
@@ -44,9 +47,7 @@ def usable_threads(
         ArgumentError: `asked` is not a whole number from 1 to 1024.
     """
     if asked is not None:
-        if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= _MOST_THREADS:
-            raise ArgumentError("threads", f"{asked!r} is not a whole number from 1 to {_MOST_THREADS}")
-        return ThreadCount(asked, "as asked")
+        return ThreadCount(whole_number("threads", asked, _MOST_THREADS), "as asked")
     limits = [_affinity()]
     limits += [ThreadCount(max(1, math.ceil(quota)), f"CPU quota of {quota:g}") for quota in _quotas(root)]
     limits += _omp_num_threads(environ)
@@ -61,7 +62,7 @@ def _affinity() -> ThreadCount:
 
 def _omp_num_threads(environ: Mapping[str, str]) -> list[ThreadCount]:
     text = environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list has one number per nesting level
-    if text.isascii() and text.isdigit() and int(text) > 0:
+    if _NUMBER.fullmatch(text):
         return [ThreadCount(int(text), "OMP_NUM_THREADS")]
     if text:
         _log.warning("OMP_NUM_THREADS=%s is not a number of threads, ignored", text)

@@ -13,7 +13,7 @@ import pytest
 
 import caplet.bundle
 from caplet.bundle import DEFAULT_BUNDLE, load_bundle
-from caplet.errors import BundleError, BundleNotFoundError
+from caplet.errors import ArgumentError, BundleError, BundleNotFoundError
 from tiny_bundle import rehash
 
 Manifest = dict[str, Any]
@@ -88,6 +88,16 @@ def test_no_such_directory(name: str, tmp_path: Path) -> None:
     with pytest.raises(BundleNotFoundError, match="no such directory") as caught:
         load_bundle(f"{tmp_path}/{name}")
     assert isinstance(caught.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize("path", [123, 1.5, [], object()], ids=str)
+def test_what_is_no_path_is_an_argument_error(path: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"model: .* is not a path"):
+        load_bundle(path)
+
+
+def test_a_path_may_be_bytes(tiny_bundle: Path) -> None:
+    assert load_bundle(os.fsencode(tiny_bundle)).path == tiny_bundle  # type: ignore[arg-type]
 
 
 def test_a_file_or_an_empty_directory_is_no_bundle(bundle: Path, tmp_path: Path) -> None:

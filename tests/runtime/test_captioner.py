@@ -180,6 +180,52 @@ def test_options_of_a_batch_that_make_no_sense(options: Any, captioner: Captione
         captioner.caption_many([], **options)
 
 
+@pytest.mark.parametrize(
+    "images",
+    [
+        3,
+        None,
+        "cat.jpg",
+        Path("cat.jpg"),
+        b"photo",
+        io.BytesIO(b"photo"),
+        Image.new("RGB", (4, 4)),
+        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((4, 4), np.uint8),
+    ],
+    ids=lambda images: type(images).__name__,
+)
+def test_one_photo_is_not_several(images: Any, captioner: Captioner) -> None:
+    with pytest.raises(ArgumentError, match=r"images: a \w+ is not several photos; give a list of them"):
+        captioner.caption_many(images)  # text would come apart into letters, a file into lines, an array into rows
+
+
+def test_a_stack_of_arrays_and_an_array_of_paths_are_several(captioner: Captioner, paths: list[Path]) -> None:
+    stack = np.stack([np.asarray(Image.open(path).resize((99, 99))) for path in paths])
+    found = [caption.text for caption in captioner.caption_many(stack)]
+    assert found == [captioner.caption(picture).text for picture in stack]
+    assert len(list(captioner.caption_many(np.array(list(map(str, paths)))))) == len(paths)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "9", None])
+def test_a_limit_that_makes_no_sense(value: Any, captioner: Captioner, photos: Path) -> None:
+    with pytest.raises(ArgumentError, match="max_pixels"):
+        captioner.caption(photos / "cat.jpg", max_pixels=value)
+    with pytest.raises(ArgumentError, match="max_pixels"):
+        captioner.caption_many([], max_pixels=value)
+
+
+def test_the_limit_of_pixels_can_be_moved(captioner: Captioner, photos: Path) -> None:
+    width, height = Image.open(photos / "cat.jpg").size
+    caption = captioner.caption(photos / "cat.jpg", max_pixels=width * height)
+    assert caption.plot(photos / "cat.jpg", max_pixels=width * height)
+    for call in (captioner.caption, caption.plot):
+        with pytest.raises(ImageError, match="raise max_pixels"):
+            call(photos / "cat.jpg", max_pixels=width * height - 1)
+    (error,) = captioner.caption_many([photos / "cat.jpg"], max_pixels=9, on_error="return")
+    assert isinstance(error, ImageError)
+
+
 def test_numbers_of_numpy_are_numbers(captioner: Captioner, photos: Path) -> None:
     assert len(captioner.caption(photos / "cat.jpg", beam_size=np.int64(2), max_length=np.int8(2)).words) <= 2
 

@@ -278,10 +278,25 @@ def test_numbers_of_every_wire_type_are_passed_over() -> None:
 # Execution providers.
 
 
-@pytest.mark.parametrize("providers", [["NoSuchProvider"], [], [3], [()]])
-def test_unknown_execution_providers(providers: list[Any], tiny_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    "providers",
+    [
+        ["NoSuchProvider"],
+        [],
+        [3],
+        [()],
+        3,
+        [("CPUExecutionProvider", 3)],
+        [("CPUExecutionProvider",)],
+        ["CPUExecutionProvider"] * 2,
+        [np.zeros(2)],
+    ],
+    ids=repr,
+)
+def test_unknown_execution_providers(providers: Any, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ArgumentError, match="CPUExecutionProvider"):
         Captioner(tiny_bundle, providers=providers)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

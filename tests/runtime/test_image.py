@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image import load_pixels
@@ -119,6 +119,58 @@ class Pipe:
         return part
 
 
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A photo that is decoded at a part of its size, stored on its side, in colours that are not sRGB."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be")).replace(b"rXYZ", b"tmp_")
+    profile = profile.replace(b"gXYZ", b"rXYZ").replace(b"tmp_", b"gXYZ")
+    noise = np.random.default_rng(0).integers(0, 256, (1800, 2600, 3), np.uint8)
+    picture = Image.blend(Image.open(PHOTOS[0]).convert("RGB").resize((2600, 1800)), Image.fromarray(noise), 0.2)
+    picture.save(tmp_path / "large.jpg", exif=exif, icc_profile=profile)
+    return tmp_path / "large.jpg"
+
+
+def test_a_large_jpeg_gives_the_same_pixels_through_every_door_that_has_its_file(large: Path) -> None:
+    expected = load_pixels(large)
+    with large.open("rb") as file, Image.open(large) as opened, Image.open(file) as opened_by_file:
+        for source in (large.read_bytes(), io.BytesIO(large.read_bytes()), opened, opened_by_file, file):
+            np.testing.assert_array_equal(load_pixels(source), expected)
+        assert opened.size == (2600, 1800) and opened.tile  # still as it was opened
+
+
+def test_a_large_jpeg_that_was_decoded_already_differs_by_less_than_a_level(large: Path) -> None:
+    decoded = ImageOps.exif_transpose(Image.open(large))
+    decoded.info.pop("icc_profile")
+    image = Image.open(large)
+    image.load()
+    assert np.abs(load_pixels(image).astype(int) - load_pixels(large)).mean() < 1
+    np.testing.assert_array_equal(load_pixels(np.asarray(decoded)), load_pixels(decoded))
+
+
+def test_what_the_caller_did_to_an_opened_jpeg_counts(large: Path) -> None:
+    upright = Image.open(large)
+    upright.getexif()[0x0112] = 1
+    assert np.abs(load_pixels(upright).astype(int) - load_pixels(large)).mean() > 5
+    grey = Image.open(large)
+    grey.draft("L", (650, 450))
+    assert np.ptp(load_pixels(grey), axis=2).max() == 0
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    second = Image.open(io.BytesIO(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])))
+    assert load_pixels(second)[0, 0].argmax() == 0
+    second.seek(1)
+    assert load_pixels(second)[0, 0].argmax() == 2
+
+
+def test_a_truncated_jpeg_is_truncated_also_when_pillow_opened_it(large: Path) -> None:
+    half = large.read_bytes()[:-90_000]
+    assert "truncated" in str(refusal(Image.open(io.BytesIO(half))))
+    expected = load_pixels(half, allow_truncated=True)
+    np.testing.assert_array_equal(load_pixels(Image.open(io.BytesIO(half)), allow_truncated=True), expected)
+
+
 def test_grey_arrays_are_grey_photos() -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     np.testing.assert_array_equal(load_pixels(grey), load_pixels(np.stack([grey] * 3, axis=-1)))
@@ -218,6 +270,18 @@ def test_other_types_are_type_errors(source: Any) -> None:
     error = refusal(source)
     assert isinstance(error, ImageTypeError) and isinstance(error, TypeError)
     assert "pass a path" in str(error)
+
+
+@pytest.mark.parametrize("answer", [3, None, ValueError("odd")], ids=repr)
+def test_a_path_object_that_gives_no_path_is_a_type_error(answer: Any) -> None:
+    class Odd(os.PathLike[str]):
+        def __fspath__(self) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    error = refusal(Odd())
+    assert isinstance(error, ImageTypeError) and str(error).startswith("<Odd>: gives no path")
 
 
 def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:

@@ -171,6 +171,14 @@ def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
         np.testing.assert_array_equal(load_pixels(encoded(Image.fromarray(sixteen), file_format)), expected)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I"])
+def test_grey_converted_to_16_bits_by_pillow_which_does_not_scale_is_still_the_same(
+    photo: Image.Image, mode: str
+) -> None:
+    grey = photo.convert("L")
+    np.testing.assert_array_equal(load_pixels(grey.convert(mode)), load_pixels(grey))
+
+
 @pytest.mark.parametrize("scale", [1 / 255, 1.0, 257.0, 1e6])
 @pytest.mark.parametrize("shift", [0, -1])
 def test_float_samples_of_any_usual_range_are_the_same_picture(scale: float, shift: int) -> None:
