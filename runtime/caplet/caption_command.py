@@ -6,14 +6,15 @@ import argparse
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from caplet.captioner import Caption, Captioner
 from caplet.errors import CapletError
-from caplet.image import ImageSource
+from caplet.image import MAX_PIXELS, ImageSource
 from caplet.inputs import Input, find_inputs, is_folder
-from caplet.output import Output
+from caplet.output import Output, complain
 from caplet.progress import Progress
 from caplet.records import Formatter, Record, Written, resume
 
@@ -26,29 +27,24 @@ def run(arguments: argparse.Namespace) -> int:
         OSError: a list cannot be read or a result cannot be written.
     """
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
-    captioner.decoding(arguments.beam, arguments.max_length)  # complain before the output is touched
     several = _several(arguments)
-    attention = None
-    if arguments.attention:
-        attention = _AttentionFiles(arguments.attention, several=several, allow_truncated=arguments.allow_truncated)
     written = resume(arguments.output, captioner.bundle.digest) if arguments.resume else Written(Counter(), 0)
+    results = _results(captioner, arguments, _Drawings(arguments.attention, several=several), written.paths)
     formatter = Formatter(arguments.format, with_path=several)
     failed = written.failed
     with Output(arguments.output, append=arguments.resume) as output:
         progress = _progress(arguments)
         if not written.paths:
             output.write(formatter.header())
-        for photo, result in _results(captioner, arguments, written.paths):
-            if isinstance(result, CapletError):
-                failed += 1
-            elif attention is not None:
-                attention.draw(photo, result)
+        for job, result in results:
+            problem = result if isinstance(result, CapletError) else _draw(job, result, arguments)
             progress.advance()
-            output.write(formatter.line(Record.of(photo.name, result, captioner.bundle)))
-            if isinstance(result, CapletError):
+            output.write(formatter.line(Record.of(job.photo.name, result, captioner.bundle)))
+            if problem is not None:
+                failed += 1
                 if not arguments.quiet:
                     progress.clear()
-                    print(f"caplet: {result}", file=sys.stderr, flush=True)
+                    complain(str(problem))
                 if arguments.fail_fast:
                     break
         progress.clear()
@@ -70,60 +66,117 @@ def _progress(arguments: argparse.Namespace) -> Progress:
     return Progress(None if arguments.quiet or captions_on_terminal else sys.stderr, total)
 
 
+class _Job(NamedTuple):
+    """A photo to caption, and the file its drawing goes to, if it gets one."""
+
+    photo: Input
+    drawing: Path | None
+
+
+class _Drawings:
+    """Where the drawings go: to the path itself for one photo, into it as a folder for several, nowhere without a path.
+
+    In a folder they are called like their photos. Those of photos of one name are numbered, in the order of the photos,
+    and a file that is there and is no drawing keeps its name.
+    """
+
+    def __init__(self, path: str | None, *, several: bool) -> None:
+        """Make the folder, if there is to be one. Raises OSError."""
+        self._path = None if path is None else Path(path)
+        self._folder = path is not None and (several or is_folder(path) or path.endswith(os.sep))
+        self._photos: Counter[str] = Counter()
+        self._taken: set[Path] = set()
+        if self._path is not None and self._folder:
+            self._path.mkdir(parents=True, exist_ok=True)
+
+    def job(self, photo: Input) -> _Job:
+        """The next photo with its file. Photos that are done already have to come by too, or the numbers change."""
+        if self._path is None or not self._folder:
+            return _Job(photo, self._path)
+        stem = Path(photo.name).stem if photo.contents is None else "stdin"
+        while True:
+            self._photos[stem] += 1
+            number = self._photos[stem]
+            file = self._path / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+            if file not in self._taken and _may_be_drawn_over(file):
+                self._taken.add(file)
+                return _Job(photo, file)
+
+
+def _may_be_drawn_over(file: Path) -> bool:
+    from caplet.explain import is_drawing
+
+    return not file.exists() or is_drawing(file)
+
+
+def _draw(job: _Job, caption: Caption, arguments: argparse.Namespace) -> CapletError | None:
+    """Draw where the words looked, if asked; returns what was wrong if the photo is gone since. Raises OSError."""
+    if job.drawing is None:
+        return None
+    from caplet.explain import save_drawing
+
+    try:
+        drawing = caption.plot(job.photo.source, **_reading(arguments))
+    except CapletError as error:
+        return error
+    save_drawing(drawing, job.drawing)
+    return None
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How photos are read, for captions and drawings alike."""
+    return {"allow_truncated": arguments.allow_truncated, "max_pixels": arguments.max_pixels or MAX_PIXELS}
+
+
 def _results(
-    captioner: Captioner, arguments: argparse.Namespace, done: Counter[str]
-) -> Iterator[tuple[Input, Caption | CapletError]]:
-    """Each input that `done` does not hold yet, with its caption or error, in order."""
-    left = done.copy()
-    waiting: deque[Input] = deque()
+    captioner: Captioner, arguments: argparse.Namespace, drawings: _Drawings, done: Counter[str]
+) -> Iterator[tuple[_Job, Caption | CapletError]]:
+    """Each input that `done` does not hold yet, with its caption or error, in order.
 
-    def sources() -> Iterator[ImageSource]:
-        for photo in find_inputs(
-            arguments.photos, arguments.files_from, null=arguments.null, recursive=arguments.recursive
-        ):
-            if left[photo.name] > 0:
-                left[photo.name] -= 1
-                continue
-            waiting.append(photo)
-            if photo.problem is None:
-                yield photo.source
-
-    def problems() -> Iterator[tuple[Input, CapletError]]:
-        while waiting and (problem := waiting[0].problem) is not None:
-            yield waiting.popleft(), problem
-
-    results = captioner.caption_many(
-        sources(),
+    Raises:
+        ArgumentError, OSError: at once, before anything is written, for an option without sense and a missing list.
+    """
+    waiting: deque[_Job] = deque()
+    photos = find_inputs(arguments.photos, arguments.files_from, null=arguments.null, recursive=arguments.recursive)
+    captions = captioner.caption_many(
+        _sources(photos, drawings, done.copy(), waiting),
         batch_size=arguments.batch_size,
         on_error="return",
         beam_size=arguments.beam,
         max_length=arguments.max_length,
-        allow_truncated=arguments.allow_truncated,
+        **_reading(arguments),
     )
-    for result in results:
+    return _in_turn(captions, waiting)
+
+
+def _sources(
+    photos: Iterable[Input], drawings: _Drawings, done: Counter[str], waiting: deque[_Job]
+) -> Iterator[ImageSource]:
+    """What the captioner gets; `waiting` gets the jobs, also those it is not asked about."""
+    for photo in photos:
+        job = drawings.job(photo)
+        if done[photo.name] > 0:
+            done[photo.name] -= 1
+            continue
+        waiting.append(job)
+        if photo.problem is None:
+            yield photo.source
+
+
+def _in_turn(
+    captions: Iterator[Caption | CapletError], waiting: deque[_Job]
+) -> Iterator[tuple[_Job, Caption | CapletError]]:
+    def problems() -> Iterator[tuple[_Job, CapletError]]:
+        while waiting and (problem := waiting[0].photo.problem) is not None:
+            yield waiting.popleft(), problem
+
+    for caption in captions:
         yield from problems()
-        yield waiting.popleft(), result
+        job = waiting.popleft()
+        yield job, _named(caption, job.photo) if isinstance(caption, CapletError) else caption
     yield from problems()
 
 
-class _AttentionFiles:
-    """Where the drawings go: to the path itself for one photo, into it as a folder for several."""
-
-    def __init__(self, path: str, *, several: bool, allow_truncated: bool) -> None:
-        self._path = Path(path)
-        self._folder = several or self._path.is_dir() or path.endswith(os.sep)
-        self._names: Counter[str] = Counter()
-        self._allow_truncated = allow_truncated
-        if self._folder:
-            self._path.mkdir(parents=True, exist_ok=True)
-
-    def draw(self, photo: Input, caption: Caption) -> None:
-        """Write the drawing of one photo. Raises OSError."""
-        drawing = caption.plot(photo.source, allow_truncated=self._allow_truncated)
-        drawing.save(self._path / self._file_name(photo) if self._folder else self._path, format="PNG")
-
-    def _file_name(self, photo: Input) -> str:
-        """The photo's name with the suffix .png; photos of one name from several folders are numbered."""
-        stem = Path(photo.name).stem if photo.contents is None else "stdin"
-        self._names[stem] += 1
-        return f"{stem}.png" if self._names[stem] == 1 else f"{stem}-{self._names[stem]}.png"
+def _named(error: CapletError, photo: Input) -> CapletError:
+    """The error under the name of its photo, which the captioner does not know where it got the contents."""
+    return error if photo.contents is None else type(error)(photo.name, error.cause, error.remedy)

@@ -6,16 +6,17 @@ Only argument parsing happens here, without numpy or onnxruntime, so that `caple
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from caplet import __version__
 from caplet.errors import ArgumentError, CapletError
-from caplet.inputs import is_folder
+from caplet.inputs import STDIN, SUFFIXES, is_folder
+from caplet.output import complain
 from caplet.records import FORMATS
 
 _EPILOG = """\
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # numpy would start a thread per core for matrix products that caplet never asks it for.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        return int(importlib.import_module(f"caplet.{verb or 'caption'}_command").run(arguments))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about damaged metadata: no line for people to act on
+            return int(importlib.import_module(f"caplet.{verb or 'caption'}_command").run(arguments))
     except ArgumentError as error:
         return _complain(str(error), 2)
     except CapletError as error:
@@ -62,10 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, status: int) -> int:
-    # Standard error may be gone as well, and there is nobody left to tell.
-    with contextlib.suppress(OSError):
-        print(f"caplet: {message}", file=sys.stderr, flush=True)
+    complain(message)
     return status
+
+
+def _name(text: str) -> str:
+    """An argument that names a file or folder: not nothing, as from a variable of the shell that is not set."""
+    if not text:
+        raise ValueError
+    return text
 
 
 def _whole(text: str) -> int:
@@ -76,7 +84,8 @@ def _whole(text: str) -> int:
     return number
 
 
-_whole.__name__ = "whole number"  # as argparse calls it in its message
+# What argparse calls them in its messages.
+_name.__name__, _whole.__name__ = "name", "whole number"
 
 
 def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -88,7 +97,9 @@ def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.
         allow_abbrev=False,
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="DIR", help="the bundle; default $CAPLET_MODEL or the one that comes along")
+    model.add_argument(
+        "--model", type=_name, metavar="DIR", help="the bundle; default $CAPLET_MODEL or the one that comes along"
+    )
     model.add_argument("--threads", type=_whole, metavar="N", help="default: as many as this process may use")
     return parser
 
@@ -99,19 +110,25 @@ def _caption_parser() -> argparse.ArgumentParser:
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="a file, a folder, or - for standard input")
     photos = parser.add_argument_group("photos")
     photos.add_argument("-r", "--recursive", action="store_true", help="also the folders in the folders")
-    photos.add_argument("--files-from", metavar="FILE", help="read names of files and folders, - for standard input")
+    photos.add_argument(
+        "--files-from", type=_name, metavar="FILE", help="read names of files and folders, - for standard input"
+    )
     photos.add_argument("--null", action="store_true", help="names in that list end with a null byte")
     photos.add_argument("--allow-truncated", action="store_true", help="accept photos that break off")
+    photos.add_argument("--max-pixels", type=_whole, metavar="N", help="largest photo to accept; default 120 million")
     captions = parser.add_argument_group("captions")
     captions.add_argument("--beam", type=_whole, metavar="N", help="hypotheses per word, 1 is greedy; default: model's")
     captions.add_argument("--max-length", type=_whole, metavar="N", help="words at most; default: model's")
     captions.add_argument("--batch-size", type=_whole, default=8, metavar="N", help="photos at a time; default 8")
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=FORMATS, default="text", help="default text")
-    output.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    output.add_argument("-o", "--output", type=_name, metavar="FILE", help="default: standard output")
     output.add_argument("--resume", action="store_true", help="go on with an interrupted run; jsonl with -o only")
     output.add_argument(
-        "--attention", metavar="PATH", help="draw where each word looked: a PNG for one photo, a folder for several"
+        "--attention",
+        type=_name,
+        metavar="PATH",
+        help="draw where each word looked: a PNG for one photo, a folder for several",
     )
     output.add_argument("-q", "--quiet", action="store_true", help="no progress, no message about single photos")
     output.add_argument("--fail-fast", action="store_true", help="stop at the first photo that fails")
@@ -140,11 +157,25 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
         parser.error("--null needs --files-from")
     if arguments.resume and (arguments.format != "jsonl" or arguments.output is None):
         parser.error("--resume needs --format jsonl and -o FILE")
-    if arguments.output and any(_same_file(arguments.output, photo) for photo in arguments.photos):
+    _check_targets(parser, arguments)
+
+
+def _check_targets(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Results that would overwrite what they are made of, or each other, or be taken for photos the next time."""
+    output, drawings, photos = arguments.output, arguments.attention, arguments.photos
+    if output and any(_same_file(output, photo) for photo in photos):
         parser.error("-o would overwrite a photo")
-    drawing = arguments.attention if arguments.attention and not is_folder(arguments.attention) else None
-    if drawing and any(_same_file(drawing, photo) for photo in arguments.photos):
+    if output and Path(output).suffix.lower() in SUFFIXES and Path(output).exists():
+        parser.error("-o would overwrite a picture")
+    listing = "/dev/stdin" if arguments.files_from == STDIN else arguments.files_from
+    if output and listing and _same_file(output, listing):
+        parser.error("-o would overwrite the list of files")
+    if output and drawings and (output == drawings or _same_file(output, drawings)):
+        parser.error("-o and --attention are the same file")
+    if drawings and not is_folder(drawings) and any(_same_file(drawings, photo) for photo in photos):
         parser.error("--attention would overwrite a photo")
+    if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in photos if is_folder(folder)):
+        parser.error("--attention would put drawings among the photos")
 
 
 def _same_file(one: str, other: str) -> bool:
@@ -152,6 +183,11 @@ def _same_file(one: str, other: str) -> bool:
         return Path(one).samefile(other)
     except (OSError, ValueError):
         return False
+
+
+def _lies_in(path: str, folder: str, recursive: bool) -> bool:
+    inside, outside = Path(path).resolve(), Path(folder).resolve()
+    return inside == outside or (recursive and inside.is_relative_to(outside))
 
 
 def _info_parser() -> argparse.ArgumentParser:

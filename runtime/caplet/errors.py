@@ -28,7 +28,7 @@ class CapletError(Exception):
 
     def __str__(self) -> str:
         told = f"{self.cause}; {self.remedy}" if self.remedy else self.cause
-        return _printable(f"{self.subject}: {told}")
+        return printable(f"{self.subject}: {told}")
 
 
 class ArgumentError(CapletError, ValueError):
@@ -67,6 +67,6 @@ class InferenceError(CapletError, RuntimeError):
     """The graphs failed while running."""
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """One line that any terminal or log can take: control characters and undecodable bytes escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from caplet.errors import ArgumentError
 from caplet.image import MAX_PIXELS, ImageSource, load_picture
@@ -77,6 +79,25 @@ def plot_attention(
         drawn = _word_panel(small, word, share / peak, probability, layout)
         parts.append((drawn, left + column * (drawn.width + layout.gap), row * (drawn.height + layout.gap)))
     return _on_paper(parts, layout)
+
+
+_MARK = ("Software", "caplet")
+
+
+def save_drawing(drawing: Image.Image, path: Path) -> None:
+    """Write a drawing as a PNG file that `is_drawing` knows again. Raises OSError."""
+    text = PngInfo()
+    text.add_text(*_MARK)
+    drawing.save(path, format="PNG", pnginfo=text)
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether a file is a drawing that `save_drawing` wrote."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return _MARK in image.info.items()
+    except Exception:  # whatever is wrong with it, it is none
+        return False
 
 
 class _Layout:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from caplet.errors import CapletError, ImageError
+from caplet.errors import ArgumentError, CapletError, ImageError
 
 STDIN = "-"
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .avif .gif .tif .tiff .bmp .ppm .pgm .pbm .jp2 .j2k".split()  # noqa: SIM905
 )
-_LARGEST_STDIN = 512 * 2**20
+_LARGEST_PIPE = 512 * 2**20
 _CHUNK = 2**16
+_LONGEST_NAME = 2**16  # bytes; no system takes a path of more than half of that
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Input:
 
     @property
     def source(self) -> str | bytes:
-        """What the captioner takes: the path, or the contents where the photo came by standard input."""
+        """What the captioner takes: the path, or the contents where the photo came by a pipe."""
         return self.name if self.contents is None else self.contents
 
 
@@ -38,18 +41,25 @@ def find_inputs(photos: Sequence[str], files_from: str | None, *, null: bool, re
 
     Args:
         photos: files, folders, "-" for a photo on standard input.
-        files_from: a file that lists more files and folders, "-" for standard input.
+        files_from: a file that lists more files and folders, "-" for standard input; it is opened at once.
         null: names in the list end with a null byte instead of a newline.
         recursive: also the folders in the folders; each once, so that loops of links end.
 
     Raises:
         OSError: the list cannot be read.
+        ArgumentError: at its turn, a name in the list is longer than any name.
     """
+    listing = None if files_from is None else _open_list(files_from)
+    return _inputs(photos, listing, null, recursive)
+
+
+def _inputs(photos: Sequence[str], listing: BinaryIO | None, null: bool, recursive: bool) -> Iterator[Input]:
     for name in photos:
         yield from [_from_stdin()] if name == STDIN else _expand(name, recursive)
-    if files_from is not None:
-        for name in _listed(files_from, null):
-            yield from _expand(name, recursive)
+    if listing is not None:
+        with listing:
+            for name in _names(listing, null):
+                yield from _expand(name, recursive)
 
 
 def is_folder(name: str) -> bool:
@@ -58,19 +68,28 @@ def is_folder(name: str) -> bool:
 
 
 def _from_stdin() -> Input:
-    contents = sys.stdin.buffer.read(_LARGEST_STDIN + 1) if sys.stdin else b""
-    if len(contents) > _LARGEST_STDIN:
-        problem = ImageError(STDIN, f"more than {_LARGEST_STDIN >> 20} MiB on standard input", "give a smaller photo")
-        return Input(STDIN, problem)
-    return Input(STDIN, contents=contents)
+    if sys.stdin is None:
+        return Input(STDIN, ImageError(STDIN, "there is no standard input", "give a file, or connect it"))
+    return _read_once(STDIN, sys.stdin.buffer)
 
 
-def _listed(files_from: str, null: bool) -> Iterator[str]:
-    if files_from == STDIN:
-        yield from _names(sys.stdin.buffer, null)
-    else:
-        with open(files_from, "rb") as file:
-            yield from _names(file, null)
+def _read_once(name: str, pipe: BinaryIO) -> Input:
+    """A photo that cannot be read again, which drawing it takes, with its contents."""
+    try:
+        contents = pipe.read(_LARGEST_PIPE + 1)
+    except OSError as error:
+        return Input(name, ImageError(name, f"cannot be read ({error.strerror})", "give a file"))
+    if len(contents) > _LARGEST_PIPE:
+        return Input(name, ImageError(name, f"more than {_LARGEST_PIPE >> 20} MiB", "give a smaller photo"))
+    return Input(name, contents=contents)
+
+
+def _open_list(files_from: str) -> BinaryIO:
+    if files_from != STDIN:
+        return open(files_from, "rb")
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "<standard input>")
+    return open(sys.stdin.fileno(), "rb", closefd=False)
 
 
 def _names(file: BinaryIO, null: bool) -> Iterator[str]:
@@ -80,6 +99,9 @@ def _names(file: BinaryIO, null: bool) -> Iterator[str]:
     for chunk in iter(lambda: file.read(_CHUNK), b""):
         *names, rest = (rest + chunk).split(end)
         yield from (os.fsdecode(_clean(name, null)) for name in names if _clean(name, null))
+        if len(rest) > _LONGEST_NAME:
+            ends = "null bytes" if null else "newlines"
+            raise ArgumentError("--files-from", f"has {len(rest):,} bytes without an end", f"end names by {ends}")
     if _clean(rest, null):
         yield os.fsdecode(_clean(rest, null))
 
@@ -91,10 +113,10 @@ def _clean(name: bytes, null: bool) -> bytes:
 def _expand(name: str, recursive: bool) -> Iterator[Input]:
     """A file as it is, a folder as the photos in it."""
     if not is_folder(name):
-        yield Input(name)
+        yield _from_pipe(name) if _is_pipe(name) else Input(name)
         return
     empty = True
-    for found in _photos_in(name, recursive, set()):
+    for found in _photos_in(name, recursive):
         empty = False
         yield found
     if empty:
@@ -102,7 +124,37 @@ def _expand(name: str, recursive: bool) -> Iterator[Input]:
         yield Input(name, ImageError(name, "a folder without photos", remedy))
 
 
-def _photos_in(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> Iterator[Input]:
+def _is_pipe(name: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(name).st_mode)  # noqa: PTH116
+    except (OSError, ValueError):
+        return False
+
+
+def _from_pipe(name: str) -> Input:
+    try:
+        with open(name, "rb") as pipe:
+            return _read_once(name, pipe)
+    except OSError as error:
+        return Input(name, ImageError(name, f"cannot be read ({error.strerror})", "check its permissions"))
+
+
+def _photos_in(folder: str, recursive: bool) -> Iterator[Input]:
+    """The photos of a folder. What is left of each folder waits in a list: folders may lie deeper than calls may."""
+    visited: set[tuple[int, int]] = set()
+    waiting = [_found_in(folder, visited)]
+    while waiting:
+        found = next(waiting[-1], None)
+        if found is None:
+            waiting.pop()
+        elif isinstance(found, Input):
+            yield found
+        elif recursive:
+            waiting.append(_found_in(found, visited))
+
+
+def _found_in(folder: str, visited: set[tuple[int, int]]) -> Iterator[Input | str]:
+    """By name, a folder's photos as inputs and its folders as paths; nothing if it was visited before."""
     try:
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in visited:
@@ -116,8 +168,17 @@ def _photos_in(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> I
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            if recursive:
-                yield from _photos_in(entry.path, recursive, visited)
-        elif Path(entry.name).suffix.lower() in SUFFIXES and (entry.is_file() or entry.is_symlink()):
-            yield Input(entry.path)  # a link that leads nowhere too: it is reported as missing, not passed over
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and is_folder(entry.path)):
+            yield entry.path
+        elif _is_photo(entry):
+            yield Input(entry.path)
+
+
+def _is_photo(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is called like a photo. A link that leads nowhere counts: it is reported, not passed over."""
+    if Path(entry.name).suffix.lower() not in SUFFIXES:
+        return False
+    try:
+        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:  # a link to itself, or to where nobody may look
+        return True

@@ -1,11 +1,17 @@
-"""Where results go: standard output or a file, unbuffered, so that what was said to be written is written."""
+"""Where results go: standard output or a file, unbuffered, so that what was said to be written is written.
+
+And where complaints go: standard error, which may be gone without costing any photo its caption.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import sys
+
+from caplet.errors import printable
 
 
 class Output:
@@ -41,3 +47,10 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def complain(message: str) -> None:
+    """Write one line on standard error, if somebody reads it."""
+    if sys.stderr is not None:  # with None, print would take standard output
+        with contextlib.suppress(OSError):
+            print(f"caplet: {printable(message)}", file=sys.stderr, flush=True)

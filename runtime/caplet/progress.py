@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TextIO
 
@@ -36,6 +37,7 @@ class Progress:
 
     def _show(self, text: str) -> None:
         if self._stream is not None:
-            self._stream.write("\r" + text.ljust(self._width) + ("" if text else "\r"))
-            self._stream.flush()
+            with contextlib.suppress(OSError):  # the terminal is gone, the captions are not
+                self._stream.write("\r" + text.ljust(self._width) + ("" if text else "\r"))
+                self._stream.flush()
             self._width = len(text)

@@ -109,6 +109,8 @@ def resume(path: str, model_sha256: str) -> Written:
     failed = whole = 0
     if not Path(path).exists():
         return Written(paths, failed)
+    if not Path(path).is_file():
+        raise ArgumentError("--resume", f"{path} is not a file", "choose another -o FILE")
     with open(path, "r+b") as file:
         for number, line in enumerate(_whole_lines(file), start=1):
             record = _parse(line, f"{path} line {number}")

@@ -19,7 +19,7 @@ from PIL import Image
 
 import caplet.caption_command
 import caplet.output
-from caplet import Captioner
+from caplet import Caption, Captioner, ImageNotFoundError
 from caplet.cli import main
 
 NAMES = ("astronaut", "cat", "coffee", "rocket")
@@ -202,8 +202,33 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path, capfd: pytes
 
 def test_things_that_are_no_files_are_passed_over(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(folder / "pipe.jpg")
+    (folder / "link.jpg").symlink_to(folder / "pipe.jpg")  # opened, it would wait for ever for a writer
+    (folder / "zero.jpg").symlink_to("/dev/zero")
     (folder / "folder.jpg").mkdir()
     assert run(folder, capfd=capfd)[0] == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--recursive"]])
+def test_a_link_to_itself_costs_the_others_nothing(options: list[str], folder: Path, capfd: Any) -> None:
+    (folder / "a.jpg").symlink_to("a.jpg")
+    (folder / "loop").symlink_to("loop")
+    status, out, err = run(folder, *options, capfd=capfd)
+    assert (status, len(out.splitlines())) == (1, 4 if options else 2)
+    assert err.startswith(f"caplet: {folder}/a.jpg: cannot be read") and err.count("\n") == 1
+
+
+def test_folders_may_lie_deeper_than_python_can_call(photos: Path, tmp_path: Path, capfd: Any) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(sys.getrecursionlimit() + 200):
+        os.mkdir("a", dir_fd=here)
+        deeper = os.open("a", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(os.open("deep.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+    status, _, err = run("-r", tmp_path, capfd=capfd)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.endswith("deep.jpg: is empty; get a complete copy\n")
 
 
 @pytest.mark.parametrize("options", [[], ["--recursive"]])
@@ -244,11 +269,46 @@ def test_standard_input_that_is_no_photo() -> None:
     out, err = process.communicate(b"")
     assert process.returncode == 1
     assert json.loads(out)["path"] == "-"
-    assert err.count(b"\n") == 1
+    assert err == b"caplet: -: is empty; get a complete copy\n"
+
+
+@pytest.mark.parametrize("arguments", [["-"], ["--files-from", "-"]])
+def test_no_standard_input_at_all(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as after <&- in a shell
+    status, out, err = run(*arguments, capfd=capfd)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "standard input" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_photo_in_a_pipe_is_read_once_and_drawn_all_the_same(
+    photos: Path, tmp_path: Path, texts: dict[str, str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    process = start(tmp_path / "pipe", "--attention", tmp_path / "drawing.png")
+    (tmp_path / "pipe").write_bytes((photos / "cat.jpg").read_bytes())
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.decode(), err) == (0, texts["cat"] + "\n", b"")
+    assert Image.open(tmp_path / "drawing.png").size > (100, 100)
+
+
+@pytest.mark.parametrize("name", ["-", "pipe"])
+def test_a_pipe_that_cannot_be_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *_: Any) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("caplet.inputs.open", lambda *_: Broken(), raising=False)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Broken()))
+    assert run(name, capfd=capfd) == (1, "", f"caplet: {name}: cannot be read (Input/output error); give a file\n")
 
 
 def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setattr("caplet.inputs._LARGEST_STDIN", 2**20)
+    monkeypatch.setattr("caplet.inputs._LARGEST_PIPE", 2**20)
     with open("/dev/zero", encoding="latin-1") as zeros:
         monkeypatch.setattr(sys, "stdin", zeros)
         status, _, err = run("-", capfd=capfd)
@@ -278,9 +338,20 @@ def test_a_list_on_standard_input(photos: Path) -> None:
     assert [Path(line.split("\t")[0]).stem for line in out.decode().splitlines()] == list(NAMES)
 
 
-def test_a_list_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
-    status, out, err = run("--files-from", "nowhere.txt", capfd=capfd)
+def test_a_list_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("kept")
+    status, out, err = run("--files-from", "nowhere.txt", "-o", tmp_path / "out", capfd=capfd)
     assert (status, out, err) == (1, "", "caplet: nowhere.txt: No such file or directory\n")
+    assert (tmp_path / "out").read_text() == "kept"
+
+
+@pytest.mark.parametrize("options", [[], ["--null"]])
+def test_a_list_that_is_none_ends(options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with (tmp_path / "list").open("wb") as file:
+        file.write(b"x" * 2**20)
+    status, out, err = run("--files-from", tmp_path / "list", *options, capfd=capfd)
+    assert (status, out) == (2, "")
+    assert "without an end" in err and err.count("\n") == 1
 
 
 @needs_bytes_in_names
@@ -312,6 +383,14 @@ def test_a_photo_that_starts_with_a_dash(
     assert run("--", "-x.jpg", capfd=capfd)[1] == texts["cat"] + "\n"
 
 
+def test_the_limit_of_pixels_can_be_moved(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    width, height = Image.open(photos / "cat.jpg").size
+    status, _, err = run(photos / "cat.jpg", "--max-pixels", width * height - 1, capfd=capfd)
+    assert (status, err.count("too large")) == (1, 1)
+    more = ("--max-pixels", width * height, "--attention", tmp_path / "drawing.png")
+    assert run(photos / "cat.jpg", *more, capfd=capfd)[0] == 0
+
+
 def test_a_truncated_photo(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "half.jpg").write_bytes((photos / "cat.jpg").read_bytes()[:-4000])
     assert run(tmp_path / "half.jpg", capfd=capfd)[0] == 1
@@ -335,6 +414,27 @@ def test_bad_photos_are_reported_and_the_others_captioned(
     assert err.startswith(f"caplet: {tmp_path / 'bad.jpg'}: ")
     assert err.count("\n") == 1
     assert run(*arguments, "--quiet", capfd=capfd) == (1, out, "")
+
+
+@pytest.mark.parametrize("how", ["2>&-", "2>/dev/full", "2> >(true)"])
+def test_without_standard_error_the_others_are_captioned_all_the_same(
+    how: str, photos: Path, texts: dict[str, str]
+) -> None:
+    cat = photos / "cat.jpg"
+    command = f"{sys.executable} -m caplet nowhere.jpg {cat} nowhere.jpg {cat} --batch-size 1 {how}"
+    done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
+    assert done.stdout == f"{cat}\t{texts['cat']}\n" * 2  # and no message among them
+    assert done.returncode == 1
+
+
+def test_what_pillow_warns_of_is_no_line_on_standard_error(photos: Path, tmp_path: Path) -> None:
+    tiff = tmp_path / "odd.tif"
+    Image.open(photos / "cat.jpg").resize((40, 30)).save(tiff)
+    with tiff.open("r+b") as file:
+        file.truncate(tiff.stat().st_size - 20)
+    process = start(tiff, "--allow-truncated")
+    _, err = process.communicate()
+    assert all(line.startswith(b"caplet: ") for line in err.splitlines())
 
 
 def test_fail_fast_stops_at_the_first_that_fails(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -378,6 +478,15 @@ def test_a_folder_with_broken_photos_keeps_its_order(photos: Path, tmp_path: Pat
         ["-", "--files-from", "-"],
         ["info", "a.jpg"],
         ["bench", "--runs", "0"],
+        ["a.jpg", "--max-pixels", "0"],
+        ["a.jpg", "--max-pixels", str(10**20)],
+        ["a.jpg", "-o", ""],
+        ["a.jpg", "--attention", ""],
+        ["a.jpg", "--model", ""],
+        ["--files-from", ""],
+        ["a.jpg", "-o", "same.png", "--attention", "same.png"],
+        [".", "--attention", "."],
+        ["-r", ".", "--attention", "drawings"],
     ],
 )
 def test_wrong_usage(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -396,6 +505,10 @@ def test_a_photo_is_never_overwritten(photos: Path, tmp_path: Path, capfd: pytes
     for option in ("-o", "--attention"):
         for target in (photo, tmp_path / "link"):
             assert run(photo, option, target, capfd=capfd)[0] == 2
+    assert run(tmp_path, "-o", photo, capfd=capfd)[0] == 2  # nor one that is found in a folder
+    (tmp_path / "list").write_text(f"{photo}\n")
+    assert run("--files-from", tmp_path / "list", "-o", tmp_path / "list", capfd=capfd)[0] == 2
+    assert (tmp_path / "list").read_text() == f"{photo}\n"
     assert photo.read_bytes() == (photos / "cat.jpg").read_bytes()
 
 
@@ -410,17 +523,17 @@ def test_help_and_version(arguments: list[str], capfd: pytest.CaptureFixture[str
 
 def test_a_bad_model_leaves_the_output_alone(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").write_text("kept")
-    for arguments, status in ((["--model", tmp_path], 1), (["--beam", 17], 2)):
+    for arguments, status in ((["--model", tmp_path], 1), (["--beam", 17], 2), (["--batch-size", 5000], 2)):
         assert run(photos / "cat.jpg", "-o", tmp_path / "out", *arguments, capfd=capfd)[0] == status
         assert (tmp_path / "out").read_text() == "kept"
 
 
-@pytest.mark.parametrize("target", ["folder", "folder/none/out"])
+@pytest.mark.parametrize("target", ["folder", "folder/none/out", "folder/none/a\nb"])
 def test_an_output_that_cannot_be_written(target: str, photos: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "folder").mkdir()
     status, out, err = run(photos / "cat.jpg", "-o", tmp_path / target, capfd=capfd)
     assert (status, out) == (1, "")
-    assert err.startswith(f"caplet: {tmp_path / target}: ")
+    assert err.startswith(f"caplet: {tmp_path / target}: ".replace("a\nb", "a\\nb"))
     assert err.count("\n") == 1
 
 
@@ -438,7 +551,7 @@ def test_a_full_disk(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_no_standard_output_at_all(photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    status, _, err = run(photos / "cat.jpg", "--attention", "", capfd=capfd)
+    status, _, err = run(photos / "cat.jpg", capfd=capfd)
     assert status == 1
     assert err.startswith("caplet: <standard output>: ")
 
@@ -499,6 +612,38 @@ def test_attention_of_several_photos_is_a_folder(photos: Path, tmp_path: Path, f
     assert run(photos / "cat.jpg", "x.jpg", "-r", folder, "--attention", target, capfd=capfd)[0] == 1
     names = sorted(path.name for path in target.iterdir())
     assert names == ["a.png", "b-2.png", "b.png", "c.png", "cat.png", "d.png"]
+
+
+def test_a_drawing_overwrites_drawings_and_nothing_else(photos: Path, tmp_path: Path, capfd: Any) -> None:
+    for name in ("cat.png", "b.png"):
+        Image.open(photos / "rocket.jpg").save(tmp_path / name)
+    (tmp_path / "cat-2.png").write_text("notes")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    inputs = [photos / "cat.jpg", tmp_path / "b.png"]
+    for _ in range(2):  # the second time over its own
+        assert run(*inputs, "--attention", tmp_path, capfd=capfd)[0] == 0
+        assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} == {"cat-3.png", "b-2.png"}
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_numbers_do_not_run_into_names(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    inputs = [tmp_path / "one" / "x.jpg", tmp_path / "two" / "x.jpg", tmp_path / "x-2.jpg"]
+    for photo in inputs:
+        photo.parent.mkdir(exist_ok=True)
+        shutil.copy(photos / "cat.jpg", photo)
+    assert run(*inputs, "--attention", tmp_path / "new", capfd=capfd)[0] == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"x.png", "x-2.png", "x-2-2.png"}
+
+
+def test_a_photo_that_is_gone_when_it_is_drawn_keeps_its_caption(
+    photos: Path, tmp_path: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def gone(*_: Any, **__: Any) -> None:
+        raise ImageNotFoundError("cat.jpg")
+
+    monkeypatch.setattr(Caption, "plot", gone)
+    status, out, err = run(photos / "cat.jpg", "--attention", tmp_path / "drawing.png", capfd=capfd)
+    assert (status, out, err) == (1, texts["cat"] + "\n", "caplet: cat.jpg: no such file; check the path\n")
 
 
 def test_attention_of_standard_input_in_a_folder_that_exists(photos: Path, tmp_path: Path) -> None:

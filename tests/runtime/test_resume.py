@@ -115,8 +115,24 @@ def test_captions_of_another_model_are_not_mixed_in(
 
 
 def test_a_folder_as_output(inputs: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert resume(inputs, tmp_path) == 1
-    assert "Is a directory" in capfd.readouterr().err
+    assert resume(inputs, tmp_path) == 2
+    assert "is not a file" in capfd.readouterr().err
+    assert resume(inputs, Path("/dev/null")) == 2
+
+
+def test_drawings_of_photos_of_one_name_keep_their_numbers(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    shutil.copy(photos / "cat.jpg", tmp_path / "one" / "x.jpg")
+    shutil.copy(photos / "rocket.jpg", tmp_path / "two" / "x.jpg")
+    names, out, folder = [str(tmp_path / part / "x.jpg") for part in ("one", "two")], tmp_path / "out", tmp_path / "new"
+    assert resume(names, out, "--attention", str(folder)) == 0
+    expected = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(expected) == {"x.png", "x-2.png"}
+    (folder / "x-2.png").unlink()
+    out.write_bytes(out.read_bytes().splitlines(keepends=True)[0])
+    assert resume(names, out, "--attention", str(folder)) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
