@@ -39,7 +39,8 @@ def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
-        "name": fields.get("model name") or platform.processor(),
+        # Python asks another program for the processor, which on Linux knows no more than the file.
+        "name": fields.get("model name", "") if lines else platform.processor(),
         "cpus": os.cpu_count(),
         "features": [feature for feature in _FEATURES if feature in flags],
     }

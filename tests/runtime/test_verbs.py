@@ -67,7 +67,7 @@ def test_info_about_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     ("text", "name", "features"),
     [
         ("model name\t: A\nflags\t\t: sse avx2 fma\n\nmodel name\t: B\nflags\t: avx512f\n", "A", ["avx2", "fma"]),
-        ("Features\t: fp asimd asimddp\n", None, ["asimd", "asimddp"]),
+        ("Features\t: fp asimd asimddp\n", "", ["asimd", "asimddp"]),
         ("", None, []),
     ],
 )
