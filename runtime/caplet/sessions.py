@@ -63,7 +63,8 @@ class Sessions:
         sizes: dict[str, int] = {}
         encoder = _session(bundle.encoder, self._threads, self.providers)
         _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
-        decoder = _session(bundle.decoder, self._threads, self.providers)
+        # One thread: a step is too short to share, waking another takes longer than its half would.
+        decoder = _session(bundle.decoder, 1, self.providers)
         _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):
             raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, the vocabulary is smaller")
