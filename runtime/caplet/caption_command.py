@@ -14,7 +14,7 @@ from caplet.captioner import Caption, Captioner
 from caplet.errors import CapletError
 from caplet.image import MAX_PIXELS, ImageSource
 from caplet.inputs import Input, find_inputs, is_folder
-from caplet.output import Output, complain
+from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Formatter, Record, Written, resume
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     results = _results(captioner, arguments, _Drawings(arguments.attention, several=several), written.paths)
     formatter = Formatter(arguments.format, with_path=several)
     failed = written.failed
-    with Output(arguments.output, append=arguments.resume) as output:
+    with Output(arguments.output, append=arguments.resume) as output, quiet_libraries():
         progress = _progress(arguments)
         if not written.paths:
             output.write(formatter.header())

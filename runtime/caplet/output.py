@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
 
 from caplet.errors import printable
 
@@ -47,6 +48,31 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep off standard error what C libraries print there, such as libtiff about damaged files; Python still writes.
+
+    For the command only: it changes what file descriptor 2 is for the whole process.
+    """
+    before = sys.stderr
+    if before is None:  # then 2 may be any file that was opened since
+        yield
+        return
+    kept = os.dup(2)
+    if before is sys.__stderr__:
+        sys.stderr = open(  # noqa: SIM115 - `kept` is closed below
+            kept, "w", buffering=1, encoding=before.encoding, errors=before.errors, closefd=False
+        )
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr = before
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def complain(message: str) -> None:

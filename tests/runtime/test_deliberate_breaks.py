@@ -1,8 +1,11 @@
-"""Faults made on purpose, each of which `caplet check` has to notice: what passes here would pass on a device too."""
+"""Faults made on purpose: in the source, for the tests to notice, and on a device, for `caplet check` to notice."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,55 @@ from caplet import Captioner
 from caplet.check_command import check_golden
 from caplet.sessions import Sessions
 from tiny_bundle import rehash
+
+HERE = Path(__file__).resolve().parent
+# File of the package, what stands there once, what is put in its place.
+SOURCE_BREAKS = {
+    "two words of the vocabulary swapped": (
+        "bundle.py",
+        "    return words\n",
+        "    return (*words[:8], words[9], words[8], *words[10:])\n",
+    ),
+    "state not carried on in greedy search": ("decode.py", "        state = result.state\n", ""),
+    "state not carried on in beam search": (
+        "decode.py",
+        "state, token = result.state[rows.ravel()], tokens.ravel()",
+        "state, token = np.zeros_like(result.state[rows.ravel()]), tokens.ravel()",
+    ),
+    "EXIF skipped": ("image.py", "        return int(image.getexif().get(0x0112, 1))\n", "        return 1\n"),
+    "BGR": ("image.py", "described), dtype=np.uint8)", "described), dtype=np.uint8)[..., ::-1]"),
+}
+NOTICING = ["test_bundle_files.py", "test_captioner.py", "test_image.py", "test_image_formats.py"]
+
+
+def run_tests(package: Path) -> subprocess.CompletedProcess[str]:
+    """The tests of captions and pixels, on another copy of the package."""
+    selected = "whole_bundle or numpy or orientation or photo_of_ordinary_size or channels or red_and_blue"
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", selected, *NOTICING]
+    environ = {**os.environ, "PYTHONPATH": str(package.parent)}
+    return subprocess.run(command, cwd=HERE, env=environ, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(HERE.parents[1] / "runtime" / "caplet", tmp_path / "caplet"))
+
+
+def test_unbroken_the_source_passes(package: Path) -> None:
+    done = run_tests(package)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", SOURCE_BREAKS)
+def test_the_tests_notice(name: str, package: Path) -> None:
+    file, sound, broken = SOURCE_BREAKS[name]
+    source = (package / file).read_text(encoding="utf-8")
+    assert source.count(sound) == 1
+    (package / file).write_text(source.replace(sound, broken), encoding="utf-8")
+    done = run_tests(package)
+    assert done.returncode == 1 and "AssertionError" in done.stdout, done.stdout + done.stderr
+
 
 Break = Callable[[pytest.MonkeyPatch, Path], None]
 
