@@ -61,7 +61,7 @@ def quiet_libraries() -> Iterator[None]:
         yield
         return
     kept = os.dup(2)
-    if before is sys.__stderr__:
+    if isinstance(before, io.TextIOWrapper) and before is sys.__stderr__:
         sys.stderr = open(  # noqa: SIM115 - `kept` is closed below
             kept, "w", buffering=1, encoding=before.encoding, errors=before.errors, closefd=False
         )
