@@ -39,8 +39,14 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = "mse") -> on
         method: one of `caplet_export.calibrate.METHODS`.
     """
     groups = scale_groups(model)
-    made = {node.output[0]: node.op_type for node in model.graph.node}
-    observed = {value: group for value, group in groups.items() if made.get(value) not in _SHARING}
+    # What is moved or picked from values of its group lies in their range.
+    moved = {
+        value
+        for node in model.graph.node
+        if node.op_type in _SHARING and node.input[0] in groups
+        for value in node.output
+    }
+    observed = {value: group for value, group in groups.items() if value not in moved}
     return insert_qdq(model, groups, calibrate(model, observed, feeds, method))
 
 

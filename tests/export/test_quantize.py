@@ -138,6 +138,29 @@ def test_values_that_are_only_moved_share_a_scale(graphs: Graphs) -> None:
     assert groups[pool.input[0]] == groups[pool.output[0]] != groups[concat.output[0]]
 
 
+def test_dense_layers_may_read_pieces_of_an_input_and_pieces_put_together(tmp_path: Path) -> None:
+    """As the members of an ensemble do: each its own part of the state, and the words from all of them."""
+    random = np.random.default_rng(4)
+    arrays = {name: random.normal(size=(8, 6)) for name in ("a", "b")} | {"c": random.normal(size=(12, 5))}
+    arrays |= {f"{name}/bias": random.normal(size=array.shape[1]) for name, array in arrays.items()}
+    node = onnx.helper.make_node
+    nodes = [node("Split", ["x"], ["x/a", "x/b"], axis=1)]
+    nodes += [node("Gemm", [f"x/{part}", part, f"{part}/bias"], [f"y/{part}"]) for part in "ab"]
+    nodes += [node("Tanh", [f"y/{part}"], [f"t/{part}"]) for part in "ab"]
+    nodes += [node("Concat", ["t/a", "t/b"], ["t"], axis=1), node("Gemm", ["t", "c", "c/bias"], ["z"])]
+    x, z = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", size])
+        for name, size in (("x", 16), ("z", 5))
+    )
+    constants = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    graph = onnx.helper.make_graph(nodes, "pieces", [x], [z], constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    feed = {"x": random.normal(size=(64, 16)).astype(np.float32)}
+    found = quantize(model, lambda: [feed])
+    assert signal_to_noise(run(model, feed)["z"], run(found, feed)["z"]) > 25
+    assert fused(found, tmp_path)["QGemm"] == 3
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_ranges_hold_zero_and_nearly_all_values(graphs: Graphs, method: str) -> None:
     value = next(node.input[0] for node in graphs[0].graph.node if node.op_type == "AveragePool")
