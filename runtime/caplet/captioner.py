@@ -105,7 +105,7 @@ class Captioner:
 
     It does not change after construction and may be shared by any number of threads. Processes: make one in each, or
     hand one over; pickled it travels as the path of its bundle, and after a fork it opens its graphs again on first
-    use. (A forked child should end by `os._exit`, as multiprocessing's do: onnxruntime hangs in a normal exit there.)
+    use.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import weakref
@@ -89,13 +90,15 @@ class Sessions:
                     self._open()
 
     def _keep_inherited(self) -> None:
-        """In a forked child: onnxruntime would wait for ever for threads that do not exist there to end."""
-        _inherited.append((self._encoder, self._decoder))
+        """In a forked child: onnxruntime would wait for ever, at the latest when the child exits, for threads that do
+        not exist there to end. So what was inherited never ends: it has one reference more than anybody knows of.
+        """
+        for session in (self._encoder, self._decoder):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
         self._lock = threading.Lock()
 
 
 _alive: weakref.WeakSet[Sessions] = weakref.WeakSet()
-_inherited: list[Any] = []
 
 
 def _after_fork() -> None:

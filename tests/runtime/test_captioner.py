@@ -12,6 +12,8 @@ import operator
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -419,6 +421,32 @@ def test_a_captioner_can_be_handed_to_another_process(
         assert caption.text == texts[1]
         error = pool.submit(operator.methodcaller("caption", "nowhere.jpg"), captioner).exception(timeout=60)
         assert isinstance(error, ImageNotFoundError)
+
+
+FORK = """
+import os, sys, time
+from caplet import Captioner
+captioner = Captioner(sys.argv[1], threads=3)
+text = captioner.caption(sys.argv[2]).text
+for used in (False, True):
+    child = os.fork()
+    if child == 0:
+        if used:
+            assert [c.text for c in captioner.caption_many([sys.argv[2]] * 3)] == [text] * 3
+        sys.exit(7)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+        time.sleep(0.02)
+    print(os.waitstatus_to_exitcode(ended[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_exits_as_any_process_does(tiny_bundle: Path, photos: Path) -> None:
+    command = [sys.executable, "-c", FORK, str(tiny_bundle), str(photos / "cat.jpg")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "7\n7\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
