@@ -67,11 +67,13 @@ def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = Tr
     try:
         content = _read(root, MANIFEST, _LARGEST_MANIFEST)
         manifest = parse_manifest(content, str(root / MANIFEST))
-        if verify:
-            for name in manifest.files:
+        graphs = (manifest.encoder_file, manifest.decoder_file)
+        for name in manifest.files:
+            if name in graphs:
+                # Read once for both checks, and let go before the next: they are nearly all of the bundle.
+                check_self_contained(_read_graph(root, name, manifest, verify=verify), str(root / name))
+            elif verify:
                 _check_hash(root, name, manifest)
-        for name in (manifest.encoder_file, manifest.decoder_file):
-            check_self_contained(_read(root, name), str(root / name))
         words = _read_vocabulary(root, manifest)
     except OSError as error:
         subject = str(error.filename or root)
@@ -129,25 +131,43 @@ def _inside(root: Path, name: str) -> Path:
 
 def _read(root: Path, name: str, limit: int = _LARGEST_FILE) -> bytes:
     path = _inside(root, name)
+    size = path.stat().st_size
     with path.open("rb") as file:
-        content = file.read(limit + 1) if path.stat().st_size <= limit else b""
-    if not 0 < len(content) <= limit:
-        cause = f"is larger than {limit} bytes" if path.stat().st_size > limit else "is empty"
+        content = file.read(size) if size <= limit else b""  # Python sets aside as much memory as is asked for
+    if not content:
+        cause = f"is larger than {limit} bytes" if size > limit else "is empty"
         raise BundleError(str(root / name), cause, _GET_AGAIN)
     return content
 
 
+def _read_graph(root: Path, name: str, manifest: Manifest, *, verify: bool) -> bytes:
+    if not verify:
+        return _read(root, name)
+    _check_size(root, name, manifest)
+    content = _read(root, name)
+    _compare_hash(root, name, hashlib.sha256(content).hexdigest(), manifest)
+    return content
+
+
 def _check_hash(root: Path, name: str, manifest: Manifest) -> None:
-    expected = manifest.files[name]
-    path = _inside(root, name)
-    size = path.stat().st_size
-    if size != expected.bytes:
-        raise BundleError(str(root / name), f"has {size} bytes, the manifest says {expected.bytes}", _GET_AGAIN)
+    path = _check_size(root, name, manifest)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for chunk in iter(lambda: file.read(2**20), b""):
             digest.update(chunk)
-    if digest.hexdigest() != expected.sha256:
+    _compare_hash(root, name, digest.hexdigest(), manifest)
+
+
+def _check_size(root: Path, name: str, manifest: Manifest) -> Path:
+    path = _inside(root, name)
+    size, expected = path.stat().st_size, manifest.files[name].bytes
+    if size != expected:
+        raise BundleError(str(root / name), f"has {size} bytes, the manifest says {expected}", _GET_AGAIN)
+    return path
+
+
+def _compare_hash(root: Path, name: str, found: str, manifest: Manifest) -> None:
+    if found != manifest.files[name].sha256:
         raise BundleError(str(root / name), "has been altered (its sha256 is not the manifest's)", _GET_AGAIN)
 
 
