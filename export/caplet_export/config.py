@@ -29,6 +29,8 @@ class ModelConfig:
 
     vocabulary_size: int = 0
     """Set from the vocabulary when training starts."""
+    members: int = 1
+    """Captioners that speak as one (`caplet-export join`); the sizes below are those of each."""
     locations: int = 64
     channels: int = 2048
     feature_size: int = 512
@@ -61,6 +63,8 @@ class TrainConfig:
     objective: str = "cross_entropy"
     """`cross_entropy` by teacher forcing, or `self_critical` with a CIDEr-D reward (from a trained run)."""
     seed: int = 1
+    reward_rouge: float = 0.0
+    """What a ROUGE-L of 1 adds to the reward of a sampled caption, beside its CIDEr-D of 0 to 10 (self-critical)."""
     batch_images: int = 24
     captions_per_image: int = 5
     """Captions of an image in a batch: its own, or as many samples (self-critical)."""
@@ -76,8 +80,8 @@ class TrainConfig:
     label_smoothing: float = 0.1
     attention_regularisation: float = 1.0
     """Lambda of doubly stochastic attention (eq. 14 of Xu et al.), its sum over locations taken as a mean."""
-    flip: bool = True
-    """Draw each photo or its mirror image at random (needs the `flip` store)."""
+    views: str = "plain flip"
+    """Views of a training photo, separated by spaces; each time one is drawn at random (each needs its store)."""
     average_decay: float = 0.995
     """Decay per step of the exponential moving average of the weights that is evaluated and kept; 0 for none."""
     extractor_layer: str = "mixed10"
@@ -144,7 +148,7 @@ RECIPES = {
             decay="constant",
             label_smoothing=0.0,
             attention_regularisation=0.0,
-            flip=False,
+            views="plain",
             average_decay=0.0,
         ),
     ),

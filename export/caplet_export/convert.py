@@ -24,7 +24,7 @@ from caplet_export.text import PAD, START, UNKNOWN
 if TYPE_CHECKING:
     import keras
 
-    from caplet_export.model import CaptionModel
+    from caplet_export.model import Captioner, CaptionModel
 
 OPSET = 17
 # The intermediate representation that came with opset 17; onnxruntime 1.17 reads it.
@@ -35,7 +35,7 @@ MASKED = (PAD, START, UNKNOWN)
 Shape = Sequence["int | str"]
 
 
-def convert_encoder(extractor: keras.Model, model: CaptionModel, *, plain: bool = False) -> onnx.ModelProto:
+def convert_encoder(extractor: keras.Model, model: Captioner, *, plain: bool = False) -> onnx.ModelProto:
     """The graph `pixels` uint8 [N,h,w,3] to `features` [N,L,D], `keys` [N,L,A] and `state` [N,H].
 
     Args:
@@ -57,7 +57,7 @@ def convert_encoder(extractor: keras.Model, model: CaptionModel, *, plain: bool 
     return _declare(graph, {"pixels": ("N", height, width, 3)}, {name: shapes[name] for name in shapes})
 
 
-def convert_decoder(model: CaptionModel, *, plain: bool = False) -> onnx.ModelProto:
+def convert_decoder(model: Captioner, *, plain: bool = False) -> onnx.ModelProto:
     """One step with every log-probability; `take_top_k` makes the decoder of a bundle from it.
 
     In: `token` int64 [N], `state` [N,H], `features` [N,L,D], `keys` [N,L,A].
@@ -114,21 +114,47 @@ def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
     return result
 
 
-def _encode(model: CaptionModel, grid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`CaptionModel.encode` at inference, each dense layer a product of matrices without reshapes around it."""
-    features = _dense(grid, model.project_features)
-    keys = _dense(features, model.project_keys)
-    if model.initial_state is None:
-        state = tf.zeros((tf.shape(grid)[0], model.config.state_size))
+def _encode(model: Captioner, grid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`encode` at inference, each dense layer a product of matrices without reshapes around it, and the members' first
+    layers one product.
+    """
+    members = _members(model)
+    projections = [member.project_features for member in members]
+    kernel = tf.concat([projection.kernel for projection in projections], axis=1)
+    features = tf.matmul(grid, kernel) + tf.concat([projection.bias for projection in projections], axis=0)
+    keys = [
+        _dense(own, member.project_keys) for member, own in zip(members, _split(features, members), strict=True)
+    ]
+    if model.config.initial_state == "zero":
+        state = tf.zeros((tf.shape(grid)[0], len(members) * model.config.state_size))
     else:
-        state = tf.tanh(_dense(tf.reduce_mean(features, axis=1), model.initial_state))
-    return features, keys, state
+        means = _split(tf.reduce_mean(features, axis=1), members)
+        states = [_dense(own, member.initial_state) for member, own in zip(members, means, strict=True)]
+        state = tf.tanh(_joined(states))
+    return features, _joined(keys), state
 
 
 def _step(
+    model: Captioner, token: tf.Tensor, state: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`step` in five matrix products beside the attention's own: state, word, context, hidden, and words, of which the
+    last is one for all members together: the mean of products is the product of operands laid side by side.
+    """
+    members = _members(model)
+    parts = [_split(whole, members) for whole in (state, features, keys)]
+    steps = [_member_step(member, token, *own) for member, *own in zip(members, *parts, strict=True)]
+    hidden, states, attentions = zip(*steps, strict=True)
+    tables = [_word_table(member) for member in members]
+    kernel = tf.concat([kernel for kernel, _ in tables], axis=0) / len(members)
+    bias = tf.add_n([bias for _, bias in tables]) / len(members)
+    attention = attentions[0] if len(members) == 1 else tf.add_n(attentions) / len(members)
+    return tf.matmul(_joined(hidden), kernel) + bias, _joined(states), attention
+
+
+def _member_step(
     model: CaptionModel, token: tf.Tensor, state: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`CaptionModel.step` in five matrix products beside the attention's own: state, word, context, hidden, words."""
+    """One captioner's step: what the words are chosen from, the next state, the attention."""
     config, size = model.config, model.config.state_size
     word = tf.gather(model.embedding.embeddings, token)
 
@@ -157,10 +183,27 @@ def _step(
     hidden = _dense(next_state, model.output_state)
     if context_hidden:
         hidden = hidden + (word + context_hidden[0])
+    return hidden, next_state, attention
+
+
+def _word_table(model: CaptionModel) -> tuple[tf.Tensor, tf.Tensor]:
+    """Kernel and bias of the layer that makes logits [N,V]."""
     if model.output_words is not None:
-        return _dense(hidden, model.output_words), next_state, attention
-    logits = tf.matmul(hidden, tf.transpose(model.embedding.embeddings)) + model.output_bias
-    return logits, next_state, attention
+        return tf.convert_to_tensor(model.output_words.kernel), tf.convert_to_tensor(model.output_words.bias)
+    return tf.transpose(model.embedding.embeddings), tf.convert_to_tensor(model.output_bias)
+
+
+def _members(model: Captioner) -> Sequence[CaptionModel]:
+    return getattr(model, "members", [model])
+
+
+def _split(whole: tf.Tensor, members: Sequence[CaptionModel]) -> Sequence[tf.Tensor]:
+    """What of a tensor is each member's."""
+    return [whole] if len(members) == 1 else tf.split(whole, len(members), axis=-1)
+
+
+def _joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=-1)
 
 
 def _dense(inputs: tf.Tensor, layer: Any) -> tf.Tensor:
@@ -169,10 +212,11 @@ def _dense(inputs: tf.Tensor, layer: Any) -> tf.Tensor:
 
 
 def _shapes(config: ModelConfig) -> dict[str, Shape]:
+    members = config.members
     return {
-        "features": ("N", config.locations, config.feature_size),
-        "keys": ("N", config.locations, config.attention_size),
-        "state": ("N", config.state_size),
+        "features": ("N", config.locations, members * config.feature_size),
+        "keys": ("N", config.locations, members * config.attention_size),
+        "state": ("N", members * config.state_size),
     }
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet_export.errors import StoreError
+from caplet_export.views import apply_view
 
 LOCATIONS, CHANNELS = 64, 2048
 _FORMAT = 1
@@ -39,7 +40,7 @@ class StoreSource:
     weights: str
     """sha256 of the Inception weights."""
     view: str = "plain"
-    """Which view of the photo: `plain`, or `flip` for its mirror image."""
+    """Which view of the photo, see `caplet_export.views`."""
     layer: str = "mixed10"
     """The Inception block whose output is stored: `mixed10` for features, a lower one for fine-tuning what is above."""
     locations: int = LOCATIONS
@@ -166,8 +167,6 @@ def extract(
         def flush() -> Iterator[tuple[str, None]]:
             if batch:
                 pixels = np.stack([image for _, image in batch])
-                if source.view == "flip":
-                    pixels = pixels[:, :, ::-1]
                 writer.append([name for name, _ in batch], np.asarray(run(pixels), np.float16))
             for name, _ in batch:
                 yield name, None
@@ -178,7 +177,7 @@ def extract(
                 yield name, None
                 continue
             try:
-                batch.append((name, load(name)))
+                batch.append((name, apply_view(source.view, name, load(name))))
             except Exception as error:
                 skipped.append(name)
                 yield name, str(error)

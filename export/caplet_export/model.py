@@ -6,6 +6,7 @@ and what free-running decoding calls; `teacher_forced` unrolls `step` over given
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -177,13 +178,62 @@ class CaptionModel(keras.Model):
         return logits, ops.stack(attentions, axis=1)
 
 
-def build_model(config: ModelConfig, dtype: str = "float32") -> CaptionModel:
+class CaptionEnsemble(keras.Model):
+    """Several captioners that speak as one: each keeps a state of its own, and the next word is chosen by the mean of
+    their logits, which is the normalised geometric mean of their distributions (a product of experts; Hinton, 2002).
+
+    `encode` and `step` as in `CaptionModel`, with D, A and H the members' sizes taken together, side by side in the
+    members' order. The attention is the members' mean. Members are trained one by one and then joined.
+    """
+
+    def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.members = [CaptionModel(replace(config, members=1), name=f"member{n}") for n in range(config.members)]
+
+    def encode(self, features: Tensor, training: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [N,L,D], attention keys [N,L,A] and initial state [N,H] of images [N,L,C]."""
+        features, keys, state = zip(*(member.encode(features, training) for member in self.members), strict=True)
+        return ops.concatenate(features, -1), ops.concatenate(keys, -1), ops.concatenate(state, -1)
+
+    def step(
+        self, token: Tensor, state: Tensor, features: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits float32 [N,V], next state [N,H] and attention [N,L]; see `CaptionModel.step`."""
+        count = len(self.members)
+        parts = [ops.split(whole, count, axis=-1) for whole in (state, features, keys)]
+        steps = [member.step(token, *own) for member, *own in zip(self.members, *parts, strict=True)]
+        logits, states, attentions = zip(*steps, strict=True)
+        return sum(logits) / count, ops.concatenate(states, -1), sum(attentions) / count
+
+    def build(self, input_shape: Any = None) -> None:
+        """Make the members' variables."""
+        for member in self.members:
+            member(_example(self.config))
+        self.built = True
+
+    def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits float32 [N,V] of the first step, from features [N,L,C] and tokens int [N,T]."""
+        features, tokens = inputs
+        encoded, keys, state = self.encode(features)
+        return self.step(tokens[:, 0], state, encoded, keys)[0]
+
+
+Captioner = CaptionModel | CaptionEnsemble
+
+
+def build_model(config: ModelConfig, dtype: str = "float32") -> Captioner:
     """A model with its variables made (random weights); `bfloat16` computes in it and keeps float32 variables."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
     try:
-        model = CaptionModel(config)
-        model((ops.zeros((1, config.locations, config.channels)), ops.ones((1, 2), dtype="int32")))
+        model = CaptionModel(config) if config.members == 1 else CaptionEnsemble(config)
+        model(_example(config))
     finally:
         keras.config.set_dtype_policy(before)
     return model
+
+
+def _example(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """The smallest input."""
+    return ops.zeros((1, config.locations, config.channels)), ops.ones((1, 2), dtype="int32")

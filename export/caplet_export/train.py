@@ -1,8 +1,9 @@
 """Training: epochs over batches, dev CIDEr-D after each, early stopping on it, and a run folder that resumes exactly.
 
 Two objectives share everything else: cross-entropy by teacher forcing, and self-critical training (Rennie et al.,
-CVPR 2017) with a CIDEr-D reward, the end token included, and the mean reward of an image's other samples as its
-baseline (Luo, 2020). Either can train the upper Inception blocks along, from their stored inputs.
+CVPR 2017) with a CIDEr-D reward, the end token included, ROUGE-L beside it if asked for, and the mean reward of an
+image's other samples as its baseline (Luo, 2020). Either can train the upper Inception blocks along, from their stored
+inputs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from caplet_export.features import FeatureStore
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import upper_blocks
-from caplet_export.metrics import END_TOKEN, CiderD, tokenize
+from caplet_export.metrics import END_TOKEN, CiderD, rouge_l, tokenize
 from caplet_export.model import build_model
 from caplet_export.text import END, PAD, Vocabulary, clean
 
@@ -59,7 +60,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Stores:
-    """Stored inputs: training views (plain, and flipped if there is one) and the dev split's plain view."""
+    """Stored inputs: the training photos in every view that is drawn from, and the dev photos as they are."""
 
     train: Sequence[FeatureStore]
     dev: FeatureStore
@@ -93,6 +94,8 @@ class Trainer:
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if config.model.members > 1:
+            raise ConfigurationError("model.members: train the members one by one, then `caplet-export join` them")
         train_names, dev_names = dataset.split("train"), dataset.split("dev")
         if not train_names or not dev_names:
             raise DataError("training needs images in both the train and the dev split")
@@ -130,8 +133,9 @@ class Trainer:
         )
         self._dev = batches(dev_names, views=[stores.dev], group=5, batch_images=_EVALUATION_BATCH)
         self._dev_scorer = CiderD.from_references(_references(dataset, dev_names))
+        self._train_references = _references(dataset, train_names)
         self._reward = (
-            CiderD.from_references(_references(dataset, train_names), with_end=True)
+            CiderD.from_references(self._train_references, with_end=True)
             if settings.objective == "self_critical"
             else None
         )
@@ -238,14 +242,17 @@ class Trainer:
         return -tf.reduce_mean(rewards)
 
     def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """CIDEr-D of sampled captions [N*G,T] of the images `rows` [N], float32 [N*G]."""
+        """Rewards of sampled captions [N*G,T] of the images `rows` [N], float32 [N*G]."""
         assert self._reward is not None
-        words = []
-        for row in ids.tolist():
-            said = self.vocabulary.decode(row)
-            words.append([*said, END_TOKEN] if END in row else said)
+        rouge_weight = self.config.train.reward_rouge
         keys = [self._train.names[row] for row in rows for _ in range(len(ids) // len(rows))]
-        return self._reward.score_many(keys, words).astype(np.float32)
+        rewards = np.empty(len(ids), np.float32)
+        for index, (key, row) in enumerate(zip(keys, ids.tolist(), strict=True)):
+            words = self.vocabulary.decode(row)
+            rewards[index] = self._reward.score(key, [*words, END_TOKEN] if END in row else words)
+            if rouge_weight:
+                rewards[index] += rouge_weight * rouge_l(words, self._train_references[key])
+        return rewards
 
     def _descend(self, tape: tf.GradientTape, objective: Any) -> None:
         settings = self.config.train

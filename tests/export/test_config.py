@@ -11,7 +11,7 @@ from caplet_export.errors import ConfigurationError
 
 
 def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
-    config = override(Config(), ["model.state_size=64", "text.rules=tutorial", "train.flip=false"])
+    config = override(Config(), ["model.state_size=64", "text.rules=tutorial", "train.views=plain"])
     config.save(tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == config
 
@@ -29,7 +29,7 @@ def test_switches_are_set_by_name() -> None:
         ("nonsense", "expected SECTION.SWITCH=VALUE"),
         ("train.epochs=many", "is no int"),
         ("train.epochs=1.5", "expected int, found 1.5"),
-        ("train.flip=1", "expected bool, found 1"),
+        ("train.seed=true", "expected int, found True"),
         ("model.initial_state=random", "expected one of mean, zero"),
     ],
 )

@@ -32,6 +32,10 @@ VARIANTS = {
         CONFIG, initial_state="zero", gated_context=False, deep_output=False, tied_embeddings=False
     ),
     "untied": dataclasses.replace(CONFIG, tied_embeddings=False),
+    "ensemble": dataclasses.replace(CONFIG, members=3),
+    "tutorial ensemble": dataclasses.replace(
+        CONFIG, members=2, initial_state="zero", gated_context=False, deep_output=False, tied_embeddings=False
+    ),
 }
 
 

@@ -34,7 +34,7 @@ CONFIG = Config(
         locations=LOCATIONS, channels=CHANNELS, feature_size=16, attention_size=8, embedding_size=16, state_size=24
     ),
     TrainConfig(
-        batch_images=4, epochs=3, patience=0, learning_rate=0.01, warmup_steps=2, flip=False, average_decay=0.0
+        batch_images=4, epochs=3, patience=0, learning_rate=0.01, warmup_steps=2, views="plain", average_decay=0.0
     ),
 )
 

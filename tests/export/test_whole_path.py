@@ -124,7 +124,7 @@ def test_each_stage_of_training_leaves_a_run(done: Sequence[Done], folder: Path)
 
 
 def test_the_bundle_has_learned_the_tiny_world(done: Sequence[Done], folder: Path) -> None:
-    """Each photo's own colour, and some shape: random convolutions tell colours apart, but hardly squares from circles."""
+    """Each photo's own colour, and some shape: random convolutions hardly tell squares from circles."""
     captioner = Captioner(folder / "bundles" / "int8")
     photos = sorted((folder / "flickr8k" / "Flicker8k_Dataset").iterdir())[:8]
     captions = [captioner.caption(photo) for photo in photos]

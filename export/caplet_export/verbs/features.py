@@ -14,6 +14,7 @@ from caplet_export.backend import load_tensorflow
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest
 from caplet_export.flickr8k import read_dataset
+from caplet_export.views import FLIP, PLAIN, check_view
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` (a download) or a path")
     parser.add_argument("--layer", default="mixed10", help="Inception block to store (a lower one for fine-tuning)")
-    parser.add_argument("--no-flip", action="store_true", help="leave out the mirrored training photos")
+    parser.add_argument(
+        "--views",
+        nargs="*",
+        default=[FLIP],
+        metavar="VIEW",
+        help="views of the training photos beside the photos as they are: flip, and crop1, crop2 and so on, each of "
+        "them other random crops (default: flip)",
+    )
     parser.add_argument("--batch-size", type=int, default=32)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fill the stores `LAYER-plain` (every split) and `LAYER-flip` (training photos, mirrored)."""
+    """Fill the stores `LAYER-plain` (every split) and `LAYER-VIEW` (training photos) for every other view."""
+    views = [check_view(view) for view in arguments.views]
     dataset = read_dataset(arguments.data)
     for defect in dataset.defects:
         print(f"caplet-export features: {defect}", file=sys.stderr)
@@ -46,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     def forward(batch: Any) -> Any:
         return tf.reshape(lower(scale(batch), training=False), (-1, height * width, channels))
 
-    plan = [("plain", [name for split in dataset.splits.values() for name in split])]
-    if not arguments.no_flip:
-        plan.append(("flip", list(dataset.splits.get("train", ()))))
+    train = list(dataset.splits.get("train", ()))
+    plan = [(PLAIN, [name for split in dataset.splits.values() for name in split])]
+    plan += [(view, train) for view in dict.fromkeys(views) if view != PLAIN]
     unreadable: set[str] = set()
     for view, names in plan:
         source = StoreSource(digest, view, arguments.layer, height * width, channels)

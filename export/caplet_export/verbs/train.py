@@ -12,6 +12,7 @@ from caplet_export.backend import load_tensorflow
 from caplet_export.config import RECIPES, load_config, override
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import read_dataset
+from caplet_export.views import PLAIN, check_view
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.train import Stores, Trainer, plot_history
 
     layer = config.train.extractor_layer
-    plain = FeatureStore(arguments.features / f"{layer}-plain")
-    views = [plain]
-    if config.train.flip:
-        views.append(FeatureStore(arguments.features / f"{layer}-flip"))
-    if any(view.source.layer != layer for view in views):
+    plain = FeatureStore(arguments.features / f"{layer}-{PLAIN}")
+    views = [FeatureStore(arguments.features / f"{layer}-{check_view(view)}") for view in config.train.views.split()]
+    if any(view.source.layer != layer for view in (plain, *views)):
         raise DataError(f"{arguments.features}: not stored at block {layer}")
     trainer = Trainer(
         arguments.run,

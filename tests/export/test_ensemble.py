@@ -1,0 +1,92 @@
+"""Joined captioners: what they say together is the mean of what each says, and only what fits is joined."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caplet_export.checkpoint import load_checkpoint, save_weights
+from caplet_export.cli import main
+from caplet_export.config import Config, ModelConfig, TextConfig
+from caplet_export.ensemble import join_runs
+from caplet_export.errors import ConfigurationError
+from caplet_export.model import build_model
+from caplet_export.text import SPECIALS, Vocabulary
+from tiny_encoder import CONFIG, build_tiny_model
+
+WORDS = [f"word{number}" for number in range(CONFIG.vocabulary_size - len(SPECIALS))]
+
+
+def write_run(folder: Path, seed: int, model: ModelConfig = CONFIG, words: list[str] = WORDS) -> Path:
+    folder.mkdir()
+    Config(TextConfig(max_length=9), model).save(folder / "config.json")
+    Vocabulary([*SPECIALS, *words]).save(folder / "vocabulary.txt")
+    captioner = build_tiny_model(model)
+    random = np.random.default_rng(seed)
+    for variable in captioner.trainable_variables:
+        variable.assign(random.normal(size=variable.shape))
+    save_weights(captioner, folder / "decoder.weights.h5")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    return [write_run(tmp_path / str(seed), seed) for seed in (1, 2, 3)]
+
+
+def test_together_they_say_the_mean_of_what_each_says(runs: list[Path], tmp_path: Path) -> None:
+    assert main(["join", *map(str, runs), "-o", str(tmp_path / "joined")]) == 0
+    joined = load_checkpoint(tmp_path / "joined")
+    assert joined.config.model.members == 3
+    random = np.random.default_rng(0)
+    photos = random.normal(size=(2, CONFIG.locations, CONFIG.channels)).astype(np.float32)
+    singles = [load_checkpoint(run).model for run in runs]
+    encoded = joined.model.encode(photos)
+    separate = [single.encode(photos) for single in singles]
+    token = np.array([5, 7])
+    logits, state, attention = joined.model.step(token, encoded[2], *encoded[:2])
+    steps = [single.step(token, own[2], *own[:2]) for single, own in zip(singles, separate, strict=True)]
+    close = {"rtol": 0.02, "atol": 0.02}  # the joined weights are rounded to float16
+    np.testing.assert_allclose(logits, np.mean([step[0] for step in steps], axis=0), **close)
+    np.testing.assert_allclose(state, np.concatenate([step[1] for step in steps], axis=1), **close)
+    np.testing.assert_allclose(attention, np.mean([step[2] for step in steps], axis=0), **close)
+    np.testing.assert_allclose(np.sum(attention, axis=1), 1, atol=1e-5)
+
+
+def test_joined_weights_take_half_the_room(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "joined").mkdir()
+    join_runs(runs[:2], tmp_path / "joined")
+    folders = (*runs[:2], tmp_path / "joined")
+    model = build_model(CONFIG)
+    arrays = sum(np.asarray(variable).nbytes for variable in model.trainable_variables)
+    single, _, joined = ((folder / "decoder.weights.h5").stat().st_size for folder in folders)
+    assert joined < 2 * single - 0.9 * arrays
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"words": [*WORDS[:-1], "other"]}, "another vocabulary"),
+        ({"model": dataclasses.replace(CONFIG, tied_embeddings=False)}, "model.* switches"),
+    ],
+)
+def test_what_does_not_fit_is_not_joined(
+    runs: list[Path], tmp_path: Path, change: dict, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_run(tmp_path / "other", 4, **change)
+    assert main(["join", str(runs[0]), str(other), "-o", str(tmp_path / "joined")]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "joined").exists()
+
+
+def test_dropout_may_differ(runs: list[Path], tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", 4, dataclasses.replace(CONFIG, dropout=0.1))
+    assert main(["join", str(runs[0]), str(other), "-o", str(tmp_path / "joined")]) == 0
+
+
+def test_one_run_is_not_joined(runs: list[Path]) -> None:
+    with pytest.raises(ConfigurationError, match="two runs"):
+        join_runs(runs[:1], runs[0])
