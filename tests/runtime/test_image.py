@@ -17,21 +17,11 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
-from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
+from caplet.errors import ArgumentError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image import load_pixels
+from pictures import encoded, plain, refusal
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
-
-
-def plain(image: Image.Image, size: tuple[int, int] = (299, 299)) -> NDArray[np.uint8]:
-    """What the training features were computed from."""
-    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
-
-
-def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.name)
@@ -256,13 +246,6 @@ def test_arrays_and_buffers_are_not_changed() -> None:
 
 
 # -- what is no image -------------------------------------------------------------------------------------------------
-
-
-def refusal(source: Any, **options: Any) -> CapletError:
-    with pytest.raises(CapletError) as caught:
-        load_pixels(source, **options)
-    assert "\n" not in str(caught.value)
-    return caught.value
 
 
 @pytest.mark.parametrize("source", [None, 7, 1.5, ["photo.jpg"], {}, object()], ids=repr)

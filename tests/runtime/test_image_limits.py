@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from caplet.errors import CapletError, ImageError
+from caplet.errors import CapletError
 from caplet.image import load_pixels
+from pictures import encoded, refusal
 
 PHOTO = Path(__file__).parents[1] / "photos" / "astronaut.jpg"
 SEQUENTIAL: list[tuple[str, dict[str, Any]]] = [
@@ -33,23 +34,9 @@ SEQUENTIAL: list[tuple[str, dict[str, Any]]] = [
 WHOLE: list[tuple[str, dict[str, Any]]] = [("WEBP", {}), ("JPEG2000", {}), ("AVIF", {})]
 
 
-def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
-    if file_format == "AVIF" and "AVIF" not in (Image.init(), Image.SAVE)[1]:
-        pytest.skip("this Pillow has no AVIF")
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
     return Image.open(PHOTO).convert("RGB").resize((200, 160))
-
-
-def refusal(source: Any, **options: Any) -> ImageError:
-    with pytest.raises(ImageError) as caught:
-        load_pixels(source, **options)
-    return caught.value
 
 
 # -- bombs ------------------------------------------------------------------------------------------------------------
