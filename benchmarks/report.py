@@ -1,4 +1,4 @@
-"""Tables and the chart from the JSON of `peers` and `product`: `python -m benchmarks.report`.
+"""Tables and the chart from the JSON of `peers`, `product` and `operators`: `python -m benchmarks.report`.
 
 Writes `results/results.md` and `results/captions.svg`, and the table between the markers in README.md.
 """
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.operators import FOLDERS
 from benchmarks.peers import REFERENCE, RESULTS, ROOT
 
 Results = dict[str, Any]
 _ROUNDS_TEXT = "one process per engine, alternating bursts"
+_WORTH_A_ROW = 0.02  # milliseconds
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def ratio(peers: Results, over: tuple[str, str], under: tuple[str, str]) -> floa
 
 
 def targets(peers: Results, product: Results) -> list[Target]:
-    """The table of issue 4."""
+    """The table of issue 4, and what the default beam may cost."""
     small, full = "caplet-int8", "caplet-fp32"
     sizes, batch = product["sizes"], product["batch"]
     return [
@@ -89,7 +91,16 @@ def targets(peers: Results, product: Results) -> list[Target]:
             ratio(peers, (small, "caption"), ("keras-predict", "caption")),
             1 / 15,
         ),
-        Target("the same ÷ `tf.function`", ratio(peers, (small, "caption"), ("tf-function", "caption")), 1 / 3),
+        Target(
+            "photo → caption, default beam ÷ greedy",
+            ratio(peers, (f"{small}-default", "caption"), (small, "caption")),
+            1.5,
+        ),
+        Target(
+            "photo → caption, greedy ÷ `tf.function`",
+            ratio(peers, (small, "caption"), ("tf-function", "caption")),
+            1 / 3,
+        ),
         Target(
             "12-megapixel JPEG → pixels ÷ plain Pillow",
             product["large_jpeg"]["caplet_ms"] / product["large_jpeg"]["pillow_ms"],
@@ -145,10 +156,11 @@ def readme_table(peers: Results) -> str:
     )
 
 
-def markdown(peers: Results, product: Results) -> str:
+def markdown(peers: Results, product: Results, operators: Results) -> str:
     """Everything, for results.md."""
-    lines = ["# Results", "", "Written by `python -m benchmarks.report` from peers.json and product.json.", ""]
-    lines += [*_quick_warning(peers, product), "## Targets", ""]
+    sources = "peers.json, product.json and operators.json"
+    lines = ["# Results", "", f"Written by `python -m benchmarks.report` from {sources}.", ""]
+    lines += [*_quick_warning(peers, product, operators), "## Targets", ""]
     lines += _table(("quantity", "measured", "bound", ""), [target.row for target in targets(peers, product)])
     lines += ["", "## Peers", "", _machine(peers["machine"]) + f"; {peers['created']}.", ""]
     plan = peers["plan"]
@@ -169,6 +181,14 @@ def markdown(peers: Results, product: Results) -> str:
         lines += [f"### {task}", "", *_table(("engine", "p50", "p90", "p99", "runs"), rows), ""]
     lines += ["### Size, memory, and whether they say the same", "", *_facts(peers), ""]
     lines += ["## caplet as a product", "", *_product(product), ""]
+    lines += ["## Where each millisecond goes", ""]
+    lines += [
+        f"onnxruntime's profile after its own fusions, threads: {operators['threads']}, one photo or one word. Number of "
+        f"operators · the sum of their median milliseconds over {operators['runs']} runs.",
+        "",
+    ]
+    for graph, profiles in operators["graphs"].items():
+        lines += [f"### {graph}", "", *_operators(profiles), ""]
     return "\n".join(lines)
 
 
@@ -235,6 +255,27 @@ def _facts(peers: Results) -> list[str]:
     return _table(heads, rows)
 
 
+def _operators(profiles: Results) -> list[str]:
+    """A row per operator type that takes time anywhere, a column per form of the graph."""
+    names = [name for name in FOLDERS if name in profiles]
+
+    def cell(entry: Results | None) -> str:
+        return f"{entry['count']} · {entry['milliseconds']:.2f}" if entry and entry["count"] else ""
+
+    most: dict[str, float] = {}
+    for name in names:
+        for kind, entry in profiles[name]["operators"].items():
+            most[kind] = max(most.get(kind, 0.0), entry["milliseconds"])
+    worth = sorted((kind for kind in most if most[kind] >= _WORTH_A_ROW), key=lambda kind: -most[kind])
+    rows = [(kind, *(cell(profiles[name]["operators"].get(kind)) for name in names)) for kind in worth]
+    rest = []
+    for name in names:
+        others = [entry for kind, entry in profiles[name]["operators"].items() if kind not in worth]
+        rest.append(cell({key: sum(entry[key] for entry in others) for key in ("count", "milliseconds")}))
+    totals = [f"**{cell(profiles[name])}**" for name in names]
+    return _table(("operator", *(FOLDERS[name] for name in names)), [*rows, ("others", *rest), ("**all**", *totals)])
+
+
 def _product(product: Results) -> list[str]:
     sizes, cold, jpeg = product["sizes"], product["cold_start"], product["large_jpeg"]
     rows = [
@@ -292,17 +333,19 @@ def _number(value: float | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where both JSON files are (%(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files are (%(default)s)")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default: %(default)s")
     arguments = parser.parse_args(argv)
     try:
-        peers, product = (json.loads((arguments.results / f"{name}.json").read_text()) for name in ("peers", "product"))
+        peers, product, operators = (
+            json.loads((arguments.results / f"{name}.json").read_text()) for name in ("peers", "product", "operators")
+        )
         readme = insert(arguments.readme.read_text(encoding="utf-8"), readme_table(peers))
     except FileNotFoundError as error:
-        parser.exit(1, f"{error.filename}: no such file; run benchmarks.peers and benchmarks.product first\n")
+        parser.exit(1, f"{error.filename}: no such file; run benchmarks.peers, .product and .operators first\n")
     except ValueError as error:
         parser.exit(1, f"{arguments.readme}: {error}\n")
-    (arguments.results / "results.md").write_text(markdown(peers, product), encoding="utf-8")
+    (arguments.results / "results.md").write_text(markdown(peers, product, operators), encoding="utf-8")
     chart(peers, arguments.results / "captions.svg")
     arguments.readme.write_text(readme, encoding="utf-8")
     print(f"wrote {arguments.results}/results.md, captions.svg and the table in {arguments.readme}")

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from benchmarks import peers, prepare, report
+from benchmarks import operators, peers, prepare, report
 from benchmarks.roster import PEERS, Peer
 from caplet_export.checkpoint import DECODER, save_weights
 from caplet_export.config import Config
@@ -73,6 +73,21 @@ def test_engines_with_the_same_weights_say_the_same(results: dict[str, Any]) -> 
             assert captions == expected, name
     for photo, text in expected.items():
         assert results["peers"]["caplet-fp32"]["captions"][photo].split()[:3] == text.split()[:3]
+
+
+def test_operators_of_every_form_of_the_graphs_are_counted_and_timed(folder: Path, tmp_path: Path) -> None:
+    assert operators.main([str(folder), "--quick", "-o", str(tmp_path / "operators.json")]) == 0
+    results = json.loads((tmp_path / "operators.json").read_text())
+    assert {graph: list(found) for graph, found in results["graphs"].items()} == {
+        graph: list(operators.FOLDERS) for graph in operators.GRAPHS
+    }
+    for found in results["graphs"].values():
+        for profile in found.values():
+            assert profile["count"] == sum(entry["count"] for entry in profile["operators"].values()) > 10
+            assert profile["milliseconds"] > 0
+    before, after = (results["graphs"]["encoder"][name]["operators"] for name in ("plain-qdq", "int8"))
+    assert "QLinearAveragePool" in before and "QLinearAveragePool" not in after
+    assert after["QLinearConv"]["count"] == 5
 
 
 def test_an_engine_that_fails_is_reported_and_stops_nobody(folder: Path, tmp_path: Path) -> None:

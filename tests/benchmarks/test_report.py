@@ -57,6 +57,18 @@ def product() -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.fixture
+def operators() -> dict[str, Any]:
+    def graph(**kinds: tuple[int, float]) -> dict[str, Any]:
+        entries = {kind: {"count": count, "milliseconds": time} for kind, (count, time) in kinds.items()}
+        total = {key: sum(entry[key] for entry in entries.values()) for key in ("count", "milliseconds")}
+        return {"operators": entries, **total}
+
+    before = graph(QLinearConv=(94, 28.0), QLinearAveragePool=(9, 10.0), Tanh=(1, 0.004), Cast=(5, 0.01))
+    after = graph(QLinearConv=(84, 27.5), QLinearMul=(9, 0.2), Tanh=(1, 0.004))
+    return {"threads": 1, "runs": 40, "quick": False, "graphs": {"encoder": {"plain-qdq": before, "int8": after}}}
+
+
 @pytest.mark.parametrize("percent", [0, 50, 90, 99, 100])
 def test_percentiles_are_numpys(percent: int) -> None:
     values = np.random.default_rng(3).exponential(size=37)
@@ -87,10 +99,29 @@ def test_the_readme_table_has_a_line_for_everybody(peers: dict[str, Any]) -> Non
     assert f"| caplet int8 | {statistics.median([10, 20, 30])} |" in "\n".join(lines)
 
 
-def test_quick_results_are_marked_as_worthless(peers: dict[str, Any], product: dict[str, Any]) -> None:
-    assert "mean nothing" not in report.markdown(peers, product)
+def test_quick_results_are_marked_as_worthless(
+    peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any]
+) -> None:
+    assert "mean nothing" not in report.markdown(peers, product, operators)
     assert "mean nothing" in report.readme_table(peers | {"quick": True})
-    assert "mean nothing" in report.markdown(peers, product | {"quick": True})
+    assert "mean nothing" in report.markdown(peers, product | {"quick": True}, operators)
+    assert "mean nothing" in report.markdown(peers, product, operators | {"quick": True})
+
+
+def test_operators_stand_side_by_side_before_and_after(
+    peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any]
+) -> None:
+    lines = report.markdown(peers, product, operators).splitlines()
+    start = lines.index("### encoder")
+    assert lines[start + 2 : start + 9] == [
+        "| operator | 8 bits, as exported | 8 bits, rewritten |",
+        "| --- | ---: | ---: |",
+        "| QLinearConv | 94 · 28.00 | 84 · 27.50 |",
+        "| QLinearAveragePool | 9 · 10.00 |  |",
+        "| QLinearMul |  | 9 · 0.20 |",
+        "| others | 6 · 0.01 | 1 · 0.00 |",
+        "| **all** | **109 · 38.01** | **94 · 27.70** |",
+    ]
 
 
 def test_the_table_goes_between_the_markers_and_nothing_else_changes() -> None:
@@ -106,10 +137,12 @@ def test_a_readme_without_the_markers_is_left_alone(text: str) -> None:
         report.insert(text, "new")
 
 
-def test_the_command_writes_all_three(peers: dict[str, Any], product: dict[str, Any], tmp_path: Path) -> None:
+def test_the_command_writes_all_three(
+    peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any], tmp_path: Path
+) -> None:
     pytest.importorskip("matplotlib")
-    (tmp_path / "peers.json").write_text(json.dumps(peers))
-    (tmp_path / "product.json").write_text(json.dumps(product))
+    for name, results in (("peers", peers), ("product", product), ("operators", operators)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\n{END}\n")
     assert report.main(["--results", str(tmp_path), "--readme", str(readme)]) == 0
