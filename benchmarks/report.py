@@ -183,8 +183,8 @@ def markdown(peers: Results, product: Results, operators: Results) -> str:
     lines += ["## caplet as a product", "", *_product(product), ""]
     lines += ["## Where each millisecond goes", ""]
     lines += [
-        f"onnxruntime's profile after its own fusions, threads: {operators['threads']}, one photo or one word. Number of "
-        f"operators · the sum of their median milliseconds over {operators['runs']} runs.",
+        f"onnxruntime's profile after its own fusions, threads: {operators['threads']}, one photo or one word. Number "
+        f"of operators · the sum of their median milliseconds over {operators['runs']} runs.",
         "",
     ]
     for graph, profiles in operators["graphs"].items():
