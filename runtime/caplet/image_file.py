@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import os
 from collections.abc import Iterable
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -99,7 +100,7 @@ def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
         )
 
 
-def _canvas_size(file: BinaryIO, file_format: _Format) -> tuple[int, int]:
+def _canvas_size(file: _Reader, file_format: _Format) -> tuple[int, int]:
     """Width and height in the header of a GIF or WebP; (1, 1) where none is to be had, and for all others.
 
     These two allocate their canvas as soon as Pillow opens them, so the limit has to be looked up before.
@@ -124,7 +125,7 @@ def _webp_canvas(head: bytes) -> tuple[int, int]:
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
-def _gif_canvas(file: BinaryIO) -> tuple[int, int]:
+def _gif_canvas(file: _Reader) -> tuple[int, int]:
     """Size of the logical screen, stretched over the first frame as Pillow does (GIF89a, sections 18 and 20)."""
     head = file.read(13)
     width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
@@ -141,17 +142,24 @@ def _gif_canvas(file: BinaryIO) -> tuple[int, int]:
     return width, height
 
 
+_MOST_READS = 200_000
+"""In a header. Every marker, chunk, block and character of one is a read or two, in Python, so that megabytes of them
+would take many seconds; real headers take some hundreds."""
+
+
 class _Reader(io.RawIOBase):
     """A file as Pillow's decoders see it: notes when they read past its end, and can pretend it ends properly."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._ending = b""
+        self._reads_left: float = _MOST_READS
         self.ran_dry = False
 
     def start_pixels(self, ending: bytes) -> None:
-        """From here on note reads past the end; the first of them gets `ending`."""
+        """From here on reads are free, and those past the end are noted; the first of them gets `ending`."""
         self._ending = ending
+        self._reads_left = math.inf
         self.ran_dry = False
 
     def readable(self) -> bool:
@@ -161,6 +169,9 @@ class _Reader(io.RawIOBase):
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise ValueError("its header does not end")
         data = self._file.read(-1 if size is None else size)
         if not data and size is not None and size > 0:
             self.ran_dry = True
@@ -191,10 +202,10 @@ def decode_file(
     """
     file_format = identify(file.read(HEAD), subject)
     file.seek(0)
-    check_size(_canvas_size(file, file_format), max_pixels, subject)
-    file.seek(0)
     reader = _Reader(file)
     try:
+        check_size(_canvas_size(reader, file_format), max_pixels, subject)
+        reader.seek(0)
         image = _open(reader, file_format, subject)
         check_size(image.size, max_pixels, subject)
         if file_format is _JPEG:

@@ -174,6 +174,27 @@ def test_a_very_wide_picture_takes_about_as_long_as_a_square_one() -> None:
     assert min(seconds(12_000_000, 2) for _ in range(2)) < 6 * min(seconds(6000, 4000) for _ in range(3))
 
 
+GIF, PNG = b"GIF89a" + bytes([9, 0, 9, 0, 0, 0, 0]), encoded(Image.new("RGB", (9, 9)))
+NOTHING = b"\0\0\0\0teSt" + zlib.crc32(b"teSt").to_bytes(4, "big")
+ENDLESS_HEADERS = {
+    "GIF of zeros": GIF + bytes(3_000_000),
+    "GIF of extensions": GIF + b"!\xfe\x01x\0" * 700_000,
+    "GIF of blocks": GIF + b"!\xfe" + b"\x01x" * 1_500_000,
+    "PNG of chunks": PNG[:33] + NOTHING * 250_000 + PNG[33:],
+    "JPEG of markers": b"\xff\xd8" + b"\xff\xfe\0\x02" * 700_000,
+    "JPEG of fill bytes": b"\xff\xd8" + b"\xff" * 3_000_000,
+    "PPM of spaces": b"P6 " + b" " * 3_000_000,
+    "PPM of a comment": b"P6 #" + b"x" * 3_000_000,
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS_HEADERS)
+def test_a_header_without_end_is_given_up_soon(name: str) -> None:
+    start = time.thread_time()
+    assert "header does not end" in str(refusal(ENDLESS_HEADERS[name]))
+    assert time.thread_time() - start < 1
+
+
 # -- truncated files --------------------------------------------------------------------------------------------------
 
 
