@@ -218,6 +218,3 @@ _VERBS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "check": _check_parser,
     "bench": _bench_parser,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 
 import caplet
-from caplet import ArgumentError, CapletError, Caption, Captioner, ImageError, ImageNotFoundError
+from caplet import ArgumentError, CapletError, Caption, Captioner, ImageError, ImageNotFoundError, InferenceError
 from caplet.captioner import join_words
 from tiny_bundle import END, TinyModel, reference_search, vocabulary, write_tiny_bundle
 
@@ -298,6 +298,20 @@ def test_a_bad_photo_becomes_its_error_in_its_place(captioner: Captioner, photos
         assert [isinstance(result, Caption) for result in results] == [True, False, False, False, True, False]
         assert [str(results[0]), str(results[4])] == [texts[1], texts[3]]
         assert isinstance(results[1], ImageNotFoundError)
+
+
+def test_a_decoder_that_fails_is_an_error_for_every_photo_of_the_batch(
+    tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise InferenceError("decoder", "failed")
+
+    captioner = Captioner(tiny_bundle)
+    monkeypatch.setattr(captioner.sessions, "step", fail)
+    results = list(captioner.caption_many([*paths, "nowhere.jpg"], on_error="return"))
+    assert [type(result) for result in results] == [InferenceError] * len(paths) + [ImageNotFoundError]
+    with pytest.raises(InferenceError):
+        captioner.caption(paths[0])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

@@ -331,6 +331,17 @@ def test_a_list_of_files_and_folders(
     assert [Path(line.split("\t")[0]).name for line in out.splitlines()] == expected
 
 
+def test_pipes_and_lists_in_this_process(
+    photos: Path, tmp_path: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    (tmp_path / "list").write_text(str(photos / "cat.jpg"))
+    with (tmp_path / "list").open() as listing, (photos / "cat.jpg").open(encoding="latin-1") as photo:
+        for arguments, stream in ((["--files-from", "-"], listing), (["-"], photo)):
+            monkeypatch.setattr(sys, "stdin", stream)
+            status, out, _ = run(*arguments, capfd=capfd)
+            assert (status, out.split("\t")[-1]) == (0, texts["cat"] + "\n")
+
+
 def test_a_list_on_standard_input(photos: Path) -> None:
     process = start("--files-from", "-", "--null", stdin=subprocess.PIPE)
     names = b"\0".join(os.fsencode(photos / f"{name}.jpg") for name in NAMES)
@@ -428,6 +439,19 @@ def test_without_standard_error_the_others_are_captioned_all_the_same(
     assert done.returncode == 1
     subprocess.run(["bash", "-c", command.replace("--batch", f"-o {tmp_path / 'out'} --batch")], check=False)
     assert (tmp_path / "out").read_text() == done.stdout  # the file may well have got the number of standard error
+
+
+def test_standard_error_stays_what_it_was(
+    photos: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for stream in (sys.__stderr__, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        status, out, err = run("nowhere.jpg", photos / "cat.jpg", capfd=capfd)
+        assert sys.stderr is stream
+        assert (status, out) == (1, f"{photos / 'cat.jpg'}\t{texts['cat']}\n")
+        assert err.startswith("caplet: nowhere.jpg: ") == (stream is not None)
+        os.write(2, b"still there\n")
+        assert capfd.readouterr().err == "still there\n"
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])

@@ -44,7 +44,7 @@ def run_tests(package: Path) -> subprocess.CompletedProcess[str]:
     """The tests of captions and pixels, on another copy of the package."""
     selected = "whole_bundle or numpy or orientation or photo_of_ordinary_size or channels or red_and_blue"
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", selected, *NOTICING]
-    environ = {**os.environ, "PYTHONPATH": str(package.parent)}
+    environ = {**os.environ, "PYTHONPATH": str(package.parent), "PYTEST_ADDOPTS": ""}
     return subprocess.run(command, cwd=HERE, env=environ, capture_output=True, text=True, check=False)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,15 @@ def test_grey_arrays_are_grey_photos() -> None:
 def test_channels_stay_in_order() -> None:
     pixels = load_pixels(np.full((5, 5, 3), (200, 100, 50), np.uint8))
     assert pixels[0, 0].tolist() == [200, 100, 50]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_path_may_be_a_named_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(PHOTOS[0].read_bytes(),))
+    writer.start()
+    np.testing.assert_array_equal(load_pixels(tmp_path / "pipe"), load_pixels(PHOTOS[0]))
+    writer.join()
 
 
 @pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="no /dev/stdin here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,13 @@ assert main(["check", "--model", model]) == 0
     loaded = modules_after(code, str(tiny_bundle), str(photos / "cat.jpg"))
     assert loaded >= HEAVY
     assert not loaded & EXPORT_ONLY
+
+
+def test_python_m_caplet_ends_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["caplet", "--nonsense"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("caplet", run_name="__main__")
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["nowhere.jpg"]])
