@@ -34,6 +34,7 @@ _FIRST_WORD = 4  # ids below are <pad>, <start>, <end>, <unk>
 _LARGEST_BATCH = 1024
 _LARGEST_PHOTO = 2**40  # pixels
 _MOST_PHOTO_WORKERS = 4
+_SEARCHED_TOGETHER = 8
 _Load: TypeAlias = Callable[[ImageSource], NDArray[np.uint8]]
 
 
@@ -236,7 +237,7 @@ class Captioner:
 
         Args:
             images: the photos; see `caption`.
-            batch_size: photos whose sentences are searched together.
+            batch_size: photos that may be under way at a time, and up to 8 of whose sentences are searched together.
             on_error: "raise" to stop at the first photo that fails, "return" to give its error in its place.
             beam_size: see `caption`.
             max_length: see `caption`.
@@ -272,15 +273,17 @@ class Captioner:
         # wait for each other at none of the encoder's operators, and decoding fills the gaps.
         workers = 0 if self._threads == 1 else min(self._threads, _MOST_PHOTO_WORKERS)
         photos = in_order(images, lambda image: self._encode(image, load), workers=workers, ahead=size + workers)
+        # More gain nothing in the decoder, and would keep the first waiting for the last.
+        together = min(size, _SEARCHED_TOGETHER)
         with contextlib.closing(photos):
             failure: Exception | None = None
             while failure is None:
-                batch, failure = _take(photos, size)
+                batch, failure = _take(photos, together)
                 for result in self._caption_batch(batch, decoding):
                     if raises and isinstance(result, CapletError):
                         raise result
                     yield result
-                if failure is None and len(batch) < size:
+                if failure is None and len(batch) < together:
                     return
             raise failure
 
