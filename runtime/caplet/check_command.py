@@ -18,6 +18,7 @@ class GoldenResult:
     """A golden caption and what this machine makes of its photo; scores are log-probabilities per word."""
 
     file: str
+    beam_size: int
     expected: str
     text: str
     expected_score: float
@@ -46,7 +47,9 @@ def check_golden(captioner: Captioner) -> list[GoldenResult]:
     results = []
     for golden in captioner.bundle.manifest.golden:
         caption = captioner.caption(captioner.bundle.path / golden.file, beam_size=golden.beam_size)
-        results.append(GoldenResult(golden.file, golden.text, caption.text, golden.score, caption.score))
+        results.append(
+            GoldenResult(golden.file, golden.beam_size, golden.text, caption.text, golden.score, caption.score)
+        )
     return results
 
 
@@ -65,11 +68,12 @@ def _as_text(captioner: Captioner, results: list[GoldenResult]) -> str:
     manifest = captioner.bundle.manifest
     lines = [f"{manifest.name}: {len(manifest.files)} files are as released"]
     for result in results:
+        photo = f"{result.file}, beam {result.beam_size}"
         change = f"score {result.score:.4f}, {result.score - result.expected_score:+.4f}"
         if result.same:
-            lines.append(f"same     {result.file}: {result.text} ({change})")
+            lines.append(f"same     {photo}: {result.text} ({change})")
         else:
-            lines.append(f"DIFFERS  {result.file}: {result.text!r} instead of {result.expected!r} ({change})")
+            lines.append(f"DIFFERS  {photo}: {result.text!r} instead of {result.expected!r} ({change})")
     same = sum(result.same for result in results)
     lines.append(f"{same} of {len(results)} golden captions are the same")
     return "".join(line + "\n" for line in lines)

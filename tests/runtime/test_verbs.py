@@ -92,6 +92,8 @@ def test_check_repeats_the_golden_captions(bundle: Path, capfd: pytest.CaptureFi
     assert report["files_verified"] == 7
     for found, expected in zip(report["golden"], golden, strict=True):
         assert found["text"] == found["expected"] == expected["text"]
+        assert found["beam_size"] == expected["beam_size"]
+        assert f"{expected['file']}, beam {expected['beam_size']}: {expected['text']} (score" in out
         assert found["score"] == pytest.approx(expected["score"], abs=1e-4)
 
 
