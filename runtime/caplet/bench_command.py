@@ -168,7 +168,9 @@ def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float |
         process = subprocess.run([*command, "--", photo], capture_output=True, check=False)
         seconds.append(time.perf_counter() - started)
         if process.returncode != 0:
-            raise ArgumentError("PHOTO", process.stderr.decode(errors="replace").strip().removeprefix("caplet: "))
+            raise ArgumentError(
+                "PHOTO", process.stderr.decode(errors="replace").partition("\n")[0].removeprefix("caplet: ")
+            )
         peaks.append(int(process.stderr.split()[-1]))
     peak = max(peaks) * 1024 / 1e6
     return {"first_caption_seconds": float(np.median(seconds)), "peak_rss_mb": peak or None}

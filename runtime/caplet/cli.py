@@ -89,18 +89,25 @@ _name.__name__, _whole.__name__ = "name", "whole number"
 
 
 def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    return argparse.ArgumentParser(
         prog=prog,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def _add_model_options(parser: argparse.ArgumentParser, *, may_skip_hashes: bool = False) -> argparse.ArgumentParser:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", type=_name, metavar="DIR", help="the bundle; default $CAPLET_MODEL or the one that comes along"
     )
     model.add_argument("--threads", type=_whole, metavar="N", help="default: as many as this process may use")
+    if may_skip_hashes:
+        model.add_argument(
+            "--no-verify", action="store_true", help="do not compare the model's files with their hashes"
+        )
     return parser
 
 
@@ -132,10 +139,7 @@ def _caption_parser() -> argparse.ArgumentParser:
     )
     output.add_argument("-q", "--quiet", action="store_true", help="no progress, no message about single photos")
     output.add_argument("--fail-fast", action="store_true", help="stop at the first photo that fails")
-    parser.add_argument_group("model").add_argument(
-        "--no-verify", action="store_true", help="do not compare the model's files with their hashes"
-    )
-    return parser
+    return _add_model_options(parser, may_skip_hashes=True)
 
 
 def _parse_caption_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -193,13 +197,13 @@ def _lies_in(path: str, folder: str, recursive: bool) -> bool:
 def _info_parser() -> argparse.ArgumentParser:
     parser = _parser("caplet info", "Print versions, model, licence, hashes, CPU and threads.")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    return parser
+    return _add_model_options(parser)
 
 
 def _check_parser() -> argparse.ArgumentParser:
     parser = _parser("caplet check", "Verify the model's files and repeat its golden captions on this machine.")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    return parser
+    return _add_model_options(parser)
 
 
 def _bench_parser() -> argparse.ArgumentParser:
@@ -210,7 +214,7 @@ def _bench_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=_whole, default=8, metavar="N", help="for the throughput; default 8")
     parser.add_argument("--sweep", action="store_true", help="also other numbers of threads and batch sizes")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    return parser
+    return _add_model_options(parser)
 
 
 _VERBS: dict[str, Callable[[], argparse.ArgumentParser]] = {

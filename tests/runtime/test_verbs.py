@@ -177,3 +177,4 @@ def test_bench_of_what_is_not_there(problem: str, bundle: Path, capfd: pytest.Ca
     status, out, err = run("bench", *arguments, "--model", model, "--runs", 1, capfd=capfd)
     assert status in (1, 2)
     assert (out, err.count("\n")) == ("", 1)
+    assert problem != "photo" or err == "caplet: PHOTO: nowhere.jpg: no such file; check the path\n"
