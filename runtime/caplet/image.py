@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -112,7 +113,7 @@ def _load(
         content: Any = source
         if opened is not None:
             check_size(opened.size, max_pixels, subject)
-            content = _file_of_undecoded_jpeg(opened)
+            content = _contents_or_decode(opened, subject, max_pixels)
             if content is None:
                 return _finish(opened, fit)
         with _as_file(content, subject, max_pixels) as file:
@@ -221,16 +222,39 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
     return io.BytesIO(data)
 
 
-def _file_of_undecoded_jpeg(image: Image.Image) -> Any:
-    """The file of a JPEG that Pillow has opened and nobody has decoded; None for every other image.
+_decoding = threading.Lock()
+"""Held while Pillow reads a file into an image that is not ours: several threads may have been given the same one."""
 
-    Taken through the decoder for files, it gives the pixels that its path would give, also where that decodes a large
+
+def _renew_lock() -> None:
+    global _decoding
+    _decoding = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it at the fork
+
+
+def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int) -> bytes | None:
+    """The file's contents for a JPEG that Pillow has opened and nobody has decoded; any other image is decoded.
+
+    Taken through the decoder for files, they give the pixels that the path would give, also where that decodes a large
     photo at a part of its size, and the caller's image stays undecoded. An image that the caller has drafted or that
     stands at another frame than the first is another picture than its file.
     """
-    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("JPEG", "MPO"):
-        return None
-    return image.fp if image.tile and not image.decoderconfig and image.tell() == 0 else None
+    with _decoding:
+        if isinstance(image, ImageFile.ImageFile) and _is_undecoded_jpeg(image):
+            contents = _read_stream(image.fp, subject, max_pixels).getvalue()
+        else:
+            image.load()
+            contents = None
+        _orientation(image)  # parsed here once, which threads may not do side by side either
+        return contents
+
+
+def _is_undecoded_jpeg(image: ImageFile.ImageFile) -> bool:
+    as_opened = bool(image.tile) and image.fp is not None and not image.decoderconfig and image.tell() == 0
+    return as_opened and image.format in ("JPEG", "MPO")
 
 
 def _finish(image: Image.Image, fit: _Fit, like: Image.Image | None = None) -> NDArray[np.uint8]:

@@ -301,6 +301,21 @@ def test_leniency_belongs_to_the_call_and_not_to_the_process(photo: Image.Image)
     assert switches == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters))
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("decoded", [False, True])
+def test_threads_share_one_image_that_pillow_has_opened(file_format: str, decoded: bool, photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photo.resize((800, 600)), file_format, exif=exif)
+    expected = load_pixels(data)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(4):
+            image = Image.open(io.BytesIO(data))
+            if decoded:
+                image.load()
+            assert all(np.array_equal(pixels, expected) for pixels in pool.map(load_pixels, [image] * 8))
+
+
 def test_threads_share_one_array_and_one_loaded_image(photo: Image.Image) -> None:
     with ThreadPoolExecutor(8) as pool:
         for source in (photo, np.asarray(photo), PHOTO.read_bytes(), PHOTO):
