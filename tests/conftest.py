@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that import onnxruntime before caplet report to nobody either
 sys.path.insert(0, str(HERE))  # test folders import `tiny_bundle` by name
 
 from tiny_bundle import write_tiny_bundle  # noqa: E402
