@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -18,13 +19,15 @@ from PIL import Image
 from caplet import Captioner
 from caplet.errors import CapletError
 from caplet.image import load_pixels
-from caplet_export.card import DATA_LICENSE, WEIGHTS_LICENSE, render_card
+from caplet_export.card import ATTENTION, DATA_LICENSE, WEIGHTS_LICENSE, render_card
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.onnx_graph import load_model
 from caplet_export.outputs import whole_folder
+from caplet_export.stages import Stage
 from caplet_export.text import SPECIALS, Vocabulary
 
 _PACKAGES = ("caplet", "tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow")
+_FIGURE_WIDTH = 1200
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def write_bundle(
     name: str,
     golden: Sequence[Path],
     recipe: Mapping[str, Any] | None = None,
+    stages: Sequence[Stage] = (),
     decoding: Decoding | None = None,
     licences: Licences | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -67,6 +71,7 @@ def write_bundle(
         golden: photos that may be redistributed. They are stored at the encoder's size without loss, and captioned by
             the bundle itself through caplet, greedily and by the default search.
         recipe: the configuration that trained it.
+        stages: how it was trained, for the card.
         metrics: what `caplet-export evaluate --json` wrote; its captions are left out.
         comparison: Markdown for the card, what `caplet-export evaluate --compare` printed of these graphs and those
             before quantisation.
@@ -82,7 +87,7 @@ def write_bundle(
                 raise ConfigurationError(f"{graphs / file}: no such file; run `caplet-export convert` first")
             shutil.copyfile(graphs / file, folder / file)
         manifest = _manifest(folder, name, decoding, licences or Licences())
-        manifest["provenance"] = _provenance(graphs, recipe)
+        manifest["provenance"] = _provenance(graphs, recipe, stages)
         manifest["metrics"] = summarize_metrics(metrics)
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
@@ -92,9 +97,12 @@ def write_bundle(
         # Captions need a bundle that can be loaded, so the manifest is written twice.
         _write_manifest(folder, manifest)
         try:
-            manifest["golden"] = _golden_captions(folder, photos, decoding.beam_size)
+            captioner = Captioner(folder)
+            manifest["golden"] = _golden_captions(captioner, folder, photos, decoding.beam_size)
+            _draw_attention(captioner, golden[0], folder / ATTENTION)
         except CapletError as error:
             raise ConfigurationError(f"{output}: not a bundle that caplet can use: {error}") from error
+        manifest["files"] = _hashes(folder)
         _write_manifest(folder, manifest)
 
 
@@ -166,9 +174,11 @@ def _manifest(folder: Path, name: str, decoding: Decoding, licences: Licences) -
     }
 
 
-def _provenance(graphs: Path, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The recipe, and what `convert` and `quantize` left beside the graphs."""
+def _provenance(graphs: Path, recipe: Mapping[str, Any] | None, stages: Sequence[Stage]) -> dict[str, Any]:
+    """The recipe, its stages, and what `convert` and `quantize` left beside the graphs."""
     provenance: dict[str, Any] = {"recipe": recipe} if recipe else {}
+    if stages:
+        provenance["stages"] = [dataclasses.asdict(stage) for stage in stages]
     if (graphs / "parity.json").exists():
         provenance["conversion"] = read_json(graphs / "parity.json")
         # Captions of photos that are not ours have no place in a bundle.
@@ -195,8 +205,9 @@ def _store_photos(folder: Path, photos: Sequence[Path], size: tuple[int, int]) -
     return stored
 
 
-def _golden_captions(folder: Path, photos: Mapping[str, Path], beam_size: int) -> list[dict[str, Any]]:
-    captioner = Captioner(folder)
+def _golden_captions(
+    captioner: Captioner, folder: Path, photos: Mapping[str, Path], beam_size: int
+) -> list[dict[str, Any]]:
     entries = []
     for file, source in photos.items():
         for beam in sorted({1, beam_size}):
@@ -211,6 +222,13 @@ def _golden_captions(folder: Path, photos: Mapping[str, Path], beam_size: int) -
                 }
             )
     return entries
+
+
+def _draw_attention(captioner: Captioner, photo: Path, path: Path) -> None:
+    """The figure of the card: where each word of a photo's caption looked."""
+    drawing = captioner.caption(photo).plot(photo)
+    drawing.thumbnail((_FIGURE_WIDTH, _FIGURE_WIDTH))
+    drawing.convert("RGB").save(path, quality=85)
 
 
 def _hashes(folder: Path) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ DATA_LICENSE = (
     "for non-commercial research; none of them is part of this bundle"
 )
 
+ATTENTION = "attention.jpg"
 _SCORES = {
     "bleu_1": "BLEU-1",
     "bleu_2": "BLEU-2",
@@ -39,6 +40,7 @@ def render_card(
         f"## What 8 bits cost\n\n{comparison.strip()}" if comparison else "",
         _ablation(ablation) if ablation else "",
         _making(manifest),
+        f"## Where it looks\n\n![the first golden photo, and where each word of its caption looked]({ATTENTION})",
         _limits(),
         _licence(manifest["license"]),
     ]
@@ -66,7 +68,8 @@ vocabulary of {manifest["vocabulary"]["size"]} words.
         sizes["encoder.onnx"]:.1f} |
 | `decoder.onnx` | one word further: the likeliest words, the next state, the attention | {sizes["decoder.onnx"]:.1f} |
 | `vocabulary.txt` | one word a line | |
-| `golden/` | photos with the captions that `caplet check` expects | |"""
+| `golden/` | photos with the captions that `caplet check` expects | |
+| `{ATTENTION}` | the figure below | |"""
 
 
 def _scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
@@ -107,9 +110,11 @@ def _ablation(ablation: Mapping[str, Any]) -> str:
 def _making(manifest: Mapping[str, Any]) -> str:
     provenance = manifest["provenance"]
     lines = ["## How it was made", ""]
-    recipe = provenance.get("recipe", {})
-    for section, switches in recipe.items():
-        lines.append(f"- {section}: " + ", ".join(f"{name} {value}" for name, value in switches.items()))
+    if stages := provenance.get("stages"):
+        lines += [_stages(stages), ""]
+    else:
+        for section, switches in provenance.get("recipe", {}).items():
+            lines.append(f"- {section}: " + ", ".join(f"{name} {value}" for name, value in switches.items()))
     conversion = provenance.get("conversion")
     if conversion:
         differences = ", ".join(f"{name} {value:.0e}" for name, value in conversion["max_difference"].items())
@@ -127,6 +132,26 @@ def _making(manifest: Mapping[str, Any]) -> str:
         )
     versions = ", ".join(f"{name} {version}" for name, version in manifest["created_with"].items())
     return "\n".join([*lines, f"- with {versions}"])
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Every training stage with its cost; an ensemble's members each have theirs."""
+    rows = [
+        [
+            stage["run"],
+            stage["member"],
+            stage["epochs"],
+            "not recorded" if stage["seconds"] is None else f"{stage['seconds'] / 60:.0f}",
+            f"{stage['dev_cider']:.1f}",
+            ", ".join(f"{name} {value}" for name, value in stage["switches"].items()) or "the defaults",
+        ]
+        for stage in stages
+    ]
+    columns = ["stage", "captioner", "epochs", "minutes", "dev CIDEr-D, greedy", "switches beside the defaults"]
+    return f"""{markdown_table(columns, rows)}
+
+Each stage of a captioner goes on from the weights of the one above it; the first begins at random. Minutes are wall
+time, and were often shared with another stage on the other core."""
 
 
 def _limits() -> str:

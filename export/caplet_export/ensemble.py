@@ -12,6 +12,7 @@ from caplet_export.checkpoint import DECODER, EXTRACTOR, load_checkpoint, save_w
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import CaptionEnsemble, build_model
+from caplet_export.stages import join_stages, write_stages
 
 
 def join_runs(runs: Sequence[Path], folder: Path) -> None:
@@ -43,6 +44,7 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
     first.vocabulary.save(folder / "vocabulary.txt")
     config.save(folder / "config.json")
     save_weights(model, folder / DECODER)
+    write_stages(folder, join_stages(runs))
 
 
 def _sizes(config: ModelConfig) -> ModelConfig:

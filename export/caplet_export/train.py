@@ -41,6 +41,7 @@ from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import upper_blocks
 from caplet_export.metrics import END_TOKEN, CiderD, rouge_l, tokenize
 from caplet_export.model import build_model
+from caplet_export.stages import Stage, changed_switches, read_stages, write_stages
 from caplet_export.text import END, PAD, Vocabulary, clean
 
 _RESUME = "resume.npz"
@@ -140,6 +141,7 @@ class Trainer:
             else None
         )
         self.history: list[Epoch] = []
+        self._stages_before = read_stages(start_from) if start_from else []
         self._prepare_steps()
         self._resume()
 
@@ -179,8 +181,22 @@ class Trainer:
                 if self.upper is not None:
                     save_extractor_part(self._extractor, self.upper.trainable_variables, self.folder / EXTRACTOR)
         self._save_resume()
+        write_stages(self.folder, [*self._stages_before, self._stage()])
         _write_atomically(self.folder / "history.json", json.dumps([asdict(epoch) for epoch in self.history], indent=1))
         return self.history[-1]
+
+    def _stage(self) -> Stage:
+        assert self.best is not None
+        seconds = sum(epoch.seconds for epoch in self.history)
+        return Stage(
+            self.folder.name,
+            1,
+            len(self.history),
+            self.best.epoch,
+            self.best.dev_cider,
+            round(seconds, 1),
+            changed_switches(self.config),
+        )
 
     # -- one step -----------------------------------------------------------------------------------------------------
 

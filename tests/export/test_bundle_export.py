@@ -19,6 +19,7 @@ from caplet_export.card import markdown_table
 from caplet_export.cli import main
 from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError
+from caplet_export.stages import Stage
 
 EVALUATION = {
     "scorer": "a scorer",
@@ -106,6 +107,24 @@ def test_every_file_is_listed_with_its_hash(graphs: Path, golden: list[Path], tm
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "bytes": path.stat().st_size,
         }
+
+
+def test_the_card_shows_where_the_first_golden_photo_was_looked_at(
+    graphs: Path, golden: list[Path], tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden)
+    assert "](attention.jpg)" in (tmp_path / "bundle/README.md").read_text()
+    with Image.open(tmp_path / "bundle/attention.jpg") as figure:
+        assert figure.width <= 1200
+    assert "attention.jpg" in json.loads((tmp_path / "bundle/manifest.json").read_text())["files"]
+
+
+def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    stages = [Stage("xe", 1, 3, 2, 50.04, 90.0, {"train.seed": 2}), Stage("scst", 2, 4, 4, 55.55, None, {})]
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, stages=stages)
+    card = (tmp_path / "bundle/README.md").read_text()
+    assert "| xe | 1 | 3 | 2 | 50.0 | train.seed 2 |" in card
+    assert "| scst | 2 | 4 | not recorded | 55.5 | the defaults |" in card
 
 
 def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from caplet_export.config import Config, ModelConfig, TextConfig
 from caplet_export.ensemble import join_runs
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import build_model
+from caplet_export.stages import Stage, read_stages, write_stages
 from caplet_export.text import SPECIALS, Vocabulary
 from tiny_encoder import CONFIG, build_tiny_model
 
@@ -90,3 +91,13 @@ def test_dropout_may_differ(runs: list[Path], tmp_path: Path) -> None:
 def test_one_run_is_not_joined(runs: list[Path]) -> None:
     with pytest.raises(ConfigurationError, match="two runs"):
         join_runs(runs[:1], runs[0])
+
+
+def test_the_members_bring_their_stages(runs: list[Path], tmp_path: Path) -> None:
+    first = Stage("xe", 1, 3, 2, 50.0, 60.0, {"train.seed": 2})
+    write_stages(runs[0], [first, dataclasses.replace(first, run="scst")])
+    write_stages(runs[1], [first])
+    (tmp_path / "joined").mkdir()
+    join_runs(runs[:2], tmp_path / "joined")
+    stages = read_stages(tmp_path / "joined")
+    assert [(stage.run, stage.member) for stage in stages] == [("xe", 1), ("scst", 1), ("xe", 2)]

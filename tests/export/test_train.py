@@ -22,7 +22,8 @@ from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import FeatureStore, StoreSource, extract
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner, sample
-from caplet_export.metrics import CiderD, tokenize
+from caplet_export.metrics import CiderD, corpus_scores, tokenize
+from caplet_export.stages import read_stages
 from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer, plot_history
 from tiny_flickr8k import write_tiny_flickr8k
@@ -347,6 +348,35 @@ def test_rewards_count_the_end_token(tmp_path: Path, dataset: Dataset, stores: S
     ids = np.array([[*words, END, PAD], [*words, PAD, PAD]], np.int32)
     ended, cut = trainer._rewards(np.array([trainer._train.names.index(name)]), ids)
     assert ended > cut > 0
+
+
+def test_rewards_add_rouge_by_its_weight(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    plain = Trainer(tmp_path / "plain", with_train(objective="self_critical"), dataset, stores)
+    mixed = Trainer(tmp_path / "mixed", with_train(objective="self_critical", reward_rouge=2.0), dataset, stores)
+    name = dataset.split("train")[0]
+    words = tokenize(dataset.captions[name][1])[:-1]
+    ids = np.array([[*plain.vocabulary.encode(words), END]], np.int32)
+    rows = np.array([plain._train.names.index(name)])
+    references = {name: [tokenize(caption) for caption in dataset.captions[name]]}
+    rouge = corpus_scores({name: words}, references).rouge_l / 100
+    assert 0 < rouge < 1
+    np.testing.assert_allclose(mixed._rewards(rows, ids) - plain._rewards(rows, ids), 2 * rouge, rtol=1e-5)
+
+
+def test_a_run_tells_the_stages_before_it(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    first = finish(Trainer(tmp_path / "first", CONFIG, dataset, stores))
+    config = with_train(seed=9, epochs=1)
+    second = finish(Trainer(tmp_path / "second", config, dataset, stores, start_from=first.folder))
+    stages = read_stages(second.folder)
+    assert [(stage.run, stage.epochs, stage.member) for stage in stages] == [("first", 3, 1), ("second", 1, 1)]
+    assert stages[1].switches["train.seed"] == 9
+    assert stages[1].dev_cider == second.history[0].dev_cider
+
+
+def test_an_ensemble_is_not_trained(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    ensemble = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, members=2))
+    with pytest.raises(ConfigurationError, match="join"):
+        Trainer(tmp_path, ensemble, dataset, stores)
 
 
 def test_sampling_draws_from_the_models_distribution(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:

@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the bundle and print its golden captions."""
     from caplet_export.bundle import Decoding, Licences, read_json, read_text, write_bundle
     from caplet_export.config import load_config
+    from caplet_export.stages import read_stages
 
     config = load_config(arguments.run / "config.json")
     write_bundle(
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         golden=arguments.golden,
         recipe=dataclasses.asdict(config),
+        stages=read_stages(arguments.run),
         decoding=Decoding(
             beam_size=arguments.beam,
             max_length=arguments.max_length or config.text.max_length,

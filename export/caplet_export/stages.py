@@ -1,0 +1,79 @@
+"""How a run came about: every training stage from random weights on, as it is told in the model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caplet_export.config import Config
+from caplet_export.errors import ConfigurationError
+
+_FILE = "stages.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run's share in a captioner.
+
+    Attributes:
+        run: name of its folder.
+        member: which captioner of an ensemble it trained, from 1.
+        epochs: epochs trained.
+        kept: the epoch whose weights were kept.
+        dev_cider: free-running greedy CIDEr-D of those on dev, percent.
+        seconds: wall time of all epochs; None where it was not recorded.
+        switches: what its configuration changed from the defaults, by `section.switch`.
+    """
+
+    run: str
+    member: int
+    epochs: int
+    kept: int
+    dev_cider: float
+    seconds: float | None
+    switches: Mapping[str, Any]
+
+
+def changed_switches(config: Config) -> dict[str, Any]:
+    """The switches that are not at their defaults, by `section.switch`."""
+    default, now = dataclasses.asdict(Config()), dataclasses.asdict(config)
+    return {
+        f"{section}.{name}": value
+        for section, switches in now.items()
+        for name, value in switches.items()
+        if value != default[section][name] and name != "vocabulary_size"
+    }
+
+
+def read_stages(folder: Path) -> list[Stage]:
+    """The stages of a run folder, first to last; none if it does not say.
+
+    Raises:
+        ConfigurationError: its `stages.json` is damaged.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return []
+    try:
+        return [Stage(**stage) for stage in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"{path}: damaged: {error}") from error
+
+
+def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
+    """Write `stages.json`; the old one stays until the new one is whole."""
+    temporary = folder / f".{_FILE}"
+    temporary.write_text(json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / _FILE)
+
+
+def join_stages(runs: Sequence[Path]) -> list[Stage]:
+    """The stages of several runs as those of an ensemble's members."""
+    return [
+        dataclasses.replace(stage, member=member) for member, run in enumerate(runs, 1) for stage in read_stages(run)
+    ]
