@@ -61,6 +61,7 @@ def write_bundle(
     metrics: Mapping[str, Any] | None = None,
     comparison: str | None = None,
     ablation: Mapping[str, Any] | None = None,
+    findings: str | None = None,
 ) -> None:
     """Write a bundle, whole or not at all.
 
@@ -76,6 +77,7 @@ def write_bundle(
         comparison: Markdown for the card, what `caplet-export evaluate --compare` printed of these graphs and those
             before quantisation.
         ablation: a table for the card, see `caplet_export.card.render_card`.
+        findings: Markdown for the card, likewise.
 
     Raises:
         ConfigurationError: `graphs` is incomplete, or caplet cannot use what would be written.
@@ -92,7 +94,7 @@ def write_bundle(
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
         manifest["files"] = _hashes(folder)
-        (folder / "README.md").write_text(render_card(manifest, ablation, comparison), encoding="utf-8")
+        (folder / "README.md").write_text(render_card(manifest, ablation, comparison, findings), encoding="utf-8")
         manifest["files"] = _hashes(folder)
         # Captions need a bundle that can be loaded, so the manifest is written twice.
         _write_manifest(folder, manifest)

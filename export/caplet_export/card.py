@@ -25,13 +25,17 @@ _SCORES = {
 
 
 def render_card(
-    manifest: Mapping[str, Any], ablation: Mapping[str, Any] | None = None, comparison: str | None = None
+    manifest: Mapping[str, Any],
+    ablation: Mapping[str, Any] | None = None,
+    comparison: str | None = None,
+    findings: str | None = None,
 ) -> str:
     """The card as Markdown.
 
     Args:
         manifest: as in manifest.json; golden captions and hashes are not needed yet, sizes of the graphs are.
         comparison: Markdown that says what quantisation cost, if it is known.
+        findings: Markdown, what was found out while the model was made: what limits it, what did not help.
         ablation: `{"columns": [...], "rows": [[...], ...], "note": "..."}`, a table of runs, if there is one.
     """
     sections = [
@@ -39,6 +43,7 @@ def render_card(
         _scores(manifest["metrics"], manifest["decoding"]),
         f"## What 8 bits cost\n\n{comparison.strip()}" if comparison else "",
         _ablation(ablation) if ablation else "",
+        f"## What was found out\n\n{findings.strip()}" if findings else "",
         _making(manifest),
         f"## Where it looks\n\n![the first golden photo, and where each word of its caption looked]({ATTENTION})",
         _limits(),

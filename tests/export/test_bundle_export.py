@@ -119,6 +119,11 @@ def test_the_card_shows_where_the_first_golden_photo_was_looked_at(
     assert "attention.jpg" in json.loads((tmp_path / "bundle/manifest.json").read_text())["files"]
 
 
+def test_the_card_says_what_was_found_out(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, findings="- Bigger did not help.\n")
+    assert "## What was found out\n\n- Bigger did not help.\n\n##" in (tmp_path / "bundle/README.md").read_text()
+
+
 def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     stages = [Stage("xe", 1, 3, 2, 50.04, 90.0, {"train.seed": 2}), Stage("scst", 2, 4, 4, 55.55, None, {})]
     write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, stages=stages)

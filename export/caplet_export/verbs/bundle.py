@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--comparison", type=Path, metavar="MD", help="for the card: what `evaluate --compare FLOAT INT8` printed"
     )
     parser.add_argument("--ablation", type=Path, metavar="JSON", help="for the card: what `ablation` wrote")
+    parser.add_argument("--findings", type=Path, metavar="MD", help="for the card: what else was found out")
     parser.add_argument("--beam", type=int, default=3, help="default beam size (default: %(default)s)")
     parser.add_argument("--length-penalty", type=float, default=1.0, help="(default: %(default)s)")
     parser.add_argument("--max-length", type=int, help="words at most (default: as trained)")
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         metrics=read_json(arguments.metrics) if arguments.metrics else None,
         comparison=read_text(arguments.comparison) if arguments.comparison else None,
         ablation=read_json(arguments.ablation) if arguments.ablation else None,
+        findings=read_text(arguments.findings) if arguments.findings else None,
     )
     for golden in read_json(arguments.output / "manifest.json")["golden"]:
         print(f"{golden['file']} (beam {golden['beam_size']}): {golden['text']}")
