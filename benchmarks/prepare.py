@@ -120,12 +120,12 @@ def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> 
     folder.mkdir(parents=True, exist_ok=True)
     pixels = tf.TensorSpec((1, height, width, 3), tf.uint8, name="pixels")
     _convert_to_litert(folder / "encoder.tflite", encode, [pixels])
-    inputs = [
-        tf.TensorSpec((1,), tf.int64, name="token"),
-        tf.TensorSpec((1, config.state_size), name="state"),
-        tf.TensorSpec((1, config.locations, config.feature_size), name="features"),
-        tf.TensorSpec((1, config.locations, config.attention_size), name="keys"),
-    ]
+    # What the encoder makes of a photo, whatever the captioner is: an ensemble's arrays are its members' together.
+    encoded = {
+        name: tf.TensorSpec(array.shape, array.dtype, name=name)
+        for name, array in encode(tf.zeros(pixels.shape, pixels.dtype)).items()
+    }
+    inputs = [tf.TensorSpec((1,), tf.int64, name="token"), *(encoded[name] for name in ("state", "features", "keys"))]
     _convert_to_litert(folder / "decoder.tflite", decode, inputs)
 
 
