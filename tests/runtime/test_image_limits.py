@@ -192,7 +192,7 @@ ENDLESS_HEADERS = {
 def test_a_header_without_end_is_given_up_soon(name: str) -> None:
     start = time.thread_time()
     assert "header does not end" in str(refusal(ENDLESS_HEADERS[name]))
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 5  # a tenth of that, unless coverage counts every line
 
 
 # -- truncated files --------------------------------------------------------------------------------------------------
