@@ -69,8 +69,8 @@ def write_bundle(
         output: its directory; replaced if there.
         graphs: folder written by `caplet-export convert` or `quantize`.
         name: what the bundle calls itself.
-        golden: photos that may be redistributed. They are stored at the encoder's size without loss, and captioned by
-            the bundle itself through caplet, greedily and by the default search.
+        golden: photos that may be redistributed; the first is the card's figure. They are stored at the encoder's size
+            without loss, and captioned by the bundle itself through caplet, greedily and by the default search.
         recipe: the configuration that trained it.
         stages: how it was trained, for the card.
         metrics: what `caplet-export evaluate --json` wrote; its captions are left out.
@@ -94,14 +94,16 @@ def write_bundle(
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
         manifest["files"] = _hashes(folder)
-        (folder / "README.md").write_text(render_card(manifest, ablation, comparison, findings), encoding="utf-8")
+        card = render_card(manifest, ablation, comparison, findings, figure=bool(golden))
+        (folder / "README.md").write_text(card, encoding="utf-8")
         manifest["files"] = _hashes(folder)
         # Captions need a bundle that can be loaded, so the manifest is written twice.
         _write_manifest(folder, manifest)
         try:
             captioner = Captioner(folder)
             manifest["golden"] = _golden_captions(captioner, folder, photos, decoding.beam_size)
-            _draw_attention(captioner, golden[0], folder / ATTENTION)
+            if golden:
+                _draw_attention(captioner, golden[0], folder / ATTENTION)
         except CapletError as error:
             raise ConfigurationError(f"{output}: not a bundle that caplet can use: {error}") from error
         manifest["files"] = _hashes(folder)

@@ -29,6 +29,8 @@ def render_card(
     ablation: Mapping[str, Any] | None = None,
     comparison: str | None = None,
     findings: str | None = None,
+    *,
+    figure: bool = True,
 ) -> str:
     """The card as Markdown.
 
@@ -36,6 +38,7 @@ def render_card(
         manifest: as in manifest.json; golden captions and hashes are not needed yet, sizes of the graphs are.
         comparison: Markdown that says what quantisation cost, if it is known.
         findings: Markdown, what was found out while the model was made: what limits it, what did not help.
+        figure: whether the bundle has the drawing of its first golden photo.
         ablation: `{"columns": [...], "rows": [[...], ...], "note": "..."}`, a table of runs, if there is one.
     """
     sections = [
@@ -45,7 +48,7 @@ def render_card(
         _ablation(ablation) if ablation else "",
         f"## What was found out\n\n{findings.strip()}" if findings else "",
         _making(manifest),
-        f"## Where it looks\n\n![the first golden photo, and where each word of its caption looked]({ATTENTION})",
+        _figure() if figure else "",
         _limits(),
         _licence(manifest["license"]),
     ]
@@ -73,8 +76,7 @@ vocabulary of {manifest["vocabulary"]["size"]} words.
         sizes["encoder.onnx"]:.1f} |
 | `decoder.onnx` | one word further: the likeliest words, the next state, the attention | {sizes["decoder.onnx"]:.1f} |
 | `vocabulary.txt` | one word a line | |
-| `golden/` | photos with the captions that `caplet check` expects | |
-| `{ATTENTION}` | the figure below | |"""
+| `golden/` | photos with the captions that `caplet check` expects | |"""
 
 
 def _scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
@@ -157,6 +159,10 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
 
 Each stage of a captioner goes on from the weights of the one above it; the first begins at random. Minutes are wall
 time, and were often shared with another stage on the other core."""
+
+
+def _figure() -> str:
+    return f"## Where it looks\n\n![the first golden photo, and where each word of its caption looked]({ATTENTION})"
 
 
 def _limits() -> str:
