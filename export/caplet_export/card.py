@@ -149,12 +149,12 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
             stage["member"],
             stage["epochs"],
             "not recorded" if stage["seconds"] is None else f"{stage['seconds'] / 60:.0f}",
-            f"{stage['dev_cider']:.1f}",
-            ", ".join(f"{name} {value}" for name, value in stage["switches"].items()) or "the defaults",
+            "" if stage["dev_cider"] is None else f"{stage['dev_cider']:.1f}",
+            ", ".join(f"{name} {value}" for name, value in stage["switches"].items()),
         ]
         for stage in stages
     ]
-    columns = ["stage", "captioner", "epochs", "minutes", "dev CIDEr-D, greedy", "switches beside the defaults"]
+    columns = ["stage", "captioner", "epochs", "minutes", "dev CIDEr-D, greedy", "switches not at their defaults"]
     return f"""{markdown_table(columns, rows)}
 
 Each stage of a captioner goes on from the weights of the one above it; the first begins at random. Minutes are wall

@@ -1,4 +1,4 @@
-"""Join trained captioners into one that speaks for all of them."""
+"""Make one captioner of several: one that speaks for all of them, or one with the mean of their weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from caplet_export.checkpoint import DECODER, EXTRACTOR, load_checkpoint, save_weights
+from caplet_export.checkpoint import DECODER, EXTRACTOR, Checkpoint, load_checkpoint, save_weights
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import CaptionEnsemble, build_model
-from caplet_export.stages import join_stages, write_stages
+from caplet_export.stages import average_stages, join_stages, write_stages
 
 
 def join_runs(runs: Sequence[Path], folder: Path) -> None:
@@ -23,18 +23,8 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
     Raises:
         ConfigurationError: fewer than two runs; runs of different vocabularies, sizes or Inception weights.
     """
-    if len(runs) < 2:
-        raise ConfigurationError("it takes two runs to join")
-    checkpoints = [load_checkpoint(run) for run in runs]
+    checkpoints = _alike(runs)
     first = checkpoints[0]
-    for other in checkpoints[1:]:
-        if other.vocabulary.words != first.vocabulary.words:
-            raise ConfigurationError(f"{other.folder}: another vocabulary than {first.folder}")
-        if _sizes(other.config.model) != _sizes(first.config.model):
-            raise ConfigurationError(f"{other.folder}: model.* switches other than those of {first.folder}")
-    trained = [run for run in runs if (run / EXTRACTOR).exists()]
-    if trained:
-        raise ConfigurationError(f"{trained[0]}: trained Inception blocks of its own, which others cannot read")
     config = replace(first.config, model=replace(first.config.model, members=len(runs)))
     model = build_model(config.model, "float16")
     assert isinstance(model, CaptionEnsemble)
@@ -45,6 +35,42 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
     config.save(folder / "config.json")
     save_weights(model, folder / DECODER)
     write_stages(folder, join_stages(runs))
+
+
+def average_runs(runs: Sequence[Path], folder: Path) -> None:
+    """Write into `folder`, which exists, a run with the mean of the weights of `runs`.
+
+    For runs, or epochs of one, that share a beginning: on the way down from the same hill the mean of several lies
+    lower than most (model soups; Wortsman et al., ICML 2022). Of runs that began apart it is worth nothing.
+
+    Raises:
+        ConfigurationError: as `join_runs`.
+    """
+    checkpoints = _alike(runs)
+    last = checkpoints[-1]
+    for variable, *others in zip(*(checkpoint.model.trainable_variables for checkpoint in checkpoints), strict=True):
+        variable.assign(np.mean([np.asarray(value) for value in (variable, *others)], axis=0))
+    last.vocabulary.save(folder / "vocabulary.txt")
+    last.config.save(folder / "config.json")
+    save_weights(checkpoints[0].model, folder / DECODER)
+    write_stages(folder, average_stages(runs))
+
+
+def _alike(runs: Sequence[Path]) -> list[Checkpoint]:
+    """The checkpoints of runs that can be put together."""
+    if len(runs) < 2:
+        raise ConfigurationError("it takes two runs to make one of them")
+    checkpoints = [load_checkpoint(run) for run in runs]
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        if other.vocabulary.words != first.vocabulary.words:
+            raise ConfigurationError(f"{other.folder}: another vocabulary than {first.folder}")
+        if _sizes(other.config.model) != _sizes(first.config.model):
+            raise ConfigurationError(f"{other.folder}: model.* switches other than those of {first.folder}")
+    trained = [run for run in runs if (run / EXTRACTOR).exists()]
+    if trained:
+        raise ConfigurationError(f"{trained[0]}: trained Inception blocks of its own, which others cannot read")
+    return checkpoints
 
 
 def _sizes(config: ModelConfig) -> ModelConfig:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from caplet import Captioner
 from caplet.captioner import join_words
-from caplet.decode import search
+from caplet.decode import Encoded, search
 from caplet.errors import ImageError
 from caplet.image import load_pixels
 from caplet.manifest import Decoding
@@ -285,7 +285,9 @@ def _caption_batch(
             journal.unreadable[name] = str(error)
     if not pixels:
         return
-    encoded = sessions.encode(np.stack(list(pixels.values())))
+    # One photo at a time, as the Captioner does: a batch of them is rounded otherwise.
+    separately = [sessions.encode(photo[None]) for photo in pixels.values()]
+    encoded = Encoded(*map(np.concatenate, zip(*separately, strict=True)))
     encoding_seconds = time.perf_counter() - started
     for decoding in decodings:
         if all((decoding.beam_size, name) in journal.captions for name in pixels):

@@ -25,7 +25,7 @@ class Stage:
         member: which captioner of an ensemble it trained, from 1.
         epochs: epochs trained.
         kept: the epoch whose weights were kept.
-        dev_cider: free-running greedy CIDEr-D of those on dev, percent.
+        dev_cider: free-running greedy CIDEr-D of those on dev, percent; None where they were not scored.
         seconds: wall time of all epochs; None where it was not recorded.
         switches: what its configuration changed from the defaults, by `section.switch`.
     """
@@ -34,7 +34,7 @@ class Stage:
     member: int
     epochs: int
     kept: int
-    dev_cider: float
+    dev_cider: float | None
     seconds: float | None
     switches: Mapping[str, Any]
 
@@ -70,6 +70,12 @@ def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
     temporary = folder / f".{_FILE}"
     temporary.write_text(json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, folder / _FILE)
+
+
+def average_stages(runs: Sequence[Path]) -> list[Stage]:
+    """The stages of the last of the runs, and that the weights of all of them were averaged."""
+    names = ", ".join(run.name for run in runs)
+    return [*read_stages(runs[-1]), Stage(f"mean of the weights of {names}", 1, 0, 0, None, 0.0, {})]
 
 
 def join_stages(runs: Sequence[Path]) -> list[Stage]:

@@ -129,7 +129,7 @@ def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Pat
     write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, stages=stages)
     card = (tmp_path / "bundle/README.md").read_text()
     assert "| xe | 1 | 3 | 2 | 50.0 | train.seed 2 |" in card
-    assert "| scst | 2 | 4 | not recorded | 55.5 | the defaults |" in card
+    assert "| scst | 2 | 4 | not recorded | 55.5 |  |" in card
 
 
 def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_joined_weights_take_half_the_room(runs: list[Path], tmp_path: Path) -> 
     assert joined < 2 * single - 0.9 * arrays
 
 
+def test_averaged_weights_are_the_mean(runs: list[Path], tmp_path: Path) -> None:
+    assert main(["join", "--average", *map(str, runs), "-o", str(tmp_path / "mean")]) == 0
+    mean = load_checkpoint(tmp_path / "mean")
+    assert mean.config == load_checkpoint(runs[-1]).config
+    assert [stage.run for stage in read_stages(tmp_path / "mean")] == ["mean of the weights of 1, 2, 3"]
+    models = [load_checkpoint(run).model for run in runs]
+    for averaged, *values in zip(mean.model.trainable_variables, *(m.trainable_variables for m in models), strict=True):
+        np.testing.assert_allclose(averaged, np.mean([np.asarray(value) for value in values], axis=0), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

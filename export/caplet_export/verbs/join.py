@@ -11,16 +11,19 @@ from caplet_export.backend import load_tensorflow
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of one vocabulary and one configuration")
+    parser.add_argument(
+        "--average", action="store_true", help="average their weights: for runs that share a beginning"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the new run folder; replaced if there")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Join the runs."""
     load_tensorflow()
-    from caplet_export.ensemble import join_runs
+    from caplet_export.ensemble import average_runs, join_runs
     from caplet_export.outputs import whole_folder
 
     with whole_folder(arguments.output) as folder:
-        join_runs(arguments.runs, folder)
+        (average_runs if arguments.average else join_runs)(arguments.runs, folder)
     print(f"wrote {arguments.output}: {len(arguments.runs)} captioners as one")
     return 0
