@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import threading
@@ -108,7 +109,7 @@ def test_a_decompression_bomb_is_refused_at_once_and_without_allocating_it(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # many a program does this; the limit is ours
     load_pixels(encoded(Image.new("RGB", (8, 8)), name.split()[0].upper()))  # its plugin imported
-    peak_before = peak_memory()
+    peak_before = resident_memory()
     tracemalloc.start()
     start = time.thread_time()
     error = refusal(BOMBS[name])
@@ -122,9 +123,20 @@ def test_a_decompression_bomb_is_refused_at_once_and_without_allocating_it(
 
 
 def peak_memory() -> int:
-    """Most resident memory this process has had, in bytes."""
-    resource = pytest.importorskip("resource")
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+    """Most resident memory this process has had since it was last asked, in bytes."""
+    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists():
+        pytest.skip("only Linux tells how much memory a process had")
+    peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    with contextlib.suppress(OSError):  # where that is forbidden, an earlier test's peak may hide this one's
+        forget.write_text("5")
+    return peak
+
+
+def resident_memory() -> int:
+    """What this process has now, from where `peak_memory` counts anew."""
+    peak_memory()
+    return peak_memory()
 
 
 def test_a_jpeg_2000_whose_header_hides_its_size_is_refused(photo: Image.Image) -> None:
@@ -132,14 +144,14 @@ def test_a_jpeg_2000_whose_header_hides_its_size_is_refused(photo: Image.Image) 
     at = data.index(b"\xff\x51") + 6
     struct.pack_into(">II", data, at, 50_000, 50_000)
     struct.pack_into(">II", data, at + 16, 50_000, 50_000)
-    before = peak_memory()
+    before = resident_memory()
     refusal(bytes(data))
     assert peak_memory() - before < 8 << 20
 
 
 def test_a_strip_one_pixel_wide_is_resized_in_little_memory() -> None:
     strip = np.tile(np.array([[[10, 20, 30]]], np.uint8), (2_000_000, 1, 1))
-    before = peak_memory()
+    before = resident_memory()
     assert (load_pixels(strip) == [10, 20, 30]).all()
     assert peak_memory() - before < 200 << 20  # rows first, as Pillow does it, would take 2.4 GB
 
