@@ -33,12 +33,13 @@ def enlarge(photo: Path) -> bytes:
 def compare(data: Path, bundle: Path | None, photos: int) -> dict[str, Any]:
     """CIDEr-D and BLEU-4 in percent both ways, the difference with its 95% interval, and how much else is equal."""
     from caplet import Captioner
+    from caplet_export.evaluate import references_of
     from caplet_export.flickr8k import read_dataset
-    from caplet_export.metrics import ImageStatistics, paired_bootstrap, tokenize
+    from caplet_export.metrics import ImageStatistics, paired_bootstrap
 
     captioner, dataset = Captioner(bundle), read_dataset(data)
     names = list(dataset.split("dev"))[:photos]
-    references = {name: [tokenize(caption) for caption in dataset.captions[name]] for name in names}
+    references = references_of(dataset, names)
     size = captioner.bundle.manifest.width, captioner.bundle.manifest.height
     captions: dict[str, dict[str, list[str]]] = {"caplet": {}, "pillow": {}}
     for name in names:

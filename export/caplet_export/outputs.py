@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         if isinstance(error, ExportError):
             raise
         raise ExportError(f"{target}: cannot write: {error.strerror or error}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in UTF-8; the old one stays until the new one is whole. Raises OSError."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

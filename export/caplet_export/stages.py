@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError
+from caplet_export.outputs import write_whole
 
 _FILE = "stages.json"
 
@@ -67,9 +67,7 @@ def read_stages(folder: Path) -> list[Stage]:
 
 def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
     """Write `stages.json`; the old one stays until the new one is whole."""
-    temporary = folder / f".{_FILE}"
-    temporary.write_text(json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / _FILE)
+    write_whole(folder / _FILE, json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1) + "\n")
 
 
 def average_stages(runs: Sequence[Path]) -> list[Stage]:

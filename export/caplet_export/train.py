@@ -41,6 +41,7 @@ from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import upper_blocks
 from caplet_export.metrics import END_TOKEN, CiderD, rouge_l, tokenize
 from caplet_export.model import build_model
+from caplet_export.outputs import write_whole
 from caplet_export.stages import Stage, changed_switches, read_stages, write_stages
 from caplet_export.text import END, PAD, Vocabulary, clean
 
@@ -134,12 +135,10 @@ class Trainer:
         )
         self._dev = batches(dev_names, views=[stores.dev], group=5, batch_images=_EVALUATION_BATCH)
         self._dev_scorer = CiderD.from_references(_references(dataset, dev_names))
-        self._train_references = _references(dataset, train_names)
-        self._reward = (
-            CiderD.from_references(self._train_references, with_end=True)
-            if settings.objective == "self_critical"
-            else None
-        )
+        self._reward: CiderD | None = None
+        if settings.objective == "self_critical":
+            self._train_references = _references(dataset, train_names)
+            self._reward = CiderD.from_references(self._train_references, with_end=True)
         self.history: list[Epoch] = []
         self._stages_before = read_stages(start_from) if start_from else []
         self._prepare_steps()
@@ -182,7 +181,7 @@ class Trainer:
                     save_extractor_part(self._extractor, self.upper.trainable_variables, self.folder / EXTRACTOR)
         self._save_resume()
         write_stages(self.folder, [*self._stages_before, self._stage()])
-        _write_atomically(self.folder / "history.json", json.dumps([asdict(epoch) for epoch in self.history], indent=1))
+        write_whole(self.folder / "history.json", json.dumps([asdict(epoch) for epoch in self.history], indent=1))
         return self.history[-1]
 
     def _stage(self) -> Stage:
@@ -383,12 +382,6 @@ def _optimizer(rate: float, steps: int, config: Config) -> keras.optimizers.Opti
 
 def _references(dataset: Dataset, names: Sequence[str]) -> Mapping[str, list[list[str]]]:
     return {name: [tokenize(caption) for caption in dataset.captions[name]] for name in names}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def plot_history(history: Sequence[Epoch], path: Path) -> None:
