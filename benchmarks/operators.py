@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.engine import START, plain_pixels
 from benchmarks.machine import describe_machine
-from benchmarks.peers import RESULTS
+from benchmarks.peers import RESULTS, write_results
 
 FOLDERS = {
     "plain": "float, as exported",
@@ -113,8 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "quick": arguments.quick,
         "graphs": measure(arguments.folder, threads=arguments.threads, runs=runs),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(arguments.output, results)
     print(f"wrote {arguments.output}")
     return 0
 

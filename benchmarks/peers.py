@@ -244,6 +244,12 @@ def _facts(peer: Peer, folder: Path) -> dict[str, Any]:
     return facts
 
 
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write what a benchmark measured as JSON, for `benchmarks.report`; the folder is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="written by `python -m benchmarks.prepare`")
@@ -264,8 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     peers = [peer for peer in ROSTER if peer.name in arguments.engines]
     results = compare(peers, arguments.folder.resolve(), photos, plan, lambda line: print(line, file=sys.stderr))
     results["quick"] = arguments.quick
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(arguments.output, results)
     for name, result in results["peers"].items():
         print(f"{name:<20} {result['status']}")
     print(f"wrote {arguments.output}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, distributions, installed_mb
-from benchmarks.peers import RESULTS, ROOT
+from benchmarks.peers import RESULTS, ROOT, write_results
 from benchmarks.prepare import write_photos
 
 _IMPORTS = ("onnxruntime", "numpy", "PIL")
@@ -122,8 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wheel = None if arguments.no_wheel else arguments.wheel or build_wheel(Path(work))
         results = measure(bundle, wheel, repetitions=repetitions, photos=photos)
     results["quick"] = arguments.quick
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(arguments.output, results)
     print(f"wrote {arguments.output}")
     return 0
 
