@@ -31,6 +31,9 @@ class ModelConfig:
     """Set from the vocabulary when training starts."""
     members: int = 1
     """Captioners that speak as one (`caplet-export join`); the sizes below are those of each."""
+    feature_block: str = "mixed10"
+    """The Inception block whose output the captioner sees: `mixed10`, the last, or `mixed9`, of the same shape. The
+    later a block, the better it knows the photos that the extractor was trained on."""
     locations: int = 64
     channels: int = 2048
     feature_size: int = 512
@@ -84,8 +87,9 @@ class TrainConfig:
     """Views of a training photo, separated by spaces; each time one is drawn at random (each needs its store)."""
     average_decay: float = 0.995
     """Decay per step of the exponential moving average of the weights that is evaluated and kept; 0 for none."""
-    extractor_layer: str = "mixed10"
-    """`mixed10` keeps Inception frozen; a lower block trains everything above it (needs that block's store)."""
+    extractor_layer: str = "none"
+    """Inception block, below `model.feature_block`, above which all is trained along (needs that block's store); `none`
+    keeps Inception frozen."""
     extractor_learning_rate: float = 1e-4
     precision: str = "float32"
     """`float32`, or `bfloat16` for matrix products on processors that have them."""
@@ -98,6 +102,16 @@ class Config:
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def trains_extractor(self) -> bool:
+        """Whether Inception blocks are trained along."""
+        return self.train.extractor_layer not in ("none", self.model.feature_block)
+
+    @property
+    def stored_block(self) -> str:
+        """The Inception block whose stored output training reads."""
+        return self.train.extractor_layer if self.trains_extractor else self.model.feature_block
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -157,6 +171,7 @@ RECIPES = {
 nothing that could be measured; and the tutorials' recipe as the baseline."""
 
 _CHOICES = {
+    "feature_block": ("mixed9", "mixed10"),
     "rules": ("coco", "tutorial"),
     "initial_state": ("mean", "zero"),
     "decay": ("cosine", "constant"),

@@ -42,7 +42,7 @@ class StoreSource:
     view: str = "plain"
     """Which view of the photo, see `caplet_export.views`."""
     layer: str = "mixed10"
-    """The Inception block whose output is stored: `mixed10` for features, a lower one for fine-tuning what is above."""
+    """The Inception block whose output is stored: the features, or what is below the blocks to be fine-tuned."""
     locations: int = LOCATIONS
     channels: int = CHANNELS
 

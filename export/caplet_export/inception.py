@@ -13,25 +13,26 @@ INPUT_SIZE = 299
 GRID = 8
 
 
-def build_extractor(weights: str | None, dtype: str = "float32") -> keras.Model:
-    """InceptionV3 (Szegedy et al., CVPR 2016) up to `mixed10`.
+def build_extractor(weights: str | None, dtype: str = "float32", block: str = "mixed10") -> keras.Model:
+    """InceptionV3 (Szegedy et al., CVPR 2016) up to a block.
 
-    Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048].
+    Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048] of `mixed10`, the last, and of `mixed9`.
 
     Args:
         weights: `imagenet` for Keras' own download, a path to weights of `InceptionV3(include_top=False)`, or None
             for random weights (tests).
         dtype: `float32`, or `bfloat16` to compute in it with float32 variables.
+        block: where it ends, `mixed0` to `mixed10`.
 
     Raises:
-        ConfigurationError: the file is missing or its weights have other shapes.
+        ConfigurationError: the file is missing or its weights have other shapes; no block of that name.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
     try:
         with warnings.catch_warnings():  # Keras warns, many times over, before it says in an error what does not fit
             warnings.simplefilter("ignore")
-            return keras.applications.InceptionV3(
+            whole = keras.applications.InceptionV3(
                 include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
             )
     except (OSError, ValueError, KeyError) as error:
@@ -39,31 +40,28 @@ def build_extractor(weights: str | None, dtype: str = "float32") -> keras.Model:
         raise ConfigurationError(f"{weights}: not weights of InceptionV3 without top: {reason}") from error
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def lower_blocks(extractor: keras.Model, layer: str) -> keras.Model:
-    """Pixels to the output of block `layer`, `mixed0` to `mixed10`; shares the extractor's variables.
-
-    Raises:
-        ConfigurationError: no block of that name.
-    """
-    return keras.Model(extractor.input, _block(extractor, layer))
+    return keras.Model(whole.input, _block(whole, block))
 
 
 def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:
-    """The output of block `layer`, below `mixed10`, to the 8×8×2048 features; shares the extractor's variables, so that
-    what is trained here is trained there.
+    """The output of block `layer`, below the extractor's last, to the 8×8×2048 features; shares the extractor's
+    variables, so that what is trained here is trained there.
 
     Raises:
-        ConfigurationError: no block of that name.
+        ConfigurationError: no block of that name, or none that is below the last.
     """
-    return keras.Model(_block(extractor, layer), extractor.output)
+    output = _block(extractor, layer)
+    if output is extractor.output:
+        raise ConfigurationError(f"{layer}: there is nothing above it to train")
+    return keras.Model(output, extractor.output)
 
 
 def _block(extractor: keras.Model, layer: str) -> Any:
     blocks = [f"mixed{number}" for number in range(11)]
-    if layer not in blocks:
-        raise ConfigurationError(f"InceptionV3 has no block {layer!r} (blocks: {', '.join(blocks)})")
+    names = {known.name for known in extractor.layers}
+    if layer not in blocks or layer not in names:
+        there = ", ".join(block for block in blocks if block in names)
+        raise ConfigurationError(f"InceptionV3 has no block {layer!r} here (blocks: {there})")
     return extractor.get_layer(layer).output
 
 

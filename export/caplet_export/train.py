@@ -75,9 +75,9 @@ class Trainer:
         folder: the run folder; made if it is not there. If it holds a run of the same configuration, that goes on.
         config: every hyper-parameter (`model.vocabulary_size` is filled in).
         dataset: captions and splits.
-        stores: inputs at block `config.train.extractor_layer`.
+        stores: outputs of block `config.stored_block`.
         start_from: a run folder whose weights and vocabulary to begin with.
-        extractor: InceptionV3, needed when the layer is below `mixed10`.
+        extractor: InceptionV3 up to `config.model.feature_block`, needed when its upper blocks are trained along.
 
     Raises:
         ConfigurationError: the folder holds a run of another configuration; the start does not fit.
@@ -343,7 +343,7 @@ class Trainer:
 
     def _upper_blocks(self, start_from: Path | None) -> keras.Model | None:
         layer = self.config.train.extractor_layer
-        if layer == "mixed10":
+        if not self.config.trains_extractor:
             return None
         if self._extractor is None:
             raise ConfigurationError(f"train.extractor_layer={layer} needs --encoder-weights")

@@ -328,6 +328,16 @@ def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Data
         load_extractor_part(again, run / "extractor.npz")
 
 
+def test_a_captioner_of_an_earlier_block_keeps_to_it(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    model = dataclasses.replace(CONFIG.model, feature_block="mixed9")
+    config = dataclasses.replace(CONFIG, model=model, train=dataclasses.replace(CONFIG.train, epochs=1))
+    assert config.stored_block == "mixed9" and not config.trains_extractor
+    run = finish(Trainer(tmp_path / "run", config, dataset, stores)).folder
+    with pytest.raises(ConfigurationError, match="switches differ"):
+        Trainer(tmp_path / "other", CONFIG, dataset, stores, start_from=run)
+    assert load_checkpoint(run).config.model.feature_block == "mixed9"
+
+
 # -- the self-critical objective --------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.inception import build_extractor
     from caplet_export.train import Stores, Trainer, plot_history
 
-    layer = config.train.extractor_layer
+    layer = config.stored_block
     plain = FeatureStore(arguments.features / f"{layer}-{PLAIN}")
     views = [FeatureStore(arguments.features / f"{layer}-{check_view(view)}") for view in config.train.views.split()]
     if any(view.source.layer != layer for view in (plain, *views)):
@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         Stores(views, plain),
         start_from=arguments.start_from,
         extractor=(
-            build_extractor(arguments.encoder_weights, config.train.precision) if layer != "mixed10" else None
+            build_extractor(arguments.encoder_weights, config.train.precision, config.model.feature_block)
+            if config.trains_extractor
+            else None
         ),
     )
     while not trainer.finished:

@@ -1,0 +1,35 @@
+"""The feature extractor: cut where it is asked to be, its upper part the rest of it."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from caplet_export.errors import ConfigurationError
+from caplet_export.inception import build_extractor, upper_blocks
+
+
+def test_it_ends_at_the_block_asked_for_and_goes_on_from_there() -> None:
+    whole = build_extractor(None)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 299, 299, 3)).astype(np.float32)
+    features = np.asarray(whole(pixels, training=False))
+    assert features.shape == (1, 8, 8, 2048)
+    lower = keras.Model(whole.input, whole.get_layer("mixed9").output)
+    below = np.asarray(lower(pixels, training=False))
+    np.testing.assert_allclose(np.asarray(upper_blocks(whole, "mixed9")(below, training=False)), features, atol=1e-4)
+
+    cut = build_extractor(None, block="mixed9")
+    assert cut.output_shape == (None, 8, 8, 2048)
+    cut.set_weights(lower.get_weights())
+    np.testing.assert_allclose(np.asarray(cut(pixels, training=False)), below, atol=1e-4)
+
+
+def test_blocks_that_are_not_there_or_have_nothing_above() -> None:
+    with pytest.raises(ConfigurationError, match="no block 'mixed11'"):
+        build_extractor(None, block="mixed11")
+    cut = build_extractor(None, block="mixed8")
+    with pytest.raises(ConfigurationError, match="'mixed9' here"):
+        upper_blocks(cut, "mixed9")
+    with pytest.raises(ConfigurationError, match="nothing above"):
+        upper_blocks(cut, "mixed8")
