@@ -14,29 +14,40 @@ from caplet_export.features import FeatureStore
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of
 from caplet_export.metrics import ImageStatistics, bootstrap_interval, corpus_scores, paired_bootstrap
+from caplet_export.views import PLAIN
 
 _BATCH = 100
-COLUMNS = ("run", "CIDEr-D", "against the row before", "BLEU-4", "ROUGE-L", "words", "repeats %", "switches changed")
+COLUMNS = ("run", "CIDEr-D", "difference", "BLEU-4", "ROUGE-L", "words", "repeats %", "switches changed")
+AGAINST = {
+    "before": ("What each stage gave", "Differences are against the row above."),
+    "first": ("What each switch gives alone", "Every run differs from the first in the switches named, and in no others."),
+}
+"""What a row is compared with: what such a table is called, and what is said below it."""
 
 
-def compare_runs(folders: Sequence[Path], dataset: Dataset, store: FeatureStore, split: str = "dev") -> dict[str, Any]:
+def compare_runs(
+    folders: Sequence[Path], dataset: Dataset, features: Path, split: str = "dev", against: str = "before"
+) -> dict[str, Any]:
     """A table for the model card, a row a run.
 
     Args:
-        folders: run folders, in the order in which the recipe grew; their extractor must be the store's.
+        folders: run folders, in the order in which the recipe grew; none that trained Inception blocks of its own.
         dataset: captions and splits.
-        store: features of the split, plain view.
+        features: folder of the feature stores; the plain view of each block that a run reads must be there.
         split: the split that is captioned.
+        against: `before` compares each run with the one before it, `first` with the first of all.
 
     Returns:
-        `{"columns": [...], "rows": [[...]], "note": ...}`; intervals are 95% bootstrap intervals over images.
+        `{"title": ..., "columns": [...], "rows": [[...]], "note": ...}`; intervals are 95% bootstrap intervals over
+        images.
     """
-    names = [name for name in dataset.split(split) if name not in store.skipped]
-    references = references_of(dataset, names)
     rows: list[list[str]] = []
     before: tuple[Config, ImageStatistics] | None = None
     for folder in folders:
         checkpoint = load_checkpoint(folder)
+        store = FeatureStore(features / f"{checkpoint.config.model.feature_block}-{PLAIN}")
+        names = [name for name in dataset.split(split) if name not in store.skipped]
+        references = references_of(dataset, names)
         captions = dict(zip(names, _captions(checkpoint, store, names), strict=True))
         statistics = ImageStatistics.of(captions, references)
         scores = corpus_scores(captions, references)
@@ -57,12 +68,14 @@ def compare_runs(folders: Sequence[Path], dataset: Dataset, store: FeatureStore,
                 ", ".join(_changes(before[0] if before else None, checkpoint.config)),
             ]
         )
-        before = checkpoint.config, statistics
+        if before is None or against == "before":
+            before = checkpoint.config, statistics
+    title, meaning = AGAINST[against]
     note = (
-        f"Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% bootstrap "
+        f"{meaning} Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% bootstrap "
         "intervals over photos."
     )
-    return {"columns": list(COLUMNS), "rows": rows, "note": note}
+    return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
 
 
 def _captions(checkpoint: Checkpoint, store: FeatureStore, names: Sequence[str]) -> list[list[str]]:

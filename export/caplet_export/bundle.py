@@ -60,7 +60,7 @@ def write_bundle(
     licences: Licences | None = None,
     metrics: Mapping[str, Any] | None = None,
     comparison: str | None = None,
-    ablation: Mapping[str, Any] | None = None,
+    ablations: Sequence[Mapping[str, Any]] = (),
     findings: str | None = None,
 ) -> None:
     """Write a bundle, whole or not at all.
@@ -76,7 +76,7 @@ def write_bundle(
         metrics: what `caplet-export evaluate --json` wrote; its captions are left out.
         comparison: Markdown for the card, what `caplet-export evaluate --compare` printed of these graphs and those
             before quantisation.
-        ablation: a table for the card, see `caplet_export.card.render_card`.
+        ablations: tables for the card, see `caplet_export.card.render_card`.
         findings: Markdown for the card, likewise.
 
     Raises:
@@ -94,7 +94,7 @@ def write_bundle(
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
         manifest["files"] = _hashes(folder)
-        card = render_card(manifest, ablation, comparison, findings, figure=bool(golden))
+        card = render_card(manifest, ablations, comparison, findings, figure=bool(golden))
         (folder / "README.md").write_text(card, encoding="utf-8")
         manifest["files"] = _hashes(folder)
         # Captions need a bundle that can be loaded, so the manifest is written twice.

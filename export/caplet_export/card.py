@@ -26,7 +26,7 @@ _SCORES = {
 
 def render_card(
     manifest: Mapping[str, Any],
-    ablation: Mapping[str, Any] | None = None,
+    ablations: Sequence[Mapping[str, Any]] = (),
     comparison: str | None = None,
     findings: str | None = None,
     *,
@@ -39,13 +39,13 @@ def render_card(
         comparison: Markdown that says what quantisation cost, if it is known.
         findings: Markdown, what was found out while the model was made: what limits it, what did not help.
         figure: whether the bundle has the drawing of its first golden photo.
-        ablation: `{"columns": [...], "rows": [[...], ...], "note": "..."}`, a table of runs, if there is one.
+        ablations: tables of runs, each `{"title": "...", "columns": [...], "rows": [[...], ...], "note": "..."}`.
     """
     sections = [
         _introduction(manifest),
         _scores(manifest["metrics"], manifest["decoding"]),
         f"## What 8 bits cost\n\n{comparison.strip()}" if comparison else "",
-        _ablation(ablation) if ablation else "",
+        *map(_ablation, ablations),
         f"## What was found out\n\n{findings.strip()}" if findings else "",
         _making(manifest),
         _figure() if figure else "",
@@ -111,7 +111,7 @@ def _interval(interval: Mapping[str, float] | None) -> str:
 
 def _ablation(ablation: Mapping[str, Any]) -> str:
     note = f"\n\n{ablation['note']}" if ablation.get("note") else ""
-    return f"## What each part of the recipe gave\n\n{markdown_table(ablation['columns'], ablation['rows'])}{note}"
+    return f"## {ablation['title']}\n\n{markdown_table(ablation['columns'], ablation['rows'])}{note}"
 
 
 def _making(manifest: Mapping[str, Any]) -> str:

@@ -64,27 +64,34 @@ def sample(
         training: whether dropout is active.
 
     Returns:
-        ids int32 [N*G,max_length+1], padded after `<end>` (a caption cut at the limit has none), and the float32
-        log-probability of each id.
+        ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and the float32 log-probability of
+        each id, [N*G,T]; T is as many steps as the longest of them takes, at most max_length+1.
     """
     features, keys, state = model.encode(features, training)
     state = tf.repeat(state, group, axis=0)
-    token = tf.fill(tf.shape(state)[:1], START)
-    alive = tf.ones_like(token, tf.bool)
-    ids, log_probs = [], []
-    for t in range(max_length + 1):
+    start = tf.fill(tf.shape(state)[:1], START)
+    size = max_length + 1
+    ids = tf.TensorArray(tf.int32, size, element_shape=(None,))
+    log_probs = tf.TensorArray(tf.float32, size, element_shape=(None,))
+
+    def step(t: Any, token: Any, alive: Any, state: Any, ids: Any, log_probs: Any) -> tuple[Any, ...]:
         word = model.dropout(model.embedding(token), training=training)
         state, context, _ = model.advance(model.from_word(word), state, features, keys, group)
         logits = forbid(model.generate(word, state, context, training))
-        # The Gumbel-max trick: an argmax over perturbed logits is a draw from their softmax.
-        noise = -tf.math.log(-tf.math.log(tf.random.uniform(tf.shape(logits), 1e-9, 1.0)))
-        token = tf.stop_gradient(tf.where(alive, tf.argmax(logits + noise, -1, tf.int32), PAD))
-        if t == max_length:
-            token = tf.where(token == END, END, PAD)
-        ids.append(token)
-        log_probs.append(-tf.nn.sparse_softmax_cross_entropy_with_logits(token, logits))
-        alive &= token != END
-    return tf.stack(ids, axis=1), tf.stack(log_probs, axis=1)
+        token = tf.random.categorical(tf.stop_gradient(logits), 1, tf.int32)[:, 0]
+        token = tf.where(alive & ((t < max_length) | (token == END)), token, PAD)
+        log_prob = -tf.nn.sparse_softmax_cross_entropy_with_logits(token, logits)
+        return t + 1, token, alive & (token != END), state, ids.write(t, token), log_probs.write(t, log_prob)
+
+    # Most captions end at half of the greatest length: the steps after the last end would be for nothing.
+    steps, *_, ids, log_probs = tf.while_loop(
+        lambda t, token, alive, *_: tf.reduce_any(alive),
+        step,
+        (tf.constant(0), start, tf.ones_like(start, tf.bool), state, ids, log_probs),
+        maximum_iterations=size,
+    )
+    written = tf.range(steps)
+    return tf.transpose(ids.gather(written)), tf.transpose(log_probs.gather(written))
 
 
 def captions_of(ids: NDArray[np.int32], vocabulary: Vocabulary, max_length: int) -> list[list[str]]:

@@ -41,6 +41,7 @@ class CaptionModel(keras.Model):
         self.gate_size = config.feature_size if config.gated_context else 0
         self.from_state = keras.layers.Dense(config.attention_size + self.gate_size + 3 * size, name="from_state")
         self.score = keras.layers.Dense(1, use_bias=False, name="score")
+        self.score.build((None, config.attention_size))
         self.from_word = keras.layers.Dense(3 * size, name="from_word")
         self.from_context = keras.layers.Dense(3 * size, use_bias=False, name="from_context")
         hidden = config.embedding_size if config.deep_output else size
@@ -121,8 +122,10 @@ class CaptionModel(keras.Model):
         from_state = self.from_state(state)
         query, gate, recurrent = from_state[:, :first], from_state[:, first:second], from_state[:, second:]
         query = ops.reshape(query, (-1, group, 1, config.attention_size))
-        scores = ops.reshape(self.score(ops.tanh(keys[:, None] + query)), (-1, group, config.locations))
-        attention = ops.softmax(ops.cast(scores, "float32"), axis=-1)
+        # In float32 whatever the precision: element by element, processors with bfloat16 are slower in it.
+        energies = ops.tanh(ops.cast(keys, "float32")[:, None] + ops.cast(query, "float32"))
+        scores = ops.matmul(energies, ops.cast(self.score.kernel, "float32"))
+        attention = ops.softmax(ops.reshape(scores, (-1, group, config.locations)), axis=-1)
         context = ops.matmul(ops.cast(attention, features.dtype), features)
         context = ops.reshape(context, (-1, config.feature_size))
         if config.gated_context:

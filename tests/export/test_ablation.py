@@ -8,26 +8,54 @@ from pathlib import Path
 import pytest
 
 from caplet_export.ablation import COLUMNS, compare_runs
-from caplet_export.flickr8k import read_dataset
+from caplet_export.flickr8k import Dataset, read_dataset
 from test_train import CONFIG, Trainer, tiny_stores
 from tiny_flickr8k import write_tiny_flickr8k
 
+RATES = {"slow": 0.001, "middling": 0.01, "fast": 0.03}
 
-def test_a_row_a_run_with_the_dev_score_of_its_training(tmp_path: Path) -> None:
-    dataset = read_dataset(write_tiny_flickr8k(tmp_path / "data"))
-    stores = tiny_stores(tmp_path / "features" / "mixed10-plain", dataset)
-    kept = []
-    for name, rate in (("slow", 0.001), ("fast", 0.03)):
-        config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, learning_rate=rate, epochs=4))
-        trainer = Trainer(tmp_path / name, config, dataset, stores)
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Trained runs of other learning rates, and the dev score that each measured of the epoch it kept."""
+
+    folder: Path
+    dataset: Dataset
+    kept: dict[str, float]
+
+    def rows(self, **options: str) -> dict[str, dict[str, str]]:
+        """The table's rows by the names of their runs."""
+        table = compare_runs([self.folder / name for name in RATES], self.dataset, self.folder / "features", **options)
+        assert table["columns"] == list(COLUMNS)
+        return {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in table["rows"]}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("ablation")
+    dataset = read_dataset(write_tiny_flickr8k(folder / "data", dev=8))
+    stores = tiny_stores(folder / "features" / "mixed10-plain", dataset)
+    kept = {}
+    for name, rate in RATES.items():
+        config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, learning_rate=rate, epochs=20))
+        trainer = Trainer(folder / name, config, dataset, stores)
         while not trainer.finished:
             trainer.run_epoch()
         assert trainer.best is not None
-        kept.append(trainer.best.dev_cider)
-    table = compare_runs([tmp_path / "slow", tmp_path / "fast"], dataset, stores.dev)
-    assert table["columns"] == list(COLUMNS)
-    slow, fast = (dict(zip(COLUMNS, row, strict=True)) for row in table["rows"])
-    for row, cider in zip((slow, fast), kept, strict=True):
-        assert float(row["CIDEr-D"].split()[0]) == pytest.approx(cider, abs=0.06)
-    assert float(fast["against the row before"].split()[0]) == pytest.approx(kept[1] - kept[0], abs=0.11)
-    assert fast["switches changed"] == "learning_rate 0.03"
+        kept[name] = trainer.best.dev_cider
+    return Runs(folder, dataset, kept)
+
+
+def test_a_row_a_run_with_the_dev_score_of_its_training(runs: Runs) -> None:
+    rows = runs.rows()
+    for name, kept in runs.kept.items():
+        assert float(rows[name]["CIDEr-D"].split()[0]) == pytest.approx(kept, abs=0.06)
+    assert rows["slow"]["difference"] == ""
+    assert rows["fast"]["switches changed"] == "learning_rate 0.03"
+
+
+@pytest.mark.parametrize(("against", "other"), [("before", "middling"), ("first", "slow")])
+def test_runs_are_compared_with_the_one_before_or_with_the_first(runs: Runs, against: str, other: str) -> None:
+    assert len(set(runs.kept.values())) == 3
+    difference = runs.kept["fast"] - runs.kept[other]
+    assert float(runs.rows(against=against)["fast"]["difference"].split()[0]) == pytest.approx(difference, abs=0.11)

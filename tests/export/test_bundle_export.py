@@ -39,7 +39,9 @@ EVALUATION = {
         }
     },
 }
-ABLATION = {"columns": ["run", "CIDEr-D"], "rows": [["all", 55.5], ["no gate", 54.0]], "note": "One seed each."}
+ABLATION = {"title": "What each part gave", "columns": ["run", "CIDEr-D"], "rows": [["all", 55.5], ["no gate", 54.0]], "note": "One seed each."}
+
+SECOND = {"title": "What each switch gives", "columns": ["run"], "rows": [["no smoothing"]]}
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
         recipe={"model": {"state_size": 7}},
         decoding=Decoding(beam_size=4, max_length=9, length_penalty=0.7),
         metrics=EVALUATION,
-        ablation=ABLATION,
+        ablations=[ABLATION],
     )
     bundle = load_bundle(output)
     decoding = bundle.manifest.decoding
@@ -133,14 +135,18 @@ def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Pat
 
 
 def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
-    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=EVALUATION, ablation=ABLATION)
+    tables = [ABLATION, SECOND]
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=EVALUATION, ablations=tables)
     card = (tmp_path / "bundle/README.md").read_text()
     for phrase in (
         "Inception-v3",
         "Apache-2.0",
         "non-commercial research",
         "| **3** (default) | 61.2 | 42.0 | 29.0 | 20.0 | 46.0 | 55.5 (52.1-58.9) |",
+        "## What each part gave",
         "| no gate | 54.0 |",
+        "## What each switch gives",
+        "| no smoothing |",
         "One seed each.",
         "9 of 9 greedy captions",
         "ranges by mse on 8 training photos",

@@ -13,6 +13,12 @@ from caplet_export.flickr8k import read_dataset
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, in the order in which the recipe grew")
+    parser.add_argument(
+        "--against",
+        choices=("before", "first"),
+        default="before",
+        help="compare each run with the one before it, or with the first of all (default: %(default)s)",
+    )
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON for `caplet-export bundle --ablation`")
@@ -25,9 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     load_tensorflow()
     from caplet_export.ablation import compare_runs
     from caplet_export.card import markdown_table
-    from caplet_export.features import FeatureStore
 
-    table = compare_runs(arguments.runs, dataset, FeatureStore(arguments.features / "mixed10-plain"))
+    table = compare_runs(arguments.runs, dataset, arguments.features, against=arguments.against)
     arguments.output.write_text(json.dumps(table, indent=1) + "\n")
     print(markdown_table(table["columns"], table["rows"]))
     return 0

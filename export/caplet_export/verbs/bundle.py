@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--comparison", type=Path, metavar="MD", help="for the card: what `evaluate --compare FLOAT INT8` printed"
     )
-    parser.add_argument("--ablation", type=Path, metavar="JSON", help="for the card: what `ablation` wrote")
+    parser.add_argument(
+        "--ablation", type=Path, nargs="+", default=[], metavar="JSON", help="for the card: tables that `ablation` wrote"
+    )
     parser.add_argument("--findings", type=Path, metavar="MD", help="for the card: what else was found out")
     parser.add_argument("--beam", type=int, default=3, help="default beam size (default: %(default)s)")
     parser.add_argument("--length-penalty", type=float, default=1.0, help="(default: %(default)s)")
@@ -51,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         licences=Licences(arguments.weights_license, arguments.data_license),
         metrics=read_json(arguments.metrics) if arguments.metrics else None,
         comparison=read_text(arguments.comparison) if arguments.comparison else None,
-        ablation=read_json(arguments.ablation) if arguments.ablation else None,
+        ablations=[read_json(path) for path in arguments.ablation],
         findings=read_text(arguments.findings) if arguments.findings else None,
     )
     for golden in read_json(arguments.output / "manifest.json")["golden"]:
