@@ -20,7 +20,7 @@ _BATCH = 100
 COLUMNS = ("run", "CIDEr-D", "difference", "BLEU-4", "ROUGE-L", "words", "repeats %", "switches changed")
 AGAINST = {
     "before": ("What each stage gave", "Differences are against the row above."),
-    "first": ("What each switch gives alone", "Every run differs from the first in the switches named, and in no others."),
+    "first": ("What each switch gives alone", "Every run differs from the first in the switches named alone."),
 }
 """What a row is compared with: what such a table is called, and what is said below it."""
 
@@ -72,8 +72,8 @@ def compare_runs(
             before = checkpoint.config, statistics
     title, meaning = AGAINST[against]
     note = (
-        f"{meaning} Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% bootstrap "
-        "intervals over photos."
+        f"{meaning} Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% "
+        "bootstrap intervals over photos."
     )
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
 

@@ -64,8 +64,8 @@ def sample(
         training: whether dropout is active.
 
     Returns:
-        ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and the float32 log-probability of
-        each id, [N*G,T]; T is as many steps as the longest of them takes, at most max_length+1.
+        ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and the float32 log-probability
+        of each id, [N*G,T]; T is as many steps as the longest of them takes, at most max_length+1.
     """
     features, keys, state = model.encode(features, training)
     state = tf.repeat(state, group, axis=0)

@@ -39,7 +39,12 @@ EVALUATION = {
         }
     },
 }
-ABLATION = {"title": "What each part gave", "columns": ["run", "CIDEr-D"], "rows": [["all", 55.5], ["no gate", 54.0]], "note": "One seed each."}
+ABLATION = {
+    "title": "What each part gave",
+    "columns": ["run", "CIDEr-D"],
+    "rows": [["all", 55.5], ["no gate", 54.0]],
+    "note": "One seed each.",
+}
 
 SECOND = {"title": "What each switch gives", "columns": ["run"], "rows": [["no smoothing"]]}
 

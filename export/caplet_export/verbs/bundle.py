@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--comparison", type=Path, metavar="MD", help="for the card: what `evaluate --compare FLOAT INT8` printed"
     )
     parser.add_argument(
-        "--ablation", type=Path, nargs="+", default=[], metavar="JSON", help="for the card: tables that `ablation` wrote"
+        "--ablation", type=Path, nargs="+", default=[], metavar="JSON", help="for the card: tables by `ablation`"
     )
     parser.add_argument("--findings", type=Path, metavar="MD", help="for the card: what else was found out")
     parser.add_argument("--beam", type=int, default=3, help="default beam size (default: %(default)s)")
