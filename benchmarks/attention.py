@@ -23,11 +23,12 @@ from caplet import Captioner
 from caplet.image import load_pixels
 from caplet_export.flickr8k import read_dataset
 
-NOUNS = frozenset(
-    "ball bike bicycle bird boat boy bus camera car cat child children crowd dog dogs field girl girls grass hat helmet "
-    "horse man men motorcycle people person player players pool racer ramp road rock rocks skateboard skateboarder "
-    "snow snowboarder surfboard surfer tree trees wave woman women".split()
-)
+_LIST = """
+ball bike bicycle bird boat boy bus camera car cat child children crowd dog dogs field girl girls grass hat
+helmet horse man men motorcycle people person player players pool racer ramp road rock rocks skateboard
+skateboarder snow snowboarder surfboard surfer tree trees wave woman women
+"""
+NOUNS = frozenset(_LIST.split())
 """Things that photos show and captions name often; no roles, materials or times of day."""
 GRID, WINDOW = 8, 4
 WAYS = ("most", "least", "anywhere")

@@ -26,7 +26,7 @@ class _Keras(StepwiseEngine):
         self._extractor = keras.models.load_model(folder / "keras/extractor.keras", compile=False)
         self._model = load_checkpoint(folder / "keras/run").model
         config = self._model.config
-        self._locations, self._channels = config.locations, config.channels
+        self._locations, self._channels = config.locations, config.extractor_channels
 
 
 class Predict(_Keras):

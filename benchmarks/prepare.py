@@ -110,7 +110,7 @@ def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> 
 
     def encode(pixels: Any) -> Any:
         grid = extractor(tf.cast(pixels, tf.float32) / 127.5 - 1.0, training=False)
-        outputs = model.encode(tf.reshape(grid, (1, config.locations, config.channels)))
+        outputs = model.encode(tf.reshape(grid, (1, config.locations, config.extractor_channels)))
         return dict(zip(("features", "keys", "state"), outputs, strict=True))
 
     def decode(token: Any, state: Any, features: Any, keys: Any) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from caplet_export.checkpoint import Checkpoint, load_checkpoint
 from caplet_export.config import Config
 from caplet_export.evaluate import references_of
@@ -45,10 +47,10 @@ def compare_runs(
     before: tuple[Config, ImageStatistics] | None = None
     for folder in folders:
         checkpoint = load_checkpoint(folder)
-        store = FeatureStore(features / f"{checkpoint.config.model.feature_block}-{PLAIN}")
-        names = [name for name in dataset.split(split) if name not in store.skipped]
+        stores = [FeatureStore(features / f"{block}-{PLAIN}") for block in checkpoint.config.model.blocks]
+        names = [name for name in dataset.split(split) if not any(name in store.skipped for store in stores)]
         references = references_of(dataset, names)
-        captions = dict(zip(names, _captions(checkpoint, store, names), strict=True))
+        captions = dict(zip(names, _captions(checkpoint, stores, names), strict=True))
         statistics = ImageStatistics.of(captions, references)
         scores = corpus_scores(captions, references)
         interval = bootstrap_interval(statistics)["cider_d"]
@@ -78,12 +80,13 @@ def compare_runs(
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
 
 
-def _captions(checkpoint: Checkpoint, store: FeatureStore, names: Sequence[str]) -> list[list[str]]:
+def _captions(checkpoint: Checkpoint, stores: Sequence[FeatureStore], names: Sequence[str]) -> list[list[str]]:
     length = checkpoint.config.text.max_length
     runner = FreeRunner(checkpoint.model, length)
     captions: list[list[str]] = []
     for first in range(0, len(names), _BATCH):
-        ids = runner.greedy(store.gather(names[first : first + _BATCH]))
+        batch = names[first : first + _BATCH]
+        ids = runner.greedy(np.concatenate([store.gather(batch) for store in stores], axis=-1))
         captions += captions_of(ids, checkpoint.vocabulary, length)
     return captions
 

@@ -119,11 +119,11 @@ def load_extractor_part(extractor: keras.Model, path: Path) -> None:
 
 
 def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:
-    """The feature extractor of a run, up to the block it reads: `weights`, with what the run trained of it on top."""
+    """The feature extractor of a run, up to the blocks it reads: `weights`, with what the run trained of it on top."""
     from caplet_export.inception import build_extractor
 
-    block = load_config(Path(folder) / "config.json").model.feature_block
-    extractor = build_extractor(weights, block=block)
+    blocks = load_config(Path(folder) / "config.json").model.blocks
+    extractor = build_extractor(weights, blocks=blocks)
     trained = Path(folder) / EXTRACTOR
     if trained.exists():
         load_extractor_part(extractor, trained)

@@ -33,7 +33,8 @@ class ModelConfig:
     """Captioners that speak as one (`caplet-export join`); the sizes below are those of each."""
     feature_block: str = "mixed10"
     """The Inception block whose output the captioner sees: `mixed10`, the last, or `mixed9`, of the same shape. The
-    later a block, the better it knows the photos that the extractor was trained on."""
+    later a block, the better it knows the photos that the extractor was trained on. In an ensemble one for all members,
+    or one for each, separated by spaces."""
     locations: int = 64
     channels: int = 2048
     feature_size: int = 512
@@ -57,6 +58,22 @@ class ModelConfig:
     channel_dropout: float = 0.0
     """Share of the feature extractor's channels that are dropped for a whole photo. An extractor that was trained on
     these very photos knows too much about them; this keeps the decoder from relying on it."""
+
+    @property
+    def member_blocks(self) -> tuple[str, ...]:
+        """The block that each member reads."""
+        blocks = tuple(self.feature_block.split())
+        return blocks * self.members if len(blocks) == 1 else blocks
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that are read; the extractor's output holds their channels side by side, in this order."""
+        return tuple(dict.fromkeys(self.member_blocks))
+
+    @property
+    def extractor_channels(self) -> int:
+        """Channels of the extractor's output."""
+        return self.channels * len(self.blocks)
 
 
 @dataclass(frozen=True)
@@ -216,7 +233,8 @@ def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
             value = float(value)
         if type(value) is not expected:
             raise ConfigurationError(f"{where}: expected {expected.__name__}, found {value!r}")
-        if name in _CHOICES and value not in _CHOICES[name]:
+        said = value.split() if name == "feature_block" and value else [value]
+        if name in _CHOICES and not set(said) <= set(_CHOICES[name]):
             raise ConfigurationError(f"{where}: expected one of {', '.join(_CHOICES[name])}, found {value!r}")
         values[name] = value
     return kind(**values)

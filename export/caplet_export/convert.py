@@ -18,7 +18,7 @@ import tf2onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from caplet_export.config import ModelConfig
-from caplet_export.inception import scale
+from caplet_export.inception import scale, split_blocks
 from caplet_export.text import PAD, START, UNKNOWN
 
 if TYPE_CHECKING:
@@ -39,17 +39,22 @@ def convert_encoder(extractor: keras.Model, model: Captioner, *, plain: bool = F
     """The graph `pixels` uint8 [N,h,w,3] to `features` [N,L,D], `keys` [N,L,A] and `state` [N,H].
 
     Args:
-        extractor: float [N,h,w,3] in [-1,1] to [N,rows,columns,C], with rows * columns = L.
+        extractor: float [N,h,w,3] in [-1,1] to [N,rows,columns,C], with rows * columns = L, of the blocks the
+            captioner reads.
         model: the captioner.
         plain: trace `CaptionModel.encode` as it is.
     """
     config = model.config
     height, width = extractor.input_shape[1:3]
-    encode = model.encode if plain else lambda grid: _encode(model, grid)
+    blocks = None if plain else split_blocks(extractor)
 
     def encoder(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        grid = extractor(scale(pixels), training=False)
-        outputs = encode(tf.reshape(grid, (-1, config.locations, config.channels)))
+        if blocks is None:
+            grid = extractor(scale(pixels), training=False)
+            outputs = model.encode(tf.reshape(grid, (-1, config.locations, config.extractor_channels)))
+        else:
+            grids = blocks(scale(pixels))
+            outputs = _encode(model, [tf.reshape(grid, (-1, config.locations, config.channels)) for grid in grids])
         return dict(zip(("features", "keys", "state"), outputs, strict=True))
 
     graph = _trace(encoder, {"pixels": (tf.uint8, (None, height, width, 3))})
@@ -114,24 +119,32 @@ def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
     return result
 
 
-def _encode(model: Captioner, grid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`encode` at inference, each dense layer a product of matrices without reshapes around it, and the members' first
-    layers one product.
+def _encode(model: Captioner, grids: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`encode` at inference, each dense layer a product of matrices without reshapes around it, and the first layers of
+    members that read the same block one product.
+
+    Args:
+        model: the captioner.
+        grids: [N,L,C] of each of `model.config.blocks`.
     """
     members = _members(model)
-    projections = [member.project_features for member in members]
-    kernel = tf.concat([projection.kernel for projection in projections], axis=1)
-    features = tf.matmul(grid, kernel) + tf.concat([projection.bias for projection in projections], axis=0)
-    keys = [
-        _dense(own, member.project_keys) for member, own in zip(members, _split(features, members), strict=True)
-    ]
+    projected: dict[int, tf.Tensor] = {}
+    for block, grid in zip(model.config.blocks, grids, strict=True):
+        readers = [member for member in members if member.config.feature_block == block]
+        layers = [member.project_features for member in readers]
+        kernel = tf.concat([layer.kernel for layer in layers], axis=1)
+        product = tf.matmul(grid, kernel) + tf.concat([layer.bias for layer in layers], axis=0)
+        projected.update(zip(map(id, readers), _split(product, readers), strict=True))
+    own = [projected[id(member)] for member in members]
+    features = product if len(grids) == 1 else _joined(own)
+    keys = _joined([_dense(part, member.project_keys) for member, part in zip(members, own, strict=True)])
     if model.config.initial_state == "zero":
-        state = tf.zeros((tf.shape(grid)[0], len(members) * model.config.state_size))
+        state = tf.zeros((tf.shape(features)[0], len(members) * model.config.state_size))
     else:
         means = _split(tf.reduce_mean(features, axis=1), members)
-        states = [_dense(own, member.initial_state) for member, own in zip(members, means, strict=True)]
+        states = [_dense(mean, member.initial_state) for member, mean in zip(members, means, strict=True)]
         state = tf.tanh(_joined(states))
-    return features, _joined(keys), state
+    return features, keys, state
 
 
 def _step(

@@ -23,9 +23,11 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
     Raises:
         ConfigurationError: fewer than two runs; runs of different vocabularies, sizes or Inception weights.
     """
-    checkpoints = _alike(runs)
+    checkpoints = _alike(runs, same_block=False)
     first = checkpoints[0]
-    config = replace(first.config, model=replace(first.config.model, members=len(runs)))
+    blocks = [checkpoint.config.model.feature_block for checkpoint in checkpoints]
+    read = blocks[0] if len(set(blocks)) == 1 else " ".join(blocks)
+    config = replace(first.config, model=replace(first.config.model, members=len(runs), feature_block=read))
     model = build_model(config.model, "float16")
     assert isinstance(model, CaptionEnsemble)
     for member, checkpoint in zip(model.members, checkpoints, strict=True):
@@ -56,7 +58,7 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     write_stages(folder, average_stages(runs))
 
 
-def _alike(runs: Sequence[Path]) -> list[Checkpoint]:
+def _alike(runs: Sequence[Path], *, same_block: bool = True) -> list[Checkpoint]:
     """The checkpoints of runs that can be put together."""
     if len(runs) < 2:
         raise ConfigurationError("it takes two runs to make one of them")
@@ -65,7 +67,8 @@ def _alike(runs: Sequence[Path]) -> list[Checkpoint]:
     for other in checkpoints[1:]:
         if other.vocabulary.words != first.vocabulary.words:
             raise ConfigurationError(f"{other.folder}: another vocabulary than {first.folder}")
-        if _sizes(other.config.model) != _sizes(first.config.model):
+        sizes, expected = (_sizes(checkpoint.config.model, same_block) for checkpoint in (other, first))
+        if sizes != expected:
             raise ConfigurationError(f"{other.folder}: model.* switches other than those of {first.folder}")
     trained = [run for run in runs if (run / EXTRACTOR).exists()]
     if trained:
@@ -73,6 +76,7 @@ def _alike(runs: Sequence[Path]) -> list[Checkpoint]:
     return checkpoints
 
 
-def _sizes(config: ModelConfig) -> ModelConfig:
-    """The switches that shape a captioner's weights or arithmetic."""
-    return replace(config, dropout=0.0, channel_dropout=0.0)
+def _sizes(config: ModelConfig, same_block: bool) -> ModelConfig:
+    """The switches that shape a captioner's weights or arithmetic, with or without the block it reads."""
+    block = config.feature_block if same_block else ModelConfig.feature_block
+    return replace(config, dropout=0.0, channel_dropout=0.0, feature_block=block)

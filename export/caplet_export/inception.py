@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -11,18 +12,23 @@ from caplet_export.errors import ConfigurationError
 
 INPUT_SIZE = 299
 GRID = 8
+JOINED = "blocks"
+"""Name of the layer that puts the outputs of several blocks side by side."""
 
 
-def build_extractor(weights: str | None, dtype: str = "float32", block: str = "mixed10") -> keras.Model:
-    """InceptionV3 (Szegedy et al., CVPR 2016) up to a block.
+def build_extractor(
+    weights: str | None, dtype: str = "float32", blocks: Sequence[str] = ("mixed10",)
+) -> keras.Model:
+    """InceptionV3 (Szegedy et al., CVPR 2016) up to a block, or up to several of one size.
 
-    Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048] of `mixed10`, the last, and of `mixed9`.
+    Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048] of `mixed10`, the last, or of `mixed9`, or the
+    channels of both side by side.
 
     Args:
         weights: `imagenet` for Keras' own download, a path to weights of `InceptionV3(include_top=False)`, or None
             for random weights (tests).
         dtype: `float32`, or `bfloat16` to compute in it with float32 variables.
-        block: where it ends, `mixed0` to `mixed10`.
+        blocks: where it ends, `mixed0` to `mixed10`.
 
     Raises:
         ConfigurationError: the file is missing or its weights have other shapes; no block of that name.
@@ -40,7 +46,18 @@ def build_extractor(weights: str | None, dtype: str = "float32", block: str = "m
         raise ConfigurationError(f"{weights}: not weights of InceptionV3 without top: {reason}") from error
     finally:
         keras.config.set_dtype_policy(before)
-    return keras.Model(whole.input, _block(whole, block))
+    outputs = [_block(whole, block) for block in blocks]
+    joined = outputs[0] if len(outputs) == 1 else keras.layers.Concatenate(name=JOINED)(outputs)
+    return keras.Model(whole.input, joined)
+
+
+def split_blocks(extractor: keras.Model) -> Callable[[Any], list[Any]]:
+    """The extractor as a function to its blocks' outputs one by one, before they are put side by side."""
+    last = extractor.layers[-1]
+    if last.name != JOINED:
+        return lambda pixels: [extractor(pixels, training=False)]
+    parts = keras.Model(extractor.input, list(last.input))
+    return lambda pixels: list(parts(pixels, training=False))
 
 
 def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:

@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from caplet_export.config import ModelConfig
+from caplet_export.errors import ConfigurationError
 
 Tensor = Any
 
@@ -186,17 +187,27 @@ class CaptionEnsemble(keras.Model):
     their logits, which is the normalised geometric mean of their distributions (a product of experts; Hinton, 2002).
 
     `encode` and `step` as in `CaptionModel`, with D, A and H the members' sizes taken together, side by side in the
-    members' order. The attention is the members' mean. Members are trained one by one and then joined.
+    members' order. The attention is the members' mean. Members are trained one by one and then joined. They may read
+    different Inception blocks: C is then the channels of all blocks, side by side.
     """
 
     def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
-        self.members = [CaptionModel(replace(config, members=1), name=f"member{n}") for n in range(config.members)]
+        blocks = config.member_blocks
+        if len(blocks) != config.members:
+            raise ConfigurationError(f"model.feature_block: {len(blocks)} blocks for {config.members} members")
+        self.members = [
+            CaptionModel(replace(config, members=1, feature_block=block), name=f"member{number}")
+            for number, block in enumerate(blocks)
+        ]
 
     def encode(self, features: Tensor, training: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N,L,D], attention keys [N,L,A] and initial state [N,H] of images [N,L,C]."""
-        features, keys, state = zip(*(member.encode(features, training) for member in self.members), strict=True)
+        blocks = self.config.blocks
+        seen = dict(zip(blocks, ops.split(features, len(blocks), axis=-1), strict=True))
+        encoded = [member.encode(seen[member.config.feature_block], training) for member in self.members]
+        features, keys, state = zip(*encoded, strict=True)
         return ops.concatenate(features, -1), ops.concatenate(keys, -1), ops.concatenate(state, -1)
 
     def step(
@@ -212,7 +223,7 @@ class CaptionEnsemble(keras.Model):
     def build(self, input_shape: Any = None) -> None:
         """Make the members' variables."""
         for member in self.members:
-            member(_example(self.config))
+            member(_example(member.config))
         self.built = True
 
     def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -239,4 +250,4 @@ def build_model(config: ModelConfig, dtype: str = "float32") -> Captioner:
 
 def _example(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """The smallest input."""
-    return ops.zeros((1, config.locations, config.channels)), ops.ones((1, 2), dtype="int32")
+    return ops.zeros((1, config.locations, config.extractor_channels)), ops.ones((1, 2), dtype="int32")

@@ -86,7 +86,7 @@ class KerasCaptioner:
 
         def encode(pixels: Any) -> Any:
             grid = extractor(scale(pixels), training=False)
-            return model.encode(tf.reshape(grid, (-1, config.locations, config.channels)))
+            return model.encode(tf.reshape(grid, (-1, config.locations, config.extractor_channels)))
 
         self._encode = tf.function(encode, reduce_retracing=True)
         self._step = tf.function(model.step, reduce_retracing=True)

@@ -1,6 +1,4 @@
-"""Whether attention falls on the thing: quarters are chosen and blurred as said, and a captioner that looks is told from
-one that does not.
-"""
+"""Whether attention falls on the thing: quarters are chosen and blurred as said, and nouns counted."""
 
 from __future__ import annotations
 

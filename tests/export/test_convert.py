@@ -33,6 +33,7 @@ VARIANTS = {
     ),
     "untied": dataclasses.replace(CONFIG, tied_embeddings=False),
     "ensemble": dataclasses.replace(CONFIG, members=3),
+    "two blocks": dataclasses.replace(CONFIG, members=3, feature_block="mixed10 mixed9 mixed10"),
     "tutorial ensemble": dataclasses.replace(
         CONFIG, members=2, initial_state="zero", gated_context=False, deep_output=False, tied_embeddings=False
     ),
@@ -55,7 +56,7 @@ def encoder() -> onnx.ModelProto:
 def converted(request: pytest.FixtureRequest) -> tuple[CaptionModel, onnx.ModelProto, onnx.ModelProto]:
     name, plain = request.param
     model = build_tiny_model(VARIANTS[name])
-    encoder = convert_encoder(build_tiny_extractor(), model, plain=plain)
+    encoder = convert_encoder(build_tiny_extractor(len(model.config.blocks)), model, plain=plain)
     decoder = convert_decoder(model, plain=plain)
     if not plain:
         encoder, decoder = optimize_encoder(encoder), optimize_decoder(decoder)
@@ -65,7 +66,7 @@ def converted(request: pytest.FixtureRequest) -> tuple[CaptionModel, onnx.ModelP
 def test_graphs_say_what_keras_says(converted: tuple[CaptionModel, onnx.ModelProto, onnx.ModelProto]) -> None:
     model, encoder, decoder = converted
     parity = prove(
-        KerasCaptioner(build_tiny_extractor(), model), OnnxCaptioner(encoder, decoder), random_photos(), max_length=9
+        KerasCaptioner(build_tiny_extractor(len(model.config.blocks)), model), OnnxCaptioner(encoder, decoder), random_photos(), max_length=9
     )
     parity.check()
     assert parity.photos == parity.identical_captions == 5

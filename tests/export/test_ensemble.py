@@ -57,6 +57,30 @@ def test_together_they_say_the_mean_of_what_each_says(runs: list[Path], tmp_path
     np.testing.assert_allclose(np.sum(attention, axis=1), 1, atol=1e-5)
 
 
+def test_members_may_read_different_blocks(tmp_path: Path) -> None:
+    blocks = ("mixed10", "mixed9", "mixed10")
+    runs = [
+        write_run(tmp_path / str(seed), seed, dataclasses.replace(CONFIG, feature_block=block))
+        for seed, block in enumerate(blocks)
+    ]
+    assert main(["join", *map(str, runs), "-o", str(tmp_path / "joined")]) == 0
+    model = load_checkpoint(tmp_path / "joined").model
+    assert model.config.feature_block == "mixed10 mixed9 mixed10"
+    assert model.config.blocks == ("mixed10", "mixed9")
+    random = np.random.default_rng(0)
+    seen = {block: random.normal(size=(2, CONFIG.locations, CONFIG.channels)) for block in model.config.blocks}
+    encoded = model.encode(np.concatenate([seen["mixed10"], seen["mixed9"]], axis=-1))
+    separate = [load_checkpoint(run).model.encode(seen[block]) for run, block in zip(runs, blocks, strict=True)]
+    for together, *parts in zip(encoded, *separate, strict=True):
+        np.testing.assert_allclose(together, np.concatenate(parts, axis=-1), rtol=0.02, atol=0.02)
+    assert main(["join", "--average", *map(str, runs), "-o", str(tmp_path / "mean")]) == 1
+
+
+def test_a_block_for_each_member_or_one_for_all() -> None:
+    with pytest.raises(ConfigurationError, match="2 blocks for 3 members"):
+        build_model(dataclasses.replace(CONFIG, members=3, feature_block="mixed9 mixed10"))
+
+
 def test_joined_weights_take_half_the_room(runs: list[Path], tmp_path: Path) -> None:
     (tmp_path / "joined").mkdir()
     join_runs(runs[:2], tmp_path / "joined")

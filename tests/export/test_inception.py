@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from caplet_export.errors import ConfigurationError
-from caplet_export.inception import build_extractor, upper_blocks
+from caplet_export.inception import build_extractor, split_blocks, upper_blocks
 
 
 def test_it_ends_at_the_block_asked_for_and_goes_on_from_there() -> None:
@@ -19,16 +19,24 @@ def test_it_ends_at_the_block_asked_for_and_goes_on_from_there() -> None:
     below = np.asarray(lower(pixels, training=False))
     np.testing.assert_allclose(np.asarray(upper_blocks(whole, "mixed9")(below, training=False)), features, atol=1e-4)
 
-    cut = build_extractor(None, block="mixed9")
+    cut = build_extractor(None, blocks=["mixed9"])
     assert cut.output_shape == (None, 8, 8, 2048)
     cut.set_weights(lower.get_weights())
     np.testing.assert_allclose(np.asarray(cut(pixels, training=False)), below, atol=1e-4)
 
+    both = build_extractor(None, blocks=["mixed10", "mixed9"])
+    both.set_weights(whole.get_weights())
+    joined, parts = np.asarray(both(pixels, training=False)), split_blocks(both)(pixels)
+    np.testing.assert_allclose(joined, np.concatenate([features, below], axis=-1), atol=1e-4)
+    np.testing.assert_allclose(np.concatenate(parts, axis=-1), joined, atol=1e-4)
+    (alone,) = split_blocks(whole)(pixels)
+    np.testing.assert_allclose(np.asarray(alone), features, atol=1e-4)
+
 
 def test_blocks_that_are_not_there_or_have_nothing_above() -> None:
     with pytest.raises(ConfigurationError, match="no block 'mixed11'"):
-        build_extractor(None, block="mixed11")
-    cut = build_extractor(None, block="mixed8")
+        build_extractor(None, blocks=["mixed11"])
+    cut = build_extractor(None, blocks=["mixed8"])
     with pytest.raises(ConfigurationError, match="'mixed9' here"):
         upper_blocks(cut, "mixed9")
     with pytest.raises(ConfigurationError, match="nothing above"):

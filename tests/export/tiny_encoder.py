@@ -6,6 +6,7 @@ import keras
 from keras import layers
 
 from caplet_export.config import ModelConfig
+from caplet_export.inception import JOINED
 from caplet_export.model import CaptionModel, build_model
 
 SIZE = 35
@@ -16,8 +17,11 @@ CONFIG = ModelConfig(
 )
 
 
-def build_tiny_extractor() -> keras.Model:
-    """Float [N,35,35,3] to [N,8,8,32]: valid and padded convolutions, both poolings, branches, batch norms."""
+def build_tiny_extractor(blocks: int = 1) -> keras.Model:
+    """Float [N,35,35,3] to [N,8,8,32]: valid and padded convolutions, both poolings, branches, batch norms.
+
+    With two `blocks` a second such grid is made of the first, and their channels stand side by side.
+    """
     keras.utils.set_random_seed(11)
     pixels = keras.Input((SIZE, SIZE, 3))
     x = _conv(pixels, 8, 3, strides=2, padding="valid")
@@ -28,7 +32,10 @@ def build_tiny_extractor() -> keras.Model:
         _conv(_conv(x, 6, 1), 16, 3),
         _conv(pooled, 4, 1),
     ]
-    model = keras.Model(pixels, layers.Concatenate()(branches))
+    grid = layers.Concatenate()(branches)
+    if blocks == 2:
+        grid = layers.Concatenate(name=JOINED)([grid, _conv(grid, 32, 3)])
+    model = keras.Model(pixels, grid)
     for layer in model.layers:  # batch norms of a fresh model change nothing, and could be left out unnoticed
         if isinstance(layer, layers.BatchNormalization):
             for variable in layer.variables:

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from caplet_export.inception import INPUT_SIZE, build_extractor, scale
 
-    lower = build_extractor(arguments.encoder_weights, arguments.precision, arguments.layer)
+    lower = build_extractor(arguments.encoder_weights, arguments.precision, [arguments.layer])
     _, height, width, channels = lower.output_shape
     pixels = tf.TensorSpec((None, INPUT_SIZE, INPUT_SIZE, 3), tf.uint8)
 

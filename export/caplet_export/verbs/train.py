@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         Stores(views, plain),
         start_from=arguments.start_from,
         extractor=(
-            build_extractor(arguments.encoder_weights, config.train.precision, config.model.feature_block)
+            build_extractor(arguments.encoder_weights, config.train.precision, config.model.blocks)
             if config.trains_extractor
             else None
         ),
