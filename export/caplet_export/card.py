@@ -68,7 +68,7 @@ def _introduction(manifest: Mapping[str, Any]) -> str:
 
 Writes a one-sentence English caption for a photo. A *Show, Attend and Tell* captioner (Xu et al., ICML 2015) in ONNX
 for [caplet](../../README.md): InceptionV3 without its classifier, additive attention over 8×8 locations, a GRU, a
-vocabulary of {manifest["vocabulary"]["size"]} words.
+vocabulary of {manifest["vocabulary"]["size"]} words.{_members(manifest["provenance"].get("recipe", {}))}
 
 | file | what | MB |
 |---|---|---:|
@@ -77,6 +77,17 @@ vocabulary of {manifest["vocabulary"]["size"]} words.
 | `decoder.onnx` | one word further: the likeliest words, the next state, the attention | {sizes["decoder.onnx"]:.1f} |
 | `vocabulary.txt` | one word a line | |
 | `golden/` | photos with the captions that `caplet check` expects | |"""
+
+
+def _members(recipe: Mapping[str, Any]) -> str:
+    """That several captioners speak, if they do."""
+    model = recipe.get("model", {})
+    count = model.get("members", 1)
+    if count == 1:
+        return ""
+    blocks = ", ".join(model["feature_block"].split())
+    return f""" {count} captioners speak as one: at each
+word the mean of their logits counts. They read the Inception blocks {blocks}."""
 
 
 def _scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:

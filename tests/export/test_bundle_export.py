@@ -160,6 +160,13 @@ def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path
         assert phrase in card, phrase
 
 
+def test_card_says_that_several_captioners_speak(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    model = {"members": 2, "feature_block": "mixed10 mixed9"}
+    write_bundle(tmp_path / "bundle", graphs, name="two", golden=golden, recipe={"model": model})
+    assert "2 captioners speak as one" in (card := (tmp_path / "bundle/README.md").read_text())
+    assert "blocks mixed10, mixed9." in card
+
+
 def test_own_terms_replace_those_of_flickr8k(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     licences = Licences(weights="MIT", data="my own photos")
     write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden, licences=licences)

@@ -66,7 +66,10 @@ def converted(request: pytest.FixtureRequest) -> tuple[CaptionModel, onnx.ModelP
 def test_graphs_say_what_keras_says(converted: tuple[CaptionModel, onnx.ModelProto, onnx.ModelProto]) -> None:
     model, encoder, decoder = converted
     parity = prove(
-        KerasCaptioner(build_tiny_extractor(len(model.config.blocks)), model), OnnxCaptioner(encoder, decoder), random_photos(), max_length=9
+        KerasCaptioner(build_tiny_extractor(len(model.config.blocks)), model),
+        OnnxCaptioner(encoder, decoder),
+        random_photos(),
+        max_length=9,
     )
     parity.check()
     assert parity.photos == parity.identical_captions == 5

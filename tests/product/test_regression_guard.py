@@ -61,21 +61,21 @@ def test_the_encoder_runs_few_operators_and_all_convolutions_in_bytes(bundle: Bu
     assert {kind: counts[kind] for kind in UNFUSED if counts[kind]} == {}
     assert 80 <= counts["QLinearConv"] <= 94
     assert counts["QuantizeLinear"] + counts["DequantizeLinear"] <= 6
-    assert counts.total() <= 140
+    assert counts.total() <= 145
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="onnxruntime fuses otherwise on other processors")
 def test_a_word_takes_few_operators_and_few_products(bundle: Bundle, tmp_path: Path) -> None:
     counts = executed(bundle.decoder, tmp_path)
     products = sum(count for kind, count in counts.items() if "MatMul" in kind or "Gemm" in kind)
-    assert products <= 7
-    assert counts.total() <= 45
+    assert products <= 14
+    assert counts.total() <= 90
 
 
 def test_the_model_is_small(bundle: Bundle) -> None:
     assert bundle.encoder.stat().st_size <= 26e6
-    assert bundle.decoder.stat().st_size <= 6e6
-    assert sum(file.bytes for file in bundle.manifest.files.values()) <= 33e6
+    assert bundle.decoder.stat().st_size <= 9e6
+    assert sum(file.bytes for file in bundle.manifest.files.values()) <= 35e6
 
 
 def test_one_run_of_the_decoder_is_one_word_of_all_hypotheses(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
