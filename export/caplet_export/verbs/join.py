@@ -25,5 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     with whole_folder(arguments.output) as folder:
         (average_runs if arguments.average else join_runs)(arguments.runs, folder)
-    print(f"wrote {arguments.output}: {len(arguments.runs)} captioners as one")
+    count = len(arguments.runs)
+    made = f"the mean of {count} runs" if arguments.average else f"{count} captioners as one"
+    print(f"wrote {arguments.output}: {made}")
     return 0
