@@ -33,9 +33,8 @@ def enlarge(photo: Path) -> bytes:
 def compare(data: Path, bundle: Path | None, photos: int) -> dict[str, Any]:
     """CIDEr-D and BLEU-4 in percent both ways, the difference with its 95% interval, and how much else is equal."""
     from caplet import Captioner
-    from caplet_export.evaluate import references_of
     from caplet_export.flickr8k import read_dataset
-    from caplet_export.metrics import ImageStatistics, paired_bootstrap
+    from caplet_export.metrics import ImageStatistics, paired_bootstrap, references_of
 
     captioner, dataset = Captioner(bundle), read_dataset(data)
     names = list(dataset.split("dev"))[:photos]

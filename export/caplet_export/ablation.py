@@ -11,11 +11,10 @@ import numpy as np
 
 from caplet_export.checkpoint import Checkpoint, load_checkpoint
 from caplet_export.config import Config
-from caplet_export.evaluate import references_of
 from caplet_export.features import FeatureStore
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of
-from caplet_export.metrics import ImageStatistics, bootstrap_interval, corpus_scores, paired_bootstrap
+from caplet_export.metrics import ImageStatistics, bootstrap_interval, corpus_scores, paired_bootstrap, references_of
 from caplet_export.views import PLAIN
 
 _BATCH = 100
@@ -43,13 +42,14 @@ def compare_runs(
         `{"title": ..., "columns": [...], "rows": [[...]], "note": ...}`; intervals are 95% bootstrap intervals over
         images.
     """
+    tokenized = references_of(dataset, dataset.split(split))
     rows: list[list[str]] = []
     before: tuple[Config, ImageStatistics] | None = None
     for folder in folders:
         checkpoint = load_checkpoint(folder)
         stores = [FeatureStore(features / f"{block}-{PLAIN}") for block in checkpoint.config.model.blocks]
         names = [name for name in dataset.split(split) if not any(name in store.skipped for store in stores)]
-        references = references_of(dataset, names)
+        references = {name: tokenized[name] for name in names}
         captions = dict(zip(names, _captions(checkpoint, stores, names), strict=True))
         statistics = ImageStatistics.of(captions, references)
         scores = corpus_scores(captions, references)

@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.evaluate import BeamResult, Evaluation, references_of, statistics_of
+from caplet_export.evaluate import BeamResult, Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
-from caplet_export.metrics import METRICS, Interval, paired_bootstrap
+from caplet_export.metrics import METRICS, Interval, paired_bootstrap, references_of
 
 _TITLES = dict(zip(METRICS, ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"), strict=True))
 _THUMBNAIL = (224, 224)

@@ -37,6 +37,7 @@ from caplet_export.metrics import (
     Scores,
     bootstrap_interval,
     corpus_scores,
+    references_of,
     tokenize,
 )
 
@@ -223,11 +224,6 @@ def evaluate(
             for beam in beam_sizes
         },
     )
-
-
-def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list[str]]]:
-    """Tokenised references of the images named, in that order."""
-    return {name: [tokenize(caption) for caption in dataset.captions[name]] for name in names}
 
 
 def statistics_of(

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet_export.flickr8k import Dataset
+
 Words = Sequence[str]
 References = Mapping[str, Sequence[Words]]
 Hypotheses = Mapping[str, Words]
@@ -84,6 +86,11 @@ def tokenize(caption: str) -> list[str]:
     """
     words = (_WRITTEN_AS.get(token, token).lower() for token in _TOKEN.findall(caption.translate(_TYPEWRITER)))
     return [word for word in words if word not in _DROPPED and not _PUNCTUATION_RUN.fullmatch(word)]
+
+
+def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list[str]]]:
+    """Tokenised references of the images named, in that order."""
+    return {name: [tokenize(caption) for caption in dataset.captions[name]] for name in names}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from caplet_export.features import FeatureStore
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import upper_blocks
-from caplet_export.metrics import END_TOKEN, CiderD, rouge_l, tokenize
+from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
 from caplet_export.model import build_model
 from caplet_export.outputs import write_whole
 from caplet_export.stages import Stage, changed_switches, read_stages, write_stages
@@ -134,10 +134,10 @@ class Trainer:
             train_names, views=stores.train, group=settings.captions_per_image, batch_images=settings.batch_images
         )
         self._dev = batches(dev_names, views=[stores.dev], group=5, batch_images=_EVALUATION_BATCH)
-        self._dev_scorer = CiderD.from_references(_references(dataset, dev_names))
+        self._dev_scorer = CiderD.from_references(references_of(dataset, dev_names))
         self._reward: CiderD | None = None
         if settings.objective == "self_critical":
-            self._train_references = _references(dataset, train_names)
+            self._train_references = references_of(dataset, train_names)
             self._reward = CiderD.from_references(self._train_references, with_end=True)
         self.history: list[Epoch] = []
         self._stages_before = read_stages(start_from) if start_from else []
@@ -378,10 +378,6 @@ def _optimizer(rate: float, steps: int, config: Config) -> keras.optimizers.Opti
             warmup_steps=warmup,
         )
     return keras.optimizers.Adam(schedule)
-
-
-def _references(dataset: Dataset, names: Sequence[str]) -> Mapping[str, list[list[str]]]:
-    return {name: [tokenize(caption) for caption in dataset.captions[name]] for name in names}
 
 
 def plot_history(history: Sequence[Epoch], path: Path) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 from caplet_export.cli import main
 from caplet_export.compare import compare, format_comparison, write_report
 from caplet_export.errors import ConfigurationError
-from caplet_export.evaluate import BeamResult, CaptionRecord, Evaluation, references_of
+from caplet_export.evaluate import BeamResult, CaptionRecord, Evaluation
 from caplet_export.flickr8k import Dataset, read_dataset
-from caplet_export.metrics import METRICS
+from caplet_export.metrics import METRICS, references_of
 
 WORDS = ["dog", "cat", "horse", "child", "bike", "boat", "bird", "train", "ball", "tree", "house", "car"]
 

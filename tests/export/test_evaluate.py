@@ -17,9 +17,9 @@ from caplet.decode import Encoded, Hypothesis, Step, search
 from caplet.manifest import Decoding
 from caplet_export.cli import main
 from caplet_export.errors import ConfigurationError
-from caplet_export.evaluate import CaptionJournal, CaptionRecord, Evaluation, evaluate, format_table, references_of
+from caplet_export.evaluate import CaptionJournal, CaptionRecord, Evaluation, evaluate, format_table
 from caplet_export.flickr8k import read_dataset
-from caplet_export.metrics import corpus_scores, tokenize
+from caplet_export.metrics import corpus_scores, references_of, tokenize
 from tiny_bundle import TinyModel, join_words, reference_search, rehash, vocabulary, write_tiny_bundle
 
 DEV, TRAIN = 11, 2
