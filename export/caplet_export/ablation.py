@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from caplet_export.checkpoint import Checkpoint, load_checkpoint
 from caplet_export.config import Config
-from caplet_export.features import FeatureStore
+from caplet_export.features import FeatureStore, JoinedStores, open_store
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of
 from caplet_export.metrics import ImageStatistics, bootstrap_interval, corpus_scores, paired_bootstrap, references_of
@@ -47,10 +45,10 @@ def compare_runs(
     before: tuple[Config, ImageStatistics] | None = None
     for folder in folders:
         checkpoint = load_checkpoint(folder)
-        stores = [FeatureStore(features / f"{block}-{PLAIN}") for block in checkpoint.config.model.blocks]
-        names = [name for name in dataset.split(split) if not any(name in store.skipped for store in stores)]
+        store = open_store(features, checkpoint.config.model.blocks, PLAIN)
+        names = [name for name in dataset.split(split) if name not in store.skipped]
         references = {name: tokenized[name] for name in names}
-        captions = dict(zip(names, _captions(checkpoint, stores, names), strict=True))
+        captions = dict(zip(names, _captions(checkpoint, store, names), strict=True))
         statistics = ImageStatistics.of(captions, references)
         scores = corpus_scores(captions, references)
         interval = bootstrap_interval(statistics)["cider_d"]
@@ -80,14 +78,15 @@ def compare_runs(
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
 
 
-def _captions(checkpoint: Checkpoint, stores: Sequence[FeatureStore], names: Sequence[str]) -> list[list[str]]:
+def _captions(
+    checkpoint: Checkpoint, store: FeatureStore | JoinedStores, names: Sequence[str]
+) -> list[list[str]]:
     length = checkpoint.config.text.max_length
     runner = FreeRunner(checkpoint.model, length)
     captions: list[list[str]] = []
     for first in range(0, len(names), _BATCH):
         batch = names[first : first + _BATCH]
-        ids = runner.greedy(np.concatenate([store.gather(batch) for store in stores], axis=-1))
-        captions += captions_of(ids, checkpoint.vocabulary, length)
+        captions += captions_of(runner.greedy(store.gather(batch)), checkpoint.vocabulary, length)
     return captions
 
 

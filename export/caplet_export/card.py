@@ -157,7 +157,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             stage["run"],
-            stage["member"],
+            stage["member"] or "all, as one",
             stage["epochs"],
             "not recorded" if stage["seconds"] is None else f"{stage['seconds'] / 60:.0f}",
             "" if stage["dev_cider"] is None else f"{stage['dev_cider']:.1f}",

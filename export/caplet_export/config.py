@@ -126,9 +126,9 @@ class Config:
         return self.train.extractor_layer not in ("none", self.model.feature_block)
 
     @property
-    def stored_block(self) -> str:
-        """The Inception block whose stored output training reads."""
-        return self.train.extractor_layer if self.trains_extractor else self.model.feature_block
+    def stored_blocks(self) -> tuple[str, ...]:
+        """The Inception blocks whose stored outputs training reads, side by side."""
+        return (self.train.extractor_layer,) if self.trains_extractor else self.model.blocks
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -238,6 +238,14 @@ def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
             raise ConfigurationError(f"{where}: expected one of {', '.join(_CHOICES[name])}, found {value!r}")
         values[name] = value
     return kind(**values)
+
+
+def inherit(config: Config, earlier: Config) -> Config:
+    """A configuration that goes on from the weights of a run of `earlier`: with its text and model, but for dropout."""
+    model = dataclasses.replace(
+        earlier.model, dropout=config.model.dropout, channel_dropout=config.model.channel_dropout
+    )
+    return dataclasses.replace(config, text=earlier.text, model=model)
 
 
 def override(config: Config, assignments: list[str]) -> Config:

@@ -43,18 +43,21 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     """Write into `folder`, which exists, a run with the mean of the weights of `runs`.
 
     For runs, or epochs of one, that share a beginning: on the way down from the same hill the mean of several lies
-    lower than most (model soups; Wortsman et al., ICML 2022). Of runs that began apart it is worth nothing.
+    lower than most (model soups; Wortsman et al., ICML 2022). Of runs that began apart it is worth nothing. The weights
+    of an ensemble are stored in float16, as `join_runs` does.
 
     Raises:
         ConfigurationError: as `join_runs`.
     """
     checkpoints = _alike(runs)
     last = checkpoints[-1]
-    for variable, *others in zip(*(checkpoint.model.trainable_variables for checkpoint in checkpoints), strict=True):
-        variable.assign(np.mean([np.asarray(value) for value in (variable, *others)], axis=0))
+    model = build_model(last.config.model, "float16" if last.config.model.members > 1 else "float32")
+    weights = (checkpoint.model.trainable_variables for checkpoint in checkpoints)
+    for variable, *values in zip(model.trainable_variables, *weights, strict=True):
+        variable.assign(np.mean([np.asarray(value) for value in values], axis=0).astype(variable.dtype))
     last.vocabulary.save(folder / "vocabulary.txt")
     last.config.save(folder / "config.json")
-    save_weights(checkpoints[0].model, folder / DECODER)
+    save_weights(model, folder / DECODER)
     write_stages(folder, average_stages(runs))
 
 

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,44 @@ class FeatureStore:
     def gather(self, names: Sequence[str]) -> NDArray[np.float16]:
         """Features of several images, [len(names), 64, 2048] float16."""
         return np.stack([self[name] for name in names])
+
+
+class JoinedStores:
+    """Stores of the same photos read as one, their channels side by side in the order given; as `FeatureStore`."""
+
+    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+        first = stores[0]
+        self.folder = first.folder
+        self.source = replace(
+            first.source,
+            layer=" ".join(store.source.layer for store in stores),
+            channels=sum(store.source.channels for store in stores),
+        )
+        self.skipped = frozenset().union(*(store.skipped for store in stores))
+        self._stores = stores
+
+    def __contains__(self, name: object) -> bool:
+        return all(name in store for store in self._stores)
+
+    def __getitem__(self, name: str) -> NDArray[np.float16]:
+        return np.concatenate([store[name] for store in self._stores], axis=-1)
+
+    def gather(self, names: Sequence[str]) -> NDArray[np.float16]:
+        """Features of several images, float16 [len(names), 64, all channels]."""
+        return np.stack([self[name] for name in names])
+
+
+def open_store(folder: Path, blocks: Sequence[str], view: str) -> FeatureStore | JoinedStores:
+    """The stored outputs of these blocks for one view of the photos, as one.
+
+    Raises:
+        StoreError: one of them is missing, unfinished or damaged, or holds another block than its name says.
+    """
+    stores = [FeatureStore(folder / f"{block}-{view}") for block in blocks]
+    for block, store in zip(blocks, stores, strict=True):
+        if store.source.layer != block:
+            raise StoreError(f"{store.folder}: stored at block {store.source.layer}, not {block}")
+    return stores[0] if len(stores) == 1 else JoinedStores(stores)
 
 
 class FeatureWriter:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from caplet_export.model import CaptionModel
+from caplet_export.model import Captioner
 from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
 
 _FORBIDDEN = (PAD, START, UNKNOWN)
@@ -27,7 +27,7 @@ class FreeRunner:
     The function is traced once; the model's weights may change between calls.
     """
 
-    def __init__(self, model: CaptionModel, max_length: int) -> None:
+    def __init__(self, model: Captioner, max_length: int) -> None:
         self._model = model
         self._max_length = max_length
         self._run = tf.function(self._unroll, reduce_retracing=True)
@@ -50,7 +50,7 @@ class FreeRunner:
 
 
 def sample(
-    model: CaptionModel, features: Any, max_length: int, group: int, training: bool = False
+    model: Captioner, features: Any, max_length: int, group: int, training: bool = False
 ) -> tuple[Any, Any]:
     """Draw captions from the model, differentiably in their log-probabilities.
 
@@ -75,9 +75,8 @@ def sample(
     log_probs = tf.TensorArray(tf.float32, size, element_shape=(None,))
 
     def step(t: Any, token: Any, alive: Any, state: Any, ids: Any, log_probs: Any) -> tuple[Any, ...]:
-        word = model.dropout(model.embedding(token), training=training)
-        state, context, _ = model.advance(model.from_word(word), state, features, keys, group)
-        logits = forbid(model.generate(word, state, context, training))
+        logits, state, _ = model.step(token, state, features, keys, group, training)
+        logits = forbid(logits)
         token = tf.random.categorical(tf.stop_gradient(logits), 1, tf.int32)[:, 0]
         token = tf.where(alive & ((t < max_length) | (token == END)), token, PAD)
         log_prob = -tf.nn.sparse_softmax_cross_entropy_with_logits(token, logits)

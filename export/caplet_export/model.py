@@ -83,22 +83,24 @@ class CaptionModel(keras.Model):
         return features, keys, state
 
     def step(
-        self, token: Tensor, state: Tensor, features: Tensor, keys: Tensor
+        self, token: Tensor, state: Tensor, features: Tensor, keys: Tensor, group: int = 1, training: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One word further.
 
         Args:
-            token: int [N], the previous word.
-            state: [N,H].
+            token: int [N*G], the previous word.
+            state: [N*G,H].
             features: [N,L,D] from `encode`.
             keys: [N,L,A] from `encode`.
+            group: G, captions per image, as in `advance`.
+            training: whether dropout is active.
 
         Returns:
-            logits float32 [N,V], next state [N,H], attention [N,L] that sums to 1.
+            logits float32 [N*G,V], next state [N*G,H], attention [N*G,L] that sums to 1.
         """
-        word = self.embedding(token)
-        state, context, attention = self.advance(self.from_word(word), state, features, keys)
-        return self.generate(word, state, context, training=False), state, attention
+        word = self.dropout(self.embedding(token), training=training)
+        state, context, attention = self.advance(self.from_word(word), state, features, keys, group)
+        return self.generate(word, state, context, training), state, attention
 
     def advance(
         self, word_gates: Tensor, state: Tensor, features: Tensor, keys: Tensor, group: int = 1
@@ -187,8 +189,8 @@ class CaptionEnsemble(keras.Model):
     their logits, which is the normalised geometric mean of their distributions (a product of experts; Hinton, 2002).
 
     `encode` and `step` as in `CaptionModel`, with D, A and H the members' sizes taken together, side by side in the
-    members' order. The attention is the members' mean. Members are trained one by one and then joined. They may read
-    different Inception blocks: C is then the channels of all blocks, side by side.
+    members' order. The attention is the members' mean. Members are trained one by one, then joined, and can be trained
+    on as one. They may read different Inception blocks: C is then the channels of all blocks, side by side.
     """
 
     def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
@@ -211,14 +213,30 @@ class CaptionEnsemble(keras.Model):
         return ops.concatenate(features, -1), ops.concatenate(keys, -1), ops.concatenate(state, -1)
 
     def step(
-        self, token: Tensor, state: Tensor, features: Tensor, keys: Tensor
+        self, token: Tensor, state: Tensor, features: Tensor, keys: Tensor, group: int = 1, training: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits float32 [N,V], next state [N,H] and attention [N,L]; see `CaptionModel.step`."""
-        count = len(self.members)
-        parts = [ops.split(whole, count, axis=-1) for whole in (state, features, keys)]
-        steps = [member.step(token, *own) for member, *own in zip(self.members, *parts, strict=True)]
+        """Logits float32 [N*G,V], next state [N*G,H] and attention [N*G,L]; see `CaptionModel.step`."""
+        steps = [
+            member.step(token, *own, group, training) for member, *own in self._by_member(state, features, keys)
+        ]
         logits, states, attentions = zip(*steps, strict=True)
-        return sum(logits) / count, ops.concatenate(states, -1), sum(attentions) / count
+        return sum(logits) / len(steps), ops.concatenate(states, -1), sum(attentions) / len(steps)
+
+    def teacher_forced(
+        self, features: Tensor, keys: Tensor, state: Tensor, tokens: Tensor, group: int = 1, training: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [N*G,T,V] and attention [N*G,T,L]; see `CaptionModel.teacher_forced`."""
+        said = [
+            member.teacher_forced(*own, tokens, group, training)
+            for member, *own in self._by_member(features, keys, state)
+        ]
+        logits, attentions = zip(*said, strict=True)
+        return sum(logits) / len(said), sum(attentions) / len(said)
+
+    def _by_member(self, *wholes: Tensor) -> list[tuple[Any, ...]]:
+        """Each member with its parts of values that hold all members' side by side."""
+        parts = [ops.split(whole, len(self.members), axis=-1) for whole in wholes]
+        return list(zip(self.members, *parts, strict=True))
 
     def build(self, input_shape: Any = None) -> None:
         """Make the members' variables."""

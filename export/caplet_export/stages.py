@@ -14,6 +14,7 @@ from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import write_whole
 
 _FILE = "stages.json"
+ALL = 0
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Stage:
 
     Attributes:
         run: name of its folder.
-        member: which captioner of an ensemble it trained, from 1.
+        member: which captioner of an ensemble it trained, from 1, or `ALL`, as one.
         epochs: epochs trained.
         kept: the epoch whose weights were kept.
         dev_cider: free-running greedy CIDEr-D of those on dev, percent; None where they were not scored.
@@ -73,7 +74,9 @@ def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
 def average_stages(runs: Sequence[Path]) -> list[Stage]:
     """The stages of the last of the runs, and that the weights of all of them were averaged."""
     names = ", ".join(run.name for run in runs)
-    return [*read_stages(runs[-1]), Stage(f"mean of the weights of {names}", 1, 0, 0, None, 0.0, {})]
+    before = read_stages(runs[-1])
+    member = before[-1].member if before else 1
+    return [*before, Stage(f"mean of the weights of {names}", member, 0, 0, None, 0.0, {})]
 
 
 def join_stages(runs: Sequence[Path]) -> list[Stage]:

@@ -33,16 +33,16 @@ from caplet_export.checkpoint import (
     save_extractor_part,
     save_weights,
 )
-from caplet_export.config import Config, load_config
+from caplet_export.config import Config, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.features import FeatureStore
+from caplet_export.features import FeatureStore, JoinedStores
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import upper_blocks
 from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
 from caplet_export.model import build_model
 from caplet_export.outputs import write_whole
-from caplet_export.stages import Stage, changed_switches, read_stages, write_stages
+from caplet_export.stages import ALL, Stage, changed_switches, read_stages, write_stages
 from caplet_export.text import END, PAD, Vocabulary, clean
 
 _RESUME = "resume.npz"
@@ -64,8 +64,8 @@ class Epoch:
 class Stores:
     """Stored inputs: the training photos in every view that is drawn from, and the dev photos as they are."""
 
-    train: Sequence[FeatureStore]
-    dev: FeatureStore
+    train: Sequence[FeatureStore | JoinedStores]
+    dev: FeatureStore | JoinedStores
 
 
 class Trainer:
@@ -75,7 +75,7 @@ class Trainer:
         folder: the run folder; made if it is not there. If it holds a run of the same configuration, that goes on.
         config: every hyper-parameter (`model.vocabulary_size` is filled in).
         dataset: captions and splits.
-        stores: outputs of block `config.stored_block`.
+        stores: outputs of the blocks `config.stored_blocks`.
         start_from: a run folder whose weights and vocabulary to begin with.
         extractor: InceptionV3 up to `config.model.feature_block`, needed when its upper blocks are trained along.
 
@@ -96,8 +96,10 @@ class Trainer:
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if config.model.members > 1:
-            raise ConfigurationError("model.members: train the members one by one, then `caplet-export join` them")
+        if config.model.members > 1 and start_from is None:
+            raise ConfigurationError("model.members: train them one by one, then go on --from what `join` made of them")
+        if config.model.members > 1 and config.trains_extractor:
+            raise ConfigurationError("model.members: Inception blocks can be trained along with one captioner only")
         train_names, dev_names = dataset.split("train"), dataset.split("dev")
         if not train_names or not dev_names:
             raise DataError("training needs images in both the train and the dev split")
@@ -119,10 +121,10 @@ class Trainer:
         keras.utils.set_random_seed(settings.seed)
         self.model = build_model(self.config.model, settings.precision)
         if start_from:
-            started = load_config(start_from / "config.json").model
-            wanted = self.config.model
-            if replace(started, dropout=wanted.dropout, channel_dropout=wanted.channel_dropout) != wanted:
-                raise ConfigurationError(f"{start_from}: a model of another configuration; the model.* switches differ")
+            if inherit(self.config, load_config(start_from / "config.json")) != self.config:
+                raise ConfigurationError(
+                    f"{start_from}: a model of another configuration; the text.* or model.* switches differ"
+                )
             load_weights(self.model, start_from / DECODER)
         self._extractor = extractor
         self.upper = self._upper_blocks(start_from)
@@ -189,7 +191,7 @@ class Trainer:
         seconds = sum(epoch.seconds for epoch in self.history)
         return Stage(
             self.folder.name,
-            1,
+            1 if self.config.model.members == 1 else ALL,
             len(self.history),
             self.best.epoch,
             self.best.dev_cider,

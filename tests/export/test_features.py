@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from caplet_export import features
 from caplet_export.errors import StoreError
-from caplet_export.features import FeatureStore, StoreSource, extract, weights_digest
+from caplet_export.features import FeatureStore, StoreSource, extract, open_store, weights_digest
 
 SOURCE = StoreSource("digest", locations=2, channels=3)
 NAMES = [f"{number}.jpg" for number in range(10)]
@@ -52,6 +53,40 @@ def test_features_are_found_by_image_name(tmp_path: Path) -> None:
     assert store.gather(NAMES[:4]).shape == (4, 2, 3)
     with pytest.raises(StoreError, match=r"no features of other\.jpg"):
         store["other.jpg"]
+
+
+def test_stores_of_several_blocks_are_read_as_one(tmp_path: Path) -> None:
+    names = {"mixed10": NAMES, "mixed9": NAMES[::-1]}
+    for number, (block, order) in enumerate(names.items()):
+        source = replace(SOURCE, layer=block)
+        list(extract(tmp_path / f"{block}-plain", source, order, load, lambda pixels, n=number: run(pixels) + 100 * n))
+    both = open_store(tmp_path, ("mixed10", "mixed9"), "plain")
+    assert both.source.channels == 6
+    for name in NAMES:
+        assert name in both
+        own = int(name.split(".")[0])
+        assert both[name].tolist() == [[own] * 3 + [own + 100] * 3] * 2
+    np.testing.assert_array_equal(both.gather(NAMES[:2])[1], both[NAMES[1]])
+    assert "other.jpg" not in both
+    assert isinstance(open_store(tmp_path, ("mixed9",), "plain"), FeatureStore)
+
+
+def test_a_photo_that_one_block_lacks_is_lacking(tmp_path: Path) -> None:
+    def broken(name: str) -> NDArray[np.uint8]:
+        if name == NAMES[2]:
+            raise ValueError("not a photo")
+        return load(name)
+
+    list(extract(tmp_path / "mixed10-plain", SOURCE, NAMES, load, run))
+    list(extract(tmp_path / "mixed9-plain", replace(SOURCE, layer="mixed9"), NAMES, broken, run))
+    both = open_store(tmp_path, ("mixed10", "mixed9"), "plain")
+    assert both.skipped == {NAMES[2]} and NAMES[2] not in both
+
+
+def test_a_store_under_another_blocks_name_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "mixed9-plain")
+    with pytest.raises(StoreError, match="stored at block mixed10, not mixed9"):
+        open_store(tmp_path, ("mixed9",), "plain")
 
 
 def test_rows_are_mapped_not_read(tmp_path: Path) -> None:

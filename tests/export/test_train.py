@@ -18,12 +18,13 @@ import pytest
 from caplet_export.batches import Batches, caption_ids
 from caplet_export.checkpoint import load_checkpoint, load_extractor_part
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig
+from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.features import FeatureStore, StoreSource, extract
+from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extract
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, tokenize
-from caplet_export.stages import read_stages
+from caplet_export.stages import ALL, read_stages
 from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer, plot_history
 from tiny_flickr8k import write_tiny_flickr8k
@@ -40,9 +41,9 @@ CONFIG = Config(
 )
 
 
-def tiny_stores(folder: Path, dataset: Dataset) -> Stores:
+def tiny_stores(folder: Path, dataset: Dataset, seed: int = 0) -> Stores:
     """Stand-in features that tell colour and shape apart, without Inception."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     codes: dict[str, np.ndarray] = {}
 
     def run(names: list[str]) -> np.ndarray:
@@ -331,7 +332,7 @@ def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Data
 def test_a_captioner_of_an_earlier_block_keeps_to_it(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     model = dataclasses.replace(CONFIG.model, feature_block="mixed9")
     config = dataclasses.replace(CONFIG, model=model, train=dataclasses.replace(CONFIG.train, epochs=1))
-    assert config.stored_block == "mixed9" and not config.trains_extractor
+    assert config.stored_blocks == ("mixed9",) and not config.trains_extractor
     run = finish(Trainer(tmp_path / "run", config, dataset, stores)).folder
     with pytest.raises(ConfigurationError, match="switches differ"):
         Trainer(tmp_path / "other", CONFIG, dataset, stores, start_from=run)
@@ -383,10 +384,48 @@ def test_a_run_tells_the_stages_before_it(tmp_path: Path, dataset: Dataset, stor
     assert stages[1].dev_cider == second.history[0].dev_cider
 
 
-def test_an_ensemble_is_not_trained(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+@pytest.mark.parametrize("objective", ["cross_entropy", "self_critical"])
+def test_captioners_of_two_blocks_are_trained_on_as_one(
+    tmp_path: Path, dataset: Dataset, stores: Stores, objective: str
+) -> None:
+    earlier = tiny_stores(tmp_path / "mixed9-plain", dataset, seed=5)
+    runs = []
+    for block, store in {"mixed10": stores, "mixed9": earlier}.items():
+        model = dataclasses.replace(CONFIG.model, feature_block=block)
+        config = dataclasses.replace(with_train(epochs=1), model=model)
+        runs.append(finish(Trainer(tmp_path / block, config, dataset, store)).folder)
+    (tmp_path / "joined").mkdir()
+    join_runs(runs, tmp_path / "joined")
+    both = JoinedStores([stores.dev, earlier.dev])
+    model = dataclasses.replace(CONFIG.model, members=2, feature_block="mixed10 mixed9")
+    config = dataclasses.replace(with_train(objective=objective, epochs=2, patience=0), model=model)
+    assert config.stored_blocks == ("mixed10", "mixed9")
+    trainer = Trainer(tmp_path / "as-one", config, dataset, Stores([both], both), start_from=tmp_path / "joined")
+    before = [np.array(variable) for variable in trainer.model.trainable_variables]
+    finish(trainer)
+    # Every weight of both captioners was moved, and what was written is what was trained.
+    assert all((np.array(now) != old).any() for now, old in zip(trainer.model.trainable_variables, before, strict=True))
+    written = load_checkpoint(trainer.folder).model.trainable_variables
+    for now, variable in zip(trainer.model.trainable_variables, written, strict=True):
+        np.testing.assert_array_equal(now, variable)
+    stages = read_stages(trainer.folder)
+    assert [(stage.run, stage.member) for stage in stages] == [("mixed10", 1), ("mixed9", 2), ("as-one", ALL)]
+    # The mean of two such runs is one again, and a file of half the size.
+    (tmp_path / "mean").mkdir()
+    average_runs([tmp_path / "joined", trainer.folder], tmp_path / "mean")
+    halves = load_checkpoint(tmp_path / "mean").model.trainable_variables
+    for half, variable, old in zip(halves, written, before, strict=True):
+        np.testing.assert_allclose(half, (np.array(variable) + old) / 2, rtol=2e-3, atol=1e-4)
+    assert read_stages(tmp_path / "mean")[-1].member == ALL
+
+
+def test_an_ensemble_is_not_trained_from_nothing(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     ensemble = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, members=2))
     with pytest.raises(ConfigurationError, match="join"):
         Trainer(tmp_path, ensemble, dataset, stores)
+    along = dataclasses.replace(ensemble, train=dataclasses.replace(ensemble.train, extractor_layer="mixed7"))
+    with pytest.raises(ConfigurationError, match="one captioner only"):
+        Trainer(tmp_path, along, dataset, stores, start_from=tmp_path)
 
 
 def test_sampling_draws_from_the_models_distribution(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:

@@ -52,8 +52,9 @@ def added_options(command: str) -> list[str]:
     verb = words[1] if words[0] == "caplet-export" else ""
     options = ["--encoder-weights", WEIGHTS] if verb in ("features", "train", "convert") else []
     if verb == "train":
-        stage = ONE_EPOCH if "--from" in words else BY_HEART
-        switches = [*SMALL, *CALM, *(f"train.{switch}" for switch in stage)]
+        # The shape of a model is taken over from the run that it begins with.
+        shape, stage = ([], ONE_EPOCH) if "--from" in words else (SMALL, BY_HEART)
+        switches = [*shape, *CALM, *(f"train.{switch}" for switch in stage)]
         options += [option for switch in switches for option in ("--set", switch)]
     return options
 

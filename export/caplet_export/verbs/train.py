@@ -9,8 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from caplet_export.backend import load_tensorflow
-from caplet_export.config import RECIPES, load_config, override
-from caplet_export.errors import DataError
+from caplet_export.config import RECIPES, inherit, load_config, override
 from caplet_export.flickr8k import read_dataset
 from caplet_export.views import PLAIN, check_view
 
@@ -26,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.SWITCH=VALUE", help="change one switch; repeatable"
     )
-    parser.add_argument("--from", dest="start_from", type=Path, metavar="RUN", help="begin with this run's weights")
+    parser.add_argument(
+        "--from", dest="start_from", type=Path, metavar="RUN", help="begin with this run's model and weights"
+    )
     parser.add_argument(
         "--encoder-weights", default="imagenet", help="`imagenet` or a path; used when upper blocks are trained"
     )
@@ -34,21 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line an epoch."""
-    config = override(load_config(arguments.config) if arguments.config else RECIPES[arguments.recipe], arguments.set)
+    config = load_config(arguments.config) if arguments.config else RECIPES[arguments.recipe]
+    if arguments.start_from and not arguments.config:
+        config = inherit(config, load_config(arguments.start_from / "config.json"))
+    config = override(config, arguments.set)
     dataset = read_dataset(arguments.data)
     for defect in dataset.defects:
         print(f"caplet-export train: {defect}", file=sys.stderr)
 
     load_tensorflow()
-    from caplet_export.features import FeatureStore
+    from caplet_export.features import open_store
     from caplet_export.inception import build_extractor
     from caplet_export.train import Stores, Trainer, plot_history
 
-    layer = config.stored_block
-    plain = FeatureStore(arguments.features / f"{layer}-{PLAIN}")
-    views = [FeatureStore(arguments.features / f"{layer}-{check_view(view)}") for view in config.train.views.split()]
-    if any(view.source.layer != layer for view in (plain, *views)):
-        raise DataError(f"{arguments.features}: not stored at block {layer}")
+    plain, *views = (
+        open_store(arguments.features, config.stored_blocks, check_view(view))
+        for view in (PLAIN, *config.train.views.split())
+    )
     trainer = Trainer(
         arguments.run,
         config,
