@@ -120,7 +120,11 @@ def summarize_metrics(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
             "images": evaluation["data"]["images"],
             "scorer": evaluation["scorer"],
             "results": {
-                beam: {"scores": result["scores"], "intervals": result["intervals"]}
+                beam: {
+                    "scores": result["scores"],
+                    "intervals": result["intervals"],
+                    "milliseconds": round(result["milliseconds"], 1),
+                }
                 for beam, result in evaluation["results"].items()
             },
         }

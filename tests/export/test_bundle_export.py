@@ -19,9 +19,9 @@ from caplet_export.card import markdown_table
 from caplet_export.cli import main
 from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError
-from caplet_export.stages import Stage
+from caplet_export.stages import ALL, Stage
 
-EVALUATION = {
+EVALUATION: dict[str, Any] = {
     "scorer": "a scorer",
     "data": {"split": "dev", "images": 7},
     "results": {
@@ -36,9 +36,11 @@ EVALUATION = {
                 "cider_d": 55.55,
             },
             "intervals": {"cider_d": {"low": 52.1, "high": 58.9}},
+            "milliseconds": 24.0,
         }
     },
 }
+GREEDY = {**EVALUATION["results"]["3"], "milliseconds": 20.0}
 ABLATION = {
     "title": "What each part gave",
     "columns": ["run", "CIDEr-D"],
@@ -132,22 +134,28 @@ def test_the_card_says_what_was_found_out(graphs: Path, golden: list[Path], tmp_
 
 
 def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
-    stages = [Stage("xe", 1, 3, 2, 50.04, 90.0, {"train.seed": 2}), Stage("scst", 2, 4, 4, 55.55, None, {})]
+    stages = [
+        Stage("xe", 1, 3, 2, 50.04, 90.0, {"train.seed": 2}),
+        Stage("scst", 2, 4, 4, 55.55, None, {}),
+        Stage("both", ALL, 5, 5, 57.0, 60.0, {}),
+    ]
     write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, stages=stages)
     card = (tmp_path / "bundle/README.md").read_text()
     assert "| xe | 1 | 3 | 2 | 50.0 | train.seed 2 |" in card
     assert "| scst | 2 | 4 | not recorded | 55.5 |  |" in card
+    assert "| both | all, as one | 5 | 1 | 57.0 |  |" in card
 
 
 def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     tables = [ABLATION, SECOND]
-    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=EVALUATION, ablations=tables)
+    metrics = {**EVALUATION, "results": {"1": GREEDY, **EVALUATION["results"]}}
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=metrics, ablations=tables)
     card = (tmp_path / "bundle/README.md").read_text()
     for phrase in (
         "Inception-v3",
         "Apache-2.0",
         "non-commercial research",
-        "| **3** (default) | 61.2 | 42.0 | 29.0 | 20.0 | 46.0 | 55.5 (52.1-58.9) |",
+        "| **3** (default) | 61.2 | 42.0 | 29.0 | 20.0 | 46.0 | 55.5 (52.1-58.9) | 1.20 |",
         "## What each part gave",
         "| no gate | 54.0 |",
         "## What each switch gives",
