@@ -171,8 +171,9 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     columns = ["stage", "captioner", "epochs", "minutes", "dev CIDEr-D, greedy", "switches not at their defaults"]
     return f"""{markdown_table(columns, rows)}
 
-Each stage of a captioner goes on from the weights of the one above it; the first begins at random. Minutes are wall
-time, and were often shared with another stage on the other core."""
+Each stage of a captioner goes on from the weights of the one above it, or, if both are averaged in the end, from what
+that one began with; the first begins at random. Minutes are wall time on one of two cores, mostly while another stage
+ran on the other."""
 
 
 def _figure() -> str:

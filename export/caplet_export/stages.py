@@ -72,9 +72,9 @@ def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
 
 
 def average_stages(runs: Sequence[Path]) -> list[Stage]:
-    """The stages of the last of the runs, and that the weights of all of them were averaged."""
+    """The stages of all the runs, of those that are one run at several epochs the last, and that they were averaged."""
     names = ", ".join(run.name for run in runs)
-    before = read_stages(runs[-1])
+    before = list({(stage.run, stage.member): stage for run in runs for stage in read_stages(run)}.values())
     member = before[-1].member if before else 1
     return [*before, Stage(f"mean of the weights of {names}", member, 0, 0, None, 0.0, {})]
 

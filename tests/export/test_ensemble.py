@@ -11,7 +11,7 @@ import pytest
 from caplet_export.checkpoint import load_checkpoint, save_weights
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig
-from caplet_export.ensemble import join_runs
+from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import build_model
 from caplet_export.stages import Stage, read_stages, write_stages
@@ -125,6 +125,18 @@ def test_dropout_may_differ(runs: list[Path], tmp_path: Path) -> None:
 def test_one_run_is_not_joined(runs: list[Path]) -> None:
     with pytest.raises(ConfigurationError, match="two runs"):
         join_runs(runs[:1], runs[0])
+
+
+def test_a_mean_tells_every_branch_once(runs: list[Path], tmp_path: Path) -> None:
+    """Two epochs of one run, and one of another that began alike."""
+    first = Stage("xe", 1, 3, 2, 50.0, 60.0, {})
+    write_stages(runs[0], [first, dataclasses.replace(first, run="left", epochs=2)])
+    write_stages(runs[1], [first, dataclasses.replace(first, run="left", epochs=4)])
+    write_stages(runs[2], [first, dataclasses.replace(first, run="right")])
+    (tmp_path / "mean").mkdir()
+    average_runs(runs, tmp_path / "mean")
+    stages = [(stage.run, stage.epochs) for stage in read_stages(tmp_path / "mean")]
+    assert stages == [("xe", 3), ("left", 4), ("right", 3), ("mean of the weights of 1, 2, 3", 0)]
 
 
 def test_the_members_bring_their_stages(runs: list[Path], tmp_path: Path) -> None:
