@@ -9,7 +9,7 @@ from typing import Any
 
 from caplet_export.checkpoint import Checkpoint, load_checkpoint
 from caplet_export.config import Config
-from caplet_export.features import FeatureStore, JoinedStores, open_store
+from caplet_export.features import StoredFeatures, open_store
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of
 from caplet_export.metrics import ImageStatistics, bootstrap_interval, corpus_scores, paired_bootstrap, references_of
@@ -78,9 +78,7 @@ def compare_runs(
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
 
 
-def _captions(
-    checkpoint: Checkpoint, store: FeatureStore | JoinedStores, names: Sequence[str]
-) -> list[list[str]]:
+def _captions(checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str]) -> list[list[str]]:
     length = checkpoint.config.text.max_length
     runner = FreeRunner(checkpoint.model, length)
     captions: list[list[str]] = []

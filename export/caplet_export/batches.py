@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet_export.errors import DataError
-from caplet_export.features import FeatureStore, JoinedStores
+from caplet_export.features import StoredFeatures
 from caplet_export.text import END, PAD, START, Vocabulary
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Batches:
         self,
         names: Sequence[str],
         captions: Mapping[str, Sequence[Sequence[str]]],
-        views: Sequence[FeatureStore | JoinedStores],
+        views: Sequence[StoredFeatures],
         vocabulary: Vocabulary,
         *,
         max_length: int,

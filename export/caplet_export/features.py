@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,7 +48,32 @@ class StoreSource:
     channels: int = CHANNELS
 
 
-class FeatureStore:
+class StoredFeatures(ABC):
+    """Features found by a photo's name, read from disk on access.
+
+    Attributes:
+        folder: where they are; of several stores read as one, where the first is.
+        source: what they were made from.
+        skipped: photos that could not be read when they were made.
+    """
+
+    folder: Path
+    source: StoreSource
+    skipped: frozenset[str]
+
+    @abstractmethod
+    def __contains__(self, name: object) -> bool: ...
+
+    @abstractmethod
+    def __getitem__(self, name: str) -> NDArray[np.float16]:
+        """Features [64, channels] of a photo. Raises StoreError where there are none."""
+
+    def gather(self, names: Sequence[str]) -> NDArray[np.float16]:
+        """Features of several images, [len(names), 64, channels] float16."""
+        return np.stack([self[name] for name in names])
+
+
+class FeatureStore(StoredFeatures):
     """Read-only view of a feature store.
 
     `store[name]` is a float16 array of shape [64, 2048], read from disk on access.
@@ -84,13 +110,9 @@ class FeatureStore:
             raise StoreError(f"{self.folder}: no features of {name}; run `caplet-export features` again")
         return self._rows[self.rows_by_name[name]]
 
-    def gather(self, names: Sequence[str]) -> NDArray[np.float16]:
-        """Features of several images, [len(names), 64, 2048] float16."""
-        return np.stack([self[name] for name in names])
 
-
-class JoinedStores:
-    """Stores of the same photos read as one, their channels side by side in the order given; as `FeatureStore`."""
+class JoinedStores(StoredFeatures):
+    """Stores of the same photos read as one, their channels side by side in the order given."""
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
         first = stores[0]
@@ -109,12 +131,8 @@ class JoinedStores:
     def __getitem__(self, name: str) -> NDArray[np.float16]:
         return np.concatenate([store[name] for store in self._stores], axis=-1)
 
-    def gather(self, names: Sequence[str]) -> NDArray[np.float16]:
-        """Features of several images, float16 [len(names), 64, all channels]."""
-        return np.stack([self[name] for name in names])
 
-
-def open_store(folder: Path, blocks: Sequence[str], view: str) -> FeatureStore | JoinedStores:
+def open_store(folder: Path, blocks: Sequence[str], view: str) -> StoredFeatures:
     """The stored outputs of these blocks for one view of the photos, as one.
 
     Raises:

@@ -35,7 +35,7 @@ from caplet_export.checkpoint import (
 )
 from caplet_export.config import Config, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.features import FeatureStore, JoinedStores
+from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import upper_blocks
@@ -64,8 +64,8 @@ class Epoch:
 class Stores:
     """Stored inputs: the training photos in every view that is drawn from, and the dev photos as they are."""
 
-    train: Sequence[FeatureStore | JoinedStores]
-    dev: FeatureStore | JoinedStores
+    train: Sequence[StoredFeatures]
+    dev: StoredFeatures
 
 
 class Trainer:
