@@ -18,7 +18,8 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,29 +202,35 @@ class FeatureWriter:
 
 
 def extract(
-    folder: Path | str,
-    source: StoreSource,
+    stores: Mapping[Path, StoreSource],
     names: Iterable[str],
     load: Callable[[str], NDArray[np.uint8]],
-    run: Callable[[NDArray[np.uint8]], NDArray[np.floating[Any]]],
+    run: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.floating[Any]]]],
     *,
     batch_size: int = 16,
 ) -> Iterator[tuple[str, str | None]]:
-    """Extract features of every image in `names` that the store does not hold yet.
+    """Extract features of every image in `names` that one of the stores does not hold yet.
 
-    `load` gives uint8 pixels [299,299,3] of a name and may raise; `run` maps a batch [N,299,299,3] to [N,64,2048].
-    Yields `(name, None)` for each image that is in the store, and `(name, reason)` for each that cannot be read, so
-    that the caller can show progress; an unreadable image never stops the others.
+    The stores, by folder, are of the blocks of one pass, and so of one view of the photos. `load` gives uint8 pixels
+    [299,299,3] of a name and may raise; `run` maps a batch [N,299,299,3] to [N,64,2048] for each store. Yields
+    `(name, None)` for each image that is in the stores, and `(name, reason)` for each that cannot be read, so that the
+    caller can show progress; an unreadable image never stops the others.
     """
-    with FeatureWriter(folder, source) as writer:
-        done = set(writer.names)
+    (view,) = {source.view for source in stores.values()}
+    with ExitStack() as stack:
+        writers = [stack.enter_context(FeatureWriter(folder, source)) for folder, source in stores.items()]
+        held = [frozenset(writer.names) for writer in writers]
+        done = frozenset.intersection(*held)
         batch: list[tuple[str, NDArray[np.uint8]]] = []
         skipped: list[str] = []
 
         def flush() -> Iterator[tuple[str, None]]:
             if batch:
-                pixels = np.stack([image for _, image in batch])
-                writer.append([name for name, _ in batch], np.asarray(run(pixels), np.float16))
+                outputs = run(np.stack([image for _, image in batch]))
+                for writer, known, features in zip(writers, held, outputs, strict=True):
+                    # A run that died between two stores left one of them a batch ahead.
+                    new = [index for index, (name, _) in enumerate(batch) if name not in known]
+                    writer.append([batch[index][0] for index in new], np.asarray(features, np.float16)[new])
             for name, _ in batch:
                 yield name, None
             batch.clear()
@@ -233,7 +240,7 @@ def extract(
                 yield name, None
                 continue
             try:
-                batch.append((name, apply_view(source.view, name, load(name))))
+                batch.append((name, apply_view(view, name, load(name))))
             except Exception as error:
                 skipped.append(name)
                 yield name, str(error)
@@ -241,7 +248,8 @@ def extract(
             if len(batch) == batch_size:
                 yield from flush()
         yield from flush()
-        writer.finish(skipped)
+        for writer in writers:
+            writer.finish(skipped)
 
 
 def weights_digest(weights: str) -> str:

@@ -60,6 +60,15 @@ def split_blocks(extractor: keras.Model) -> Callable[[Any], list[Any]]:
     return lambda pixels: list(parts(pixels, training=False))
 
 
+def tap_blocks(extractor: keras.Model, blocks: Sequence[str]) -> keras.Model:
+    """The extractor with an output for each of these blocks, of whatever sizes; what is above the last is not run.
+
+    Raises:
+        ConfigurationError: no block of that name.
+    """
+    return keras.Model(extractor.input, [_block(extractor, block) for block in blocks])
+
+
 def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:
     """The output of block `layer`, below the extractor's last, to the 8×8×2048 features; shares the extractor's
     variables, so that what is trained here is trained there.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from caplet_export import features
 from caplet_export.errors import StoreError
-from caplet_export.features import FeatureStore, StoreSource, extract, open_store, weights_digest
+from caplet_export.features import FeatureStore, StoredFeatures, StoreSource, extract, open_store, weights_digest
 
 SOURCE = StoreSource("digest", locations=2, channels=3)
 NAMES = [f"{number}.jpg" for number in range(10)]
@@ -28,13 +28,18 @@ def load(name: str) -> NDArray[np.uint8]:
     return np.full((2, 4, 3), int(name.split(".")[0]), np.uint8)
 
 
-def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return pixels[:, :2, 0, :].astype(np.float32)
+def run(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    return [pixels[:, :2, 0, :].astype(np.float32)]
+
+
+def run_both(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """For two blocks, of which the second sees a hundred more."""
+    return [*run(pixels), *(features + 100 for features in run(pixels))]
 
 
 def fill(folder: Path, names: list[str] = NAMES, **changes: object) -> list[tuple[str, str | None]]:
     arguments: dict[str, object] = {"load": load, "run": run, "batch_size": 3, **changes}
-    return list(extract(folder, SOURCE, names, **arguments))  # type: ignore[arg-type]
+    return list(extract({folder: SOURCE}, names, **arguments))  # type: ignore[arg-type]
 
 
 def assert_whole(folder: Path) -> None:
@@ -55,17 +60,41 @@ def test_features_are_found_by_image_name(tmp_path: Path) -> None:
         store["other.jpg"]
 
 
-def test_stores_of_several_blocks_are_read_as_one(tmp_path: Path) -> None:
-    names = {"mixed10": NAMES, "mixed9": NAMES[::-1]}
-    for number, (block, order) in enumerate(names.items()):
-        source = replace(SOURCE, layer=block)
-        list(extract(tmp_path / f"{block}-plain", source, order, load, lambda pixels, n=number: run(pixels) + 100 * n))
-    both = open_store(tmp_path, ("mixed10", "mixed9"), "plain")
+def both_blocks(folder: Path) -> dict[Path, StoreSource]:
+    return {folder / f"{block}-plain": replace(SOURCE, layer=block) for block in ("mixed10", "mixed9")}
+
+
+def assert_both_whole(folder: Path) -> StoredFeatures:
+    both = open_store(folder, ("mixed10", "mixed9"), "plain")
     assert both.source.channels == 6
     for name in NAMES:
         assert name in both
         own = int(name.split(".")[0])
         assert both[name].tolist() == [[own] * 3 + [own + 100] * 3] * 2
+    return both
+
+
+def test_one_pass_fills_the_stores_of_several_blocks(tmp_path: Path) -> None:
+    results = list(extract(both_blocks(tmp_path), NAMES, load, run_both, batch_size=3))
+    assert results == [(name, None) for name in NAMES]
+    assert_both_whole(tmp_path)
+
+
+def test_a_store_that_is_ahead_of_the_other_gets_no_photo_twice(tmp_path: Path) -> None:
+    """As after a death between the two, or where a second block is wanted later."""
+    (first, source), _ = both_blocks(tmp_path).items()
+    list(extract({first: source}, NAMES[:4], load, run, batch_size=3))
+    list(extract(both_blocks(tmp_path), NAMES, load, run_both, batch_size=3))
+    assert_both_whole(tmp_path)
+    for folder in both_blocks(tmp_path):
+        assert sorted(FeatureStore(folder).names) == sorted(NAMES)
+
+
+def test_stores_of_several_blocks_are_read_as_one(tmp_path: Path) -> None:
+    orders = [NAMES, NAMES[::-1]]
+    for number, ((folder, source), order) in enumerate(zip(both_blocks(tmp_path).items(), orders, strict=True)):
+        list(extract({folder: source}, order, load, lambda pixels, n=number: [run_both(pixels)[n]]))
+    both = assert_both_whole(tmp_path)
     np.testing.assert_array_equal(both.gather(NAMES[:2])[1], both[NAMES[1]])
     assert "other.jpg" not in both
     assert isinstance(open_store(tmp_path, ("mixed9",), "plain"), FeatureStore)
@@ -77,8 +106,8 @@ def test_a_photo_that_one_block_lacks_is_lacking(tmp_path: Path) -> None:
             raise ValueError("not a photo")
         return load(name)
 
-    list(extract(tmp_path / "mixed10-plain", SOURCE, NAMES, load, run))
-    list(extract(tmp_path / "mixed9-plain", replace(SOURCE, layer="mixed9"), NAMES, broken, run))
+    for (folder, source), read in zip(both_blocks(tmp_path).items(), (load, broken), strict=True):
+        list(extract({folder: source}, NAMES, read, run))
     both = open_store(tmp_path, ("mixed10", "mixed9"), "plain")
     assert both.skipped == {NAMES[2]} and NAMES[2] not in both
 
@@ -99,7 +128,7 @@ def test_mirrored_view(tmp_path: Path) -> None:
     source = StoreSource("digest", view="flip", locations=1, channels=2)
     photo = np.zeros((1, 2, 3), np.uint8)
     photo[0, 0] = 7
-    list(extract(tmp_path, source, ["a"], lambda _: photo, lambda pixels: pixels[:, :, :, 0].astype(np.float32)))
+    list(extract({tmp_path: source}, ["a"], lambda _: photo, lambda pixels: [pixels[:, :, :, 0].astype(np.float32)]))
     assert FeatureStore(tmp_path)["a"].tolist() == [[0, 7]]
 
 
@@ -162,7 +191,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_one_batch(
         FeatureStore(tmp_path)
     computed: list[int] = []
 
-    def counted(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def counted(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         computed.append(len(pixels))
         return run(pixels)
 
@@ -178,7 +207,7 @@ def test_killed_at_random_moments_it_ends_whole(tmp_path: Path) -> None:
         "import sys, time; sys.path[:0] = sys.argv[2:]\n"
         "from test_features import *\n"
         "slow = lambda pixels: (time.sleep(0.02), run(pixels))[1]\n"
-        "list(extract(sys.argv[1], SOURCE, NAMES, load, slow, batch_size=1))\n"
+        "list(extract({Path(sys.argv[1]): SOURCE}, NAMES, load, slow, batch_size=1))\n"
     )
     folder = tmp_path / "store"
     command = [sys.executable, "-c", script, str(folder), str(Path(__file__).parent)]
@@ -201,7 +230,7 @@ def test_killed_at_random_moments_it_ends_whole(tmp_path: Path) -> None:
 def test_features_of_another_source_are_not_mixed_in(tmp_path: Path) -> None:
     fill(tmp_path)
     with pytest.raises(StoreError, match="another source"):
-        list(extract(tmp_path, StoreSource("other", locations=2, channels=3), NAMES, load, run))
+        list(extract({tmp_path: StoreSource("other", locations=2, channels=3)}, NAMES, load, run))
 
 
 def spoil_json(folder: Path) -> None:

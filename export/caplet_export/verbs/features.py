@@ -22,7 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="folder of the stores; the same command again goes on")
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` (a download) or a path")
-    parser.add_argument("--layer", default="mixed10", help="Inception block to store (default: %(default)s)")
+    parser.add_argument(
+        "--layer",
+        nargs="+",
+        default=["mixed10"],
+        metavar="BLOCK",
+        help="Inception blocks to store (default: mixed10); several cost no more than the last of them",
+    )
     parser.add_argument(
         "--views",
         nargs="*",
@@ -41,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fill the stores `LAYER-plain` (every split) and `LAYER-VIEW` (training photos) for every other view."""
+    """Fill the stores `BLOCK-plain` (every split) and `BLOCK-VIEW` (training photos) for every block and other view."""
     views = [check_view(view) for view in arguments.views]
     dataset = read_dataset(arguments.data)
     for defect in dataset.defects:
@@ -51,38 +57,43 @@ def run(arguments: argparse.Namespace) -> int:
     load_tensorflow()
     import tensorflow as tf
 
-    from caplet_export.inception import INPUT_SIZE, build_extractor, scale
+    from caplet_export.inception import INPUT_SIZE, build_extractor, scale, tap_blocks
 
-    lower = build_extractor(arguments.encoder_weights, arguments.precision, [arguments.layer])
-    _, height, width, channels = lower.output_shape
+    blocks = list(dict.fromkeys(arguments.layer))
+    tapped = tap_blocks(build_extractor(arguments.encoder_weights, arguments.precision), blocks)
+    sizes = [(height * width, channels) for _, height, width, channels in tapped.output_shape]
     pixels = tf.TensorSpec((None, INPUT_SIZE, INPUT_SIZE, 3), tf.uint8)
 
     @tf.function(input_signature=[pixels])
     def forward(batch: Any) -> Any:
-        return tf.cast(tf.reshape(lower(scale(batch), training=False), (-1, height * width, channels)), tf.float32)
+        seen = tapped(scale(batch), training=False)
+        return [tf.cast(tf.reshape(x, (-1, *size)), tf.float32) for x, size in zip(seen, sizes, strict=True)]
 
     train = list(dataset.splits.get("train", ()))
     plan = [(PLAIN, [name for split in dataset.splits.values() for name in split])]
     plan += [(view, train) for view in dict.fromkeys(views) if view != PLAIN]
     unreadable: set[str] = set()
     for view, names in plan:
-        source = StoreSource(digest, view, arguments.layer, height * width, channels)
-        folder = arguments.output / f"{arguments.layer}-{view}"
+        stores = {
+            arguments.output / f"{block}-{view}": StoreSource(digest, view, block, *size)
+            for block, size in zip(blocks, sizes, strict=True)
+        }
         results = extract(
-            folder,
-            source,
+            stores,
             names,
             lambda name: load_pixels(dataset.path(name), size=(INPUT_SIZE, INPUT_SIZE)),
-            lambda batch: forward(batch).numpy(),
+            lambda batch: [features.numpy() for features in forward(batch)],
             batch_size=arguments.batch_size,
         )
         stored = 0
-        for name, problem in tqdm(results, desc=folder.name, total=len(names), unit="photo", disable=None):
+        title = " ".join(folder.name for folder in stores)
+        for name, problem in tqdm(results, desc=title, total=len(names), unit="photo", disable=None):
             stored += problem is None
             if problem and name not in unreadable:
                 unreadable.add(name)
                 print(f"caplet-export features: left out {name}: {problem}", file=sys.stderr)
-        print(f"{folder}: {stored} of {len(names)} photos")
+        for folder in stores:
+            print(f"{folder}: {stored} of {len(names)} photos")
     if unreadable and len(unreadable) == len(plan[0][1]):
         raise DataError(f"{arguments.data}: not one photo could be read")
     return 0
