@@ -85,6 +85,8 @@ class TrainConfig:
     seed: int = 1
     reward_rouge: float = 0.0
     """What a ROUGE-L of 1 adds to the reward of a sampled caption, beside its CIDEr-D of 0 to 10 (self-critical)."""
+    bigram_penalty: float = 0.0
+    """What each pair of neighbouring words that nobody says costs a sampled caption (self-critical)."""
     batch_images: int = 24
     captions_per_image: int = 5
     """Captions of an image in a batch: its own, or as many samples (self-critical)."""

@@ -1,9 +1,9 @@
 """Training: epochs over batches, dev CIDEr-D after each, early stopping on it, and a run folder that resumes exactly.
 
 Two objectives share everything else: cross-entropy by teacher forcing, and self-critical training (Rennie et al.,
-CVPR 2017) with a CIDEr-D reward, the end token included, ROUGE-L beside it if asked for, and the mean reward of an
-image's other samples as its baseline (Luo, 2020). Either can train the upper Inception blocks along, from their stored
-inputs.
+CVPR 2017) with a CIDEr-D reward, the end token included, beside it if asked for ROUGE-L and a price on pairs of words
+that nobody says, and the mean reward of an image's other samples as its baseline (Luo, 2020). Either can train the
+upper Inception blocks along, from their stored inputs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
 from caplet_export.model import build_model
 from caplet_export.outputs import write_whole
 from caplet_export.stages import ALL, Stage, changed_switches, read_stages, write_stages
-from caplet_export.text import END, PAD, Vocabulary, clean
+from caplet_export.text import END, PAD, Bigrams, Vocabulary, clean
 
 _RESUME = "resume.npz"
 _EVALUATION_BATCH = 200
@@ -141,6 +141,7 @@ class Trainer:
         if settings.objective == "self_critical":
             self._train_references = references_of(dataset, train_names)
             self._reward = CiderD.from_references(self._train_references, with_end=True)
+            self._bigrams = Bigrams(caption for name in train_names for caption in words[name])
         self.history: list[Epoch] = []
         self._stages_before = read_stages(start_from) if start_from else []
         self._prepare_steps()
@@ -261,14 +262,16 @@ class Trainer:
     def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """Rewards of sampled captions [N*G,T] of the images `rows` [N], float32 [N*G]."""
         assert self._reward is not None
-        rouge_weight = self.config.train.reward_rouge
+        rouge_weight, penalty = self.config.train.reward_rouge, self.config.train.bigram_penalty
         keys = [self._train.names[row] for row in rows for _ in range(len(ids) // len(rows))]
         rewards = np.empty(len(ids), np.float32)
         for index, (key, row) in enumerate(zip(keys, ids.tolist(), strict=True)):
-            words = self.vocabulary.decode(row)
-            rewards[index] = self._reward.score(key, [*words, END_TOKEN] if END in row else words)
+            words, ended = self.vocabulary.decode(row), END in row
+            rewards[index] = self._reward.score(key, [*words, END_TOKEN] if ended else words)
             if rouge_weight:
                 rewards[index] += rouge_weight * rouge_l(words, self._train_references[key])
+            if penalty:
+                rewards[index] -= penalty * len(self._bigrams.implausible(words, ended=ended))
         return rewards
 
     def _descend(self, tape: tf.GradientTape, objective: Any) -> None:

@@ -57,11 +57,10 @@ def tiny_stores(folder: Path, dataset: Dataset, seed: int = 0) -> Stores:
     source = StoreSource("stand-in", locations=LOCATIONS, channels=CHANNELS)
     order = iter(names)
     for _ in extract(
-        folder,
-        source,
+        {folder: source},
         names,
         lambda _: np.zeros((1, 1, 3), np.uint8),
-        lambda pixels: run([next(order) for _ in pixels]),
+        lambda pixels: [run([next(order) for _ in pixels])],
     ):
         pass
     store = FeatureStore(folder)
@@ -304,11 +303,10 @@ def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Data
     source = StoreSource("stand-in", layer="mixed9", locations=4, channels=3)
     list(
         extract(
-            tmp_path / "mixed9-plain",
-            source,
+            {tmp_path / "mixed9-plain": source},
             names,
             lambda _: np.zeros((1, 1, 3), np.uint8),
-            lambda pixels: random.uniform(size=(len(pixels), 4, 3)),
+            lambda pixels: [random.uniform(size=(len(pixels), 4, 3))],
         )
     )
     store = FeatureStore(tmp_path / "mixed9-plain")
@@ -372,6 +370,27 @@ def test_rewards_add_rouge_by_its_weight(tmp_path: Path, dataset: Dataset, store
     rouge = corpus_scores({name: words}, references).rouge_l / 100
     assert 0 < rouge < 1
     np.testing.assert_allclose(mixed._rewards(rows, ids) - plain._rewards(rows, ids), 2 * rouge, rtol=1e-5)
+
+
+def test_rewards_lose_the_penalty_for_every_pair_that_nobody_says(
+    tmp_path: Path, dataset: Dataset, stores: Stores
+) -> None:
+    plain, strict = (
+        Trainer(tmp_path / f"{penalty}", with_train(objective="self_critical", bigram_penalty=penalty), dataset, stores)
+        for penalty in (0.0, 0.7)
+    )
+    name = dataset.split("train")[0]
+    said = "a red square on a white wall"
+    captions = [said, f"a {said}", f"a a a {said}", said[: -len(" white wall")]]
+    ids = np.full((len(captions), 12), PAD, np.int32)
+    for row, caption in zip(ids, captions, strict=True):
+        words = [*strict.vocabulary.encode(caption.split()), END]
+        row[: len(words)] = words
+    cut = ids[-1:] * (ids[-1:] != END)
+    rows = np.array([plain._train.names.index(name)])
+    difference = plain._rewards(rows, np.concatenate([ids, cut])) - strict._rewards(rows, np.concatenate([ids, cut]))
+    # "a a" once, three times, "a <end>" once; a caption that was cut off after "a" may yet go on.
+    np.testing.assert_allclose(difference, 0.7 * np.array([0, 1, 3, 1, 0]), rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_tells_the_stages_before_it(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
