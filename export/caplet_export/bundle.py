@@ -23,6 +23,7 @@ from caplet_export.card import ATTENTION, DATA_LICENSE, WEIGHTS_LICENSE, render_
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.onnx_graph import load_model
 from caplet_export.outputs import whole_folder
+from caplet_export.quantize import saturates
 from caplet_export.stages import Stage
 from caplet_export.text import SPECIALS, Vocabulary
 
@@ -161,8 +162,8 @@ def _manifest(folder: Path, name: str, decoding: Decoding, licences: Licences) -
         "created_with": _versions(),
         "files": {},
         "graphs": {
-            "encoder": {"file": "encoder.onnx", "opset": _opset(encoder)},
-            "decoder": {"file": "decoder.onnx", "opset": _opset(decoder)},
+            "encoder": {"file": "encoder.onnx", "opset": _opset(encoder), "saturates": saturates(encoder)},
+            "decoder": {"file": "decoder.onnx", "opset": _opset(decoder), "saturates": saturates(decoder)},
         },
         "vocabulary": {"file": "vocabulary.txt", "size": len(Vocabulary.load(folder / "vocabulary.txt"))},
         "preprocessing": {

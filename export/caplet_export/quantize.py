@@ -8,14 +8,16 @@ to QLinearConv and every dense layer to a product of bytes with a float result; 
 The decoder is quantised statically too, not dynamically: a dynamic range is taken over the whole batch, and a caption
 would depend on what else is in the batch, or in the beam.
 
-Weights use all 8 bits. On x86 without VNNI, 16-bit sums of unsigned by signed products may saturate; onnxruntime
-avoids that with the session option `session.x64quantprecision = 1`, which caplet's runtime sets on such processors and
-only there: `reduce_range` would cost accuracy everywhere. ARM64 and VNNI do not saturate.
+No sum saturates. x86 without VNNI multiplies unsigned by signed bytes and adds the products of two neighbours in 16
+bits (`vpmaddubsw`), where 255·127 twice does not fit; VNNI and ARM64 add in 32. So here the weights of two neighbours
+of one sign add up to 128 at most. That costs less than a decibel, where the whole bit of onnxruntime's `reduce_range`
+costs more than three, and such processors need no exact kernels (`session.x64quantprecision`), which take half as long
+again: whoever runs the graphs gets the same numbers everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from caplet_export.onnx_graph import Graph
 # Outputs of the first become 8-bit; the second only pass values on, so inputs and outputs have one scale.
 _COMPUTING = ("Conv", "AveragePool", "Relu")
 _SHARING = ("Concat", "MaxPool", "Split", "Transpose", "Reshape")
+# 255 of an activation times this fits into 16 bits with a sign.
+_PAIR = 128
 
 
 def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = "mse") -> onnx.ModelProto:
@@ -125,15 +129,79 @@ def activation_scale(limits: Range) -> tuple[float, int]:
 
 
 def quantize_weights(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Signed 8-bit weights, symmetric, and their scale for each index of `axis`."""
-    others = tuple(dimension for dimension in range(weights.ndim) if dimension != axis)
-    largest = np.abs(weights).max(axis=others, keepdims=True)
-    scale = np.maximum(largest / 127, np.float32(1e-12)).astype(np.float32)
-    return np.rint(weights / scale).astype(np.int8), scale.ravel()
+    """Signed 8-bit weights, symmetric, and their scale for each index of `axis`, the output channels.
+
+    No two neighbours saturate (see `saturates`). Of the scales that allow it, by clipping pairs or by less of the range
+    for all of the channel, each channel gets the one with the smallest squared error.
+    """
+    rows, restore = _rows(weights, axis)
+    finest = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127, np.float32(1e-12))
+    best, scale = np.zeros(rows.shape, np.int8), finest.copy()
+    least = np.full((len(rows), 1), np.inf, np.float32)
+    # At twice the finest scale no weight is above 64, and no pair is clipped.
+    for factor in np.linspace(1, 2, 33, dtype=np.float32):
+        candidate = _clip_pairs(np.rint(rows / (finest * factor)))
+        error = np.square(candidate * (finest * factor) - rows).sum(axis=1, keepdims=True)
+        better = error < least
+        best = np.where(better, candidate.astype(np.int8), best)
+        scale, least = np.where(better, finest * factor, scale), np.where(better, error, least)
+    return restore(best), scale.ravel()
+
+
+def saturates(model: onnx.ModelProto) -> bool:
+    """Whether sums of products may saturate, in a graph made by `quantize` or another in QDQ form, on x86 without VNNI:
+    whether of any two neighbours in a channel's weights those of one sign add up to more than 128.
+
+    Neighbours are weights that meet in one instruction: in the order of a kernel's rows, its columns, the input
+    channels, the first and the second, the third and the fourth, and so on.
+    """
+    graph = Graph(model)
+    for node in graph.of_type("Conv", "MatMul", "Gemm"):
+        source = graph.producer(node.input[1])
+        weights = graph.constants.get(source.input[0] if source is not None else node.input[1])
+        if weights is None or weights.dtype != np.int8:
+            continue
+        rows, _ = _rows(weights, _output_axis(node))
+        if _excess(_pairs(rows)).any():
+            return True
+    return False
+
+
+def _output_axis(node: onnx.NodeProto) -> int:
+    return 0 if node.op_type == "Conv" else 1
+
+
+def _rows(weights: NDArray[Any], axis: int) -> tuple[NDArray[Any], Callable[[NDArray[Any]], NDArray[Any]]]:
+    """Weights as [output channels, K] in the order in which they are multiplied, and the way back."""
+    order = [axis, *(dimension for dimension in range(weights.ndim) if dimension != axis)]
+    if weights.ndim == 4:
+        order = [0, 2, 3, 1]  # of [output, input, height, width]
+    moved = weights.transpose(order)
+    return moved.reshape(len(moved), -1), lambda rows: rows.reshape(moved.shape).transpose(np.argsort(order))
+
+
+def _pairs(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Neighbours [channels, pairs, 2] of rows [channels, K]; the last has none where K is odd."""
+    padded = np.pad(rows.astype(np.float32), ((0, 0), (0, rows.shape[1] % 2)))
+    return padded.reshape(len(rows), -1, 2)
+
+
+def _excess(pairs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """By how much neighbours of one sign together exceed `_PAIR`, [channels, pairs]."""
+    same_sign = pairs[..., 0] * pairs[..., 1] > 0
+    return np.where(same_sign, np.maximum(np.abs(pairs).sum(axis=2) - _PAIR, 0), 0)
+
+
+def _clip_pairs(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest whole numbers whose neighbours of one sign add up to `_PAIR` at most."""
+    pairs = _pairs(rows)
+    excess = _excess(pairs)
+    less = np.stack([np.ceil(excess / 2), np.floor(excess / 2)], axis=2)
+    return np.asarray((pairs - np.sign(pairs) * less).reshape(len(rows), -1)[:, : rows.shape[1]])
 
 
 def _quantize_weights(graph: Graph, node: onnx.NodeProto, input_scale: float) -> None:
-    axis = 0 if node.op_type == "Conv" else 1
+    axis = _output_axis(node)
     values, scale = quantize_weights(graph.constants[node.input[1]], axis)
     node.input[1] = _dequantized_constant(graph, values, scale, axis, f"{node.output[0]}/weights")
     if len(node.input) > 2:

@@ -55,13 +55,17 @@ class Golden:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The checked contents of `manifest.json`; file names are relative to the bundle and stay inside it."""
+    """The checked contents of `manifest.json`; file names are relative to the bundle and stay inside it.
+
+    `saturates`: a graph has 8-bit weights whose sums need exact kernels on x86 without VNNI.
+    """
 
     name: str
     created_with: Mapping[str, Any]
     files: Mapping[str, FileEntry]
     encoder_file: str
     decoder_file: str
+    saturates: bool
     vocabulary_file: str
     vocabulary_size: int
     height: int
@@ -105,6 +109,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         files={files.checked_file_name(name): _file_entry(files.fields(name)) for name in files.data},
         encoder_file=graphs.fields("encoder").file("file"),
         decoder_file=graphs.fields("decoder").file("file"),
+        saturates=any(graphs.fields(graph).flag("saturates", True) for graph in ("encoder", "decoder")),
         vocabulary_file=vocabulary.file("file"),
         vocabulary_size=vocabulary.integer("size", 5, 2**24),
         **_image_size(top.fields("preprocessing")),
@@ -174,8 +179,8 @@ class _Fields:
             self.fail(key, f"is not a number from {low:g} to {high:g}")
         return float(value)
 
-    def flag(self, key: str) -> bool:
-        value = self._get(key)
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        value = self._get(key) if default is None else self.data.get(key, default)
         if not isinstance(value, bool):
             self.fail(key, "is not true or false")
         return value

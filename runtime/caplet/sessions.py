@@ -62,10 +62,11 @@ class Sessions:
         bundle = self._bundle
         photo: dict[str, tuple[str, _Shape]] = {"pixels": (_UINT8, (bundle.manifest.height, bundle.manifest.width, 3))}
         sizes: dict[str, int] = {}
-        encoder = _session(bundle.encoder, self._threads, self.providers)
+        exact = bundle.manifest.saturates and _may_saturate(describe_cpu())
+        encoder = _session(bundle.encoder, self._threads, self.providers, exact=exact)
         _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
         # One thread: a step is too short to share, waking another takes longer than its half would.
-        decoder = _session(bundle.decoder, 1, self.providers)
+        decoder = _session(bundle.decoder, 1, self.providers, exact=exact)
         _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):
             raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, the vocabulary is smaller")
@@ -129,7 +130,7 @@ def _provider_name(provider: object) -> str | None:
     return provider if isinstance(provider, str) else None
 
 
-def _session(path: Path, threads: int, providers: list[Any]) -> onnxruntime.InferenceSession:
+def _session(path: Path, threads: int, providers: list[Any], *, exact: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -138,7 +139,7 @@ def _session(path: Path, threads: int, providers: list[Any]) -> onnxruntime.Infe
     # Spinning would burn a core between captions; the graphs' operators are long enough to wake threads for.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if _may_overflow(describe_cpu()):
+    if exact:
         options.add_session_config_entry("session.x64quantprecision", "1")
     # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
     options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -148,11 +149,11 @@ def _session(path: Path, threads: int, providers: list[Any]) -> onnxruntime.Infe
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", "get the bundle again") from error
 
 
-def _may_overflow(cpu: Mapping[str, Any]) -> bool:
-    """Whether 8-bit products may overflow: x86 without VNNI adds pairs of them in 16 bits.
+def _may_saturate(cpu: Mapping[str, Any]) -> bool:
+    """Whether this processor adds 8-bit products in 16 bits, in pairs: x86 without VNNI.
 
-    onnxruntime then has exact kernels, which are three times slower, and takes them on any x86 processor when asked to;
-    so they are asked for only where instructions are known and none of VNNI is among them.
+    onnxruntime has exact kernels, which are slower, and takes them on any x86 processor when asked to; so they are
+    asked for only where instructions are known and none of VNNI is among them.
     """
     features = set(cpu["features"])
     return "avx2" in features and not features & {"avx512_vnni", "avx_vnni", "amx_int8"}

@@ -89,6 +89,7 @@ def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
         ablations=[ABLATION],
     )
     bundle = load_bundle(output)
+    assert not bundle.manifest.saturates
     decoding = bundle.manifest.decoding
     assert (decoding.beam_size, decoding.max_length, decoding.length_penalty) == (4, 9, 0.7)
     captioner = Captioner(output)

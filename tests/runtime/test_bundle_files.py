@@ -278,6 +278,8 @@ def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Pa
         ("decoding.max_length", 10**9),
         ("decoding.length_penalty", -1),
         ("decoding.block_repeated_trigrams", 1),
+        ("graphs.decoder.saturates", None),
+        ("graphs.encoder.saturates", "no"),
         ("vocabulary.size", 35),
         ("vocabulary.size", 10**12),
         ("tokens.end", "end"),

@@ -67,7 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ("vocabulary.txt", "parity.json"):
             if (arguments.graphs / name).exists():
                 shutil.copyfile(arguments.graphs / name, folder / name)
-        record = {"method": arguments.method, "photos": len(names), "seed": arguments.seed, "rounding": "nearest"}
+        record = {
+            "method": arguments.method,
+            "photos": len(names),
+            "seed": arguments.seed,
+            "rounding": "nearest that does not saturate",
+        }
         (folder / "quantization.json").write_text(json.dumps(record, indent=1) + "\n")
     for name in ("encoder.onnx", "decoder.onnx"):
         before, after = ((path / name).stat().st_size / 1e6 for path in (arguments.graphs, arguments.output))
