@@ -28,6 +28,7 @@ from caplet.decode import Encoded, search
 from caplet.errors import ImageError
 from caplet.image import load_pixels
 from caplet.manifest import Decoding
+from caplet_export.bigrams import Bigrams
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import (
@@ -69,12 +70,17 @@ class BeamResult:
     milliseconds: float
 
     @classmethod
-    def of(cls, captions: Mapping[str, CaptionRecord], references: Mapping[str, Sequence[Sequence[str]]]) -> BeamResult:
+    def of(
+        cls,
+        captions: Mapping[str, CaptionRecord],
+        references: Mapping[str, Sequence[Sequence[str]]],
+        bigrams: Bigrams | None = None,
+    ) -> BeamResult:
         """Score captions by image name against tokenised references of the same images."""
         statistics = statistics_of(captions, references)
         hypotheses = {name: tokenize(record.text) for name, record in captions.items()}
         mean = sum(record.milliseconds for record in captions.values()) / len(captions)
-        return cls(captions, corpus_scores(hypotheses, references), bootstrap_interval(statistics), mean)
+        return cls(captions, corpus_scores(hypotheses, references, bigrams), bootstrap_interval(statistics), mean)
 
 
 @dataclass(frozen=True)
@@ -209,6 +215,7 @@ def evaluate(
         first, reason = next(iter(journal.unreadable.items()))
         raise DataError(f"none of {len(names)} photos can be read; the first: {first}: {reason}")
     references = references_of(dataset, readable)
+    bigrams = _bigrams(dataset, apart_from=split)
     return Evaluation(
         bundle={"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
         data={
@@ -220,10 +227,16 @@ def evaluate(
         settings={"limit": limit, "threads": captioner.threads, **dataclasses.asdict(bundle.manifest.decoding)},
         machine=_machine(),
         results={
-            beam: BeamResult.of({name: journal.captions[beam, name] for name in readable}, references)
+            beam: BeamResult.of({name: journal.captions[beam, name] for name in readable}, references, bigrams)
             for beam in beam_sizes
         },
     )
+
+
+def _bigrams(dataset: Dataset, *, apart_from: str) -> Bigrams | None:
+    """What people say, by the captions of the training photos; None if there are none or they are what is scored."""
+    names = dataset.splits.get("train", ()) if apart_from != "train" else ()
+    return Bigrams(tokenize(text) for name in names for text in dataset.captions[name]) if names else None
 
 
 def statistics_of(
@@ -237,7 +250,7 @@ def format_table(evaluation: Evaluation) -> str:
     """The scores by beam size as a plain text table, CIDEr-D and BLEU-4 with their intervals."""
     data = evaluation.data
     columns = ["beam", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "95%", "ROUGE-L", "CIDEr-D", "95%"]
-    rows = [[*columns, "length", "words", "rep. 3-grams", "dangling", "ms/photo"]]
+    rows = [[*columns, "length", "words", "rep. 3-grams", "dangling", "odd pairs", "ms/photo"]]
     for beam, result in evaluation.results.items():
         scores, bleu, cider = result.scores, result.intervals["bleu_4"], result.intervals["cider_d"]
         cells = [
@@ -247,7 +260,9 @@ def format_table(evaluation: Evaluation) -> str:
         ]
         cells += [f"{scores.rouge_l:.1f}", f"{scores.cider_d:.1f}", f"{cider.low:.1f}-{cider.high:.1f}"]
         cells += [f"{scores.mean_length:.1f}", str(scores.vocabulary_used), f"{scores.repeated_trigram_share:.1f}%"]
-        rows.append([*cells, f"{scores.dangling_ending_share:.1f}%", f"{result.milliseconds:.0f}"])
+        odd = scores.implausible_bigram_share
+        cells += [f"{scores.dangling_ending_share:.1f}%", "-" if odd is None else f"{odd:.1f}%"]
+        rows.append([*cells, f"{result.milliseconds:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([f"{evaluation.bundle['name']} on {data['images']} {data['split']} photos", *lines])

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet_export.bigrams import Bigrams
 from caplet_export.flickr8k import Dataset
 
 Words = Sequence[str]
@@ -100,6 +101,8 @@ class Scores:
     distinct_1, distinct_2: different uni- and bigrams among all of them (Li et al. 2016).
     repeated_trigram_share: captions in which a trigram occurs twice.
     dangling_ending_share: captions whose last word is an article, a preposition or a conjunction.
+    implausible_bigram_share: captions with a pair of words that nobody says, see `caplet_export.bigrams`; None where
+        it is not known what people say.
     """
 
     bleu_1: float
@@ -114,6 +117,7 @@ class Scores:
     vocabulary_used: int
     repeated_trigram_share: float
     dangling_ending_share: float
+    implausible_bigram_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,15 +129,18 @@ class Interval:
     high: float
 
 
-def corpus_scores(hypotheses: Hypotheses, references: References) -> Scores:
+def corpus_scores(hypotheses: Hypotheses, references: References, bigrams: Bigrams | None = None) -> Scores:
     """Score captions of a whole split. CIDEr-D's document frequencies are those of `references`, so they must be the
-    references of exactly the images in `hypotheses`.
+    references of exactly the images in `hypotheses`. `bigrams` are those of other people's captions.
 
     Raises:
         ValueError: the two do not name the same images, there are none, or an image has no reference.
     """
     statistics = ImageStatistics.of(hypotheses, references)
     figures: dict[str, Any] = {**statistics.scores(), **_diversity(list(hypotheses.values()))}
+    if bigrams is not None:
+        odd = sum(bool(bigrams.implausible(words)) for words in hypotheses.values())
+        figures["implausible_bigram_share"] = 100 * odd / len(hypotheses)
     return Scores(**figures)
 
 

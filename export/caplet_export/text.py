@@ -5,7 +5,6 @@ from __future__ import annotations
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from caplet_export.errors import ConfigurationError, DataError
@@ -82,35 +81,3 @@ class Vocabulary:
             return cls(path.read_text(encoding="utf-8").split("\n")[:-1])
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror}") from error
-
-
-class Bigrams:
-    """Which pairs of neighbouring words people do not say ("a sunglasses", "in a of"), from the captions they wrote.
-
-    A pair is implausible where the words in random order would make it at least 5 times and the captions have it less
-    than a fiftieth as often: its pointwise mutual information (Church and Hanks, 1990) is below log 1/50. A pair of
-    rare words is never implausible, however new. The beginning and the end of a caption count as words.
-    """
-
-    _EXPECTED, _SHARE = 5, 0.02
-
-    def __init__(self, captions: Iterable[Sequence[str]]) -> None:
-        self._pairs = Counter(pair for caption in captions for pair in _pairs(caption))
-        self._first: Counter[str] = Counter()
-        self._second: Counter[str] = Counter()
-        for (first, second), count in self._pairs.items():
-            self._first[first] += count
-            self._second[second] += count
-        self._total = self._pairs.total()
-
-    def implausible(self, words: Sequence[str], *, ended: bool = True) -> list[tuple[str, str]]:
-        """The implausible pairs of a caption; of one that was cut off (not `ended`) the last word may be anything."""
-        return [pair for pair in _pairs(words, ended=ended) if self._is_implausible(*pair)]
-
-    def _is_implausible(self, first: str, second: str) -> bool:
-        expected = self._first[first] * self._second[second] / max(self._total, 1)
-        return expected >= self._EXPECTED and self._pairs[first, second] < self._SHARE * expected
-
-
-def _pairs(words: Sequence[str], *, ended: bool = True) -> Iterable[tuple[str, str]]:
-    return pairwise([SPECIALS[START], *words, *([SPECIALS[END]] if ended else [])])

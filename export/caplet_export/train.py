@@ -25,6 +25,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from caplet_export.batches import Batches
+from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import (
     DECODER,
     EXTRACTOR,
@@ -43,7 +44,7 @@ from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
 from caplet_export.model import build_model
 from caplet_export.outputs import write_whole
 from caplet_export.stages import ALL, Stage, changed_switches, read_stages, write_stages
-from caplet_export.text import END, PAD, Bigrams, Vocabulary, clean
+from caplet_export.text import END, PAD, Vocabulary, clean
 
 _RESUME = "resume.npz"
 _EVALUATION_BATCH = 200

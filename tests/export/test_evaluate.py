@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import caplet_export.evaluate
 from caplet import Captioner
 from caplet.decode import Encoded, Hypothesis, Step, search
 from caplet.manifest import Decoding
+from caplet_export.bigrams import Bigrams
 from caplet_export.cli import main
 from caplet_export.errors import ConfigurationError
 from caplet_export.evaluate import CaptionJournal, CaptionRecord, Evaluation, evaluate, format_table
@@ -64,8 +66,20 @@ def test_every_photo_of_the_split_gets_the_models_caption_for_every_beam(tiny_bu
         expected = {name: expected_text(dataset.path(name), beam_size) for name in dataset.split("dev")}
         assert texts(evaluation, beam_size) == expected
         hypotheses = {name: tokenize(text) for name, text in expected.items()}
-        assert evaluation.results[beam_size].scores == corpus_scores(hypotheses, references_of(dataset, list(expected)))
+        bigrams = Bigrams(chain.from_iterable(references_of(dataset, dataset.split("train")).values()))
+        references = references_of(dataset, list(expected))
+        assert evaluation.results[beam_size].scores == corpus_scores(hypotheses, references, bigrams)
     assert texts(evaluation, 1) != texts(evaluation, 3)
+
+
+def test_what_people_say_is_not_learned_from_the_captions_that_are_scored_against(
+    tiny_bundle: Path, made_up_data: Path
+) -> None:
+    shares = [
+        evaluate(tiny_bundle, read_dataset(made_up_data), split, limit=1, beam_sizes=[1]).results[1].scores
+        for split in ("dev", "train")
+    ]
+    assert [scores.implausible_bigram_share is None for scores in shares] == [False, True]
 
 
 def test_the_bundles_own_beam_is_the_default(tiny_bundle: Path, made_up_data: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caplet_export.bigrams import Bigrams
 from caplet_export.flickr8k import read_captions
 from caplet_export.metrics import (
     END_TOKEN,
@@ -300,6 +301,10 @@ def test_diversity_by_hand() -> None:
     assert scores.mean_length == pytest.approx(15 / 4)
     assert scores.repeated_trigram_share == pytest.approx(25)
     assert scores.dangling_ending_share == pytest.approx(25)
+    assert scores.implausible_bigram_share is None
+    said = Bigrams([words("a dog runs and a man stands")] * 50)
+    # "runs" ends no caption there, and no caption is empty.
+    assert corpus_scores(hypotheses, {key: [["a", "dog"]] for key in hypotheses}, said).implausible_bigram_share == 50
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Bigrams, Vocabulary, clean
+from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary, clean
 
 
 @pytest.mark.parametrize(
@@ -69,43 +69,3 @@ def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
         Vocabulary.load(tmp_path / "vocabulary.txt")
     with pytest.raises(DataError, match=r"lower text\.minimum_count"):
         Vocabulary.build([["dog"]], minimum_count=2)
-
-
-@pytest.fixture(scope="module")
-def bigrams() -> Bigrams:
-    captions = ["a dog is in", "a dog is out", "the dogs is in", "the dogs is out"] * 150 + ["a zebra is out"] * 4
-    return Bigrams([caption.split() for caption in captions])
-
-
-@pytest.mark.parametrize(
-    ("caption", "pairs"),
-    [
-        ("a dog is in", []),
-        ("a dogs is in", [("a", "dogs")]),
-        ("the dog is the dog", [("the", "dog"), ("is", "the"), ("the", "dog"), ("dog", "<end>")]),
-        ("dog is in", [("<start>", "dog")]),
-        ("the zebra is in", []),
-        ("the unicorn is in", []),
-    ],
-)
-def test_a_pair_is_implausible_that_chance_would_say_and_people_do_not(
-    bigrams: Bigrams, caption: str, pairs: list[tuple[str, str]]
-) -> None:
-    """Chance would have "a dogs" 600 * 304 / 3020 times; of a word as rare as "zebra" nothing can be said."""
-    assert bigrams.implausible(caption.split()) == pairs
-
-
-def test_a_caption_that_was_cut_off_may_end_anywhere(bigrams: Bigrams) -> None:
-    assert bigrams.implausible(["a", "dog", "is"]) == [("is", "<end>")]
-    assert bigrams.implausible(["a", "dog", "is"], ended=False) == []
-
-
-def test_what_is_said_now_and_then_is_plausible() -> None:
-    """Of some 100 expected, one occurrence is fewer than a fiftieth; two, or three, are not."""
-    for found, implausible in ((1, True), (3, False)):
-        captions = [["a", "b"]] * 600 + [["c", "d"]] * 600 + [["a", "d"]] * found
-        assert bool(Bigrams(captions).implausible(["a", "d"])) == implausible
-
-
-def test_without_captions_nothing_is_implausible() -> None:
-    assert Bigrams([]).implausible(["a", "a"]) == []
