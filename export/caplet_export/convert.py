@@ -150,53 +150,85 @@ def _encode(model: Captioner, grids: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf
 def _step(
     model: Captioner, token: tf.Tensor, state: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`step` in five matrix products beside the attention's own: state, word, context, hidden, and words, of which the
-    last is one for all members together: the mean of products is the product of operands laid side by side.
+    """`step` of M members, as one wherever they do the same: what a word takes is small, and costs by the operator.
+
+    Each member has four matrix products of its own, with its state, its word, its context and its next state; that with
+    the words is one for all: the mean of products is the product of operands laid side by side. Everything between is
+    done on [N,M,...], or on [N,M*...] where that needs no transposition.
     """
-    members = _members(model)
-    parts = [_split(whole, members) for whole in (state, features, keys)]
-    steps = [_member_step(member, token, *own) for member, *own in zip(members, *parts, strict=True)]
-    hidden, states, attentions = zip(*steps, strict=True)
-    tables = [_word_table(member) for member in members]
-    kernel = tf.concat([kernel for kernel, _ in tables], axis=0) / len(members)
-    bias = tf.add_n([bias for _, bias in tables]) / len(members)
-    attention = attentions[0] if len(members) == 1 else tf.add_n(attentions) / len(members)
-    return tf.matmul(_joined(hidden), kernel) + bias, _joined(states), attention
+    members, config = _members(model), model.config
+    count, size = len(members), config.state_size
 
+    def stacked(whole: tf.Tensor) -> tf.Tensor:
+        return whole if count == 1 else tf.reshape(whole, (-1, count, whole.shape[-1] // count))
 
-def _member_step(
-    model: CaptionModel, token: tf.Tensor, state: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """One captioner's step: what the words are chosen from, the next state, the attention."""
-    config, size = model.config, model.config.state_size
-    word = tf.gather(model.embedding.embeddings, token)
+    def side_by_side(stack: tf.Tensor) -> tf.Tensor:
+        return stack if count == 1 else tf.reshape(stack, (-1, count * stack.shape[-1]))
 
-    if config.gated_context:
-        widths = [config.attention_size, model.gate_size, 2 * size, size]
-        query, gate, recurrent, recurrent_candidate = tf.split(_dense(state, model.from_state), widths, axis=1)
-    else:
-        widths = [config.attention_size, 2 * size, size]
-        query, recurrent, recurrent_candidate = tf.split(_dense(state, model.from_state), widths, axis=1)
-    scores = tf.matmul(tf.tanh(keys + tf.expand_dims(query, 1)), tf.convert_to_tensor(model.score.kernel))
-    attention = tf.nn.softmax(tf.squeeze(scores, 2))
-    context = tf.squeeze(tf.matmul(tf.expand_dims(attention, 1), features), 1)
-    if config.gated_context:
-        context = context * tf.sigmoid(gate)
+    words = [tf.gather(member.embedding.embeddings, token) for member in members]
+    from_word = [_dense(word, member.from_word) for word, member in zip(words, members, strict=True)]
+    from_state = [_dense(own, member.from_state) for own, member in zip(_split(state, members), members, strict=True)]
+    gate_sizes = [members[0].gate_size] if config.gated_context else []
+    query, *gate, recurrent, recurrent_candidate = tf.split(
+        stacked(_joined(from_state)), [config.attention_size, *gate_sizes, 2 * size, size], axis=-1
+    )
 
-    readers = [model.from_context] + ([model.output_context] if model.output_context is not None else [])
-    from_context = tf.matmul(context, tf.concat([reader.kernel for reader in readers], axis=1))
-    context_widths = [2 * size, size] + [reader.units for reader in readers[1:]]
-    context_gates, context_candidate, *context_hidden = tf.split(from_context, context_widths, axis=1)
-    word_gates, word_candidate = tf.split(_dense(word, model.from_word), (2 * size, size), axis=1)
-    update, reset = tf.split(tf.sigmoid(word_gates + context_gates + recurrent), 2, axis=1)
-    candidate = tf.tanh(word_candidate + context_candidate + reset * recurrent_candidate)
+    context, attention = _attend(members, side_by_side(query), features, keys)
+    if gate:
+        context = context * tf.sigmoid(side_by_side(gate[0]))
+    from_context = [
+        tf.matmul(own, tf.concat([reader.kernel for reader in _context_readers(member)], axis=1))
+        for own, member in zip(_split(context, members), members, strict=True)
+    ]
+    context_gates, *context_hidden = tf.split(
+        stacked(_joined(from_context)), [reader.units for reader in _context_readers(members[0])], axis=-1
+    )
+    gates, candidate = tf.split(stacked(_joined(from_word)) + context_gates, [2 * size, size], axis=-1)
+    update, reset = tf.split(tf.sigmoid(gates + recurrent), 2, axis=-1)
+    candidate = tf.tanh(candidate + reset * recurrent_candidate)
     # update * state + (1 - update) * candidate, with one product fewer.
-    next_state = candidate + update * (state - candidate)
+    next_state = side_by_side(candidate + update * (stacked(state) - candidate))
 
-    hidden = _dense(next_state, model.output_state)
+    own_states = zip(_split(next_state, members), members, strict=True)
+    hidden = _joined([_dense(own, member.output_state) for own, member in own_states])
     if context_hidden:
-        hidden = hidden + (word + context_hidden[0])
-    return hidden, next_state, attention
+        hidden = hidden + (_joined(words) + side_by_side(context_hidden[0]))
+    tables = [_word_table(member) for member in members]
+    kernel = tf.concat([kernel for kernel, _ in tables], axis=0) / count
+    bias = tf.add_n([bias for _, bias in tables]) / count
+    return tf.matmul(hidden, kernel) + bias, next_state, attention
+
+
+def _attend(
+    members: Sequence[CaptionModel], query: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Contexts side by side, [N,M*D], and the mean attention [N,L], from queries [N,M*A]."""
+    count = len(members)
+    energies = tf.tanh(keys + tf.expand_dims(query, 1))
+    scores = [member.score.kernel for member in members]
+    if count == 1:
+        attention = tf.nn.softmax(tf.squeeze(tf.matmul(energies, tf.convert_to_tensor(scores[0])), 2))
+        return tf.squeeze(tf.matmul(tf.expand_dims(attention, 1), features), 1), attention
+    # All members' features are weighed with every member's attention; of the blocks that makes, each needs its own.
+    attention = tf.nn.softmax(tf.transpose(tf.matmul(energies, _block_diagonal(scores)), (0, 2, 1)))
+    own = _block_diagonal([tf.ones((1, features.shape[-1] // count))] * count)
+    return tf.reduce_sum(tf.matmul(attention, features) * own, axis=1), tf.reduce_mean(attention, axis=1)
+
+
+def _block_diagonal(blocks: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Matrices [R,C] along the diagonal of one [len(blocks)*R, len(blocks)*C] that is zero elsewhere."""
+    return tf.concat(
+        [
+            tf.pad(block, [[0, 0], [number * block.shape[1], (len(blocks) - 1 - number) * block.shape[1]]])
+            for number, block in enumerate(map(tf.convert_to_tensor, blocks))
+        ],
+        axis=0,
+    )
+
+
+def _context_readers(model: CaptionModel) -> list[Any]:
+    """The layers that read the context: the GRU's gates, and the deep output if there is one."""
+    return [model.from_context] + ([model.output_context] if model.output_context is not None else [])
 
 
 def _word_table(model: CaptionModel) -> tuple[tf.Tensor, tf.Tensor]:

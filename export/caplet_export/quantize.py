@@ -30,6 +30,7 @@ from caplet_export.onnx_graph import Graph
 # Outputs of the first become 8-bit; the second only pass values on, so inputs and outputs have one scale.
 _COMPUTING = ("Conv", "AveragePool", "Relu")
 _SHARING = ("Concat", "MaxPool", "Split", "Transpose", "Reshape")
+_FEW_COLUMNS = 4
 # 255 of an activation times this fits into 16 bits with a sign.
 _PAIR = 128
 
@@ -246,9 +247,9 @@ def _is_scaling(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:
-    """A product with a constant matrix of more than one column; one column gains nothing from fewer bits."""
+    """A product with a constant matrix of more than a few columns: one a captioner gains nothing by fewer bits."""
     matrix = graph.constants.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
-    return matrix is not None and matrix.ndim == 2 and matrix.shape[1] > 1
+    return matrix is not None and matrix.ndim == 2 and matrix.shape[1] > _FEW_COLUMNS
 
 
 def _is_lookup(graph: Graph, node: onnx.NodeProto | None) -> bool:
