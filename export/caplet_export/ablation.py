@@ -12,11 +12,18 @@ from caplet_export.config import Config
 from caplet_export.features import StoredFeatures, open_store
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of
-from caplet_export.metrics import ImageStatistics, bootstrap_interval, corpus_scores, paired_bootstrap, references_of
+from caplet_export.metrics import (
+    ImageStatistics,
+    bigrams_of,
+    bootstrap_interval,
+    corpus_scores,
+    paired_bootstrap,
+    references_of,
+)
 from caplet_export.views import PLAIN
 
 _BATCH = 100
-COLUMNS = ("run", "CIDEr-D", "difference", "BLEU-4", "ROUGE-L", "words", "repeats %", "switches changed")
+COLUMNS = ("run", "CIDEr-D", "difference", "BLEU-4", "ROUGE-L", "words", "repeats %", "odd pairs %", "switches changed")
 AGAINST = {
     "before": ("What each stage gave", "Differences are against the row above."),
     "first": ("What each switch gives alone", "Every run differs from the first in the switches named alone."),
@@ -41,6 +48,7 @@ def compare_runs(
         images.
     """
     tokenized = references_of(dataset, dataset.split(split))
+    bigrams = bigrams_of(dataset, apart_from=split)
     rows: list[list[str]] = []
     before: tuple[Config, ImageStatistics] | None = None
     for folder in folders:
@@ -50,7 +58,7 @@ def compare_runs(
         references = {name: tokenized[name] for name in names}
         captions = dict(zip(names, _captions(checkpoint, store, names), strict=True))
         statistics = ImageStatistics.of(captions, references)
-        scores = corpus_scores(captions, references)
+        scores = corpus_scores(captions, references, bigrams)
         interval = bootstrap_interval(statistics)["cider_d"]
         gain = ""
         if before is not None:
@@ -65,6 +73,7 @@ def compare_runs(
                 f"{scores.rouge_l:.1f}",
                 f"{scores.mean_length:.1f}",
                 f"{scores.repeated_trigram_share:.1f}",
+                "" if scores.implausible_bigram_share is None else f"{scores.implausible_bigram_share:.1f}",
                 ", ".join(_changes(before[0] if before else None, checkpoint.config)),
             ]
         )
@@ -73,7 +82,7 @@ def compare_runs(
     title, meaning = AGAINST[against]
     note = (
         f"{meaning} Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% "
-        "bootstrap intervals over photos."
+        "bootstrap intervals over photos. Odd pairs: captions in which two words follow each other that never do."
     )
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
 

@@ -36,6 +36,7 @@ from caplet_export.metrics import (
     ImageStatistics,
     Interval,
     Scores,
+    bigrams_of,
     bootstrap_interval,
     corpus_scores,
     references_of,
@@ -215,7 +216,7 @@ def evaluate(
         first, reason = next(iter(journal.unreadable.items()))
         raise DataError(f"none of {len(names)} photos can be read; the first: {first}: {reason}")
     references = references_of(dataset, readable)
-    bigrams = _bigrams(dataset, apart_from=split)
+    bigrams = bigrams_of(dataset, apart_from=split)
     return Evaluation(
         bundle={"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
         data={
@@ -231,12 +232,6 @@ def evaluate(
             for beam in beam_sizes
         },
     )
-
-
-def _bigrams(dataset: Dataset, *, apart_from: str) -> Bigrams | None:
-    """What people say, by the captions of the training photos; None if there are none or they are what is scored."""
-    names = dataset.splits.get("train", ()) if apart_from != "train" else ()
-    return Bigrams(tokenize(text) for name in names for text in dataset.captions[name]) if names else None
 
 
 def statistics_of(

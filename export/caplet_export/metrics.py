@@ -94,6 +94,12 @@ def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list
     return {name: [tokenize(caption) for caption in dataset.captions[name]] for name in names}
 
 
+def bigrams_of(dataset: Dataset, *, apart_from: str) -> Bigrams | None:
+    """What people say, by the captions of the training photos; None if there are none or they are what is scored."""
+    names = dataset.splits.get("train", ()) if apart_from != "train" else ()
+    return Bigrams(tokenize(text) for name in names for text in dataset.captions[name]) if names else None
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of one set of captions. Everything is in percent but `mean_length` (words) and `vocabulary_used` (count).
