@@ -61,12 +61,12 @@ def split_blocks(extractor: keras.Model) -> Callable[[Any], list[Any]]:
 
 
 def tap_blocks(extractor: keras.Model, blocks: Sequence[str]) -> keras.Model:
-    """The extractor with an output for each of these blocks, of whatever sizes; what is above the last is not run.
+    """The extractor to a dictionary of these blocks' outputs, of whatever sizes; what is above the last is not run.
 
     Raises:
         ConfigurationError: no block of that name.
     """
-    return keras.Model(extractor.input, [_block(extractor, block) for block in blocks])
+    return keras.Model(extractor.input, {block: _block(extractor, block) for block in blocks})
 
 
 def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from caplet_export.errors import ConfigurationError
-from caplet_export.inception import build_extractor, split_blocks, upper_blocks
+from caplet_export.inception import build_extractor, split_blocks, tap_blocks, upper_blocks
 
 
 def test_it_ends_at_the_block_asked_for_and_goes_on_from_there() -> None:
@@ -29,6 +29,12 @@ def test_it_ends_at_the_block_asked_for_and_goes_on_from_there() -> None:
     joined, parts = np.asarray(both(pixels, training=False)), split_blocks(both)(pixels)
     np.testing.assert_allclose(joined, np.concatenate([features, below], axis=-1), atol=1e-4)
     np.testing.assert_allclose(np.concatenate(parts, axis=-1), joined, atol=1e-4)
+    for blocks in (["mixed10"], ["mixed9", "mixed10"]):
+        tapped = tap_blocks(whole, blocks)(pixels, training=False)
+        assert sorted(tapped) == sorted(blocks)
+        for block in blocks:
+            expected = {"mixed9": below, "mixed10": features}[block]
+            np.testing.assert_allclose(np.asarray(tapped[block]), expected, atol=1e-4)
     (alone,) = split_blocks(whole)(pixels)
     np.testing.assert_allclose(np.asarray(alone), features, atol=1e-4)
 

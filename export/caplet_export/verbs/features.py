@@ -61,13 +61,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     blocks = list(dict.fromkeys(arguments.layer))
     tapped = tap_blocks(build_extractor(arguments.encoder_weights, arguments.precision), blocks)
-    sizes = [(height * width, channels) for _, height, width, channels in tapped.output_shape]
+    shapes = [tapped.output[block].shape for block in blocks]
+    sizes = [(height * width, channels) for _, height, width, channels in shapes]
     pixels = tf.TensorSpec((None, INPUT_SIZE, INPUT_SIZE, 3), tf.uint8)
 
     @tf.function(input_signature=[pixels])
     def forward(batch: Any) -> Any:
         seen = tapped(scale(batch), training=False)
-        return [tf.cast(tf.reshape(x, (-1, *size)), tf.float32) for x, size in zip(seen, sizes, strict=True)]
+        rows = [tf.reshape(seen[block], (-1, *size)) for block, size in zip(blocks, sizes, strict=True)]
+        return [tf.cast(features, tf.float32) for features in rows]
 
     train = list(dataset.splits.get("train", ()))
     plan = [(PLAIN, [name for split in dataset.splits.values() for name in split])]
