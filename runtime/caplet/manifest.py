@@ -109,6 +109,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         files={files.checked_file_name(name): _file_entry(files.fields(name)) for name in files.data},
         encoder_file=graphs.fields("encoder").file("file"),
         decoder_file=graphs.fields("decoder").file("file"),
+        # A list, so that both are looked at, whatever the first says.
         saturates=True in [graphs.fields(graph).flag("saturates", True) for graph in ("encoder", "decoder")],
         vocabulary_file=vocabulary.file("file"),
         vocabulary_size=vocabulary.integer("size", 5, 2**24),
