@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from caplet.machine import describe_cpu
 
 onnxruntime.disable_telemetry_events()  # all that can be done if it was imported before caplet; see caplet/__init__.py
 
+_SPIN_MICROSECONDS = 20
 _SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
 # Where a size is a letter it may be any number, but the same one wherever the letter stands in either graph.
 _Shape = tuple["int | str", ...]
@@ -136,9 +138,8 @@ def _session(path: Path, threads: int, providers: list[Any], *, exact: bool) -> 
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _SILENT
-    # Spinning would burn a core between captions; the graphs' operators are long enough to wake threads for.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for key, value in _spinning(onnxruntime.__version__).items():
+        options.add_session_config_entry(key, value)
     if exact:
         options.add_session_config_entry("session.x64quantprecision", "1")
     # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
@@ -147,6 +148,17 @@ def _session(path: Path, threads: int, providers: list[Any], *, exact: bool) -> 
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", "get the bundle again") from error
+
+
+def _spinning(version: str) -> dict[str, str]:
+    """onnxruntime's options for how long a thread without work looks for some before it sleeps.
+
+    Waking a thread takes longer than the shortest operators; 20 microseconds bridge those between two that are shared,
+    and nothing spins after a run. Before 1.26 a thread spins for milliseconds or not at all.
+    """
+    numbers = [int(number) for number in re.findall(r"\d+", version)[:2]]
+    within = {"spin_duration_us": str(_SPIN_MICROSECONDS)} if numbers >= [1, 26] else {"allow_spinning": "0"}
+    return {"session.inter_op.allow_spinning": "0"} | {f"session.intra_op.{key}": within[key] for key in within}
 
 
 def _may_saturate(cpu: Mapping[str, Any]) -> bool:
