@@ -152,9 +152,10 @@ def _step(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`step` of M members, as one wherever they do the same: what a word takes is small, and costs by the operator.
 
-    Each member has four matrix products of its own, with its state, its word, its context and its next state; that with
-    the words is one for all: the mean of products is the product of operands laid side by side. Everything between is
-    done on [N,M,...], or on [N,M*...] where that needs no transposition.
+    What a word gives is looked up, its products with matrices too, as it is the same each time. Each member has three
+    products of its own, with its state, its context and its next state; that with the words is one for all: the mean of
+    products is the product of operands laid side by side. Everything between is done on [N,M,...], or on [N,M*...]
+    where that needs no transposition.
     """
     members, config = _members(model), model.config
     count, size = len(members), config.state_size
@@ -165,8 +166,7 @@ def _step(
     def side_by_side(stack: tf.Tensor) -> tf.Tensor:
         return stack if count == 1 else tf.reshape(stack, (-1, count * stack.shape[-1]))
 
-    words = [tf.gather(member.embedding.embeddings, token) for member in members]
-    from_word = [_dense(word, member.from_word) for word, member in zip(words, members, strict=True)]
+    embeddings, from_word = _word_tables(members)
     from_state = [_dense(own, member.from_state) for own, member in zip(_split(state, members), members, strict=True)]
     gate_sizes = [members[0].gate_size] if config.gated_context else []
     query, *gate, recurrent, recurrent_candidate = tf.split(
@@ -183,7 +183,8 @@ def _step(
     context_gates, *context_hidden = tf.split(
         stacked(_joined(from_context)), [reader.units for reader in _context_readers(members[0])], axis=-1
     )
-    gates, candidate = tf.split(stacked(_joined(from_word)) + context_gates, [2 * size, size], axis=-1)
+    from_words = stacked(tf.gather(from_word, token))
+    gates, candidate = tf.split(from_words + context_gates, [2 * size, size], axis=-1)
     update, reset = tf.split(tf.sigmoid(gates + recurrent), 2, axis=-1)
     candidate = tf.tanh(candidate + reset * recurrent_candidate)
     # update * state + (1 - update) * candidate, with one product fewer.
@@ -192,8 +193,8 @@ def _step(
     own_states = zip(_split(next_state, members), members, strict=True)
     hidden = _joined([_dense(own, member.output_state) for own, member in own_states])
     if context_hidden:
-        hidden = hidden + (_joined(words) + side_by_side(context_hidden[0]))
-    tables = [_word_table(member) for member in members]
+        hidden = hidden + (tf.gather(embeddings, token) + side_by_side(context_hidden[0]))
+    tables = [_output_layer(member) for member in members]
     kernel = tf.concat([kernel for kernel, _ in tables], axis=0) / count
     bias = tf.add_n([bias for _, bias in tables]) / count
     return tf.matmul(hidden, kernel) + bias, next_state, attention
@@ -231,7 +232,15 @@ def _context_readers(model: CaptionModel) -> list[Any]:
     return [model.from_context] + ([model.output_context] if model.output_context is not None else [])
 
 
-def _word_table(model: CaptionModel) -> tuple[tf.Tensor, tf.Tensor]:
+def _word_tables(members: Sequence[CaptionModel]) -> tuple[np.ndarray, np.ndarray]:
+    """Members' embeddings [V,M*E], and what their GRUs' gates and candidates get of them, [V,M*3H], as constants."""
+    with tf.init_scope():  # computed now, not in what is traced
+        embeddings = [tf.convert_to_tensor(member.embedding.embeddings) for member in members]
+        from_word = [_dense(words, member.from_word) for words, member in zip(embeddings, members, strict=True)]
+        return _joined(embeddings).numpy(), _joined(from_word).numpy()
+
+
+def _output_layer(model: CaptionModel) -> tuple[tf.Tensor, tf.Tensor]:
     """Kernel and bias of the layer that makes logits [N,V]."""
     if model.output_words is not None:
         return tf.convert_to_tensor(model.output_words.kernel), tf.convert_to_tensor(model.output_words.bias)

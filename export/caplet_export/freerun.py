@@ -24,7 +24,7 @@ def forbid(logits: Any) -> Any:
 class FreeRunner:
     """Greedy captions of a model.
 
-    The function is traced once; the model's weights may change between calls.
+    The functions are traced once; the model's weights may change between calls.
     """
 
     def __init__(self, model: Captioner, max_length: int) -> None:
@@ -34,19 +34,24 @@ class FreeRunner:
 
     def greedy(self, features: Any) -> NDArray[np.int32]:
         """Ids int32 [N,max_length+1] of the most likely words for features [N,L,C]; after `<end>`, padding."""
-        return self._run(features).numpy()
+        return self._run(features, 1).numpy()[..., 0]
 
-    def _unroll(self, features: Any) -> Any:
+    def proposals(self, features: Any, count: int) -> NDArray[np.int32]:
+        """Ids int32 [N,max_length+1,count] of the likeliest words at each step of `greedy`, the one it takes first."""
+        return self._run(features, count).numpy()
+
+    def _unroll(self, features: Any, count: int) -> Any:
         features, keys, state = self._model.encode(features)
         token = tf.fill(tf.shape(state)[:1], START)
         alive = tf.ones_like(token, tf.bool)
-        written = tf.TensorArray(tf.int32, self._max_length + 1, element_shape=(None,))
+        written = tf.TensorArray(tf.int32, self._max_length + 1, element_shape=(None, count))
         for t in tf.range(self._max_length + 1):
             logits, state, _ = self._model.step(token, state, features, keys)
-            token = tf.where(alive, tf.argmax(forbid(logits), -1, tf.int32), PAD)
-            written = written.write(t, token)
+            likeliest = tf.where(alive[:, None], tf.math.top_k(forbid(logits), count).indices, PAD)
+            token = likeliest[:, 0]
+            written = written.write(t, likeliest)
             alive &= token != END
-        return tf.transpose(written.stack())
+        return tf.transpose(written.stack(), (1, 0, 2))
 
 
 def sample(

@@ -59,7 +59,7 @@ def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
     """Every value that becomes 8-bit, with the name of the group of values whose scale it shares.
 
     These are what convolutions and average poolings make, as far as more than a ReLU reads it; what is made of that by
-    moving and picking; and what is multiplied by a constant matrix, unless it comes from a table.
+    moving and picking; and what is multiplied by a constant matrix.
     """
     graph = Graph(model)
     parent: dict[str, str] = {}
@@ -81,7 +81,7 @@ def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
             for value in values:
                 parent.setdefault(value, value)
                 parent[find(value)] = find(values[0])
-        elif _is_dense(graph, node) and not _is_lookup(graph, graph.producer(node.input[0])):
+        elif _is_dense(graph, node):
             parent.setdefault(node.input[0], node.input[0])
     return {value: find(value) for value in parent}
 
@@ -111,8 +111,7 @@ def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mappin
         scales[f"{value}/dequantized"] = scale
     for lookup in graph.of_type("Gather"):
         if _is_lookup(graph, lookup):
-            value = lookup.output[0]
-            scales[value] = _quantize_table(graph, lookup)
+            _quantize_table(graph, lookup)
     for node in graph.of_type("Mul"):
         if node.input[0] in scales and _is_scaling(graph, node):
             _quantize_factors(graph, node)
@@ -214,15 +213,17 @@ def _quantize_weights(graph: Graph, node: onnx.NodeProto, input_scale: float) ->
         node.input[2] = _dequantized_constant(graph, bias, bias_scale, 0, f"{node.output[0]}/bias")
 
 
-def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> float:
-    """Rows are looked up as bytes; what reads them multiplies bytes without another rounding."""
+def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> None:
+    """Rows are looked up as bytes, with a scale for each column: what is looked up is added, not multiplied."""
     value, table = lookup.output[0], graph.constants[lookup.input[0]]
-    scale, zero_point = activation_scale((min(float(table.min()), 0.0), max(float(table.max()), 0.0)))
-    bytes_ = np.clip(np.rint(table / scale) + zero_point, 0, LEVELS - 1).astype(np.uint8)
-    lookup.input[0] = graph.add_constant(bytes_, f"{lookup.input[0]}/quantized")
+    scale = np.maximum(np.abs(table).max(axis=0) / 127, np.float32(1e-12)).astype(np.float32)
+    lookup.input[0] = graph.add_constant(np.rint(table / scale).astype(np.int8), f"{lookup.input[0]}/quantized")
     lookup.output[0] = f"{value}/quantized"
-    graph.add_node("DequantizeLinear", [lookup.output[0], *_scale_constants(graph, value, scale, zero_point)], [value])
-    return scale
+    parameters = [
+        graph.add_constant(scale, f"{value}/scale"),
+        graph.add_constant(np.zeros(scale.shape, np.int8), f"{value}/zero_point"),
+    ]
+    graph.add_node("DequantizeLinear", [lookup.output[0], *parameters], [value], axis=1)
 
 
 def _quantize_factors(graph: Graph, node: onnx.NodeProto) -> None:
@@ -252,9 +253,8 @@ def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:
     return matrix is not None and matrix.ndim == 2 and matrix.shape[1] > _FEW_COLUMNS
 
 
-def _is_lookup(graph: Graph, node: onnx.NodeProto | None) -> bool:
-    if node is None or node.op_type != "Gather":
-        return False
+def _is_lookup(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Rows of a constant table."""
     table = graph.constants.get(node.input[0])
     return table is not None and table.dtype == np.float32 and table.ndim == 2
 

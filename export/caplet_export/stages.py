@@ -79,6 +79,11 @@ def average_stages(runs: Sequence[Path]) -> list[Stage]:
     return [*before, Stage(f"mean of the weights of {names}", member, 0, 0, None, 0.0, {})]
 
 
+def trim_stages(run: Path, words: str) -> list[Stage]:
+    """The stages of a run, and that of its vocabulary these `words` are left."""
+    return [*read_stages(run), Stage(f"vocabulary: {words}", ALL, 0, 0, None, 0.0, {})]
+
+
 def join_stages(runs: Sequence[Path]) -> list[Stage]:
     """The stages of several runs as those of an ensemble's members."""
     return [

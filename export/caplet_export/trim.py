@@ -1,0 +1,80 @@
+"""Leave a captioner the words that it would say: most of a vocabulary is never among the likeliest anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet_export.checkpoint import DECODER, EXTRACTOR, Checkpoint, save_weights
+from caplet_export.errors import ConfigurationError
+from caplet_export.features import StoredFeatures
+from caplet_export.freerun import FreeRunner
+from caplet_export.model import CaptionModel, build_model
+from caplet_export.stages import trim_stages, write_stages
+from caplet_export.text import SPECIALS, Vocabulary
+
+_BATCH = 100
+
+
+def proposed_words(
+    checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str], likeliest: int
+) -> Iterator[tuple[int, NDArray[np.int32]]]:
+    """The words among the `likeliest` of any step of the greedy captions of photos.
+
+    Yields:
+        for each batch how many photos it had, and the ids of its words.
+    """
+    runner = FreeRunner(checkpoint.model, checkpoint.config.text.max_length)
+    for first in range(0, len(names), _BATCH):
+        batch = names[first : first + _BATCH]
+        yield len(batch), np.unique(runner.proposals(store.gather(batch), likeliest))
+
+
+def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: Path) -> Vocabulary:
+    """Write into `folder`, which exists, the run with these words, in their order, and no others.
+
+    It says what the run says as long as no other word is the likeliest; log-probabilities are those of the softmax over
+    what is left, and so a little higher. The weights of an ensemble are stored in float16, as `join` stores them.
+
+    Args:
+        checkpoint: the run.
+        kept: ids of words; `<pad>`, `<start>`, `<end>` and `<unk>` stay anyhow.
+        reason: which words these are, for the model card.
+        folder: where to.
+
+    Raises:
+        ConfigurationError: the run has trained Inception blocks of its own, which would have to be copied with it.
+    """
+    if (checkpoint.folder / EXTRACTOR).exists():
+        raise ConfigurationError(f"{checkpoint.folder}: trained Inception blocks of its own, and cannot be trimmed")
+    ids = np.array(sorted({*range(len(SPECIALS)), *map(int, kept)}))
+    config = replace(checkpoint.config, model=replace(checkpoint.config.model, vocabulary_size=len(ids)))
+    model = build_model(config.model, "float16" if config.model.members > 1 else "float32")
+    pairs = zip(_members(model), _members(checkpoint.model), strict=True)
+    for ours, theirs in pairs:
+        # Only variables that have a place for each word differ in shape, and only in that one dimension.
+        for variable, whole in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
+            variable.assign(_of_words(np.asarray(whole), ids, variable.shape).astype(variable.dtype))
+    vocabulary = Vocabulary([checkpoint.vocabulary.words[number] for number in ids])
+    vocabulary.save(folder / "vocabulary.txt")
+    config.save(folder / "config.json")
+    save_weights(model, folder / DECODER)
+    write_stages(folder, trim_stages(checkpoint.folder, f"{len(ids)} words, {reason}"))
+    return vocabulary
+
+
+def _of_words(whole: NDArray[Any], ids: NDArray[np.int64], shape: Sequence[int]) -> NDArray[Any]:
+    for axis, (length, wanted) in enumerate(zip(whole.shape, shape, strict=True)):
+        if length != wanted:
+            whole = np.take(whole, ids, axis=axis)
+    return whole
+
+
+def _members(model: Any) -> Sequence[CaptionModel]:
+    members: Sequence[CaptionModel] = getattr(model, "members", [model])
+    return members

@@ -1,0 +1,120 @@
+"""A trimmed captioner: what it may still say it says as before, and the words it keeps are those it would say."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caplet_export.checkpoint import load_checkpoint
+from caplet_export.cli import main
+from caplet_export.config import ModelConfig
+from caplet_export.ensemble import join_runs
+from caplet_export.errors import ConfigurationError
+from caplet_export.features import open_store
+from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.freerun import FreeRunner
+from caplet_export.stages import read_stages
+from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN
+from caplet_export.trim import proposed_words, trim_run
+from test_ensemble import write_run
+from test_train import CHANNELS, LOCATIONS, tiny_stores
+from tiny_encoder import CONFIG
+from tiny_flickr8k import write_tiny_flickr8k
+
+KEPT = [4, 7, 8, 15, 21]
+SMALL = dataclasses.replace(CONFIG, locations=LOCATIONS, channels=CHANNELS)
+
+
+def first_step(folder: Path, photos: np.ndarray, token: int) -> np.ndarray:
+    model = load_checkpoint(folder).model
+    features, keys, state = model.encode(photos)
+    return np.asarray(model.step(np.full(len(photos), token), state, features, keys)[0])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [CONFIG, dataclasses.replace(CONFIG, tied_embeddings=False), dataclasses.replace(CONFIG, deep_output=False)],
+    ids=["tied", "untied", "shallow"],
+)
+def test_what_is_left_has_the_logits_it_had(tmp_path: Path, model: ModelConfig) -> None:
+    run, trimmed = write_run(tmp_path / "run", 1, model), tmp_path / "trimmed"
+    trimmed.mkdir()
+    vocabulary = trim_run(load_checkpoint(run), KEPT, "tried out", trimmed)
+    words = load_checkpoint(run).vocabulary.words
+    assert vocabulary.words == [*SPECIALS, *(words[number] for number in KEPT)]
+    photos = np.random.default_rng(0).normal(size=(2, CONFIG.locations, CONFIG.channels)).astype(np.float32)
+    after = first_step(trimmed, photos, vocabulary.encode([words[15]])[0])
+    np.testing.assert_allclose(after, first_step(run, photos, 15)[:, [*range(len(SPECIALS)), *KEPT]], atol=1e-4)
+    assert "9 words, tried out" in read_stages(trimmed)[-1].run
+
+
+def test_captioners_that_speak_as_one_are_trimmed_as_one(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(seed), seed) for seed in (1, 2)]
+    joined, trimmed = tmp_path / "joined", tmp_path / "trimmed"
+    joined.mkdir()
+    trimmed.mkdir()
+    join_runs(runs, joined)
+    trim_run(load_checkpoint(joined), KEPT, "tried out", trimmed)
+    photos = np.random.default_rng(0).normal(size=(2, CONFIG.locations, CONFIG.channels)).astype(np.float32)
+    before = first_step(joined, photos, START)[:, [*range(len(SPECIALS)), *KEPT]]
+    np.testing.assert_allclose(first_step(trimmed, photos, START), before, atol=1e-4)
+    # No more precise on disk than it was.
+    assert (trimmed / "decoder.weights.h5").stat().st_size < (joined / "decoder.weights.h5").stat().st_size
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    dataset = read_dataset(write_tiny_flickr8k(tmp_path / "data"))
+    tiny_stores(tmp_path / "features" / "mixed10-plain", dataset)
+    return dataset
+
+
+def test_the_words_are_those_that_the_decoder_would_say(tmp_path: Path, dataset: Dataset) -> None:
+    """Against greedy search written out, one photo and one step at a time."""
+    checkpoint = load_checkpoint(write_run(tmp_path / "run", 1, SMALL))
+    store, names = open_store(tmp_path / "features", ["mixed10"], "plain"), dataset.split("train")
+    expected: set[int] = set()
+    for name in names:
+        features, keys, state = checkpoint.model.encode(store[name][None].astype(np.float32))
+        token = START
+        for _ in range(checkpoint.config.text.max_length + 1):
+            logits, state, _ = checkpoint.model.step(np.array([token]), state, features, keys)
+            order = [word for word in np.argsort(-np.asarray(logits)[0]) if word not in (PAD, START, UNKNOWN)]
+            expected.update(map(int, order[:3]))
+            token = int(order[0])
+            if token == END:
+                break
+    batches = list(proposed_words(checkpoint, store, names, 3))
+    assert sum(photos for photos, _ in batches) == len(names)
+    assert {word for _, words in batches for word in words.tolist()} - {PAD} == expected
+    assert len(expected) < len(checkpoint.vocabulary) - 4, "or there would be nothing to trim"
+
+
+def test_the_command_changes_no_caption_of_the_photos_it_goes_by(
+    tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, trimmed = write_run(tmp_path / "run", 1, SMALL), tmp_path / "trimmed"
+    options = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    assert main(["trim", str(run), *options, "--likeliest", "1", "-o", str(trimmed)]) == 0
+    before, after = load_checkpoint(run), load_checkpoint(trimmed)
+    assert f"{len(after.vocabulary)} of {len(before.vocabulary)} words" in capsys.readouterr().out
+    assert len(after.vocabulary) < len(before.vocabulary)
+    store = open_store(tmp_path / "features", ["mixed10"], "plain")
+    features = store.gather(dataset.split("train"))
+    said = [
+        [checkpoint.vocabulary.decode(row) for row in FreeRunner(checkpoint.model, 9).greedy(features)]
+        for checkpoint in (before, after)
+    ]
+    assert said[0] == said[1]
+    assert main(["trim", str(run), *options, "--likeliest", "0", "-o", str(trimmed)]) == 1
+    assert "at least the likeliest word" in capsys.readouterr().err
+
+
+def test_trained_inception_blocks_are_not_left_behind_unseen(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 1)
+    (run / "extractor.npz").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match="Inception blocks of its own"):
+        trim_run(load_checkpoint(run), KEPT, "tried out", tmp_path)
