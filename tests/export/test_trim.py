@@ -109,8 +109,34 @@ def test_the_command_changes_no_caption_of_the_photos_it_goes_by(
         for checkpoint in (before, after)
     ]
     assert said[0] == said[1]
-    assert main(["trim", str(run), *options, "--likeliest", "0", "-o", str(trimmed)]) == 1
-    assert "at least the likeliest word" in capsys.readouterr().err
+    # The same again by the list of its words, without data.
+    again = tmp_path / "again"
+    assert main(["trim", str(run), "--words", str(trimmed / "vocabulary.txt"), "-o", str(again)]) == 0
+    assert load_checkpoint(again).vocabulary.words == after.vocabulary.words
+    trained = (load_checkpoint(folder).model.trainable_variables for folder in (trimmed, again))
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--likeliest", "0", "--words", "words.txt"], "at least the likeliest word"),
+        (["--features", "features"], "give --data and --features, or --words"),
+        (["--words", "words.txt"], "'unheard' is no word of"),
+        (["--words", "gone.txt"], "No such file"),
+    ],
+)
+def test_what_cannot_be_kept_is_said(
+    tmp_path: Path, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", 1)
+    Path("words.txt").write_text("\n".join([*SPECIALS, "word3", "unheard", ""]))
+    assert main(["trim", "run", *options, "-o", "trimmed"]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not Path("trimmed").exists()
 
 
 def test_trained_inception_blocks_are_not_left_behind_unseen(tmp_path: Path) -> None:

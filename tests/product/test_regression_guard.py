@@ -68,8 +68,8 @@ def test_the_encoder_runs_few_operators_and_all_convolutions_in_bytes(bundle: Bu
 def test_a_word_takes_few_operators_and_few_products(bundle: Bundle, tmp_path: Path) -> None:
     counts = executed(bundle.decoder, tmp_path)
     products = sum(count for kind, count in counts.items() if "MatMul" in kind or "Gemm" in kind)
-    assert products <= 11
-    assert counts.total() <= 68
+    assert products <= 9
+    assert counts.total() <= 64
 
 
 def test_the_same_numbers_on_every_processor_without_slower_kernels(bundle: Bundle) -> None:
@@ -78,8 +78,8 @@ def test_the_same_numbers_on_every_processor_without_slower_kernels(bundle: Bund
 
 def test_the_model_is_small(bundle: Bundle) -> None:
     assert bundle.encoder.stat().st_size <= 26e6
-    assert bundle.decoder.stat().st_size <= 9e6
-    assert sum(file.bytes for file in bundle.manifest.files.values()) <= 35e6
+    assert bundle.decoder.stat().st_size <= 9.5e6
+    assert sum(file.bytes for file in bundle.manifest.files.values()) <= 36e6
 
 
 def test_one_run_of_the_decoder_is_one_word_of_all_hypotheses(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_no_such_directory(name: str, tmp_path: Path) -> None:
     assert isinstance(caught.value, FileNotFoundError)
 
 
-@pytest.mark.parametrize("path", [123, 1.5, [], object()], ids=str)
+@pytest.mark.parametrize("path", [123, 1.5, [], object()], ids=lambda value: type(value).__name__)
 def test_what_is_no_path_is_an_argument_error(path: Any) -> None:
     with pytest.raises(ArgumentError, match=r"model: .* is not a path"):
         load_bundle(path)

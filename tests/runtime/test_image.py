@@ -258,7 +258,7 @@ def test_arrays_and_buffers_are_not_changed() -> None:
 # -- what is no image -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", [None, 7, 1.5, ["photo.jpg"], {}, object()], ids=repr)
+@pytest.mark.parametrize("source", [None, 7, 1.5, ["photo.jpg"], {}, object()], ids=lambda value: type(value).__name__)
 def test_other_types_are_type_errors(source: Any) -> None:
     error = refusal(source)
     assert isinstance(error, ImageTypeError) and isinstance(error, TypeError)

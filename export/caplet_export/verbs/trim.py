@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -11,12 +12,15 @@ from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError
 from caplet_export.flickr8k import read_dataset
 
+if TYPE_CHECKING:
+    from caplet_export.checkpoint import Checkpoint
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("folder", metavar="run", type=Path, help="run folder")
-    parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
-    parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
+    parser.add_argument("--data", type=Path, help="data set in the Flickr8k layout")
+    parser.add_argument("--features", type=Path, help="folder written by `caplet-export features`")
     parser.add_argument(
         "--likeliest",
         type=int,
@@ -25,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="words to keep: those that are among the K likeliest at any step of the captions of the training photos "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--words", type=Path, metavar="FILE", help="keep the words of this vocabulary.txt; no data, no features needed"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the new run folder; replaced if there")
 
 
@@ -32,27 +39,46 @@ def run(arguments: argparse.Namespace) -> int:
     """Trim the run's vocabulary."""
     if arguments.likeliest < 1:
         raise ConfigurationError(f"--likeliest {arguments.likeliest}: at least the likeliest word must stay")
-    dataset = read_dataset(arguments.data)
+    if arguments.words is None and None in (arguments.data, arguments.features):
+        raise ConfigurationError("which words? give --data and --features, or --words")
 
     load_tensorflow()
     from caplet_export.checkpoint import load_checkpoint
-    from caplet_export.features import open_store
     from caplet_export.outputs import whole_folder
-    from caplet_export.trim import proposed_words, trim_run
-    from caplet_export.views import PLAIN
+    from caplet_export.text import Vocabulary
+    from caplet_export.trim import trim_run
 
     checkpoint = load_checkpoint(arguments.folder)
     before = len(checkpoint.vocabulary)
-    likeliest = min(arguments.likeliest, before)
+    if arguments.words is None:
+        kept = _proposed(checkpoint, arguments)
+        which = f"those among the {arguments.likeliest} likeliest at any step on a training photo"
+    else:
+        words = Vocabulary.load(arguments.words).words
+        strange = [word for word in words if word not in checkpoint.vocabulary]
+        if strange:
+            raise ConfigurationError(f"{arguments.words}: {strange[0]!r} is no word of {arguments.folder}")
+        kept = set(checkpoint.vocabulary.encode(words))
+        which = f"those of {arguments.words.name}"
+    with whole_folder(arguments.output) as folder:
+        after = len(trim_run(checkpoint, kept, f"of {before}: {which}", folder))
+    print(f"wrote {arguments.output}: {after} of {before} words")
+    return 0
+
+
+def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace) -> set[int]:
+    """Ids of the words that the captioner proposes for the training photos."""
+    from caplet_export.features import open_store
+    from caplet_export.trim import proposed_words
+    from caplet_export.views import PLAIN
+
+    dataset = read_dataset(arguments.data)
     store = open_store(arguments.features, checkpoint.config.model.blocks, PLAIN)
     names = [name for name in dataset.split("train") if name not in store.skipped]
+    likeliest = min(arguments.likeliest, len(checkpoint.vocabulary))
     kept: set[int] = set()
     with tqdm(total=len(names), desc="words", unit="photo", disable=None, leave=False) as bar:
         for photos, words in proposed_words(checkpoint, store, names, likeliest):
             kept.update(words.tolist())
             bar.update(photos)
-    reason = f"of {before}: those among the {likeliest} likeliest at any step on a training photo"
-    with whole_folder(arguments.output) as folder:
-        after = len(trim_run(checkpoint, kept, reason, folder))
-    print(f"wrote {arguments.output}: {after} of {before} words")
-    return 0
+    return kept
