@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from caplet_export.config import ModelConfig
 from caplet_export.inception import scale, split_blocks
+from caplet_export.model import members_of
 from caplet_export.text import PAD, START, UNKNOWN
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _encode(model: Captioner, grids: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf
         model: the captioner.
         grids: [N,L,C] of each of `model.config.blocks`.
     """
-    members = _members(model)
+    members = members_of(model)
     projected: dict[int, tf.Tensor] = {}
     for block, grid in zip(model.config.blocks, grids, strict=True):
         readers = [member for member in members if member.config.feature_block == block]
@@ -157,7 +158,7 @@ def _step(
     products is the product of operands laid side by side. Everything between is done on [N,M,...], or on [N,M*...]
     where that needs no transposition.
     """
-    members, config = _members(model), model.config
+    members, config = members_of(model), model.config
     count, size = len(members), config.state_size
 
     def stacked(whole: tf.Tensor) -> tf.Tensor:
@@ -245,10 +246,6 @@ def _output_layer(model: CaptionModel) -> tuple[tf.Tensor, tf.Tensor]:
     if model.output_words is not None:
         return tf.convert_to_tensor(model.output_words.kernel), tf.convert_to_tensor(model.output_words.bias)
     return tf.transpose(model.embedding.embeddings), tf.convert_to_tensor(model.output_bias)
-
-
-def _members(model: Captioner) -> Sequence[CaptionModel]:
-    return getattr(model, "members", [model])
 
 
 def _split(whole: tf.Tensor, members: Sequence[CaptionModel]) -> Sequence[tf.Tensor]:

@@ -6,6 +6,7 @@ and what free-running decoding calls; `teacher_forced` unrolls `step` over given
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -252,6 +253,11 @@ class CaptionEnsemble(keras.Model):
 
 
 Captioner = CaptionModel | CaptionEnsemble
+
+
+def members_of(model: Captioner) -> Sequence[CaptionModel]:
+    """The captioners that speak as one; a single one is its own only member."""
+    return [model] if isinstance(model, CaptionModel) else model.members
 
 
 def build_model(config: ModelConfig, dtype: str = "float32") -> Captioner:

@@ -14,7 +14,7 @@ from caplet_export.checkpoint import DECODER, EXTRACTOR, Checkpoint, save_weight
 from caplet_export.errors import ConfigurationError
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import FreeRunner
-from caplet_export.model import CaptionModel, build_model
+from caplet_export.model import build_model, members_of
 from caplet_export.stages import trim_stages, write_stages
 from caplet_export.text import SPECIALS, Vocabulary
 
@@ -55,8 +55,7 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
     ids = np.array(sorted({*range(len(SPECIALS)), *map(int, kept)}))
     config = replace(checkpoint.config, model=replace(checkpoint.config.model, vocabulary_size=len(ids)))
     model = build_model(config.model, "float16" if config.model.members > 1 else "float32")
-    pairs = zip(_members(model), _members(checkpoint.model), strict=True)
-    for ours, theirs in pairs:
+    for ours, theirs in zip(members_of(model), members_of(checkpoint.model), strict=True):
         # Only variables that have a place for each word differ in shape, and only in that one dimension.
         for variable, whole in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
             variable.assign(_of_words(np.asarray(whole), ids, variable.shape).astype(variable.dtype))
@@ -73,8 +72,3 @@ def _of_words(whole: NDArray[Any], ids: NDArray[np.int64], shape: Sequence[int])
         if length != wanted:
             whole = np.take(whole, ids, axis=axis)
     return whole
-
-
-def _members(model: Any) -> Sequence[CaptionModel]:
-    members: Sequence[CaptionModel] = getattr(model, "members", [model])
-    return members
