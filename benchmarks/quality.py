@@ -10,12 +10,16 @@ from caplet.bundle import DEFAULT_BUNDLE
 from caplet_export.card import render_scores
 
 
+def with_scores(readme: str) -> str:
+    """A README's text with the scores of the default bundle. Raises ValueError where it has no place for them."""
+    manifest = json.loads((ROOT / "models" / DEFAULT_BUNDLE / "manifest.json").read_text(encoding="utf-8"))
+    return insert(readme, render_scores(manifest["metrics"], manifest["decoding"]), "metrics")
+
+
 def main() -> None:
     """Rewrite the README's scores."""
-    manifest = json.loads((ROOT / "models" / DEFAULT_BUNDLE / "manifest.json").read_text(encoding="utf-8"))
     readme = ROOT / "README.md"
-    table = render_scores(manifest["metrics"], manifest["decoding"])
-    readme.write_text(insert(readme.read_text(encoding="utf-8"), table, "metrics"), encoding="utf-8")
+    readme.write_text(with_scores(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
