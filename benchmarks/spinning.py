@@ -37,9 +37,7 @@ def measure(bundle: Path | None, photo: Path, threads: int, runs: int) -> dict[s
 
     captioners = {}
     for spin in SPINS:
-        asked = {"spin_duration_us": str(spin)} if spin else {"allow_spinning": "0"}
-        options = {f"session.intra_op.{name}": value for name, value in asked.items()}
-        with mock.patch.object(sessions, "_spinning", return_value=options):
+        with mock.patch.object(sessions, "_SPIN_MICROSECONDS", spin):
             captioners[spin] = Captioner(bundle, threads=threads)
     manifest = captioners[0].bundle.manifest
     pixels = load_pixels(photo, size=(manifest.width, manifest.height))[None]

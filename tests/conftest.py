@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,29 @@ def photos() -> Path:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with random weights, in the bundle format. Read only: copy it to change it."""
     return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture
+def session_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str | None]]:
+    """What onnxruntime's sessions opened from now on were given for an option, in their order; None where nothing."""
+    import onnxruntime
+
+    opened: list[onnxruntime.SessionOptions] = []
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, options: onnxruntime.SessionOptions, **rest: object) -> onnxruntime.InferenceSession:
+        opened.append(options)
+        return real(path, options, **rest)
+
+    def given(name: str) -> list[str | None]:
+        return [_entry(options, name) for options in opened]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    return given
+
+
+def _entry(options: object, name: str) -> str | None:
+    try:
+        return str(options.get_session_config_entry(name))  # type: ignore[attr-defined]
+    except Exception:  # onnxruntime's way to say that an option is not set
+        return None

@@ -91,9 +91,8 @@ def _captions(checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str
     length = checkpoint.config.text.max_length
     runner = FreeRunner(checkpoint.model, length)
     captions: list[list[str]] = []
-    for first in range(0, len(names), _BATCH):
-        batch = names[first : first + _BATCH]
-        captions += captions_of(runner.greedy(store.gather(batch)), checkpoint.vocabulary, length)
+    for features in store.batches(names, _BATCH):
+        captions += captions_of(runner.greedy(features), checkpoint.vocabulary, length)
     return captions
 
 

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caplet_export.config import Config, load_config
+from caplet_export.config import Config, ModelConfig, load_config
 from caplet_export.errors import ConfigurationError
 from caplet_export.text import Vocabulary
 
 if TYPE_CHECKING:
     import keras
 
-    from caplet_export.model import CaptionModel
+    from caplet_export.model import Captioner, CaptionModel
 
 DECODER, EXTRACTOR = "decoder.weights.h5", "extractor.npz"
 
@@ -65,6 +65,20 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
     model = build_model(config.model, dtype)
     load_weights(model, folder / DECODER)
     return Checkpoint(folder, config, vocabulary, model)
+
+
+def empty_model(config: ModelConfig) -> Captioner:
+    """A model to be filled and saved: a captioner in float32, from which training goes on, an ensemble in float16."""
+    from caplet_export.model import build_model
+
+    return build_model(config, "float16" if config.members > 1 else "float32")
+
+
+def save_checkpoint(folder: Path, config: Config, vocabulary: Vocabulary, model: Captioner) -> None:
+    """Write into `folder`, which exists, what `load_checkpoint` reads."""
+    vocabulary.save(folder / "vocabulary.txt")
+    config.save(folder / "config.json")
+    save_weights(model, folder / DECODER)
 
 
 def load_weights(model: keras.Model, path: Path) -> None:

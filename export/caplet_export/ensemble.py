@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from caplet_export.checkpoint import DECODER, EXTRACTOR, Checkpoint, load_checkpoint, save_weights
+from caplet_export.checkpoint import EXTRACTOR, Checkpoint, empty_model, load_checkpoint, save_checkpoint
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
-from caplet_export.model import CaptionEnsemble, build_model
+from caplet_export.model import CaptionEnsemble
 from caplet_export.stages import average_stages, join_stages, write_stages
 
 
@@ -28,14 +28,12 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
     blocks = [checkpoint.config.model.feature_block for checkpoint in checkpoints]
     read = blocks[0] if len(set(blocks)) == 1 else " ".join(blocks)
     config = replace(first.config, model=replace(first.config.model, members=len(runs), feature_block=read))
-    model = build_model(config.model, "float16")
+    model = empty_model(config.model)
     assert isinstance(model, CaptionEnsemble)
     for member, checkpoint in zip(model.members, checkpoints, strict=True):
         for variable, value in zip(member.trainable_variables, checkpoint.model.trainable_variables, strict=True):
             variable.assign(np.asarray(value, np.float16))
-    first.vocabulary.save(folder / "vocabulary.txt")
-    config.save(folder / "config.json")
-    save_weights(model, folder / DECODER)
+    save_checkpoint(folder, config, first.vocabulary, model)
     write_stages(folder, join_stages(runs))
 
 
@@ -51,13 +49,11 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     """
     checkpoints = _alike(runs)
     last = checkpoints[-1]
-    model = build_model(last.config.model, "float16" if last.config.model.members > 1 else "float32")
+    model = empty_model(last.config.model)
     weights = (checkpoint.model.trainable_variables for checkpoint in checkpoints)
     for variable, *values in zip(model.trainable_variables, *weights, strict=True):
         variable.assign(np.mean([np.asarray(value) for value in values], axis=0).astype(variable.dtype))
-    last.vocabulary.save(folder / "vocabulary.txt")
-    last.config.save(folder / "config.json")
-    save_weights(model, folder / DECODER)
+    save_checkpoint(folder, last.config, last.vocabulary, model)
     write_stages(folder, average_stages(runs))
 
 

@@ -73,6 +73,11 @@ class StoredFeatures(ABC):
         """Features of several images, [len(names), 64, channels] float16."""
         return np.stack([self[name] for name in names])
 
+    def batches(self, names: Sequence[str], size: int) -> Iterator[NDArray[np.float16]]:
+        """Features of several images, `size` images at a time."""
+        for first in range(0, len(names), size):
+            yield self.gather(names[first : first + size])
+
 
 class FeatureStore(StoredFeatures):
     """Read-only view of a feature store.

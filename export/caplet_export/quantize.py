@@ -219,10 +219,7 @@ def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> None:
     scale = np.maximum(np.abs(table).max(axis=0) / 127, np.float32(1e-12)).astype(np.float32)
     lookup.input[0] = graph.add_constant(np.rint(table / scale).astype(np.int8), f"{lookup.input[0]}/quantized")
     lookup.output[0] = f"{value}/quantized"
-    parameters = [
-        graph.add_constant(scale, f"{value}/scale"),
-        graph.add_constant(np.zeros(scale.shape, np.int8), f"{value}/zero_point"),
-    ]
+    parameters = _scale_constants(graph, value, scale, np.zeros(scale.shape, np.int8))
     graph.add_node("DequantizeLinear", [lookup.output[0], *parameters], [value], axis=1)
 
 
@@ -260,17 +257,18 @@ def _is_lookup(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _dequantized_constant(graph: Graph, values: NDArray[Any], scale: NDArray[np.float32], axis: int, name: str) -> str:
-    inputs = [
-        graph.add_constant(values, f"{name}/quantized"),
-        graph.add_constant(scale, f"{name}/scale"),
-        graph.add_constant(np.zeros(scale.shape, values.dtype), f"{name}/zero_point"),
-    ]
+    constant = graph.add_constant(values, f"{name}/quantized")
+    inputs = [constant, *_scale_constants(graph, name, scale, np.zeros(scale.shape, values.dtype))]
     graph.add_node("DequantizeLinear", inputs, [f"{name}/dequantized"], axis=axis)
     return f"{name}/dequantized"
 
 
-def _scale_constants(graph: Graph, value: str, scale: float, zero_point: int) -> list[str]:
+def _scale_constants(
+    graph: Graph, value: str, scale: float | NDArray[np.float32], zero_point: int | NDArray[Any]
+) -> list[str]:
+    """Names of a value's scale and zero point; a zero point that is no array is an unsigned byte."""
+    zero_points = zero_point if isinstance(zero_point, np.ndarray) else np.array(zero_point, np.uint8)
     return [
-        graph.add_constant(np.array(scale, np.float32), f"{value}/scale"),
-        graph.add_constant(np.array(zero_point, np.uint8), f"{value}/zero_point"),
+        graph.add_constant(np.asarray(scale, np.float32), f"{value}/scale"),
+        graph.add_constant(zero_points, f"{value}/zero_point"),
     ]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet_export.checkpoint import DECODER, EXTRACTOR, Checkpoint, save_weights
+from caplet_export.checkpoint import EXTRACTOR, Checkpoint, empty_model, save_checkpoint
 from caplet_export.errors import ConfigurationError
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import FreeRunner
-from caplet_export.model import build_model, members_of
+from caplet_export.model import members_of
 from caplet_export.stages import trim_stages, write_stages
 from caplet_export.text import SPECIALS, Vocabulary
 
@@ -30,9 +30,8 @@ def proposed_words(
         for each batch how many photos it had, and the ids of its words.
     """
     runner = FreeRunner(checkpoint.model, checkpoint.config.text.max_length)
-    for first in range(0, len(names), _BATCH):
-        batch = names[first : first + _BATCH]
-        yield len(batch), np.unique(runner.proposals(store.gather(batch), likeliest))
+    for features in store.batches(names, _BATCH):
+        yield len(features), np.unique(runner.proposals(features, likeliest))
 
 
 def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: Path) -> Vocabulary:
@@ -54,15 +53,13 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
         raise ConfigurationError(f"{checkpoint.folder}: trained Inception blocks of its own, and cannot be trimmed")
     ids = np.array(sorted({*range(len(SPECIALS)), *map(int, kept)}))
     config = replace(checkpoint.config, model=replace(checkpoint.config.model, vocabulary_size=len(ids)))
-    model = build_model(config.model, "float16" if config.model.members > 1 else "float32")
+    model = empty_model(config.model)
     for ours, theirs in zip(members_of(model), members_of(checkpoint.model), strict=True):
         # Only variables that have a place for each word differ in shape, and only in that one dimension.
         for variable, whole in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
             variable.assign(_of_words(np.asarray(whole), ids, variable.shape).astype(variable.dtype))
     vocabulary = Vocabulary([checkpoint.vocabulary.words[number] for number in ids])
-    vocabulary.save(folder / "vocabulary.txt")
-    config.save(folder / "config.json")
-    save_weights(model, folder / DECODER)
+    save_checkpoint(folder, config, vocabulary, model)
     write_stages(folder, trim_stages(checkpoint.folder, f"{len(ids)} words, {reason}"))
     return vocabulary
 

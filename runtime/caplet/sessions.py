@@ -157,8 +157,8 @@ def _spinning(version: str) -> dict[str, str]:
     and nothing spins after a run. Before 1.26 a thread spins for milliseconds or not at all.
     """
     numbers = [int(number) for number in re.findall(r"\d+", version)[:2]]
-    within = {"spin_duration_us": str(_SPIN_MICROSECONDS)} if numbers >= [1, 26] else {"allow_spinning": "0"}
-    return {"session.inter_op.allow_spinning": "0"} | {f"session.intra_op.{key}": within[key] for key in within}
+    name, value = ("spin_duration_us", str(_SPIN_MICROSECONDS)) if numbers >= [1, 26] else ("allow_spinning", "0")
+    return {f"session.intra_op.{name}": value, "session.inter_op.allow_spinning": "0"}
 
 
 def _may_saturate(cpu: Mapping[str, Any]) -> bool:

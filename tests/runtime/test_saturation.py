@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-import onnxruntime
 import pytest
 
 from caplet import Captioner
@@ -19,22 +19,18 @@ OPTION = "session.x64quantprecision"
 WITHOUT_VNNI = "flags\t\t: fpu avx avx2 fma"
 
 
-def asked_for(bundle: Path, cpuinfo: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+@pytest.fixture
+def asked_for(
+    monkeypatch: pytest.MonkeyPatch, session_options: Callable[[str], list[str | None]]
+) -> Callable[[Path, Path], list[bool]]:
     """Whether a Captioner asks for exact kernels on such a processor, encoder and decoder."""
-    seen: list[bool] = []
-    real = onnxruntime.InferenceSession
 
-    def session(path: str, options: onnxruntime.SessionOptions, **rest: object) -> onnxruntime.InferenceSession:
-        try:
-            seen.append(options.get_session_config_entry(OPTION) == "1")
-        except Exception:  # onnxruntime's way to say that an option is not set
-            seen.append(False)
-        return real(path, options, **rest)
+    def asked(bundle: Path, cpuinfo: Path) -> list[bool]:
+        monkeypatch.setattr(sessions_module, "describe_cpu", lambda: describe_cpu(cpuinfo))
+        Captioner(bundle)
+        return [value == "1" for value in session_options(OPTION)]
 
-    monkeypatch.setattr(sessions_module, "describe_cpu", lambda: describe_cpu(cpuinfo))
-    monkeypatch.setattr(sessions_module.onnxruntime, "InferenceSession", session)
-    Captioner(bundle)
-    return seen
+    return asked
 
 
 def write_cpuinfo(folder: Path, line: str) -> Path:
@@ -55,20 +51,25 @@ def write_cpuinfo(folder: Path, line: str) -> Path:
     ],
 )
 def test_asked_for_on_x86_without_vnni(
-    line: str, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+    line: str, asked: bool, tmp_path: Path, tiny_bundle: Path, asked_for: Callable[[Path, Path], list[bool]]
 ) -> None:
     """The bundle says nothing of its weights."""
-    assert asked_for(tiny_bundle, write_cpuinfo(tmp_path, line), monkeypatch) == [asked, asked]
+    assert asked_for(tiny_bundle, write_cpuinfo(tmp_path, line)) == [asked, asked]
 
 
 @pytest.mark.parametrize(
     ("encoder", "decoder", "asked"), [(False, False, False), (True, False, True), (False, True, True)]
 )
 def test_not_asked_for_by_a_bundle_that_does_not_saturate(
-    encoder: bool, decoder: bool, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+    encoder: bool,
+    decoder: bool,
+    asked: bool,
+    tmp_path: Path,
+    tiny_bundle: Path,
+    asked_for: Callable[[Path, Path], list[bool]],
 ) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["graphs"]["encoder"]["saturates"], manifest["graphs"]["decoder"]["saturates"] = encoder, decoder
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    assert asked_for(bundle, write_cpuinfo(tmp_path, WITHOUT_VNNI), monkeypatch) == [asked, asked]
+    assert asked_for(bundle, write_cpuinfo(tmp_path, WITHOUT_VNNI)) == [asked, asked]
