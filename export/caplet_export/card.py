@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caplet_export.stages import ALL
+
 WEIGHTS_LICENSE = (
     "Apache-2.0. Derived from Google's Inception-v3 for ImageNet (Apache-2.0, 2015), trained further on Flickr8k photos"
 )
@@ -160,7 +162,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             stage["run"],
-            stage["member"] or "all, as one",
+            _as_one(stage["member"]),
             stage["epochs"],
             "not recorded" if stage["seconds"] is None else f"{stage['seconds'] / 60:.0f}",
             "" if stage["dev_cider"] is None else f"{stage['dev_cider']:.1f}",
@@ -174,6 +176,13 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
 Each stage of a captioner goes on from the weights of the one above it, or, if both are averaged in the end, from what
 that one began with; the first begins at random. Minutes are wall time on one of two cores, mostly while another stage
 ran on the other."""
+
+
+def _as_one(member: int | str) -> str:
+    """`Stage.member` in words."""
+    if member == ALL:
+        return "all, as one"
+    return f"{member}, as one" if isinstance(member, str) else f"{member}"
 
 
 def _figure() -> str:

@@ -67,6 +67,12 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
     return Checkpoint(folder, config, vocabulary, model)
 
 
+def require_frozen_extractor(checkpoint: Checkpoint, done: str) -> None:
+    """Raise a ConfigurationError, that the run cannot be `done`, if it trained Inception blocks of its own."""
+    if (checkpoint.folder / EXTRACTOR).exists():
+        raise ConfigurationError(f"{checkpoint.folder}: trained Inception blocks of its own, and cannot be {done}")
+
+
 def empty_model(config: ModelConfig) -> Captioner:
     """A model to be filled and saved: a captioner in float32, from which training goes on, an ensemble in float16."""
     from caplet_export.model import build_model

@@ -14,6 +14,7 @@ VERBS = {
     "features": "run InceptionV3 over a data set and store what it saw",
     "train": "train a captioner on stored features",
     "join": "make several trained captioners one that speaks for all of them",
+    "prune": "make a trained captioner narrower, to be trained on",
     "trim": "leave a captioner only the words that it would say",
     "ablation": "compare training runs on the dev split, for the model card",
     "convert": "convert a trained captioner to ONNX and prove that it says the same",

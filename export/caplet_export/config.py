@@ -32,11 +32,12 @@ class ModelConfig:
     members: int = 1
     """Captioners that speak as one (`caplet-export join`); the sizes below are those of each."""
     feature_block: str = "mixed10"
-    """The Inception block whose output the captioner sees: `mixed10`, the last, or `mixed9`, of the same shape. The
-    later a block, the better it knows the photos that the extractor was trained on. In an ensemble one for all members,
-    or one for each, separated by spaces."""
+    """The Inception block whose output the captioner sees: `mixed10`, the last, `mixed9`, of the same shape, or
+    `mixed8`, of 1280 channels. The later a block, the better it knows the photos that the extractor was trained on. In
+    an ensemble one for all members, or one for each, separated by spaces."""
     locations: int = 64
     channels: int = 2048
+    """Of `mixed9` and `mixed10`; `mixed8` has five eighths of them."""
     feature_size: int = 512
     """D: what the linear encoder makes of each location."""
     attention_size: int = 256
@@ -71,9 +72,14 @@ class ModelConfig:
         return tuple(dict.fromkeys(self.member_blocks))
 
     @property
+    def block_channels(self) -> tuple[int, ...]:
+        """Channels of each of `blocks`."""
+        return tuple(self.channels * 5 // 8 if block == "mixed8" else self.channels for block in self.blocks)
+
+    @property
     def extractor_channels(self) -> int:
         """Channels of the extractor's output."""
-        return self.channels * len(self.blocks)
+        return sum(self.block_channels)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,8 @@ class TrainConfig:
     """How the weights are learned."""
 
     objective: str = "cross_entropy"
-    """`cross_entropy` by teacher forcing, or `self_critical` with a CIDEr-D reward (from a trained run)."""
+    """`cross_entropy` by teacher forcing; `self_critical` with a CIDEr-D reward (from a trained run); or
+    `distillation`, to say each word as probably as another run does (`--teacher`)."""
     seed: int = 1
     reward_rouge: float = 0.0
     """What a ROUGE-L of 1 adds to the reward of a sampled caption, beside its CIDEr-D of 0 to 10 (self-critical)."""
@@ -89,7 +96,7 @@ class TrainConfig:
     """What each pair of neighbouring words that nobody says costs a sampled caption (self-critical)."""
     batch_images: int = 24
     captions_per_image: int = 5
-    """Captions of an image in a batch: its own, or as many samples (self-critical)."""
+    """Captions of an image in a batch: its own, or as many samples (self-critical; of the teacher in distillation)."""
     epochs: int = 14
     patience: int = 5
     """Stop after this many epochs without a better free-running dev CIDEr-D; 0 trains for a fixed number of epochs and
@@ -155,6 +162,18 @@ RECIPES = {
             average_decay=0.99,
         ),
     ),
+    "distillation": Config(
+        model=ModelConfig(dropout=0.0),
+        train=TrainConfig(
+            objective="distillation",
+            epochs=8,
+            patience=0,
+            learning_rate=5e-4,
+            label_smoothing=0.0,
+            attention_regularisation=0.0,
+            average_decay=0.99,
+        ),
+    ),
     "fine_tune": Config(
         train=TrainConfig(
             epochs=6,
@@ -190,11 +209,11 @@ RECIPES = {
 nothing that could be measured; and the tutorials' recipe as the baseline."""
 
 _CHOICES = {
-    "feature_block": ("mixed9", "mixed10"),
+    "feature_block": ("mixed8", "mixed9", "mixed10"),
     "rules": ("coco", "tutorial"),
     "initial_state": ("mean", "zero"),
     "decay": ("cosine", "constant"),
-    "objective": ("cross_entropy", "self_critical"),
+    "objective": ("cross_entropy", "self_critical", "distillation"),
     "precision": ("float32", "bfloat16"),
 }
 

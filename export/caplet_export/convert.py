@@ -54,8 +54,8 @@ def convert_encoder(extractor: keras.Model, model: Captioner, *, plain: bool = F
             grid = extractor(scale(pixels), training=False)
             outputs = model.encode(tf.reshape(grid, (-1, config.locations, config.extractor_channels)))
         else:
-            grids = blocks(scale(pixels))
-            outputs = _encode(model, [tf.reshape(grid, (-1, config.locations, config.channels)) for grid in grids])
+            grids = zip(blocks(scale(pixels)), config.block_channels, strict=True)
+            outputs = _encode(model, [tf.reshape(grid, (-1, config.locations, size)) for grid, size in grids])
         return dict(zip(("features", "keys", "state"), outputs, strict=True))
 
     graph = _trace(encoder, {"pixels": (tf.uint8, (None, height, width, 3))})

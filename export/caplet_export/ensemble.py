@@ -11,30 +11,30 @@ import numpy as np
 from caplet_export.checkpoint import EXTRACTOR, Checkpoint, empty_model, load_checkpoint, save_checkpoint
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
-from caplet_export.model import CaptionEnsemble
+from caplet_export.model import members_of
 from caplet_export.stages import average_stages, join_stages, write_stages
 
 
 def join_runs(runs: Sequence[Path], folder: Path) -> None:
     """Write into `folder`, which exists, a run whose model is the ensemble of the captioners of `runs`.
 
-    Its weights are stored in float16: twenty megabytes for two captioners of the released size.
+    A run that is an ensemble itself brings all of its members. Weights are stored in float16.
 
     Raises:
         ConfigurationError: fewer than two runs; runs of different vocabularies, sizes or Inception weights.
     """
-    checkpoints = _alike(runs, same_block=False)
+    checkpoints = _alike(runs, as_members=True)
     first = checkpoints[0]
-    blocks = [checkpoint.config.model.feature_block for checkpoint in checkpoints]
+    members = [member for checkpoint in checkpoints for member in members_of(checkpoint.model)]
+    blocks = [member.config.feature_block for member in members]
     read = blocks[0] if len(set(blocks)) == 1 else " ".join(blocks)
-    config = replace(first.config, model=replace(first.config.model, members=len(runs), feature_block=read))
+    config = replace(first.config, model=replace(first.config.model, members=len(members), feature_block=read))
     model = empty_model(config.model)
-    assert isinstance(model, CaptionEnsemble)
-    for member, checkpoint in zip(model.members, checkpoints, strict=True):
-        for variable, value in zip(member.trainable_variables, checkpoint.model.trainable_variables, strict=True):
+    for ours, theirs in zip(members_of(model), members, strict=True):
+        for variable, value in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
             variable.assign(np.asarray(value, np.float16))
     save_checkpoint(folder, config, first.vocabulary, model)
-    write_stages(folder, join_stages(runs))
+    write_stages(folder, join_stages(runs, [checkpoint.config.model.members for checkpoint in checkpoints]))
 
 
 def average_runs(runs: Sequence[Path], folder: Path) -> None:
@@ -57,7 +57,7 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     write_stages(folder, average_stages(runs))
 
 
-def _alike(runs: Sequence[Path], *, same_block: bool = True) -> list[Checkpoint]:
+def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint]:
     """The checkpoints of runs that can be put together."""
     if len(runs) < 2:
         raise ConfigurationError("it takes two runs to make one of them")
@@ -66,7 +66,7 @@ def _alike(runs: Sequence[Path], *, same_block: bool = True) -> list[Checkpoint]
     for other in checkpoints[1:]:
         if other.vocabulary.words != first.vocabulary.words:
             raise ConfigurationError(f"{other.folder}: another vocabulary than {first.folder}")
-        sizes, expected = (_sizes(checkpoint.config.model, same_block) for checkpoint in (other, first))
+        sizes, expected = (_sizes(checkpoint.config.model, as_members) for checkpoint in (other, first))
         if sizes != expected:
             raise ConfigurationError(f"{other.folder}: model.* switches other than those of {first.folder}")
     trained = [run for run in runs if (run / EXTRACTOR).exists()]
@@ -75,7 +75,9 @@ def _alike(runs: Sequence[Path], *, same_block: bool = True) -> list[Checkpoint]
     return checkpoints
 
 
-def _sizes(config: ModelConfig, same_block: bool) -> ModelConfig:
-    """The switches that shape a captioner's weights or arithmetic, with or without the block it reads."""
-    block = config.feature_block if same_block else ModelConfig.feature_block
-    return replace(config, dropout=0.0, channel_dropout=0.0, feature_block=block)
+def _sizes(config: ModelConfig, as_members: bool) -> ModelConfig:
+    """The switches that shape a run's weights or arithmetic, or, of runs that are to be `as_members`, a member's, which
+    may read any block.
+    """
+    config = replace(config, dropout=0.0, channel_dropout=0.0)
+    return replace(config, members=1, feature_block=ModelConfig.feature_block) if as_members else config

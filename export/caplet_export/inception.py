@@ -19,10 +19,10 @@ JOINED = "blocks"
 def build_extractor(
     weights: str | None, dtype: str = "float32", blocks: Sequence[str] = ("mixed10",)
 ) -> keras.Model:
-    """InceptionV3 (Szegedy et al., CVPR 2016) up to a block, or up to several of one size.
+    """InceptionV3 (Szegedy et al., CVPR 2016) up to a block, or up to several with a grid of one size.
 
-    Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048] of `mixed10`, the last, or of `mixed9`, or the
-    channels of both side by side.
+    Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048] of `mixed10`, the last, or of `mixed9`,
+    [N,8,8,1280] of `mixed8`, or the channels of several side by side.
 
     Args:
         weights: `imagenet` for Keras' own download, a path to weights of `InceptionV3(include_top=False)`, or None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import keras
@@ -22,8 +23,8 @@ Tensor = Any
 class CaptionModel(keras.Model):
     """Show, Attend and Tell (Xu et al., ICML 2015) with a GRU for its LSTM.
 
-    Shapes: N images or captions, L = 64 locations, C = 2048 channels, D feature size, A attention size, H state size,
-    V vocabulary size, T steps.
+    Shapes: N images or captions, L = 64 locations, C channels (2048 of most blocks), D feature size, A attention size,
+    H state size, V vocabulary size, T steps.
     """
 
     def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
@@ -207,8 +208,9 @@ class CaptionEnsemble(keras.Model):
 
     def encode(self, features: Tensor, training: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N,L,D], attention keys [N,L,A] and initial state [N,H] of images [N,L,C]."""
-        blocks = self.config.blocks
-        seen = dict(zip(blocks, ops.split(features, len(blocks), axis=-1), strict=True))
+        config = self.config
+        ends = list(accumulate(config.block_channels))[:-1]
+        seen = dict(zip(config.blocks, ops.split(features, ends, axis=-1) if ends else [features], strict=True))
         encoded = [member.encode(seen[member.config.feature_block], training) for member in self.members]
         features, keys, state = zip(*encoded, strict=True)
         return ops.concatenate(features, -1), ops.concatenate(keys, -1), ops.concatenate(state, -1)

@@ -23,7 +23,8 @@ class Stage:
 
     Attributes:
         run: name of its folder.
-        member: which captioner of an ensemble it trained, from 1, or `ALL`, as one.
+        member: which captioner of an ensemble it trained, from 1, or `ALL`, as one; or, as `1-2`, the first and the
+            last of those that it trained as one, before others joined them.
         epochs: epochs trained.
         kept: the epoch whose weights were kept.
         dev_cider: free-running greedy CIDEr-D of those on dev, percent; None where they were not scored.
@@ -32,7 +33,7 @@ class Stage:
     """
 
     run: str
-    member: int
+    member: int | str
     epochs: int
     kept: int
     dev_cider: float | None
@@ -84,8 +85,25 @@ def trim_stages(run: Path, words: str) -> list[Stage]:
     return [*read_stages(run), Stage(f"vocabulary: {words}", ALL, 0, 0, None, 0.0, {})]
 
 
-def join_stages(runs: Sequence[Path]) -> list[Stage]:
-    """The stages of several runs as those of an ensemble's members."""
-    return [
-        dataclasses.replace(stage, member=member) for member, run in enumerate(runs, 1) for stage in read_stages(run)
-    ]
+def prune_stages(run: Path, sizes: str) -> list[Stage]:
+    """The stages of a run, and that it was pruned to these `sizes`."""
+    return [*read_stages(run), Stage(f"pruned to {sizes}", ALL, 0, 0, None, 0.0, {})]
+
+
+def join_stages(runs: Sequence[Path], members: Sequence[int]) -> list[Stage]:
+    """The stages of several runs, of so many members each, as those of one ensemble's members."""
+    stages, first = [], 1
+    for run, count in zip(runs, members, strict=True):
+        for stage in read_stages(run):
+            stages.append(dataclasses.replace(stage, member=_renumbered(stage.member, first, count)))
+        first += count
+    return stages
+
+
+def _renumbered(member: int | str, first: int, count: int) -> int | str:
+    """Where a member stands in an ensemble in which `count` begin with the `first`."""
+    if isinstance(member, str):
+        return "-".join(str(int(number) + first - 1) for number in member.split("-"))
+    if member == ALL:
+        return first if count == 1 else f"{first}-{first + count - 1}"
+    return member + first - 1

@@ -1,9 +1,10 @@
 """Training: epochs over batches, dev CIDEr-D after each, early stopping on it, and a run folder that resumes exactly.
 
-Two objectives share everything else: cross-entropy by teacher forcing, and self-critical training (Rennie et al.,
+Three objectives share everything else: cross-entropy by teacher forcing; self-critical training (Rennie et al.,
 CVPR 2017) with a CIDEr-D reward, the end token included, beside it if asked for ROUGE-L and a price on pairs of words
-that nobody says, and the mean reward of an image's other samples as its baseline (Luo, 2020). Either can train the
-upper Inception blocks along, from their stored inputs.
+that nobody says, and the mean reward of an image's other samples as its baseline (Luo, 2020); and distillation (Hinton
+et al., 2015), to become what a larger captioner is. The first two can train the upper Inception blocks along, from
+their stored inputs.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from caplet_export.batches import Batches
+from caplet_export.batches import Batches, padded
 from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import (
     DECODER,
     EXTRACTOR,
+    load_checkpoint,
     load_extractor_part,
     load_weights,
     save_extractor_part,
@@ -41,10 +43,10 @@ from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import upper_blocks
 from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
-from caplet_export.model import build_model
+from caplet_export.model import Captioner, build_model
 from caplet_export.outputs import write_whole
 from caplet_export.stages import ALL, Stage, changed_switches, read_stages, write_stages
-from caplet_export.text import END, PAD, Vocabulary, clean
+from caplet_export.text import END, PAD, START, Vocabulary, clean
 
 _RESUME = "resume.npz"
 _EVALUATION_BATCH = 200
@@ -79,6 +81,7 @@ class Trainer:
         stores: outputs of the blocks `config.stored_blocks`.
         start_from: a run folder whose weights and vocabulary to begin with.
         extractor: InceptionV3 up to `config.model.feature_block`, needed when its upper blocks are trained along.
+        teacher: the run to be learned from in distillation: of the same vocabulary, reading the same blocks.
 
     Raises:
         ConfigurationError: the folder holds a run of another configuration; the start does not fit.
@@ -94,6 +97,7 @@ class Trainer:
         *,
         start_from: Path | None = None,
         extractor: keras.Model | None = None,
+        teacher: Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +133,7 @@ class Trainer:
             load_weights(self.model, start_from / DECODER)
         self._extractor = extractor
         self.upper = self._upper_blocks(start_from)
+        self._teacher = self._load_teacher(teacher)
 
         batches = partial(
             Batches, captions=words, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed
@@ -206,24 +211,29 @@ class Trainer:
     def _prepare_steps(self) -> None:
         settings = self.config.train
         self._variables = list(self.model.trainable_variables)
-        steps = len(self._train) * settings.epochs
-        self._optimizers = [(_optimizer(settings.learning_rate, steps, self.config), self._variables)]
+        count = len(self._train) * settings.epochs
+        self._optimizers = [(_optimizer(settings.learning_rate, count, self.config), self._variables)]
         if self.upper is not None:
             upper = list(self.upper.trainable_variables)
-            self._optimizers.append((_optimizer(settings.extractor_learning_rate, steps, self.config), upper))
+            self._optimizers.append((_optimizer(settings.extractor_learning_rate, count, self.config), upper))
             self._variables = self._variables + upper
         for optimizer, variables in self._optimizers:
             optimizer.build(variables)
         self._average = [tf.Variable(v.value) for v in self._variables] if settings.average_decay else []
         self._runner = FreeRunner(self.model, self.config.text.max_length)
-        self._step = tf.function(self._self_critical_step if self._reward else self._cross_entropy_step)
+        steps: dict[str, Callable[..., Any]] = {
+            "cross_entropy": tf.function(self._cross_entropy_step),
+            "self_critical": tf.function(self._self_critical_step),
+            "distillation": self._distillation_step,
+        }
+        self._step = steps[settings.objective]
 
     def _features(self, inputs: Any) -> Any:
         if self.upper is None:
             return inputs
         rows = self.upper.input_shape[1:]
         features = self.upper(tf.reshape(tf.cast(inputs, tf.float32), (-1, *rows)), training=False)
-        return tf.reshape(features, (-1, self.config.model.locations, self.config.model.channels))
+        return tf.reshape(features, (-1, self.config.model.locations, self.config.model.extractor_channels))
 
     def _cross_entropy_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
         """One optimizer step on the masked cross-entropy; returns the loss per word."""
@@ -259,6 +269,35 @@ class Trainer:
             objective = -tf.reduce_sum(advantage * log_probs * mask) / tf.reduce_sum(mask)
         self._descend(tape, objective)
         return -tf.reduce_mean(rewards)
+
+    def _distillation_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
+        """One optimizer step towards the teacher's next word, along captions that it draws; returns the mean divergence
+        (Kullback-Leibler) of the model's next word from the teacher's.
+        """
+        del tokens, targets, rows  # what people said of the photo the teacher has learned
+        said = self._teacher_says(inputs).numpy()
+        return self._follow(inputs, padded(said, self.config.text.max_length + 1))
+
+    @tf.function
+    def _teacher_says(self, inputs: Any) -> Any:
+        assert self._teacher is not None
+        return sample(self._teacher, inputs, self.config.text.max_length, self.config.train.captions_per_image)[0]
+
+    @tf.function
+    def _follow(self, inputs: Any, ids: Any) -> Any:
+        assert self._teacher is not None
+        group = self.config.train.captions_per_image
+        tokens = tf.concat([tf.fill((ids.shape[0], 1), START), ids[:, :-1]], axis=1)
+        mask = tf.cast(ids != PAD, tf.float32)
+        wanted, _ = self._teacher.teacher_forced(*self._teacher.encode(inputs), tokens, group)
+        wanted = tf.nn.log_softmax(wanted)
+        with tf.GradientTape() as tape:
+            encoded = self.model.encode(inputs, training=True)
+            logits, _ = self.model.teacher_forced(*encoded, tokens, group, training=True)
+            divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - tf.nn.log_softmax(logits)), axis=-1)
+            objective = tf.reduce_sum(divergence * mask) / tf.reduce_sum(mask)
+        self._descend(tape, objective)
+        return objective
 
     def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """Rewards of sampled captions [N*G,T] of the images `rows` [N], float32 [N*G]."""
@@ -346,6 +385,21 @@ class Trainer:
                 self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ConfigurationError(f"{path}: damaged ({error}); delete it to start this run again") from error
+
+    def _load_teacher(self, run: Path | None) -> Captioner | None:
+        if (self.config.train.objective == "distillation") != (run is not None):
+            raise ConfigurationError("a teacher is needed to train by distillation, and for nothing else")
+        if run is None:
+            return None
+        if self.upper is not None:
+            raise ConfigurationError("distillation: Inception blocks cannot be trained along")
+        teacher = load_checkpoint(run, self.config.train.precision)
+        if teacher.vocabulary.words != self.vocabulary.words:
+            raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
+        if teacher.config.model.blocks != self.config.model.blocks:
+            blocks = " ".join(teacher.config.model.blocks)
+            raise ConfigurationError(f"{run}: reads {blocks}, {self.folder} {' '.join(self.config.model.blocks)}")
+        return teacher.model
 
     def _upper_blocks(self, start_from: Path | None) -> keras.Model | None:
         layer = self.config.train.extractor_layer

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet_export.checkpoint import EXTRACTOR, Checkpoint, empty_model, save_checkpoint
-from caplet_export.errors import ConfigurationError
+from caplet_export.checkpoint import Checkpoint, empty_model, require_frozen_extractor, save_checkpoint
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import members_of
@@ -49,8 +48,7 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
     Raises:
         ConfigurationError: the run has trained Inception blocks of its own, which would have to be copied with it.
     """
-    if (checkpoint.folder / EXTRACTOR).exists():
-        raise ConfigurationError(f"{checkpoint.folder}: trained Inception blocks of its own, and cannot be trimmed")
+    require_frozen_extractor(checkpoint, "trimmed")
     ids = np.array(sorted({*range(len(SPECIALS)), *map(int, kept)}))
     config = replace(checkpoint.config, model=replace(checkpoint.config.model, vocabulary_size=len(ids)))
     model = empty_model(config.model)

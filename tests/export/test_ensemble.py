@@ -76,6 +76,43 @@ def test_members_may_read_different_blocks(tmp_path: Path) -> None:
     assert main(["join", "--average", *map(str, runs), "-o", str(tmp_path / "mean")]) == 1
 
 
+def test_blocks_may_have_different_channels(tmp_path: Path) -> None:
+    blocks = {"mixed8": 20, "mixed10": CONFIG.channels}
+    runs = [
+        write_run(tmp_path / block, 1, dataclasses.replace(CONFIG, feature_block=block)) for block in blocks
+    ]
+    assert main(["join", *map(str, runs), "-o", str(tmp_path / "joined")]) == 0
+    random = np.random.default_rng(0)
+    seen = [random.normal(size=(2, CONFIG.locations, channels)) for channels in blocks.values()]
+    encoded = load_checkpoint(tmp_path / "joined").model.encode(np.concatenate(seen, axis=-1))
+    separate = [load_checkpoint(run).model.encode(own) for run, own in zip(runs, seen, strict=True)]
+    for together, *parts in zip(encoded, *separate, strict=True):
+        np.testing.assert_allclose(together, np.concatenate(parts, axis=-1), rtol=0.02, atol=0.02)
+
+
+def test_what_was_joined_before_brings_its_members(runs: list[Path], tmp_path: Path) -> None:
+    pair, nested, flat = (str(tmp_path / name) for name in ("pair", "nested", "flat"))
+    third = str(write_run(tmp_path / "4", 4, dataclasses.replace(CONFIG, feature_block="mixed9")))
+    for number, run in enumerate(runs):
+        write_stages(run, [stage(f"xe{number}", 1)])
+    assert main(["join", str(runs[0]), str(runs[1]), "-o", pair]) == 0
+    write_stages(Path(pair), [*read_stages(Path(pair)), stage("both", 0)])
+    write_stages(Path(third), [stage("third", 1), stage("trimmed", 0)])
+    assert main(["join", str(runs[2]), pair, third, "-o", nested]) == 0
+    assert main(["join", *map(str, (runs[2], *runs[:2])), third, "-o", flat]) == 0
+    one, other = (load_checkpoint(folder) for folder in (nested, flat))
+    assert one.config == other.config
+    assert one.config.model.feature_block == "mixed10 mixed10 mixed10 mixed9"
+    for ours, theirs in zip(one.model.trainable_variables, other.model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    told = [(stage.run, stage.member) for stage in read_stages(Path(nested))]
+    assert told == [("xe2", 1), ("xe0", 2), ("xe1", 3), ("both", "2-3"), ("third", 4), ("trimmed", 4)]
+
+
+def stage(run: str, member: int) -> Stage:
+    return Stage(run, member, 1, 1, None, None, {})
+
+
 def test_a_block_for_each_member_or_one_for_all() -> None:
     with pytest.raises(ConfigurationError, match="2 blocks for 3 members"):
         build_model(dataclasses.replace(CONFIG, members=3, feature_block="mixed9 mixed10"))

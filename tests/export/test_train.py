@@ -24,6 +24,7 @@ from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extr
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, tokenize
+from caplet_export.model import CaptionModel
 from caplet_export.stages import ALL, read_stages
 from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer, plot_history
@@ -199,15 +200,18 @@ def weights(folder: Path) -> list[np.ndarray]:
     return [variable.numpy() for variable in load_checkpoint(folder).model.trainable_variables]
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "self_critical"])
+@pytest.mark.parametrize("objective", ["cross_entropy", "self_critical", "distillation"])
 def test_a_run_resumed_equals_a_run_uninterrupted(
     tmp_path: Path, dataset: Dataset, stores: Stores, objective: str
 ) -> None:
+    teacher = None
+    if objective == "distillation":
+        teacher = finish(Trainer(tmp_path / "teacher", with_train(epochs=1, seed=5), dataset, stores)).folder
     config = with_train(objective=objective, average_decay=0.5, learning_rate=1e-3)
-    whole = finish(Trainer(tmp_path / "whole", config, dataset, stores))
+    whole = finish(Trainer(tmp_path / "whole", config, dataset, stores, teacher=teacher))
     for _ in range(3):
-        Trainer(tmp_path / "pieces", config, dataset, stores).run_epoch()
-    pieces = Trainer(tmp_path / "pieces", config, dataset, stores)
+        Trainer(tmp_path / "pieces", config, dataset, stores, teacher=teacher).run_epoch()
+    pieces = Trainer(tmp_path / "pieces", config, dataset, stores, teacher=teacher)
     assert pieces.finished
     if objective == "cross_entropy":
         assert [e.train_loss for e in pieces.history] == pytest.approx([e.train_loss for e in whole.history], abs=1e-5)
@@ -348,6 +352,60 @@ def test_self_critical_training_raises_the_reward(tmp_path: Path, dataset: Datas
     second = finish(Trainer(tmp_path / "second", config, dataset, stores, start_from=first.folder))
     rewards = [-epoch.train_loss for epoch in second.history]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3])
+
+
+def test_a_narrow_captioner_becomes_like_its_teacher(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    teacher = finish(Trainer(tmp_path / "teacher", with_train(epochs=8), dataset, stores))
+    narrow = dataclasses.replace(
+        with_train(objective="distillation", epochs=12),
+        model=dataclasses.replace(CONFIG.model, state_size=12, dropout=0.0),
+    )
+    trainer = finish(Trainer(tmp_path / "narrow", narrow, dataset, stores, teacher=teacher.folder))
+    losses = [epoch.train_loss for epoch in trainer.history]
+    assert losses[-1] < losses[0] / 20
+
+
+def test_distillation_is_measured_by_the_divergence(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """Against the formula written out in numpy, on the teacher's own draws; and nothing is left of it for a copy."""
+    finish(Trainer(tmp_path / "teacher", with_train(epochs=1), dataset, stores))
+    config = with_train(objective="distillation", learning_rate=0.0)
+    still = dataclasses.replace(config, model=dataclasses.replace(CONFIG.model, dropout=0.0))
+    copy = Trainer(
+        tmp_path / "copy", still, dataset, stores, start_from=tmp_path / "teacher", teacher=tmp_path / "teacher"
+    )
+    batch = next(iter(copy._train.epoch(1)))
+    assert float(copy._step(*batch)) == pytest.approx(0, abs=1e-6)
+
+    trainer = Trainer(tmp_path / "other", still, dataset, stores, teacher=tmp_path / "teacher")
+    teacher = load_checkpoint(tmp_path / "teacher").model
+    ids = np.array([[7, 5, END, PAD], [6, END, PAD, PAD]] * 10, np.int32)
+    features = np.asarray(batch[0])[:4]
+    tokens = np.concatenate([np.full((20, 1), START), ids[:, :-1]], axis=1)
+
+    def log_probs(model: CaptionModel) -> np.ndarray:
+        logits = np.asarray(model.teacher_forced(*model.encode(features), tokens, 5)[0], np.float64)
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    wanted, found = log_probs(teacher), log_probs(trainer.model)
+    divergence = (np.exp(wanted) * (wanted - found)).sum(axis=-1)[ids != PAD].mean()
+    assert float(trainer._follow(features, ids)) == pytest.approx(divergence, rel=1e-4)
+
+
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    teacher = tmp_path / "teacher"
+    finish(Trainer(teacher, with_train(epochs=1), dataset, stores))
+    distillation = with_train(objective="distillation")
+    for name, config, run in (("without", distillation, None), ("needless", CONFIG, teacher)):
+        with pytest.raises(ConfigurationError, match="a teacher is needed to train by distillation"):
+            Trainer(tmp_path / name, config, dataset, stores, teacher=run)
+    earlier = dataclasses.replace(
+        distillation, model=dataclasses.replace(CONFIG.model, feature_block="mixed9")
+    )
+    with pytest.raises(ConfigurationError, match=r"reads mixed10, .* mixed9"):
+        Trainer(tmp_path / "earlier", earlier, dataset, stores, teacher=teacher)
+    rare = dataclasses.replace(distillation, text=TextConfig(minimum_count=20, max_length=9))
+    with pytest.raises(ConfigurationError, match="another vocabulary"):
+        Trainer(tmp_path / "rare", rare, dataset, stores, teacher=teacher)
 
 
 def test_rewards_count_the_end_token(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:

@@ -10,7 +10,12 @@ from caplet_export.backend import load_tensorflow
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders of one vocabulary and one configuration")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        help="run folders of one vocabulary and one configuration; what was joined before brings all its captioners",
+    )
     parser.add_argument(
         "--average", action="store_true", help="average their weights: for runs that share a beginning"
     )
@@ -25,7 +30,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     with whole_folder(arguments.output) as folder:
         (average_runs if arguments.average else join_runs)(arguments.runs, folder)
-    count = len(arguments.runs)
-    made = f"the mean of {count} runs" if arguments.average else f"{count} captioners as one"
+    made = f"the mean of {len(arguments.runs)} runs" if arguments.average else "their captioners as one"
     print(f"wrote {arguments.output}: {made}")
     return 0

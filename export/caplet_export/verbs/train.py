@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from", dest="start_from", type=Path, metavar="RUN", help="begin with this run's model and weights"
     )
     parser.add_argument(
+        "--teacher", type=Path, metavar="RUN", help="the run to become like, for the recipe distillation"
+    )
+    parser.add_argument(
         "--encoder-weights", default="imagenet", help="`imagenet` or a path; used when upper blocks are trained"
     )
 
@@ -63,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             if config.trains_extractor
             else None
         ),
+        teacher=arguments.teacher,
     )
     while not trainer.finished:
         number = len(trainer.history) + 1

@@ -1,0 +1,139 @@
+"""Make a captioner narrower: of its state, its features and its attention the units that matter least go.
+
+What is left says something a little different; a few epochs of training (`train --from`) make up for that. They begin
+far nearer to where the captioner was than a narrow one trained from random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from caplet_export.checkpoint import Checkpoint, empty_model, require_frozen_extractor, save_checkpoint
+from caplet_export.errors import ConfigurationError
+from caplet_export.features import StoredFeatures
+from caplet_export.freerun import sample
+from caplet_export.model import members_of
+from caplet_export.stages import prune_stages, write_stages
+from caplet_export.text import PAD
+
+if TYPE_CHECKING:
+    from caplet_export.config import ModelConfig
+    from caplet_export.model import CaptionModel
+
+SIZES = ("state_size", "feature_size", "attention_size")
+"""What can be pruned, by the names of the switches that say how much of it there is."""
+_BATCH = 24
+_SAMPLES = 5
+Units = Mapping[str, NDArray[Any]]
+"""A number or an id for each unit of a captioner, by the name of its size."""
+
+
+def unit_importances(
+    checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str]
+) -> Iterator[tuple[int, list[Units]]]:
+    """How much the likelihood of what a captioner says would change without each of its units, batch by batch.
+
+    The first-order estimate of Molchanov et al. (CVPR 2019, eq. 8): the square of the sum of weight times gradient over
+    the weights through which a unit is read. The captions are the captioner's own, drawn at random, whose gradients
+    have a mean of zero and are independent, so that the squares of sums over photos add up to the sum of squares.
+
+    Args:
+        checkpoint: the run.
+        store: features of the blocks it reads.
+        names: photos to take them from.
+
+    Yields:
+        for each batch how many photos it had, and each member's importances [units]; to be summed over the batches.
+    """
+    model = checkpoint.model
+    readers = [_readers(member) for member in members_of(model)]
+    kernels = [[own[size] for size in SIZES] for own in readers]
+
+    @tf.function(reduce_retracing=True)
+    def effects(features: Any) -> Any:
+        with tf.GradientTape() as tape:
+            ids, log_probs = sample(model, features, checkpoint.config.text.max_length, _SAMPLES)
+            total = tf.reduce_sum(log_probs * tf.cast(ids != PAD, tf.float32))
+        gradients = tape.gradient(total, tf.nest.map_structure(lambda kernel: kernel.value, kernels))
+        return tf.nest.map_structure(lambda kernel, of_it: tf.reduce_sum(kernel * of_it, 1), kernels, gradients)
+
+    for features in store.batches(names, _BATCH):
+        members: list[Units] = [
+            {size: np.sum(parts, axis=0) ** 2 for size, parts in zip(SIZES, member, strict=True)}
+            for member in effects(features)
+        ]
+        yield len(features), members
+
+
+def prune_run(checkpoint: Checkpoint, importances: Sequence[Units], config: ModelConfig, folder: Path) -> None:
+    """Write into `folder`, which exists, the run with as many units as `config` says, those that matter most.
+
+    Args:
+        checkpoint: the run.
+        importances: of each member's units.
+        config: the run's but for `SIZES`, none of them larger.
+        folder: where to.
+
+    Raises:
+        ConfigurationError: the run has trained Inception blocks of its own, which would have to be copied with it, or
+            no deep output, whose layers are those that are known here.
+    """
+    require_frozen_extractor(checkpoint, "pruned")
+    if not config.deep_output:
+        raise ConfigurationError(f"{checkpoint.folder}: has no deep output (model.deep_output), and cannot be pruned")
+    model = empty_model(config)
+    members = zip(members_of(model), members_of(checkpoint.model), importances, strict=True)
+    for ours, theirs, importance in members:
+        kept = {size: _largest(importance[size], getattr(config, size)) for size in SIZES}
+        places = _places(theirs.config, kept)
+        for narrow, wide in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
+            layer = narrow.path.split("/")[-2]
+            value, (rows, columns) = np.asarray(wide)[..., :], places.get(layer, (slice(None), slice(None)))
+            value = value[..., columns]
+            narrow.assign((value[rows] if value.ndim == 2 else value).astype(narrow.dtype))
+    save_checkpoint(folder, replace(checkpoint.config, model=config), checkpoint.vocabulary, model)
+    kept_sizes = ", ".join(f"{size} {getattr(config, size)}" for size in SIZES)
+    write_stages(folder, prune_stages(checkpoint.folder, kept_sizes))
+
+
+def _largest(importance: NDArray[Any], count: int) -> NDArray[Any]:
+    """Ids of the `count` largest, ascending."""
+    return np.sort(np.argsort(-importance, kind="stable")[:count])
+
+
+def _readers(model: CaptionModel) -> dict[str, list[Any]]:
+    """The kernels by whose rows a captioner's units are read."""
+    layers = {
+        "state_size": [model.from_state, model.output_state],
+        "feature_size": [model.project_keys, model.initial_state, model.from_context, model.output_context],
+        "attention_size": [model.score],
+    }
+    return {size: [layer.kernel for layer in layers[size] if layer is not None] for size in SIZES}
+
+
+def _places(config: ModelConfig, kept: Units) -> dict[str, tuple[Any, Any]]:
+    """Which rows and which columns of layers' kernels stay; a bias has the columns. Layers not named stay whole."""
+    everything = slice(None)
+    state, feature, attention = (kept[size] for size in SIZES)
+    gates = np.concatenate([state + number * config.state_size for number in range(3)])
+    # The state is read by all at once: attention query, gate of the context, gates of the GRU.
+    query_and_gate = [attention, config.attention_size + feature] if config.gated_context else [attention]
+    width = config.attention_size + (config.feature_size if config.gated_context else 0)
+    return {
+        "project_features": (everything, feature),
+        "project_keys": (feature, attention),
+        "initial_state": (feature, state),
+        "from_state": (state, np.concatenate([*query_and_gate, width + gates])),
+        "score": (attention, everything),
+        "from_word": (everything, gates),
+        "from_context": (feature, gates),
+        "output_state": (state, everything),
+        "output_context": (feature, everything),
+    }

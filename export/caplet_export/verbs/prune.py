@@ -1,0 +1,77 @@
+"""`caplet-export prune`: a captioner with the units that matter most, to be trained on."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from caplet_export.backend import load_tensorflow
+from caplet_export.errors import ConfigurationError
+from caplet_export.flickr8k import read_dataset
+
+if TYPE_CHECKING:
+    from caplet_export.checkpoint import Checkpoint
+    from caplet_export.prune import Units
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("folder", metavar="run", type=Path, help="run folder")
+    parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
+    parser.add_argument(
+        "--features", type=Path, required=True, help="folder written by `caplet-export features`"
+    )
+    for name, what in (("state", "the GRU"), ("feature", "the encoded photo"), ("attention", "the attention")):
+        parser.add_argument(
+            f"--{name}-size", type=int, metavar="N", help=f"units of {what} to keep (default: all of them)"
+        )
+    parser.add_argument("--seed", type=int, default=1, help="of the captions it goes by (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the new run folder; replaced if there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prune the run."""
+    load_tensorflow()
+    import keras
+
+    from caplet_export.checkpoint import load_checkpoint
+    from caplet_export.outputs import whole_folder
+    from caplet_export.prune import SIZES, prune_run
+
+    keras.utils.set_random_seed(arguments.seed)
+    checkpoint = load_checkpoint(arguments.folder)
+    whole = checkpoint.config.model
+    sizes = {size: getattr(arguments, size) or getattr(whole, size) for size in SIZES}
+    for size, units in sizes.items():
+        if not 1 <= units <= getattr(whole, size):
+            option = f"--{size.replace('_', '-')} {units}"
+            raise ConfigurationError(f"{option}: {arguments.folder} has {getattr(whole, size)}")
+    config = replace(whole, **sizes)
+    with whole_folder(arguments.output) as folder:
+        prune_run(checkpoint, _importances(checkpoint, arguments), config, folder)
+    changes = ", ".join(f"{size} {getattr(whole, size)} -> {units}" for size, units in sizes.items())
+    print(f"wrote {arguments.output}: {changes}; now train it on")
+    return 0
+
+
+def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[Units]:
+    """Each member's, summed over the training photos as they are."""
+    from caplet_export.features import open_store
+    from caplet_export.prune import SIZES, unit_importances
+    from caplet_export.views import PLAIN
+
+    dataset = read_dataset(arguments.data)
+    store = open_store(arguments.features, checkpoint.config.model.blocks, PLAIN)
+    names = [name for name in dataset.split("train") if name not in store.skipped]
+    batches: list[list[Units]] = []
+    with tqdm(total=len(names), desc="importance", unit="photo", disable=None, leave=False) as bar:
+        for photos, members in unit_importances(checkpoint, store, names):
+            batches.append(members)
+            bar.update(photos)
+    by_member = zip(*batches, strict=True)
+    return [{size: np.sum([own[size] for own in member], axis=0) for size in SIZES} for member in by_member]

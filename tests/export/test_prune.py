@@ -1,0 +1,187 @@
+"""A pruned captioner: units that nothing reads go first, and go unnoticed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caplet_export.checkpoint import load_checkpoint, save_weights
+from caplet_export.cli import main
+from caplet_export.config import ModelConfig
+from caplet_export.ensemble import join_runs
+from caplet_export.errors import ConfigurationError
+from caplet_export.features import StoredFeatures, open_store
+from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.model import members_of
+from caplet_export.prune import SIZES, prune_run, unit_importances
+from caplet_export.stages import read_stages
+from test_ensemble import write_run
+from test_train import CHANNELS, LOCATIONS, tiny_stores
+from tiny_encoder import CONFIG
+from tiny_flickr8k import write_tiny_flickr8k
+
+TINY = dataclasses.replace(CONFIG, locations=LOCATIONS, channels=CHANNELS)
+DEAD = {"state_size": [0, 3, 13], "feature_size": [1, 2, 11], "attention_size": [0, 4]}
+READERS = {
+    "state_size": ["from_state", "output_state"],
+    "feature_size": ["project_keys", "initial_state", "from_context", "output_context"],
+    "attention_size": ["score"],
+}
+MODELS = {
+    "tied": TINY,
+    "untied": dataclasses.replace(TINY, tied_embeddings=False),
+    "no-gate": dataclasses.replace(TINY, gated_context=False),
+    "zero-state": dataclasses.replace(TINY, initial_state="zero"),
+}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    dataset = read_dataset(write_tiny_flickr8k(tmp_path / "data"))
+    tiny_stores(tmp_path / "features" / "mixed10-plain", dataset)
+    return dataset
+
+
+@pytest.fixture
+def store(tmp_path: Path, dataset: Dataset) -> StoredFeatures:
+    return open_store(tmp_path / "features", ["mixed10"], "plain")
+
+
+def run_with_dead_units(folder: Path, seed: int, config: ModelConfig) -> Path:
+    """A captioner of random weights in which nothing reads some of the units."""
+    run = write_run(folder, seed, config)
+    model = load_checkpoint(run).model
+    for size, layers in READERS.items():
+        for name in layers:
+            layer = getattr(model, name)
+            if layer is not None:
+                kernel = np.array(layer.kernel)
+                kernel[DEAD[size]] = 0
+                layer.kernel.assign(kernel)
+    save_weights(model, run / "decoder.weights.h5")
+    return run
+
+
+def summed(folder: Path, store: StoredFeatures, names: list[str]) -> list[dict[str, np.ndarray]]:
+    batches = list(unit_importances(load_checkpoint(folder), store, names))
+    assert sum(photos for photos, _ in batches) == len(names)
+    members = zip(*(members for _, members in batches), strict=True)
+    return [{size: np.sum([own[size] for own in member], axis=0) for size in SIZES} for member in members]
+
+
+def two_steps(folder: Path, photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    model = load_checkpoint(folder).model
+    features, keys, state = model.encode(photos)
+    _, state, _ = model.step(np.full(len(photos), 1), state, features, keys)
+    second, *_, attention = model.step(np.full(len(photos), 7), state, features, keys)
+    return np.asarray(second), np.asarray(attention)
+
+
+def smaller(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(config, **{size: getattr(config, size) - len(dead) for size, dead in DEAD.items()})
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS.keys())
+def test_what_nothing_reads_goes_first_and_unnoticed(
+    tmp_path: Path, config: ModelConfig, store: StoredFeatures
+) -> None:
+    run = run_with_dead_units(tmp_path / "run", 1, config)
+    names = list(store.names)
+    [importance] = summed(run, store, names)
+    for size, dead in DEAD.items():
+        assert np.flatnonzero(importance[size] == 0).tolist() == dead
+    pruned = tmp_path / "pruned"
+    pruned.mkdir()
+    prune_run(load_checkpoint(run), [importance], smaller(config), pruned)
+    photos = store.gather(names).astype(np.float32)
+    for after, before in zip(two_steps(pruned, photos), two_steps(run, photos), strict=True):
+        np.testing.assert_allclose(after, before, atol=1e-4)
+    assert load_checkpoint(pruned).vocabulary.words == load_checkpoint(run).vocabulary.words
+    assert "pruned to state_size 11, feature_size 9, attention_size 4" in read_stages(pruned)[-1].run
+
+
+def test_importance_is_what_the_likelihood_loses_to_first_order(tmp_path: Path, store: StoredFeatures) -> None:
+    """Against the expectation written out: all first words of one photo, each with its probability, and the change of
+    its logarithm when a unit of the attention is taken away by a little.
+    """
+    run = write_run(tmp_path / "run", 1, TINY)
+    config = load_checkpoint(run).config
+    dataclasses.replace(config, text=dataclasses.replace(config.text, max_length=1)).save(run / "config.json")
+    name = store.names[0]
+    draws = [next(unit_importances(load_checkpoint(run), store, [name]))[1][0]["attention_size"] for _ in range(60)]
+
+    model = load_checkpoint(run).model
+    photo, little = store[name][None].astype(np.float32), 1e-3
+
+    def log_probs() -> np.ndarray:
+        encoded, keys, state = model.encode(photo)
+        logits, *_ = model.step(np.array([1]), state, encoded, keys)
+        kept = np.asarray(logits, np.float64)[0]
+        kept[[0, 1, 3]] = -np.inf
+        return kept - np.log(np.exp(kept - kept.max()).sum()) - kept.max()
+
+    before, weights = log_probs(), np.array(model.score.kernel)
+    probabilities = np.exp(before)
+    for unit in range(TINY.attention_size):
+        changed = weights.copy()
+        changed[unit] *= 1 + little
+        model.score.kernel.assign(changed)
+        with np.errstate(invalid="ignore"):
+            effect = np.where(probabilities > 0, (log_probs() - before) / little, 0)
+        model.score.kernel.assign(weights)
+        expected = 5 * float((probabilities * effect**2).sum())
+        assert np.mean([draw[unit] for draw in draws]) == pytest.approx(expected, rel=1.0, abs=1e-3), unit
+
+
+def test_captioners_that_speak_as_one_are_pruned_each_by_its_own(tmp_path: Path, store: StoredFeatures) -> None:
+    runs = [run_with_dead_units(tmp_path / str(seed), seed, TINY) for seed in (1, 2)]
+    joined, pruned = tmp_path / "joined", tmp_path / "pruned"
+    for folder in (joined, pruned):
+        folder.mkdir()
+    join_runs(runs, joined)
+    whole = load_checkpoint(joined)
+    names = list(store.names)
+    prune_run(whole, summed(joined, store, names), smaller(whole.config.model), pruned)
+    photos = store.gather(names).astype(np.float32)
+    for after, before in zip(two_steps(pruned, photos), two_steps(joined, photos), strict=True):
+        np.testing.assert_allclose(after, before, atol=2e-2)
+    assert all(member.config.state_size == 11 for member in members_of(load_checkpoint(pruned).model))
+
+
+def test_the_command_prunes_what_it_is_told(
+    tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, pruned = run_with_dead_units(tmp_path / "run", 1, TINY), tmp_path / "pruned"
+    data = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    assert main(["prune", str(run), *data, "--state-size", "8", "-o", str(pruned)]) == 0
+    assert "state_size 14 -> 8, feature_size 12 -> 12" in capsys.readouterr().out
+    model = load_checkpoint(pruned).config.model
+    assert (model.state_size, model.feature_size, model.attention_size) == (8, 12, 6)
+    # It can be trained on.
+    options = ["--from", str(pruned), "--teacher", str(run), "--recipe", "distillation", "--set", "train.views=plain"]
+    assert main(["train", str(tmp_path / "on"), *data, *options, "--set", "train.epochs=1"]) == 0
+    assert [stage.run for stage in read_stages(tmp_path / "on")][-2].startswith("pruned to state_size 8")
+
+
+@pytest.mark.parametrize("units", ["15", "-1"])
+def test_more_units_than_there_are_cannot_be_kept(
+    tmp_path: Path, dataset: Dataset, units: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", 1, TINY)
+    data = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    assert main(["prune", str(run), *data, "--state-size", units, "-o", str(tmp_path / "pruned")]) == 1
+    assert f"--state-size {units}: {run} has 14" in capsys.readouterr().err
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_what_cannot_be_pruned_is_said(tmp_path: Path, store: StoredFeatures) -> None:
+    shallow = load_checkpoint(write_run(tmp_path / "shallow", 1, dataclasses.replace(TINY, deep_output=False)))
+    with pytest.raises(ConfigurationError, match="no deep output"):
+        prune_run(shallow, [], shallow.config.model, tmp_path)
+    tuned = load_checkpoint(write_run(tmp_path / "tuned", 1, TINY))
+    (tuned.folder / "extractor.npz").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match="Inception blocks of its own"):
+        prune_run(tuned, [], tuned.config.model, tmp_path)
