@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Feeds = Sequence[dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT / "tests/photos"
+RELEASED = ROOT / "models/checkpoints/flickr8k-gru"
 PHOTO_SIZE = (640, 480)
 
 
@@ -47,22 +48,19 @@ def write_photos(folder: Path) -> list[Path]:
     return written
 
 
-def write_random_run(folder: Path, vocabulary_size: int = 2600) -> Path:
-    """A run folder of the released sizes with random weights: they take as long as trained ones."""
+def write_random_run(folder: Path) -> Path:
+    """A run folder like that of the released captioner with random weights: they take as long as trained ones."""
     import keras
 
-    from caplet_export.checkpoint import DECODER, save_weights
-    from caplet_export.config import Config, ModelConfig
+    from caplet_export.checkpoint import save_checkpoint
+    from caplet_export.config import load_config
     from caplet_export.model import build_model
-    from caplet_export.text import SPECIALS, Vocabulary
+    from caplet_export.text import Vocabulary
 
     keras.utils.set_random_seed(1)
-    config = Config(model=ModelConfig(vocabulary_size=vocabulary_size))
+    config = load_config(RELEASED / "config.json")
     folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder / "config.json")
-    words = [f"word{number}" for number in range(vocabulary_size - len(SPECIALS))]
-    Vocabulary([*SPECIALS, *words]).save(folder / "vocabulary.txt")
-    save_weights(build_model(config.model), folder / DECODER)
+    save_checkpoint(folder, config, Vocabulary.load(RELEASED / "vocabulary.txt"), build_model(config.model))
     return folder
 
 

@@ -148,10 +148,11 @@ def _making(manifest: Mapping[str, Any]) -> str:
         lines.append(f"- feature extractor: sha256 of the weights it started from `{conversion['encoder_weights']}`")
     quantization = provenance.get("quantization")
     if quantization:
+        corrected = f", biases corrected {quantization['biases']}" if "biases" in quantization else ""
         lines.append(
             f"- 8 bits: static, activations per tensor and weights per channel, ranges by {quantization['method']} on "
             f"{quantization['photos']} training photos (seed {quantization['seed']}), weights rounded by "
-            f"{quantization['rounding']}"
+            f"{quantization['rounding']}{corrected}"
         )
     versions = ", ".join(f"{name} {version}" for name, version in manifest["created_with"].items())
     return "\n".join([*lines, f"- with {versions}"])

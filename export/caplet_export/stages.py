@@ -29,7 +29,7 @@ class Stage:
         kept: the epoch whose weights were kept.
         dev_cider: free-running greedy CIDEr-D of those on dev, percent; None where they were not scored.
         seconds: wall time of all epochs; None where it was not recorded.
-        switches: what its configuration changed from the defaults, by `section.switch`.
+        switches: what its configuration changed from the defaults, by `section.switch`; and its `teacher`, if any.
     """
 
     run: str

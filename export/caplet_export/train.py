@@ -134,6 +134,7 @@ class Trainer:
         self._extractor = extractor
         self.upper = self._upper_blocks(start_from)
         self._teacher = self._load_teacher(teacher)
+        self._taught_by = {"teacher": teacher.name} if teacher is not None else {}
 
         batches = partial(
             Batches, captions=words, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed
@@ -203,7 +204,7 @@ class Trainer:
             self.best.epoch,
             self.best.dev_cider,
             round(seconds, 1),
-            changed_switches(self.config),
+            changed_switches(self.config) | self._taught_by,
         )
 
     # -- one step -----------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def graphs(tiny_bundle: Path, tmp_path: Path) -> Path:
         "different_captions": [{"photo": "secret.jpg"}],
     }
     (folder / "parity.json").write_text(json.dumps(parity))
-    quantization = {"method": "mse", "photos": 8, "seed": 1, "rounding": "nearest"}
+    quantization = {"method": "mse", "photos": 8, "seed": 1, "rounding": "nearest", "biases": "by means"}
     (folder / "quantization.json").write_text(json.dumps(quantization))
     return folder
 

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from caplet_export.calibrate import (
     BINS,
@@ -26,6 +26,7 @@ from caplet_export.calibrate import (
 )
 from caplet_export.cli import main
 from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
+from caplet_export.correct import correct_biases
 from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_bytes
 from caplet_export.quantize import activation_scale, quantize, quantize_weights, saturates, scale_groups
 from caplet_export.text import SPECIALS, Vocabulary
@@ -107,6 +108,42 @@ def test_eight_bits_say_nearly_the_same(graphs: Graphs, small: Graphs) -> None:
     assert signal_to_noise(exact["next_state"], rough["next_state"]) > 25
     np.testing.assert_array_equal(rough["tokens"][:, 0], exact["tokens"][:, 0])
     assert np.abs(rough["log_probs"][:, :3] - exact["log_probs"][:, :3]).max() < 0.5
+
+
+def means_after_relus(model: onnx.ModelProto, values: list[str]) -> list[NDArray[np.float64]]:
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    del probed.graph.output[:]
+    probed.graph.output.extend(helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in values)
+    session = onnxruntime.InferenceSession(probed.SerializeToString(), providers=["CPUExecutionProvider"])
+    runs = [session.run(None, dict(feed)) for feed in photos()]
+    return [np.concatenate(parts).mean(axis=(0, 2, 3), dtype=np.float64) for parts in zip(*runs, strict=True)]
+
+
+def test_corrected_biases_give_channels_their_means_back(graphs: Graphs, small: Graphs) -> None:
+    encoder = optimize_for_bytes(graphs[0])
+    corrected = correct_biases(encoder, small[0], photos())
+    values = [node.output[0] for node in small[0].graph.node if node.op_type == "Conv" and len(node.input) > 2]
+    wanted = means_after_relus(encoder, values)
+    before, after = (
+        means_after_relus(model, [f"{value}/dequantized" for value in values]) for model in (small[0], corrected)
+    )
+    errors = [
+        sum(np.abs(one - other).sum() for one, other in zip(found, wanted, strict=True)) for found in (before, after)
+    ]
+    assert errors[1] < errors[0] / 2
+    # Of photos it has not seen the grid is at least as good, and nothing but biases has changed.
+    feed = next(photos(seed=7))
+    expected = run(encoder, feed)["features"]
+    assert signal_to_noise(expected, run(corrected, feed)["features"]) > (
+        signal_to_noise(expected, run(small[0], feed)["features"]) - 0.5
+    )
+    constants = [
+        {one.name: numpy_helper.to_array(one) for one in model.graph.initializer} for model in (small[0], corrected)
+    ]
+    changed = {name for name, array in constants[0].items() if not np.array_equal(array, constants[1][name])}
+    assert constants[0].keys() == constants[1].keys()
+    assert changed and all("/bias/" in name for name in changed)
 
 
 def test_files_shrink(graphs: Graphs, small: Graphs) -> None:

@@ -363,6 +363,7 @@ def test_a_narrow_captioner_becomes_like_its_teacher(tmp_path: Path, dataset: Da
     trainer = finish(Trainer(tmp_path / "narrow", narrow, dataset, stores, teacher=teacher.folder))
     losses = [epoch.train_loss for epoch in trainer.history]
     assert losses[-1] < losses[0] / 20
+    assert read_stages(trainer.folder)[-1].switches["teacher"] == "teacher"
 
 
 def test_distillation_is_measured_by_the_divergence(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:

@@ -77,9 +77,9 @@ def test_the_same_numbers_on_every_processor_without_slower_kernels(bundle: Bund
 
 
 def test_the_model_is_small(bundle: Bundle) -> None:
-    assert bundle.encoder.stat().st_size <= 26e6
-    assert bundle.decoder.stat().st_size <= 9.5e6
-    assert sum(file.bytes for file in bundle.manifest.files.values()) <= 36e6
+    assert bundle.encoder.stat().st_size <= 24.5e6
+    assert bundle.decoder.stat().st_size <= 4.5e6
+    assert sum(file.bytes for file in bundle.manifest.files.values()) <= 29e6
 
 
 def test_one_run_of_the_decoder_is_one_word_of_all_hypotheses(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

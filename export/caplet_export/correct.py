@@ -1,0 +1,90 @@
+"""Bias correction: what rounding and clipping take from the mean of a channel, its bias gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from tqdm import tqdm
+
+from caplet_export.calibrate import Feed
+from caplet_export.onnx_graph import Graph
+
+_RARE = 0.01
+_SELDOM = 0.05
+"""A channel that is positive at fewer places than the first share is left alone; at fewer than the second, it is moved
+as if it were at so many, as the few may be others next time."""
+
+
+def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Iterable[Feed]) -> onnx.ModelProto:
+    """The quantised encoder with biases that make the mean of each channel what it is in the float encoder.
+
+    The bias correction of Nagel et al. (ICCV 2019, section 4.2), measured, layer by layer from the pixels on, but of
+    the means after the ReLUs: those before them are ruled by what a ReLU cuts off, and with them equal what passes
+    fades from layer to layer. A mean that is d too low needs a bias that is d / p higher, p being the share of places
+    at which the ReLU lets something pass.
+
+    Args:
+        model: the float graph that was quantised.
+        quantized: what `caplet_export.quantize` made of it.
+        feeds: inputs to take the means over, held in memory.
+    """
+    batches = list(feeds)
+    graph, reference = Graph(quantized), Graph(model)
+    levels = _levels(graph)
+    values = [node.output[0] for level in levels for node in level]
+    wanted = _means(model, {value: value for value in values}, batches)
+    for level in tqdm(levels, desc="biases", unit="layer", disable=None, leave=False):
+        found = _means(graph.finish(), {node.output[0]: f"{node.output[0]}/dequantized" for node in level}, batches)
+        for node in level:
+            value = node.output[0]
+            producer = reference.producer(value)
+            (mean, passing), (mean_now, passing_now) = wanted[value], found[value]
+            share = np.maximum(passing, passing_now)
+            if producer is None or producer.op_type != "Relu":
+                share = np.ones_like(share)
+            change = np.where(share > _RARE, (mean - mean_now) / np.maximum(share, _SELDOM), 0.0)
+            source = graph.producer(node.input[2])
+            assert source is not None
+            bias, scale = (graph.constants[name] for name in source.input[:2])
+            graph.constants[source.input[0]] = (bias + np.rint(change / scale)).astype(np.int32)
+    return graph.finish()
+
+
+def _levels(graph: Graph) -> list[list[onnx.NodeProto]]:
+    """Convolutions with a bias, those that do not depend on each other together, from the pixels on."""
+    depth: dict[str, int] = {}
+    levels: dict[int, list[onnx.NodeProto]] = {}
+    for node in graph.nodes:
+        here = max((depth.get(value, 0) for value in node.input), default=0) + (node.op_type == "Conv")
+        depth.update(dict.fromkeys(node.output, here))
+        if node.op_type == "Conv" and len(node.input) > 2:
+            levels.setdefault(here, []).append(node)
+    return [levels[level] for level in sorted(levels)]
+
+
+def _means(
+    model: onnx.ModelProto, values: dict[str, str], batches: Sequence[Feed]
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Of values [N,C,H,W], given as name of the result and name in the graph: each channel's mean and the share of its
+    places that are positive, float64 [C].
+    """
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    outputs = []
+    for number, value in enumerate(values.values()):
+        probed.graph.node.append(helper.make_node("Sign", [value], [f"sign{number}"]))
+        for kind, source in (("mean", value), ("share", f"sign{number}")):
+            outputs.append(f"{kind}{number}")
+            probed.graph.node.append(helper.make_node("ReduceMean", [source], outputs[-1:], axes=[2, 3], keepdims=0))
+            probed.graph.output.append(helper.make_tensor_value_info(outputs[-1], TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    runs = [session.run(outputs, dict(feed)) for feed in batches]
+    means = [np.concatenate(parts).mean(axis=0, dtype=np.float64) for parts in zip(*runs, strict=True)]
+    return dict(zip(values, zip(means[::2], means[1::2], strict=True), strict=True))
