@@ -95,9 +95,9 @@ def prune_run(checkpoint: Checkpoint, importances: Sequence[Units], config: Mode
         places = _places(theirs.config, kept)
         for narrow, wide in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
             layer = narrow.path.split("/")[-2]
-            value, (rows, columns) = np.asarray(wide)[..., :], places.get(layer, (slice(None), slice(None)))
-            value = value[..., columns]
-            narrow.assign((value[rows] if value.ndim == 2 else value).astype(narrow.dtype))
+            rows, columns = places.get(layer, (slice(None), slice(None)))
+            kept_columns = np.asarray(wide)[..., columns]
+            narrow.assign((kept_columns[rows] if kept_columns.ndim == 2 else kept_columns).astype(narrow.dtype))
     save_checkpoint(folder, replace(checkpoint.config, model=config), checkpoint.vocabulary, model)
     kept_sizes = ", ".join(f"{size} {getattr(config, size)}" for size in SIZES)
     write_stages(folder, prune_stages(checkpoint.folder, kept_sizes))

@@ -166,8 +166,8 @@ def test_the_command_prunes_what_it_is_told(
     assert [stage.run for stage in read_stages(tmp_path / "on")][-2].startswith("pruned to state_size 8")
 
 
-@pytest.mark.parametrize("units", ["15", "-1"])
-def test_more_units_than_there_are_cannot_be_kept(
+@pytest.mark.parametrize("units", ["15", "0", "-1"])
+def test_more_units_than_there_are_or_none_cannot_be_kept(
     tmp_path: Path, dataset: Dataset, units: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run", 1, TINY)

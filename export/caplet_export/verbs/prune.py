@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     keras.utils.set_random_seed(arguments.seed)
     checkpoint = load_checkpoint(arguments.folder)
     whole = checkpoint.config.model
-    sizes = {size: getattr(arguments, size) or getattr(whole, size) for size in SIZES}
+    wanted = {size: getattr(arguments, size) for size in SIZES}
+    sizes = {size: getattr(whole, size) if units is None else units for size, units in wanted.items()}
     for size, units in sizes.items():
         if not 1 <= units <= getattr(whole, size):
             option = f"--{size.replace('_', '-')} {units}"
