@@ -54,7 +54,7 @@ def compare_runs(
     for folder in folders:
         checkpoint = load_checkpoint(folder)
         store = open_store(features, checkpoint.config.model.blocks, PLAIN)
-        names = [name for name in dataset.split(split) if name not in store.skipped]
+        names = store.readable(dataset.split(split))
         references = {name: tokenized[name] for name in names}
         captions = dict(zip(names, _captions(checkpoint, store, names), strict=True))
         statistics = ImageStatistics.of(captions, references)

@@ -121,17 +121,29 @@ def mse_range(histogram: Histogram) -> Range:
 
 
 class Observer:
-    """Gives values inside a graph out, or what reductions over all their axes make of each."""
+    """Gives values inside a graph out, or what reductions over all their axes, or some, make of each.
 
-    def __init__(self, model: onnx.ModelProto, values: Sequence[str], kinds: Sequence[str] = ("Identity",)) -> None:
+    A kind is an operator, or several one after the other: `Sign/ReduceMean`.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        values: Sequence[str],
+        kinds: Sequence[str] = ("Identity",),
+        axes: Sequence[int] | None = None,
+    ) -> None:
         observed = onnx.ModelProto()
         observed.CopyFrom(model)
         graph = observed.graph
         self._names = [f"{value}/{kind}" for value in values for kind in kinds]
         for value in values:
             for kind in kinds:
-                attributes = {} if kind == "Identity" else {"keepdims": 0}
-                graph.node.append(helper.make_node(kind, [value], [f"{value}/{kind}"], **attributes))
+                source = value
+                for operator in kind.split("/"):
+                    reduction = {"keepdims": 0, "axes": axes} if operator.startswith("Reduce") else {}
+                    graph.node.append(helper.make_node(operator, [source], [f"{source}/{operator}"], **reduction))
+                    source = f"{source}/{operator}"
         del graph.output[:]
         graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._names)
         self._session = onnxruntime.InferenceSession(observed.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 from tqdm import tqdm
 
-from caplet_export.calibrate import Feed
+from caplet_export.calibrate import Feed, Observer
 from caplet_export.onnx_graph import Graph
 
 _RARE = 0.01
@@ -37,13 +35,12 @@ def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: It
     graph, reference = Graph(quantized), Graph(model)
     levels = _levels(graph)
     values = [node.output[0] for level in levels for node in level]
-    wanted = _means(model, {value: value for value in values}, batches)
+    wanted = dict(zip(values, _means(model, values, batches), strict=True))
     for level in tqdm(levels, desc="biases", unit="layer", disable=None, leave=False):
-        found = _means(graph.finish(), {node.output[0]: f"{node.output[0]}/dequantized" for node in level}, batches)
-        for node in level:
-            value = node.output[0]
-            producer = reference.producer(value)
-            (mean, passing), (mean_now, passing_now) = wanted[value], found[value]
+        found = _means(graph.finish(), [f"{node.output[0]}/dequantized" for node in level], batches)
+        for node, (mean_now, passing_now) in zip(level, found, strict=True):
+            mean, passing = wanted[node.output[0]]
+            producer = reference.producer(node.output[0])
             share = np.maximum(passing, passing_now)
             if producer is None or producer.op_type != "Relu":
                 share = np.ones_like(share)
@@ -68,23 +65,10 @@ def _levels(graph: Graph) -> list[list[onnx.NodeProto]]:
 
 
 def _means(
-    model: onnx.ModelProto, values: dict[str, str], batches: Sequence[Feed]
-) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Of values [N,C,H,W], given as name of the result and name in the graph: each channel's mean and the share of its
-    places that are positive, float64 [C].
-    """
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    outputs = []
-    for number, value in enumerate(values.values()):
-        probed.graph.node.append(helper.make_node("Sign", [value], [f"sign{number}"]))
-        for kind, source in (("mean", value), ("share", f"sign{number}")):
-            outputs.append(f"{kind}{number}")
-            probed.graph.node.append(helper.make_node("ReduceMean", [source], outputs[-1:], axes=[2, 3], keepdims=0))
-            probed.graph.output.append(helper.make_tensor_value_info(outputs[-1], TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    runs = [session.run(outputs, dict(feed)) for feed in batches]
+    model: onnx.ModelProto, values: Sequence[str], batches: Sequence[Feed]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Of values [N,C,H,W] each channel's mean and the share of its places that are positive, float64 [C]."""
+    observe = Observer(model, values, ("ReduceMean", "Sign/ReduceMean"), axes=(2, 3))
+    runs = [observe(feed) for feed in batches]
     means = [np.concatenate(parts).mean(axis=0, dtype=np.float64) for parts in zip(*runs, strict=True)]
-    return dict(zip(values, zip(means[::2], means[1::2], strict=True), strict=True))
+    return list(zip(means[::2], means[1::2], strict=True))

@@ -73,6 +73,10 @@ class StoredFeatures(ABC):
         """Features of several images, [len(names), 64, channels] float16."""
         return np.stack([self[name] for name in names])
 
+    def readable(self, names: Sequence[str]) -> list[str]:
+        """Those of these images that could be read when their features were extracted."""
+        return [name for name in names if name not in self.skipped]
+
     def batches(self, names: Sequence[str], size: int) -> Iterator[NDArray[np.float16]]:
         """Features of several images, `size` images at a time."""
         for first in range(0, len(names), size):

@@ -20,7 +20,7 @@ from caplet_export.errors import ConfigurationError
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import sample
 from caplet_export.model import members_of
-from caplet_export.stages import prune_stages, write_stages
+from caplet_export.stages import cut_stages, write_stages
 from caplet_export.text import PAD
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def prune_run(checkpoint: Checkpoint, importances: Sequence[Units], config: Mode
             narrow.assign((kept_columns[rows] if kept_columns.ndim == 2 else kept_columns).astype(narrow.dtype))
     save_checkpoint(folder, replace(checkpoint.config, model=config), checkpoint.vocabulary, model)
     kept_sizes = ", ".join(f"{size} {getattr(config, size)}" for size in SIZES)
-    write_stages(folder, prune_stages(checkpoint.folder, kept_sizes))
+    write_stages(folder, cut_stages(checkpoint.folder, f"pruned to {kept_sizes}"))
 
 
 def _largest(importance: NDArray[Any], count: int) -> NDArray[Any]:

@@ -80,14 +80,9 @@ def average_stages(runs: Sequence[Path]) -> list[Stage]:
     return [*before, Stage(f"mean of the weights of {names}", member, 0, 0, None, 0.0, {})]
 
 
-def trim_stages(run: Path, words: str) -> list[Stage]:
-    """The stages of a run, and that of its vocabulary these `words` are left."""
-    return [*read_stages(run), Stage(f"vocabulary: {words}", ALL, 0, 0, None, 0.0, {})]
-
-
-def prune_stages(run: Path, sizes: str) -> list[Stage]:
-    """The stages of a run, and that it was pruned to these `sizes`."""
-    return [*read_stages(run), Stage(f"pruned to {sizes}", ALL, 0, 0, None, 0.0, {})]
+def cut_stages(run: Path, left: str) -> list[Stage]:
+    """The stages of a run, and what was `left` of it without training."""
+    return [*read_stages(run), Stage(left, ALL, 0, 0, None, 0.0, {})]
 
 
 def join_stages(runs: Sequence[Path], members: Sequence[int]) -> list[Stage]:

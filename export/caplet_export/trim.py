@@ -14,7 +14,7 @@ from caplet_export.checkpoint import Checkpoint, empty_model, require_frozen_ext
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import members_of
-from caplet_export.stages import trim_stages, write_stages
+from caplet_export.stages import cut_stages, write_stages
 from caplet_export.text import SPECIALS, Vocabulary
 
 _BATCH = 100
@@ -58,7 +58,7 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
             variable.assign(_of_words(np.asarray(whole), ids, variable.shape).astype(variable.dtype))
     vocabulary = Vocabulary([checkpoint.vocabulary.words[number] for number in ids])
     save_checkpoint(folder, config, vocabulary, model)
-    write_stages(folder, trim_stages(checkpoint.folder, f"{len(ids)} words, {reason}"))
+    write_stages(folder, cut_stages(checkpoint.folder, f"vocabulary: {len(ids)} words, {reason}"))
     return vocabulary
 
 

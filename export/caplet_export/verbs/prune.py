@@ -68,7 +68,7 @@ def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[
 
     dataset = read_dataset(arguments.data)
     store = open_store(arguments.features, checkpoint.config.model.blocks, PLAIN)
-    names = [name for name in dataset.split("train") if name not in store.skipped]
+    names = store.readable(dataset.split("train"))
     batches: list[list[Units]] = []
     with tqdm(total=len(names), desc="importance", unit="photo", disable=None, leave=False) as bar:
         for photos, members in unit_importances(checkpoint, store, names):

@@ -74,7 +74,7 @@ def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace) -> set[int]
 
     dataset = read_dataset(arguments.data)
     store = open_store(arguments.features, checkpoint.config.model.blocks, PLAIN)
-    names = [name for name in dataset.split("train") if name not in store.skipped]
+    names = store.readable(dataset.split("train"))
     likeliest = min(arguments.likeliest, len(checkpoint.vocabulary))
     kept: set[int] = set()
     with tqdm(total=len(names), desc="words", unit="photo", disable=None, leave=False) as bar:
