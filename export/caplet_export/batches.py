@@ -53,13 +53,8 @@ def caption_ids(
     return CaptionIds(tokens, targets)
 
 
-def padded(ids: NDArray[np.int32], longest: int) -> NDArray[np.int32]:
-    """Captions [N,T] as ids, with padding up to one of the few lengths that batches have, `longest` at most."""
-    length = _padded_length(ids.shape[1], longest)
-    return np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=PAD)
-
-
-def _padded_length(length: int, longest: int) -> int:
+def padded_length(length: int, longest: int) -> int:
+    """The next of the few lengths that batches have, `longest` at most."""
     return min(1 + -(-max(length - 1, 1) // _STEP) * _STEP, longest)
 
 
@@ -132,7 +127,7 @@ class Batches:
                     [self._views[view][self.names[row]] for row, view in zip(rows, views, strict=True)]
                 )
                 longest = max(self._ids[row].length for row in rows)
-                length = _padded_length(longest, self._ids[0].tokens.shape[1])
+                length = padded_length(longest, self._ids[0].tokens.shape[1])
                 tokens = np.concatenate([self._ids[row].tokens[:, :length] for row in rows])
                 targets = np.concatenate([self._ids[row].targets[:, :length] for row in rows])
                 yield features, tokens, targets, rows.astype(np.int32)

@@ -57,7 +57,7 @@ class FreeRunner:
 def sample(
     model: Captioner, features: Any, max_length: int, group: int, training: bool = False
 ) -> tuple[Any, Any]:
-    """Draw captions from the model, differentiably in their log-probabilities.
+    """Draw captions from the model, differentiably in its logits.
 
     With `training`, dropout is active, and the very masks a caption was drawn under are those of its gradient.
 
@@ -69,33 +69,39 @@ def sample(
         training: whether dropout is active.
 
     Returns:
-        ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and the float32 log-probability
-        of each id, [N*G,T]; T is as many steps as the longest of them takes, at most max_length+1.
+        ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and the model's float32 logits of
+        each of them, [N*G,T,V], of which the words that `forbid` forbids were not drawn; T is as many steps as the
+        longest caption takes, at most max_length+1.
     """
     features, keys, state = model.encode(features, training)
     state = tf.repeat(state, group, axis=0)
     start = tf.fill(tf.shape(state)[:1], START)
     size = max_length + 1
     ids = tf.TensorArray(tf.int32, size, element_shape=(None,))
-    log_probs = tf.TensorArray(tf.float32, size, element_shape=(None,))
+    said = tf.TensorArray(tf.float32, size, element_shape=(None, model.config.vocabulary_size))
 
-    def step(t: Any, token: Any, alive: Any, state: Any, ids: Any, log_probs: Any) -> tuple[Any, ...]:
+    def step(t: Any, token: Any, alive: Any, state: Any, ids: Any, said: Any) -> tuple[Any, ...]:
         logits, state, _ = model.step(token, state, features, keys, group, training)
-        logits = forbid(logits)
-        token = tf.random.categorical(tf.stop_gradient(logits), 1, tf.int32)[:, 0]
+        token = tf.random.categorical(tf.stop_gradient(forbid(logits)), 1, tf.int32)[:, 0]
         token = tf.where(alive & ((t < max_length) | (token == END)), token, PAD)
-        log_prob = -tf.nn.sparse_softmax_cross_entropy_with_logits(token, logits)
-        return t + 1, token, alive & (token != END), state, ids.write(t, token), log_probs.write(t, log_prob)
+        return t + 1, token, alive & (token != END), state, ids.write(t, token), said.write(t, logits)
 
     # Most captions end at half of the greatest length: the steps after the last end would be for nothing.
-    steps, *_, ids, log_probs = tf.while_loop(
+    steps, *_, ids, said = tf.while_loop(
         lambda t, token, alive, *_: tf.reduce_any(alive),
         step,
-        (tf.constant(0), start, tf.ones_like(start, tf.bool), state, ids, log_probs),
+        (tf.constant(0), start, tf.ones_like(start, tf.bool), state, ids, said),
         maximum_iterations=size,
     )
     written = tf.range(steps)
-    return tf.transpose(ids.gather(written)), tf.transpose(log_probs.gather(written))
+    return tf.transpose(ids.gather(written)), tf.transpose(said.gather(written), (1, 0, 2))
+
+
+def log_probabilities(ids: Any, logits: Any) -> Any:
+    """With which each word of captions int32 [N,T] was drawn, from `sample`'s logits [N,T,V]; float32 [N,T], 0 at
+    paddings.
+    """
+    return tf.where(ids != PAD, -tf.nn.sparse_softmax_cross_entropy_with_logits(ids, forbid(logits)), 0.0)
 
 
 def captions_of(ids: NDArray[np.int32], vocabulary: Vocabulary, max_length: int) -> list[list[str]]:

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from caplet_export.batches import Batches, padded
+from caplet_export.batches import Batches, padded_length
 from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import (
     DECODER,
@@ -40,7 +40,7 @@ from caplet_export.config import Config, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
-from caplet_export.freerun import FreeRunner, captions_of, sample
+from caplet_export.freerun import FreeRunner, captions_of, log_probabilities, sample
 from caplet_export.inception import upper_blocks
 from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
 from caplet_export.model import Captioner, build_model
@@ -262,12 +262,12 @@ class Trainer:
         group = self.config.train.captions_per_image
         with tf.GradientTape() as tape:
             features = self._features(inputs)
-            ids, log_probs = sample(self.model, features, self.config.text.max_length, group, training=True)
+            ids, logits = sample(self.model, features, self.config.text.max_length, group, training=True)
             rewards = tf.reshape(tf.numpy_function(self._rewards, [rows, ids], tf.float32), (-1, group))
             others = (tf.reduce_sum(rewards, axis=1, keepdims=True) - rewards) / (group - 1)
             advantage = tf.reshape(rewards - others, (-1, 1))
-            mask = tf.cast(ids != PAD, tf.float32)
-            objective = -tf.reduce_sum(advantage * log_probs * mask) / tf.reduce_sum(mask)
+            words = tf.reduce_sum(tf.cast(ids != PAD, tf.float32))
+            objective = -tf.reduce_sum(advantage * log_probabilities(ids, logits)) / words
         self._descend(tape, objective)
         return -tf.reduce_mean(rewards)
 
@@ -276,25 +276,25 @@ class Trainer:
         (Kullback-Leibler) of the model's next word from the teacher's.
         """
         del tokens, targets, rows  # what people said of the photo the teacher has learned
-        said = self._teacher_says(inputs).numpy()
-        return self._follow(inputs, padded(said, self.config.text.max_length + 1))
+        ids, logits = self._teacher_says(inputs)
+        more = padded_length(ids.shape[1], self.config.text.max_length + 1) - ids.shape[1]
+        return self._follow(inputs, tf.pad(ids, ((0, 0), (0, more))), tf.pad(logits, ((0, 0), (0, more), (0, 0))))
 
     @tf.function
-    def _teacher_says(self, inputs: Any) -> Any:
+    def _teacher_says(self, inputs: Any) -> tuple[Any, Any]:
         assert self._teacher is not None
-        return sample(self._teacher, inputs, self.config.text.max_length, self.config.train.captions_per_image)[0]
+        return sample(self._teacher, inputs, self.config.text.max_length, self.config.train.captions_per_image)
 
     @tf.function
-    def _follow(self, inputs: Any, ids: Any) -> Any:
-        assert self._teacher is not None
-        group = self.config.train.captions_per_image
+    def _follow(self, inputs: Any, ids: Any, teachers: Any) -> Any:
         tokens = tf.concat([tf.fill((ids.shape[0], 1), START), ids[:, :-1]], axis=1)
         mask = tf.cast(ids != PAD, tf.float32)
-        wanted, _ = self._teacher.teacher_forced(*self._teacher.encode(inputs), tokens, group)
-        wanted = tf.nn.log_softmax(wanted)
+        wanted = tf.nn.log_softmax(teachers)
         with tf.GradientTape() as tape:
             encoded = self.model.encode(inputs, training=True)
-            logits, _ = self.model.teacher_forced(*encoded, tokens, group, training=True)
+            logits, _ = self.model.teacher_forced(
+                *encoded, tokens, self.config.train.captions_per_image, training=True
+            )
             divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - tf.nn.log_softmax(logits)), axis=-1)
             objective = tf.reduce_sum(divergence * mask) / tf.reduce_sum(mask)
         self._descend(tape, objective)
