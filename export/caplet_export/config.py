@@ -111,6 +111,12 @@ class TrainConfig:
     """Lambda of doubly stochastic attention (eq. 14 of Xu et al.), its sum over locations taken as a mean."""
     views: str = "plain flip"
     """Views of a training photo, separated by spaces; each time one is drawn at random (each needs its store)."""
+    mixing: float = 0.0
+    """Share of the photos into whose features up to half of another's are mixed, for teacher and captioner alike
+    (distillation; mixup, Zhang et al., ICLR 2018)."""
+    teacher_view: str = "same"
+    """What the teacher sees: the `same` view of a photo as the captioner, or always the photo as it is, `plain`
+    (distillation)."""
     average_decay: float = 0.995
     """Decay per step of the exponential moving average of the weights that is evaluated and kept; 0 for none."""
     extractor_layer: str = "none"
@@ -213,6 +219,7 @@ _CHOICES = {
     "rules": ("coco", "tutorial"),
     "initial_state": ("mean", "zero"),
     "decay": ("cosine", "constant"),
+    "teacher_view": ("same", "plain"),
     "objective": ("cross_entropy", "self_critical", "distillation"),
     "precision": ("float32", "bfloat16"),
 }

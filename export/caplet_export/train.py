@@ -65,10 +65,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Stores:
-    """Stored inputs: the training photos in every view that is drawn from, and the dev photos as they are."""
+    """Stored inputs: the training photos in every view that is drawn from, and all photos as they are."""
 
     train: Sequence[StoredFeatures]
-    dev: StoredFeatures
+    plain: StoredFeatures
 
 
 class Trainer:
@@ -134,6 +134,7 @@ class Trainer:
         self._extractor = extractor
         self.upper = self._upper_blocks(start_from)
         self._teacher = self._load_teacher(teacher)
+        self._plain = stores.plain
         self._taught_by = {"teacher": teacher.name} if teacher is not None else {}
 
         batches = partial(
@@ -142,7 +143,7 @@ class Trainer:
         self._train = batches(
             train_names, views=stores.train, group=settings.captions_per_image, batch_images=settings.batch_images
         )
-        self._dev = batches(dev_names, views=[stores.dev], group=5, batch_images=_EVALUATION_BATCH)
+        self._dev = batches(dev_names, views=[stores.plain], group=5, batch_images=_EVALUATION_BATCH)
         self._dev_scorer = CiderD.from_references(references_of(dataset, dev_names))
         self._reward: CiderD | None = None
         if settings.objective == "self_critical":
@@ -275,10 +276,25 @@ class Trainer:
         """One optimizer step towards the teacher's next word, along captions that it draws; returns the mean divergence
         (Kullback-Leibler) of the model's next word from the teacher's.
         """
-        del tokens, targets, rows  # what people said of the photo the teacher has learned
-        ids, logits = self._teacher_says(inputs)
+        del tokens, targets  # what people said of the photo the teacher has learned
+        shown = inputs
+        if self.config.train.teacher_view == "plain":
+            shown = self._plain.gather([self._train.names[row] for row in rows.numpy()])
+        if self.config.train.mixing:
+            inputs, shown = self._mixed(inputs, shown)
+        ids, logits = self._teacher_says(shown)
         more = padded_length(ids.shape[1], self.config.text.max_length + 1) - ids.shape[1]
         return self._follow(inputs, tf.pad(ids, ((0, 0), (0, more))), tf.pad(logits, ((0, 0), (0, more), (0, 0))))
+
+    @tf.function
+    def _mixed(self, *views: Any) -> list[Any]:
+        """Views [B,L,C] of the photos of a batch with up to half of another photo mixed into some, the same in each."""
+        count = tf.shape(views[0])[0]
+        some = tf.random.uniform((count, 1, 1)) < self.config.train.mixing
+        own = tf.where(some, tf.random.uniform((count, 1, 1), 0.5, 1.0), 1.0)
+        others = tf.random.shuffle(tf.range(count))
+        photos = [tf.cast(view, tf.float32) for view in views]
+        return [own * photo + (1.0 - own) * tf.gather(photo, others) for photo in photos]
 
     @tf.function
     def _teacher_says(self, inputs: Any) -> tuple[Any, Any]:

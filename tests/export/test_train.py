@@ -114,7 +114,7 @@ def test_an_epoch_holds_every_image_once_with_its_own_captions(dataset: Dataset,
         assert tokens.shape == targets.shape
         assert tokens.shape[0] == 5 * features.shape[0]
         for feature, row in zip(features.numpy(), rows.numpy(), strict=True):
-            np.testing.assert_array_equal(feature, stores.dev[data.names[row]])
+            np.testing.assert_array_equal(feature, stores.plain[data.names[row]])
         seen += rows.numpy().tolist()
     assert sorted(seen) == list(range(16))
     assert len(data) == 3
@@ -145,7 +145,7 @@ def test_it_learns_the_made_up_world(tmp_path: Path, dataset: Dataset, stores: S
     assert trainer.history[-1].dev_loss < 1.0 < trainer.history[0].dev_loss
     checkpoint = load_checkpoint(tmp_path / "run")
     name = dataset.split("dev")[0]
-    ids = FreeRunner(checkpoint.model, 9).greedy(stores.dev.gather([name]))
+    ids = FreeRunner(checkpoint.model, 9).greedy(stores.plain.gather([name]))
     colour_and_shape = set(tokenize(dataset.captions[name][3])) - {"there", "is", "a"}
     assert colour_and_shape <= set(checkpoint.vocabulary.decode(ids[0]))
 
@@ -187,7 +187,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, dataset: Dataset, s
     assert len(trainer.history) == min(40, trainer.best.epoch + 2)
     checkpoint = load_checkpoint(tmp_path)
     names = dataset.split("dev")
-    ids = FreeRunner(checkpoint.model, 9).greedy(stores.dev.gather(names))
+    ids = FreeRunner(checkpoint.model, 9).greedy(stores.plain.gather(names))
     scorer = CiderD.from_references({n: [tokenize(caption) for caption in dataset.captions[n]] for n in names})
     captions = [checkpoint.vocabulary.decode(row)[:9] for row in ids]
     assert 100 * scorer.score_many(names, captions).mean() == pytest.approx(best, abs=0.01)
@@ -395,6 +395,45 @@ def test_distillation_is_measured_by_the_divergence(tmp_path: Path, dataset: Dat
     assert float(trainer._follow(features, ids, teachers)) == pytest.approx(divergence, rel=1e-4)
 
 
+class Blank(JoinedStores):
+    """A view of the photos in which there is nothing to see."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.zeros_like(super().__getitem__(name))
+
+
+@pytest.mark.parametrize("view", ["same", "plain"])
+def test_what_the_teacher_sees_of_a_photo(tmp_path: Path, dataset: Dataset, stores: Stores, view: str) -> None:
+    """The captioner's view, or the photo as it is; told apart by a view of which nothing is left."""
+    finish(Trainer(tmp_path / "teacher", with_train(epochs=1), dataset, stores))
+    blank = Blank([stores.plain])
+    config = with_train(objective="distillation", teacher_view=view)
+    trainer = Trainer(tmp_path / "run", config, dataset, Stores([blank], stores.plain), teacher=tmp_path / "teacher")
+    seen: dict[str, np.ndarray] = {}
+    says, follow = trainer._teacher_says, trainer._follow
+    trainer._teacher_says = lambda shown: (seen.update(teacher=np.asarray(shown)), says(shown))[1]
+    trainer._follow = lambda inputs, *said: (seen.update(captioner=np.asarray(inputs)), follow(inputs, *said))[1]
+    inputs, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
+    trainer._step(inputs, tokens, targets, rows)
+    assert not seen["captioner"].any()
+    expected = stores.plain.gather([trainer._train.names[row] for row in rows.numpy()])
+    np.testing.assert_array_equal(seen["teacher"], expected if view == "plain" else seen["captioner"])
+
+
+def test_photos_are_mixed_alike_in_all_views(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """Each is at least half itself, the rest one other photo; with 0.5 about half of them have any."""
+    finish(Trainer(tmp_path / "teacher", with_train(epochs=1), dataset, stores))
+    config = with_train(objective="distillation", mixing=0.5)
+    trainer = Trainer(tmp_path / "run", config, dataset, stores, teacher=tmp_path / "teacher")
+    photos = np.eye(400, dtype=np.float16)[:, None, :]  # each of a channel of its own
+    mixed, twice = (np.asarray(view)[:, 0] for view in trainer._mixed(photos, 2 * photos))
+    np.testing.assert_array_equal(twice, 2 * mixed)
+    np.testing.assert_allclose(mixed.sum(axis=1), 1, atol=1e-6)
+    own = np.diag(mixed)
+    assert (own >= 0.5).all() and ((mixed > 0).sum(axis=1) <= 2).all()
+    assert 150 < (own < 1).sum() < 250
+
+
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     teacher = tmp_path / "teacher"
     finish(Trainer(teacher, with_train(epochs=1), dataset, stores))
@@ -477,7 +516,7 @@ def test_captioners_of_two_blocks_are_trained_on_as_one(
         runs.append(finish(Trainer(tmp_path / block, config, dataset, store)).folder)
     (tmp_path / "joined").mkdir()
     join_runs(runs, tmp_path / "joined")
-    both = JoinedStores([stores.dev, earlier.dev])
+    both = JoinedStores([stores.plain, earlier.plain])
     model = dataclasses.replace(CONFIG.model, members=2, feature_block="mixed10 mixed9")
     config = dataclasses.replace(with_train(objective=objective, epochs=2, patience=0), model=model)
     assert config.stored_blocks == ("mixed10", "mixed9")
@@ -513,7 +552,7 @@ def test_sampling_draws_from_the_models_distribution(tmp_path: Path, dataset: Da
     """First words drawn 4,000 times, against the softmax of the first step's logits."""
     keras.utils.set_random_seed(4)
     trainer = Trainer(tmp_path, CONFIG, dataset, stores)
-    features = stores.dev.gather(dataset.split("dev")[:1])
+    features = stores.plain.gather(dataset.split("dev")[:1])
     drawn = sample(trainer.model, features, 1, 4000)[0].numpy()[:, 0]
     encoded, keys, state = trainer.model.encode(features)
     logits = trainer.model.step(np.array([START]), state, encoded, keys)[0].numpy()[0].astype(np.float64)
