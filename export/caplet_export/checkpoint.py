@@ -7,7 +7,8 @@
     decoder.weights.h5      the captioner's weights at the best dev CIDEr-D
     extractor.npz           the Inception variables that were trained, float16 (only after fine-tuning)
     history.json, curves.png
-    resume/                 the last epoch, whole: weights, optimizer, counters
+    stages.json             how it came about, from random weights on
+    resume.npz              the last epoch, whole: weights, optimizer, history
 
 Everything is written to a temporary name and renamed, so whatever is there is whole.
 """
@@ -56,6 +57,8 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: no such run folder")
+    if not (folder / "config.json").exists():
+        raise ConfigurationError(f"{folder}: no config.json here; has the run finished an epoch?")
     config = load_config(folder / "config.json")
     vocabulary = Vocabulary.load(folder / "vocabulary.txt")
     if len(vocabulary) != config.model.vocabulary_size:

@@ -146,12 +146,15 @@ def open_store(folder: Path, blocks: Sequence[str], view: str) -> StoredFeatures
     """The stored outputs of these blocks for one view of the photos, as one.
 
     Raises:
-        StoreError: one of them is missing, unfinished or damaged, or holds another block than its name says.
+        StoreError: one of them is missing, unfinished or damaged, holds another block than its name says, or was made
+            with other Inception weights.
     """
     stores = [FeatureStore(folder / f"{block}-{view}") for block in blocks]
     for block, store in zip(blocks, stores, strict=True):
         if store.source.layer != block:
             raise StoreError(f"{store.folder}: stored at block {store.source.layer}, not {block}")
+        if store.source.weights != stores[0].source.weights:
+            raise StoreError(f"{store.folder}: stored with other Inception weights than {stores[0].folder}")
     return stores[0] if len(stores) == 1 else JoinedStores(stores)
 
 

@@ -13,7 +13,7 @@ from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import write_whole
 
-_FILE = "stages.json"
+STAGES = "stages.json"
 ALL = 0
 
 
@@ -58,7 +58,7 @@ def read_stages(folder: Path) -> list[Stage]:
     Raises:
         ConfigurationError: its `stages.json` is damaged.
     """
-    path = folder / _FILE
+    path = folder / STAGES
     if not path.exists():
         return []
     try:
@@ -69,7 +69,7 @@ def read_stages(folder: Path) -> list[Stage]:
 
 def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
     """Write `stages.json`; the old one stays until the new one is whole."""
-    write_whole(folder / _FILE, json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1) + "\n")
+    write_whole(folder / STAGES, json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1) + "\n")
 
 
 def average_stages(runs: Sequence[Path]) -> list[Stage]:

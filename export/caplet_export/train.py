@@ -9,9 +9,11 @@ their stored inputs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -45,7 +47,7 @@ from caplet_export.inception import upper_blocks
 from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
 from caplet_export.model import Captioner, build_model
 from caplet_export.outputs import write_whole
-from caplet_export.stages import ALL, Stage, changed_switches, read_stages, write_stages
+from caplet_export.stages import ALL, STAGES, Stage, changed_switches, read_stages, write_stages
 from caplet_export.text import END, PAD, START, Vocabulary, clean
 
 _RESUME = "resume.npz"
@@ -120,7 +122,7 @@ class Trainer:
             )
         )
         self.config = replace(config, model=replace(config.model, vocabulary_size=len(self.vocabulary)))
-        self._claim_folder()
+        self._check_folder()
 
         settings = self.config.train
         keras.utils.set_random_seed(settings.seed)
@@ -135,7 +137,10 @@ class Trainer:
         self.upper = self._upper_blocks(start_from)
         self._teacher = self._load_teacher(teacher)
         self._plain = stores.plain
+        if len({store.source.weights for store in (*stores.train, stores.plain)}) > 1:
+            raise DataError(f"{stores.plain.folder.parent}: views stored with different Inception weights")
         self._taught_by = {"teacher": teacher.name} if teacher is not None else {}
+        self._origin = json.dumps([_digest(run) for run in (start_from, teacher)])
 
         batches = partial(
             Batches, captions=words, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed
@@ -177,23 +182,28 @@ class Trainer:
         start = time.monotonic()
         total, steps = 0.0, len(self._train)
         for step, batch in enumerate(self._train.epoch(number), 1):
-            loss = float(self._step(*batch))
-            if not math.isfinite(loss):
-                raise ConfigurationError(f"epoch {number}, step {step}: the loss is {loss}; lower train.learning_rate")
-            total += loss
+            total += self._finite(partial(self._step, *batch), f"epoch {number}, step {step}: the loss")
             progress(step, steps, total / step)
         with _Swapped(self._variables, self._average):
             dev_loss, dev_cider = self._evaluate()
+            self._finite(lambda: dev_loss, f"epoch {number}: the loss on dev")
             seconds = time.monotonic() - start
             self.history.append(Epoch(number, total / steps, dev_loss, dev_cider, round(seconds, 1)))
-            if self.best is self.history[-1]:
-                save_weights(self.model, self.folder / DECODER)
-                if self.upper is not None:
-                    save_extractor_part(self._extractor, self.upper.trainable_variables, self.folder / EXTRACTOR)
+            self._keep()
         self._save_resume()
-        write_stages(self.folder, [*self._stages_before, self._stage()])
-        write_whole(self.folder / "history.json", json.dumps([asdict(epoch) for epoch in self.history], indent=1))
+        self._write_records()
         return self.history[-1]
+
+    @staticmethod
+    def _finite(compute: Callable[[], Any], what: str) -> float:
+        try:
+            value = float(compute())
+        except tf.errors.InvalidArgumentError as error:  # such as no word drawn, from logits that are no numbers
+            reason = " ".join(error.message.split())[:200]
+            raise ConfigurationError(f"{what} cannot be computed ({reason}); lower train.learning_rate") from error
+        if not math.isfinite(value):
+            raise ConfigurationError(f"{what} is {value}; lower train.learning_rate")
+        return value
 
     def _stage(self) -> Stage:
         assert self.best is not None
@@ -254,8 +264,7 @@ class Trainer:
             if settings.attention_regularisation:
                 looked = tf.reduce_sum(attention * mask[..., None], axis=1)
                 objective += settings.attention_regularisation * tf.reduce_mean((1.0 - looked) ** 2)
-        self._descend(tape, objective)
-        return loss
+        return loss + self._descend(tape, objective)
 
     def _self_critical_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
         """One optimizer step on the expected reward of sampled captions; returns minus their mean reward."""
@@ -269,8 +278,7 @@ class Trainer:
             advantage = tf.reshape(rewards - others, (-1, 1))
             words = tf.reduce_sum(tf.cast(ids != PAD, tf.float32))
             objective = -tf.reduce_sum(advantage * log_probabilities(ids, logits)) / words
-        self._descend(tape, objective)
-        return -tf.reduce_mean(rewards)
+        return self._descend(tape, objective) - tf.reduce_mean(rewards)
 
     def _distillation_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
         """One optimizer step towards the teacher's next word, along captions that it draws; returns the mean divergence
@@ -313,8 +321,7 @@ class Trainer:
             )
             divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - tf.nn.log_softmax(logits)), axis=-1)
             objective = tf.reduce_sum(divergence * mask) / tf.reduce_sum(mask)
-        self._descend(tape, objective)
-        return objective
+        return objective + self._descend(tape, objective)
 
     def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """Rewards of sampled captions [N*G,T] of the images `rows` [N], float32 [N*G]."""
@@ -331,15 +338,17 @@ class Trainer:
                 rewards[index] -= penalty * len(self._bigrams.implausible(words, ended=ended))
         return rewards
 
-    def _descend(self, tape: tf.GradientTape, objective: Any) -> None:
+    def _descend(self, tape: tf.GradientTape, objective: Any) -> Any:
+        """One step of the optimizers and the average. Returns 0, or NaN if the gradient is not finite."""
         settings = self.config.train
-        gradients, _ = tf.clip_by_global_norm(tape.gradient(objective, self._variables), settings.gradient_norm)
+        gradients, norm = tf.clip_by_global_norm(tape.gradient(objective, self._variables), settings.gradient_norm)
         first = 0
         for optimizer, variables in self._optimizers:
             optimizer.apply(gradients[first : first + len(variables)])
             first += len(variables)
         for average, variable in zip(self._average, self._variables, strict=False):
             average.assign_sub((1 - settings.average_decay) * (average - variable.value))
+        return 0.0 * norm
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -369,14 +378,18 @@ class Trainer:
 
     # -- resuming -----------------------------------------------------------------------------------------------------
 
-    def _claim_folder(self) -> None:
-        path = self.folder / "config.json"
-        if path.exists():
-            if load_config(path) != self.config:
-                raise ConfigurationError(f"{self.folder}: holds a run of another configuration; use another folder")
-        else:
-            self.vocabulary.save(self.folder / "vocabulary.txt")
-            self.config.save(path)
+    def _check_folder(self) -> None:
+        """Refuse a folder that holds what this run is not, or what it could not go on with."""
+        if not (self.folder / _RESUME).exists():
+            if (self.folder / STAGES).exists():
+                raise ConfigurationError(
+                    f"{self.folder}: holds a trained run but no {_RESUME} to go on with; use another folder, and --from"
+                )
+            return  # empty, or a run that has not finished an epoch
+        if load_config(self.folder / "config.json") != self.config:
+            raise ConfigurationError(f"{self.folder}: holds a run of another configuration; use another folder")
+        if Vocabulary.load(self.folder / "vocabulary.txt").words != self.vocabulary.words:
+            raise ConfigurationError(f"{self.folder}: holds a run on other captions; use another folder")
 
     def _state(self) -> list[Any]:
         state = [*self.model.variables, *self._average]
@@ -384,12 +397,34 @@ class Trainer:
             state += optimizer.variables
         return state + (list(self.upper.trainable_variables) if self.upper is not None else [])
 
+    def _keep(self) -> None:
+        """Write the epoch that has just ended, whole."""
+        self._require_space()
+        try:
+            if not (self.folder / _RESUME).exists():
+                self.vocabulary.save(self.folder / "vocabulary.txt")
+                self.config.save(self.folder / "config.json")
+            if self.best is self.history[-1]:
+                save_weights(self.model, self.folder / DECODER)
+                if self.upper is not None:
+                    save_extractor_part(self._extractor, self.upper.trainable_variables, self.folder / EXTRACTOR)
+        except OSError as error:
+            raise self._unwritten(error) from error
+
     def _save_resume(self) -> None:
         arrays = {f"{index}": np.asarray(variable) for index, variable in enumerate(self._state())}
         history = json.dumps([asdict(epoch) for epoch in self.history])
         temporary = self.folder / f".{_RESUME}"
-        np.savez(temporary, **arrays, history=np.array(history))  # type: ignore[arg-type]
-        os.replace(temporary, self.folder / _RESUME)
+        try:
+            np.savez(temporary, **arrays, history=np.array(history), origin=np.array(self._origin))  # type: ignore[arg-type]
+            os.replace(temporary, self.folder / _RESUME)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._unwritten(error) from error
+
+    def _write_records(self) -> None:
+        write_stages(self.folder, [*self._stages_before, self._stage()])
+        write_whole(self.folder / "history.json", json.dumps([asdict(epoch) for epoch in self.history], indent=1))
 
     def _resume(self) -> None:
         path = self.folder / _RESUME
@@ -397,11 +432,24 @@ class Trainer:
             return
         try:
             with np.load(path, allow_pickle=False) as arrays:
+                origin = str(arrays["origin"]) if "origin" in arrays else self._origin  # none up to release 0.7
                 for index, variable in enumerate(self._state()):
                     variable.assign(arrays[f"{index}"])
                 self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise ConfigurationError(f"{path}: damaged ({error}); delete it to start this run again") from error
+            raise ConfigurationError(f"{path}: damaged ({error}); delete {self.folder} to start again") from error
+        if origin != self._origin:
+            raise ConfigurationError(f"{self.folder}: holds a run with another --from or --teacher; use another folder")
+        self._write_records()  # which a run that was killed may not have reached
+
+    def _require_space(self) -> None:
+        """Raise a ConfigurationError where an epoch would not fit: HDF5 ends the process on a full disk."""
+        needed = sum(np.asarray(variable).nbytes for variable in [*self.model.variables, *self._state()])
+        if shutil.disk_usage(self.folder).free < 1.2 * needed + 1e6:
+            raise ConfigurationError(f"{self.folder}: no room for the {needed / 1e6:.0f} MB that an epoch takes")
+
+    def _unwritten(self, error: OSError) -> ConfigurationError:
+        return ConfigurationError(f"{self.folder}: cannot be written: {error.strerror or error}")
 
     def _load_teacher(self, run: Path | None) -> Captioner | None:
         if (self.config.train.objective == "distillation") != (run is not None):
@@ -443,6 +491,11 @@ class _Swapped:
     def __exit__(self, *_: object) -> None:
         for (variable, _), own in zip(self._pairs, self._own, strict=True):
             variable.assign(own)
+
+
+def _digest(run: Path | None) -> str | None:
+    """sha256 of a run's weights."""
+    return None if run is None else hashlib.sha256((run / DECODER).read_bytes()).hexdigest()
 
 
 def _optimizer(rate: float, steps: int, config: Config) -> keras.optimizers.Optimizer:

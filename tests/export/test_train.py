@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -249,9 +251,84 @@ def test_killed_while_training_it_loses_an_epoch_at_most(tmp_path: Path) -> None
 
 
 def test_a_folder_of_another_configuration_is_left_alone(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    Trainer(tmp_path, CONFIG, dataset, stores)
+    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
     with pytest.raises(ConfigurationError, match="another configuration"):
         Trainer(tmp_path, with_train(seed=2), dataset, stores)
+
+
+def test_what_was_refused_or_lost_claims_no_folder(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """So that the command can be put right and given again."""
+    with pytest.raises(ConfigurationError, match="a teacher is needed"):
+        Trainer(tmp_path, with_train(objective="distillation"), dataset, stores)
+    with pytest.raises(ConfigurationError, match=r"lower train\.learning_rate"):
+        finish(Trainer(tmp_path, with_train(learning_rate=1e30), dataset, stores))
+    finish(Trainer(tmp_path, with_train(epochs=1), dataset, stores))
+
+
+def test_weights_that_cannot_be_gone_on_with_are_not_written_over(
+    tmp_path: Path, dataset: Dataset, stores: Stores
+) -> None:
+    """Such as what `join` made, or a run whose resume.npz was deleted."""
+    for name in ("one", "two"):
+        finish(Trainer(tmp_path / name, with_train(epochs=1), dataset, stores))
+    mean = tmp_path / "mean"
+    mean.mkdir()
+    average_runs([tmp_path / "one", tmp_path / "two"], mean)
+    (tmp_path / "one" / "resume.npz").unlink()
+    for folder in (mean, tmp_path / "one"):
+        before = (folder / "decoder.weights.h5").read_bytes()
+        with pytest.raises(ConfigurationError, match=r"no resume\.npz to go on with"):
+            Trainer(folder, load_checkpoint(folder).config, dataset, stores)
+        assert (folder / "decoder.weights.h5").read_bytes() == before
+
+
+def test_a_run_goes_on_with_what_it_began_with_only(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """The same captions, the same start, the same teacher."""
+    for name, seed in (("one", 1), ("two", 2)):
+        finish(Trainer(tmp_path / name, with_train(epochs=1, seed=seed), dataset, stores))
+    config, run = with_train(objective="distillation"), tmp_path / "run"
+
+    def trainer(data: Dataset = dataset, start_from: str = "one", teacher: str = "two") -> Trainer:
+        return Trainer(run, config, data, stores, start_from=tmp_path / start_from, teacher=tmp_path / teacher)
+
+    trainer().run_epoch()
+    for other in ({"start_from": "two"}, {"teacher": "one"}):
+        with pytest.raises(ConfigurationError, match="another --from or --teacher"):
+            trainer(**other)
+    (run / "stages.json").unlink()  # as if it had been killed just before
+    assert len(trainer().history) == 1
+    assert read_stages(run)[-1].epochs == 1
+
+    def renamed(captions: list[str]) -> list[str]:
+        return [caption.replace("red", "purple") for caption in captions]
+
+    Trainer(tmp_path / "captions", CONFIG, dataset, stores).run_epoch()
+    other_words = dataclasses.replace(dataset, captions={n: renamed(c) for n, c in dataset.captions.items()})
+    with pytest.raises(ConfigurationError, match="other captions"):
+        Trainer(tmp_path / "captions", CONFIG, other_words, stores)
+
+
+def test_self_critical_training_that_diverges_is_said(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """Its rewards stay finite whatever becomes of the weights."""
+    with pytest.raises(ConfigurationError, match=r"lower train\.learning_rate"):
+        finish(Trainer(tmp_path, with_train(objective="self_critical", learning_rate=1e30), dataset, stores))
+
+
+def test_a_full_disk_is_said(
+    tmp_path: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tmp_path, CONFIG, dataset, stores)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ConfigurationError, match="no room for the"):
+        trainer.run_epoch()
+    assert not list(tmp_path.iterdir())
+
+
+def test_views_stored_with_other_weights_are_refused(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    other = Blank([stores.plain])
+    other.source = dataclasses.replace(stores.plain.source, weights="others")
+    with pytest.raises(DataError, match="different Inception weights"):
+        Trainer(tmp_path, CONFIG, dataset, Stores([stores.plain, other], stores.plain))
 
 
 def test_a_damaged_resume_file_is_said(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
