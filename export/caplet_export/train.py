@@ -182,11 +182,11 @@ class Trainer:
         start = time.monotonic()
         total, steps = 0.0, len(self._train)
         for step, batch in enumerate(self._train.epoch(number), 1):
-            total += self._finite(partial(self._step, *batch), f"epoch {number}, step {step}: the loss")
+            total += self._finite(partial(self._step, *batch), f"epoch {number}, step {step}")
             progress(step, steps, total / step)
         with _Swapped(self._variables, self._average):
             dev_loss, dev_cider = self._evaluate()
-            self._finite(lambda: dev_loss, f"epoch {number}: the loss on dev")
+            self._finite(lambda: dev_loss, f"epoch {number}, dev")
             seconds = time.monotonic() - start
             self.history.append(Epoch(number, total / steps, dev_loss, dev_cider, round(seconds, 1)))
             self._keep()
@@ -195,14 +195,15 @@ class Trainer:
         return self.history[-1]
 
     @staticmethod
-    def _finite(compute: Callable[[], Any], what: str) -> float:
+    def _finite(compute: Callable[[], Any], where: str) -> float:
         try:
             value = float(compute())
         except tf.errors.InvalidArgumentError as error:  # such as no word drawn, from logits that are no numbers
             reason = " ".join(error.message.split())[:200]
-            raise ConfigurationError(f"{what} cannot be computed ({reason}); lower train.learning_rate") from error
+            cause = f"{where}: the loss cannot be computed ({reason}); lower train.learning_rate"
+            raise ConfigurationError(cause) from error
         if not math.isfinite(value):
-            raise ConfigurationError(f"{what} is {value}; lower train.learning_rate")
+            raise ConfigurationError(f"{where}: the loss is {value}; lower train.learning_rate")
         return value
 
     def _stage(self) -> Stage:

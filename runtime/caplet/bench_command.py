@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.bundle import load_bundle
+from caplet.bundle import Bundle
 from caplet.captioner import Captioner
 from caplet.decode import Floats, StepResult, search
-from caplet.errors import ArgumentError
+from caplet.errors import ArgumentError, CapletError, ImageError
 from caplet.image import load_pixels
 from caplet.machine import describe_cpu, versions
 from caplet.output import Output
@@ -27,18 +29,18 @@ _WARM_UP = 3  # captions before measuring: memory is set up in the first ones
 _SWEEP_BATCHES = (1, 4, 8, 16)
 _FRESH_STARTS = 3
 # Runs the command in a process of its own and tells that process' peak memory. VmHWM starts anew with a program;
-# getrusage's figure would include this process, which the child was forked from.
+# getrusage's figure would include this process, which the child was forked from. `_fresh_start` imports sys for it.
 _FRESH = """
-import sys
 from pathlib import Path
 from caplet.cli import main
 status = main(sys.argv[1:])
 memory = Path("/proc/self/status")
 lines = memory.read_text().splitlines() if memory.exists() else []
 peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
-print(peak, file=sys.stderr)
+print(f"peak kilobytes: {peak}", file=sys.stderr)
 sys.exit(status)
 """
+_PEAK = re.compile(rb"^peak kilobytes: (\d+)$", re.MULTILINE)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,9 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything `caplet bench` tells, as JSON can hold it. Times are milliseconds unless the name says otherwise."""
-    photo = arguments.photo or _golden_photo(arguments.model)
-    fresh = _fresh_start(arguments, photo)
     captioner = Captioner(arguments.model, threads=arguments.threads)
+    captioner.caption_many((), batch_size=arguments.batch_size, beam_size=arguments.beam)  # refuses a bad number
+    photo = arguments.photo or _golden_photo(captioner.bundle)
+    _check_photo(photo, captioner)
+    fresh = _fresh_start(arguments, photo)
     stages, words, cpu_seconds = _stages(captioner, photo, arguments.beam, arguments.runs)
     threads = usable_threads(arguments.threads)
     report = {
@@ -79,11 +83,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _golden_photo(model: str | None) -> str:
-    bundle = load_bundle(model)
+def _golden_photo(bundle: Bundle) -> str:
     if not bundle.manifest.golden:
         raise ArgumentError("PHOTO", "the model has no photo of its own", "give one")
     return str(bundle.path / bundle.manifest.golden[0].file)
+
+
+def _check_photo(photo: str, captioner: Captioner) -> None:
+    """Raise ArgumentError for what cannot be captioned, and for a pipe: it could be read only once."""
+    if Path(photo).exists() and not Path(photo).is_file():
+        raise ArgumentError("PHOTO", f"{photo} is not a file", "give one")
+    try:
+        captioner.caption(photo)
+    except ImageError as error:
+        raise ArgumentError("PHOTO", str(error)) from error
 
 
 class _TimedSteps:
@@ -159,7 +172,9 @@ def _throughput(captioner: Captioner, photo: str, arguments: argparse.Namespace,
 
 def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float | None]:
     """Seconds from starting a process to its first caption (the median of a few), and its peak memory in MB."""
-    command = [sys.executable, "-c", _FRESH]
+    # Imports come from where they come here: `-c` alone would also run what lies in the current folder.
+    path = [entry for entry in sys.path if entry]
+    command = [sys.executable, "-c", f"import sys\nsys.path[:] = {path!r}\n{_FRESH}"]
     for option, value in (("--model", arguments.model), ("--threads", arguments.threads), ("--beam", arguments.beam)):
         command += [option, str(value)] if value is not None else []
     seconds, peaks = [], []
@@ -167,13 +182,13 @@ def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float |
         started = time.perf_counter()
         process = subprocess.run([*command, "--", photo], capture_output=True, check=False)
         seconds.append(time.perf_counter() - started)
-        if process.returncode != 0:
-            raise ArgumentError(
-                "PHOTO", process.stderr.decode(errors="replace").partition("\n")[0].removeprefix("caplet: ")
-            )
-        peaks.append(int(process.stderr.split()[-1]))
-    peak = max(peaks) * 1024 / 1e6
-    return {"first_caption_seconds": float(np.median(seconds)), "peak_rss_mb": peak or None}
+        peak = _PEAK.search(process.stderr)
+        if process.returncode != 0 or peak is None:
+            said = _PEAK.sub(b"", process.stderr).decode(errors="replace")
+            told = said.strip().split("\n")[-1].removeprefix("caplet: ")
+            raise CapletError("bench", f"a new process gave no caption ({told or f'exit status {process.returncode}'})")
+        peaks.append(int(peak[1]))
+    return {"first_caption_seconds": float(np.median(seconds)), "peak_rss_mb": max(peaks) * 1024 / 1e6 or None}
 
 
 def _sweep(arguments: argparse.Namespace, photo: str, most: int) -> list[dict[str, float]]:

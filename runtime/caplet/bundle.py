@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ class Bundle:
     """A bundle whose manifest, files and vocabulary have been checked.
 
     Attributes:
-        path: the directory.
+        path: the directory, absolute.
         digest: sha256 of manifest.json, which holds the hashes of all other files: it names this very model.
         manifest: what the bundle says about itself.
         words: the vocabulary; a word's position is its id. The first four are padding, start, end, unknown.
@@ -66,6 +68,7 @@ def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = Tr
     """
     root = locate_bundle(path)
     try:
+        root = root.absolute()  # the current folder may be another one when a graph is opened again
         content = _read(root, MANIFEST, _LARGEST_MANIFEST)
         manifest = parse_manifest(content, str(root / MANIFEST))
         graphs = (manifest.encoder_file, manifest.decoder_file)
@@ -76,8 +79,7 @@ def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = Tr
                 _check_hash(root, name, manifest)
         words = _read_vocabulary(root, manifest)
     except OSError as error:
-        subject = str(error.filename or root)
-        raise BundleError(subject, f"cannot be read ({error.strerror or error})", "check its permissions") from error
+        raise _unreadable(root, error) from error
     return Bundle(root, hashlib.sha256(content).hexdigest(), manifest, words, verify)
 
 
@@ -86,6 +88,7 @@ def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
 
     Raises:
         BundleNotFoundError: there is none.
+        BundleError: it may not be looked into.
         ArgumentError: `path` is no path at all.
     """
     named = path if path is not None else os.environ.get(MODEL_VARIABLE) or None
@@ -100,9 +103,19 @@ def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
     if not found:
         source = f" (from {MODEL_VARIABLE})" if path is None and named else ""
         raise BundleNotFoundError(str(root), f"no such directory{source}", "give a directory with a manifest.json")
-    if not (root / MANIFEST).exists():
-        raise BundleNotFoundError(str(root), f"has no {MANIFEST}", "give the directory of a caplet bundle")
+    try:
+        (root / MANIFEST).stat()
+    except FileNotFoundError:
+        remedy = "give the directory of a caplet bundle"
+        raise BundleNotFoundError(str(root), f"has no {MANIFEST}", remedy) from None
+    except OSError as error:
+        raise _unreadable(root, error) from error
     return root
+
+
+def _unreadable(root: Path, error: OSError) -> BundleError:
+    subject = str(error.filename or root)
+    return BundleError(subject, f"cannot be read ({error.strerror or error})", "check its permissions")
 
 
 def _default_bundle() -> Path:
@@ -147,12 +160,18 @@ def _check_graph(root: Path, name: str, manifest: Manifest, *, verify: bool) -> 
         return
     _check_size(root, name, manifest)
     content = _read(root, name)
+
+    def sha256() -> str:
+        return hashlib.sha256(content).hexdigest()
+
+    digest: Callable[[], str] = sha256
     with ThreadPoolExecutor(1) as beside:  # hashing lets other threads run, and takes as long as the other check
-        digest = beside.submit(lambda: hashlib.sha256(content).hexdigest())
+        with contextlib.suppress(RuntimeError):  # no thread to be had: at a limit, or when the interpreter shuts down
+            digest = beside.submit(sha256).result
         try:
             check_self_contained(content, str(root / name))
         finally:  # an altered file is called that, whatever else it now is
-            _compare_hash(root, name, digest.result(), manifest)
+            _compare_hash(root, name, digest(), manifest)
 
 
 def _check_hash(root: Path, name: str, manifest: Manifest) -> None:
@@ -192,10 +211,11 @@ def _read_vocabulary(root: Path, manifest: Manifest) -> tuple[str, ...]:
         raise fail(f"has {len(words)} words, the manifest says {manifest.vocabulary_size}")
     if words[:4] != manifest.specials:
         raise fail(f"starts with {' '.join(words[:4])!r}, the manifest says {' '.join(manifest.specials)!r}")
+    seen: set[str] = set()
     for line, word in enumerate(words, start=1):
         if not word or not word.isprintable() or " " in word:
             raise fail(f"line {line} is not one printable word")
-    if len(set(words)) != len(words):
-        first = next(word for position, word in enumerate(words) if word in words[:position])
-        raise fail(f"has the word {first!r} twice")
+        if word in seen:
+            raise fail(f"has the word {word!r} twice")
+        seen.add(word)
     return words

@@ -18,6 +18,8 @@ from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Formatter, Record, Written, resume
 
+_LONGEST_FILE_NAME = 255  # bytes, on the file systems there are
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Caption what the arguments mean; returns the exit status.
@@ -29,7 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
     several = _several(arguments)
     written = resume(arguments.output, captioner.bundle.digest) if arguments.resume else Written(Counter(), 0)
-    results = _results(captioner, arguments, _Drawings(arguments.attention, several=several), written.paths)
+    drawings = _Drawings(arguments.attention, arguments.photos, several=several)
+    results = _results(captioner, arguments, drawings, written.paths)
     formatter = Formatter(arguments.format, with_path=several)
     failed = written.failed
     with Output(arguments.output, append=arguments.resume) as output, quiet_libraries():
@@ -77,49 +80,72 @@ class _Drawings:
     """Where the drawings go: to the path itself for one photo, into it as a folder for several, nowhere without a path.
 
     In a folder they are called like their photos. Those of photos of one name are numbered, in the order of the photos,
-    and a file that is there and is no drawing keeps its name.
+    and a file that is there keeps its name if it is no drawing, or one that is to be captioned.
     """
 
-    def __init__(self, path: str | None, *, several: bool) -> None:
+    def __init__(self, path: str | None, photos: Iterable[str], *, several: bool) -> None:
         """Make the folder, if there is to be one. Raises OSError."""
         self._path = None if path is None else Path(path)
         self._folder = path is not None and (several or is_folder(path) or path.endswith(os.sep))
         self._photos: Counter[str] = Counter()
         self._taken: set[Path] = set()
+        self._inputs: set[tuple[int, int] | None] = set()
         if self._path is not None and self._folder:
             self._path.mkdir(parents=True, exist_ok=True)
+            self._inputs.update(map(_identity, photos))
 
     def job(self, photo: Input) -> _Job:
         """The next photo with its file. Photos that are done already have to come by too, or the numbers change."""
         if self._path is None or not self._folder:
             return _Job(photo, self._path)
+        self._inputs.add(_identity(photo.name))
         stem = Path(photo.name).stem if photo.contents is None else "stdin"
         while True:
             self._photos[stem] += 1
-            number = self._photos[stem]
-            file = self._path / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-            if file not in self._taken and _may_be_drawn_over(file):
+            file = self._path / _file_name(stem, self._photos[stem])
+            if file not in self._taken and self._may_be_drawn_over(file):
                 self._taken.add(file)
                 return _Job(photo, file)
 
+    def _may_be_drawn_over(self, file: Path) -> bool:
+        from caplet.explain import is_drawing
 
-def _may_be_drawn_over(file: Path) -> bool:
-    from caplet.explain import is_drawing
+        found = _identity(file)
+        return found is None or (found not in self._inputs and is_drawing(file))
 
-    return not file.exists() or is_drawing(file)
+
+def _file_name(stem: str, number: int) -> str:
+    """What a drawing is called; the end of a stem with which the name would be too long for a file is left out."""
+    end = ".png" if number == 1 else f"-{number}.png"
+    stem = stem[:_LONGEST_FILE_NAME]
+    while len(os.fsencode(stem + end)) > _LONGEST_FILE_NAME:
+        stem = stem[:-1]
+    return stem + end
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """What tells a file from every other, whatever it is called; None if there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _draw(job: _Job, caption: Caption, arguments: argparse.Namespace) -> CapletError | None:
-    """Draw where the words looked, if asked; returns what was wrong if the photo is gone since. Raises OSError."""
+    """Draw where the words looked, if asked; returns what was wrong if the photo is gone or the drawing unwritable."""
     if job.drawing is None:
         return None
     from caplet.explain import save_drawing
 
     try:
         drawing = caption.plot(job.photo.source, **_reading(arguments))
+        save_drawing(drawing, job.drawing)
     except CapletError as error:
         return error
-    save_drawing(drawing, job.drawing)
+    except OSError as error:
+        cause = f"cannot be written ({error.strerror or error})"
+        return CapletError(str(job.drawing), cause, "check its permissions and the disk")
     return None
 
 

@@ -81,7 +81,7 @@ class Caption:
         """
         from caplet.explain import plot_attention
 
-        likelihoods = [min(math.exp(log_prob), 1.0) for log_prob in self.word_scores]
+        likelihoods = [math.exp(min(log_prob, 0.0)) for log_prob in self.word_scores]
         return plot_attention(
             image,
             self.words,
@@ -91,6 +91,14 @@ class Caption:
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoded:
+    """A photo's pixels for the encoder, or what was wrong with it, and the seconds that took."""
+
+    pixels: NDArray[np.uint8] | CapletError
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +241,8 @@ class Captioner:
 
         Photos are decoded and encoded side by side in threads while sentences are searched for those before (with one
         thread to compute with: in turns). No more than two batches and a few photos are held at any time, so `images`
-        may be endless. The captions are those of `caption`.
+        may be endless. The captions are those of `caption`. Paths and bytes are left to the threads; everything else is
+        decoded before the next photo is drawn, so that `images` may fill one buffer again or close a file it gave.
 
         Args:
             images: the photos; see `caption`.
@@ -272,7 +281,8 @@ class Captioner:
         # Several photos side by side keep the processors busier than several threads on one photo, or on a batch: they
         # wait for each other at none of the encoder's operators, and decoding fills the gaps.
         workers = 0 if self._threads == 1 else min(self._threads, _MOST_PHOTO_WORKERS)
-        photos = in_order(images, lambda image: self._encode(image, load), workers=workers, ahead=size + workers)
+        settled = map(functools.partial(_settle, load=load), images)
+        photos = in_order(settled, lambda image: self._encode(image, load), workers=workers, ahead=size + workers)
         # More gain nothing in the decoder, and would keep the first waiting for the last.
         together = min(size, _SEARCHED_TOGETHER)
         with contextlib.closing(photos):
@@ -293,14 +303,17 @@ class Captioner:
         most = whole_number("max_pixels", max_pixels, _LARGEST_PHOTO)
         return functools.partial(load_pixels, size=size, max_pixels=most, allow_truncated=allow_truncated)
 
-    def _encode(self, image: ImageSource, load: _Load) -> _Photo:
+    def _encode(self, image: ImageSource | _Decoded, load: _Load) -> _Photo:
+        decoded = image if isinstance(image, _Decoded) else _decode(image, load)
+        if isinstance(decoded.pixels, CapletError):
+            return _Photo(decoded.pixels, decoded.seconds)
         started = time.perf_counter()
         encoded: Encoded | CapletError
         try:
-            encoded = self._sessions.encode(load(image)[None])
+            encoded = self._sessions.encode(decoded.pixels[None])
         except CapletError as error:
             encoded = error
-        return _Photo(encoded, time.perf_counter() - started)
+        return _Photo(encoded, decoded.seconds + time.perf_counter() - started)
 
     def _caption_batch(self, photos: Sequence[_Photo], decoding: Decoding) -> list[Caption | CapletError]:
         started = time.perf_counter()
@@ -361,6 +374,24 @@ def _several(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
     except TypeError:
         pass
     raise ArgumentError("images", f"a {type(images).__name__} is not several photos", "give a list of them")
+
+
+def _settle(image: ImageSource, load: _Load) -> ImageSource | _Decoded:
+    """What may wait for a thread: a path or bytes as they are, pixels of all that its owner may change or close.
+
+    Pixels for the encoder, as copies of large arrays and whole files would take far more memory.
+    """
+    return image if isinstance(image, (str, os.PathLike, bytes)) else _decode(image, load)
+
+
+def _decode(image: ImageSource, load: _Load) -> _Decoded:
+    started = time.perf_counter()
+    pixels: NDArray[np.uint8] | CapletError
+    try:
+        pixels = load(image)
+    except CapletError as error:
+        pixels = error
+    return _Decoded(pixels, time.perf_counter() - started)
 
 
 def _captioner(path: str, threads: int | None, providers: Sequence[Any] | None, verify: bool) -> Captioner:

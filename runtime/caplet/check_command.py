@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from caplet.captioner import Captioner
+from caplet.errors import BundleError
 from caplet.output import Output
 
 # 8-bit arithmetic rounds differently on other CPUs; scores move by a few hundredths there.
@@ -45,8 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
 def check_golden(captioner: Captioner) -> list[GoldenResult]:
     """Caption the golden photos of the captioner's bundle. Raises CapletError."""
     results = []
-    for golden in captioner.bundle.manifest.golden:
-        caption = captioner.caption(captioner.bundle.path / golden.file, beam_size=golden.beam_size)
+    bundle, widest = captioner.bundle, captioner.sessions.widest_beam
+    if any(golden.beam_size > widest for golden in bundle.manifest.golden):
+        raise BundleError(str(bundle.path), f"a golden caption's beam_size is above the decoder's {widest}")
+    for golden in bundle.manifest.golden:
+        caption = captioner.caption(bundle.path / golden.file, beam_size=golden.beam_size)
         results.append(
             GoldenResult(golden.file, golden.beam_size, golden.text, caption.text, golden.score, caption.score)
         )

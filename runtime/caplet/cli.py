@@ -6,7 +6,9 @@ Only argument parsing happens here, without numpy or onnxruntime, so that `caple
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -16,9 +18,10 @@ from pathlib import Path
 from caplet import __version__
 from caplet.errors import ArgumentError, CapletError
 from caplet.inputs import STDIN, SUFFIXES, is_folder
-from caplet.output import complain
+from caplet.output import Output, complain
 from caplet.records import FORMATS
 
+STDOUT = "-"
 _EPILOG = """\
 verbs:
   caplet info             versions, model, licence, hashes, CPU, threads
@@ -39,19 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 all captioned, 1 some failed, 2 usage, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    verb = words.pop(0) if words and words[0] in _VERBS else None
-    parser = _VERBS[verb]() if verb else _caption_parser()
-    try:
-        arguments = parser.parse_args(words) if verb else _parse_caption_arguments(parser, words)
-    except SystemExit as stop:
-        return int(stop.code or 0)
     # numpy would start a thread per core for matrix products that caplet never asks it for.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about damaged metadata: no line for people to act on
-            return int(importlib.import_module(f"caplet.{verb or 'caption'}_command").run(arguments))
+            return _run(list(sys.argv[1:] if argv is None else argv))
     except ArgumentError as error:
         return _complain(str(error), 2)
     except CapletError as error:
@@ -62,6 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+
+
+def _run(words: list[str]) -> int:
+    verb = words.pop(0) if words and words[0] in _VERBS else None
+    parser = _VERBS[verb]() if verb else _caption_parser()
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told):
+            arguments = parser.parse_args(words) if verb else _parse_caption_arguments(parser, words)
+    except SystemExit as stop:
+        if told.getvalue():  # help or version, which argparse would lose in silence on a full disk
+            with Output() as output:
+                output.write(told.getvalue())
+        return int(stop.code or 0)
+    return int(importlib.import_module(f"caplet.{verb or 'caption'}_command").run(arguments))
 
 
 def _complain(message: str, status: int) -> int:
@@ -129,7 +140,7 @@ def _caption_parser() -> argparse.ArgumentParser:
     captions.add_argument("--batch-size", type=_whole, default=8, metavar="N", help="photos at a time; default 8")
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=FORMATS, default="text", help="default text")
-    output.add_argument("-o", "--output", type=_name, metavar="FILE", help="default: standard output")
+    output.add_argument("-o", "--output", type=_name, metavar="FILE", help="default, and -: standard output")
     output.add_argument("--resume", action="store_true", help="go on with an interrupted run; jsonl with -o only")
     output.add_argument(
         "--attention",
@@ -153,6 +164,8 @@ def _parse_caption_arguments(parser: argparse.ArgumentParser, words: Sequence[st
 
 def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Combinations that make no sense end here, with exit status 2."""
+    if arguments.output == STDOUT:
+        arguments.output = None
     if not arguments.photos and arguments.files_from is None:
         parser.error("give a photo, a folder, or --files-from FILE")
     if [*arguments.photos, arguments.files_from].count("-") > 1:
@@ -169,15 +182,17 @@ def _check_targets(parser: argparse.ArgumentParser, arguments: argparse.Namespac
     output, drawings, photos = arguments.output, arguments.attention, arguments.photos
     if output and any(_same_file(output, photo) for photo in photos):
         parser.error("-o would overwrite a photo")
-    if output and Path(output).suffix.lower() in SUFFIXES and Path(output).exists():
+    if output and _is_picture(output):
         parser.error("-o would overwrite a picture")
     listing = "/dev/stdin" if arguments.files_from == STDIN else arguments.files_from
     if output and listing and _same_file(output, listing):
         parser.error("-o would overwrite the list of files")
-    if output and drawings and (output == drawings or _same_file(output, drawings)):
+    if output and drawings and (_real(output) == _real(drawings) or _same_file(output, drawings)):
         parser.error("-o and --attention are the same file")
     if drawings and not is_folder(drawings) and any(_same_file(drawings, photo) for photo in photos):
         parser.error("--attention would overwrite a photo")
+    if drawings and _holds_something(drawings) and not _is_drawing(drawings):
+        parser.error("--attention would overwrite a file that is no drawing")
     if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in photos if is_folder(folder)):
         parser.error("--attention would put drawings among the photos")
 
@@ -189,9 +204,51 @@ def _same_file(one: str, other: str) -> bool:
         return False
 
 
+def _real(path: str) -> Path:
+    """A path without links; as it is if it is relative to a folder that is gone."""
+    try:
+        return Path(os.path.realpath(path))
+    except OSError:
+        return Path(path)
+
+
 def _lies_in(path: str, folder: str, recursive: bool) -> bool:
-    inside, outside = Path(path).resolve(), Path(folder).resolve()
+    inside, outside = _real(path), _real(folder)
     return inside == outside or (recursive and inside.is_relative_to(outside))
+
+
+def _holds_something(path: str) -> bool:
+    """Whether there is a file of that name with anything in it. Pipes and devices are none."""
+    try:
+        return os.path.isfile(path) and os.path.getsize(path) > 0  # noqa: PTH113, PTH202 - as in `is_folder`
+    except OSError:
+        return False
+
+
+def _is_picture(path: str) -> bool:
+    """Whether a file that is there is a picture: by its suffix, or by its first bytes."""
+    if Path(path).suffix.lower() in SUFFIXES:
+        return os.path.exists(path)  # noqa: PTH110 - as in `is_folder`
+    if not _holds_something(path):
+        return False
+    from caplet.image_file import HEAD, identify  # only here: it brings numpy and Pillow
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+        identify(head, path)
+    except OSError:
+        return False
+    except CapletError:
+        return head[4:8] == b"ftyp"  # HEIC, a picture all the same
+    # BMP and PPM start with two letters, and so may captions, with the name of a photo.
+    return not head.startswith((b"BM", b"P")) or b"\0" in head or head[2:3].isspace()
+
+
+def _is_drawing(path: str) -> bool:
+    from caplet.explain import is_drawing  # only here: it brings numpy and Pillow
+
+    return is_drawing(Path(path))
 
 
 def _info_parser() -> argparse.ArgumentParser:

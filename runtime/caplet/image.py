@@ -290,19 +290,38 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Mode RGB from every mode Pillow has, over white where it is transparent; the image itself if it is RGB."""
     if image.mode.startswith("I") or image.mode == "F":
+        key = image.info.get("transparency")
+        shown = np.asarray(image) != key if isinstance(key, int) else None
         image = _to_8_bits(image)
+        if shown is not None:
+            image.putalpha(Image.fromarray(shown))
     if image.mode == "LAB":
         return _lab_to_rgb(image)
     if image.mode == "La":
         image = image.convert("LA")
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or (
-        image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
-    ):
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
+    if _is_transparent(image):
+        image = image if image.mode == "RGBA" else _to_8_bit_key(image).convert("RGBA")
         over = Image.new("RGB", image.size, BACKGROUND)
         over.paste(image, mask=image)
         return over
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":  # as `quantize` makes them
+        return True
+    return image.mode in ("LA", "PA", "RGBA", "RGBa") or (
+        image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
+    )
+
+
+def _to_8_bit_key(image: Image.Image) -> Image.Image:
+    """The transparent colour of a 16-bit PNG with the high bytes of its samples, which are all that Pillow keeps."""
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image = image.copy()
+        image.info["transparency"] = tuple(sample >> 8 for sample in key)
+    return image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -57,7 +57,7 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
 )
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
-HEAD = 16
+HEAD = 64
 """Bytes that tell every format apart."""
 
 
@@ -72,15 +72,29 @@ def identify(head: bytes, subject: str) -> _Format:
             return file_format
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return _WEBP
-    if head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS:
+    brands = _brands(head)
+    if brands and brands[0] in _AVIF_BRANDS and not _is_heic(brands):
         return _AVIF
     if not head:
         raise ImageError(subject, "is empty", "get a complete copy")
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+    if _is_heic(brands):
         raise ImageError(subject, "is a HEIC photo, which Pillow does not read", "convert it to JPEG")
     raise ImageError(
         subject, "not an image caplet can read", "use JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP, PPM or JPEG 2000"
     )
+
+
+def _brands(head: bytes) -> list[bytes]:
+    """The brands of an ISO media file (ISO/IEC 14496-12, section 4.3), the major one first; none for other files."""
+    if head[4:8] != b"ftyp":
+        return []
+    compatible = head[16 : int.from_bytes(head[:4], "big")]
+    return [head[8:12], *(compatible[start : start + 4] for start in range(0, len(compatible), 4))]
+
+
+def _is_heic(brands: list[bytes]) -> bool:
+    """By the first brand that names a codec: mif1 and msf1 leave it open."""
+    return next((brand in _HEIC_BRANDS for brand in brands if brand in (*_HEIC_BRANDS, b"avif", b"avis")), False)
 
 
 def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
@@ -217,6 +231,9 @@ def decode_file(
     except Exception as error:
         if reader.ran_dry or _says_truncated(error):
             raise _truncated(file_format, subject, allow_truncated) from error
+        if isinstance(error, Image.DecompressionBombError):
+            cause = f"too large: Pillow's {file_format.name} decoder has a limit of its own (Image.MAX_IMAGE_PIXELS)"
+            raise ImageError(subject, cause, "shrink it, or convert it to PNG") from error
         raise ImageError(
             subject, f"damaged {file_format.name} file: {cause_of(error)}", "get an intact copy"
         ) from error

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from caplet.bundle import load_bundle
+from caplet.errors import printable
 from caplet.machine import describe_cpu, versions
 from caplet.output import Output
 from caplet.threads import usable_threads
@@ -62,8 +63,9 @@ def _as_text(information: dict[str, Any]) -> str:
         ("CPU features", " ".join(cpu["features"]) or "unknown"),
         ("threads", f"{threads['count']} ({threads['reason']})"),
     ]
-    width = max(len(name) for name, _ in rows)
-    return "".join(f"{name.ljust(width)}  {text}\n" for name, text in rows)
+    cells = [(printable(name), printable(text)) for name, text in rows]  # a bundle's strings forge no rows
+    width = max(len(name) for name, _ in cells)
+    return "".join(f"{name.ljust(width)}  {text}\n" for name, text in cells)
 
 
 def _size_and_hash(entry: dict[str, Any]) -> str:

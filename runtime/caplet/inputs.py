@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from caplet.errors import ArgumentError, CapletError, ImageError
+from caplet.output import make_blocking
 
 STDIN = "-"
 SUFFIXES = frozenset(
@@ -70,6 +71,7 @@ def is_folder(name: str) -> bool:
 def _from_stdin() -> Input:
     if sys.stdin is None:
         return Input(STDIN, ImageError(STDIN, "there is no standard input", "give a file, or connect it"))
+    make_blocking(sys.stdin)
     return _read_once(STDIN, sys.stdin.buffer)
 
 
@@ -89,6 +91,7 @@ def _open_list(files_from: str) -> BinaryIO:
         return open(files_from, "rb")
     if sys.stdin is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "<standard input>")
+    make_blocking(sys.stdin)
     return open(sys.stdin.fileno(), "rb", closefd=False)
 
 

@@ -90,7 +90,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             name that leaves the bundle, a file that is used but not listed under "files".
     """
     try:
-        data = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        data = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise BundleError(where, f"not a JSON file ({reason})", "get the bundle again") from None
@@ -103,6 +103,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise BundleError(where, f"format_version is {version}, this caplet reads {FORMAT_VERSION}", remedy)
     files = top.fields("files")
     graphs, vocabulary = top.fields("graphs"), top.fields("vocabulary")
+    for graph in ("encoder", "decoder"):
+        graphs.fields(graph).integer("opset", 1, 2**31 - 1)  # for people; nothing here goes by it
     manifest = Manifest(
         name=top.label("name"),
         created_with=top.fields("created_with").data,
@@ -176,7 +178,7 @@ class _Fields:
     def number(self, key: str, low: float, high: float) -> float:
         value = self._get(key)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not low <= value <= high:
+        if not is_number or not low <= value <= high:
             self.fail(key, f"is not a number from {low:g} to {high:g}")
         return float(value)
 
@@ -199,6 +201,13 @@ class _Fields:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
 
 
 def _file_entry(fields: _Fields) -> FileEntry:

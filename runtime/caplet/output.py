@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from typing import IO, Any
 
 from caplet.errors import printable
 
@@ -26,6 +27,7 @@ class Output:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), "<standard output>")
         else:
             sys.stdout.flush()
+            make_blocking(sys.stdout)
             self._file = io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
         self._name = path or "<standard output>"
 
@@ -48,6 +50,12 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def make_blocking(stream: IO[Any]) -> None:
+    """Make a standard stream one that waits, where whoever started the command (Node, ssh) left one that does not."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no file of the system's; older Windows
+        os.set_blocking(stream.fileno(), True)
 
 
 @contextlib.contextmanager

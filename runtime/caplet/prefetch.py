@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
 
     The items are drawn in the caller's thread, at most `ahead` before their results are asked for. If drawing one
     fails, the results of the items before it come first. Closing the iterator, or letting go of it, ends the threads
-    as soon as the items they are at are done.
+    as soon as the items they are at are done. Where no thread can be started, the work is done here.
 
     Args:
         items: any iterable, also an endless one.
@@ -29,6 +30,7 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         return
     source = iter(items)
     pending: deque[Future[R]] = deque()
+    rest: Iterator[T] = iter(())
     failure: Exception | None = None
     drained = False
     executor = ThreadPoolExecutor(workers, thread_name_prefix="caplet-photo")
@@ -36,16 +38,23 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         while True:
             while not drained and len(pending) < ahead:
                 try:
-                    pending.append(executor.submit(work, next(source)))
+                    item = next(source)
                 except StopIteration:
                     drained = True
+                    break
                 except Exception as error:
                     drained, failure = True, error
+                    break
+                try:
+                    pending.append(executor.submit(work, item))
+                except RuntimeError:  # the system gives no more threads, as under a container's limit on processes
+                    drained, rest = True, itertools.chain([item], source)
             if not pending:
                 break
             yield pending.popleft().result()
         if failure is not None:
             raise failure
+        yield from map(work, rest)
     finally:
         # Not waited for: a worker may be stuck on a slow disk, and closing must not be.
         executor.shutdown(wait=False, cancel_futures=True)

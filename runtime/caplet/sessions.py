@@ -73,18 +73,23 @@ class Sessions:
         if sizes["K"] > len(bundle.words):
             raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, the vocabulary is smaller")
         self.widest_beam = sizes["K"]
+        self._encoder_shapes, self._decoder_shapes = _numbers(_FEATURES, sizes), _numbers(_DECODER_OUTPUTS, sizes)
         self._encoder, self._decoder, self._process = encoder, decoder, os.getpid()
 
     def encode(self, pixels: NDArray[np.uint8]) -> Encoded:
         """Encode photos, uint8 RGB [N,height,width,3]. Raises InferenceError."""
         self._reopen_after_fork()
-        return Encoded(*_run(self._encoder, list(_FEATURES), {"pixels": pixels}))
+        outputs = _run(self._encoder, list(_FEATURES), {"pixels": pixels})
+        _check_shapes("encoder", outputs, len(pixels), self._encoder_shapes)
+        return Encoded(*outputs)
 
     def step(self, token: NDArray[np.int64], state: Floats, features: Floats, keys: Floats) -> StepResult:
         """One decoder step from the previous words, int64 [N], and their states. Raises InferenceError."""
         self._reopen_after_fork()
         feeds = {"token": token, "state": state, "features": features, "keys": keys}
-        return StepResult(*_run(self._decoder, list(_DECODER_OUTPUTS), feeds))
+        outputs = _run(self._decoder, list(_DECODER_OUTPUTS), feeds)
+        _check_shapes("decoder", outputs, len(token), self._decoder_shapes)
+        return StepResult(*outputs)
 
     def _reopen_after_fork(self) -> None:
         if self._process != os.getpid():
@@ -176,6 +181,22 @@ def _run(session: onnxruntime.InferenceSession, outputs: list[str], feeds: dict[
         return cast("list[Any]", session.run(outputs, feeds))
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise InferenceError("onnxruntime", _brief(error), "run `caplet check`") from error
+
+
+def _numbers(contract: Mapping[str, tuple[str, _Shape]], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Each value's shape without the batch, with numbers for the letters."""
+    return {
+        name: tuple(size if isinstance(size, int) else sizes[size] for size in shape)
+        for name, (_, shape) in contract.items()
+    }
+
+
+def _check_shapes(graph: str, outputs: list[Any], batch: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare what a graph gave with what it declares: onnxruntime lets them differ."""
+    for output, (name, shape) in zip(outputs, shapes.items(), strict=True):
+        if output.shape != (batch, *shape):
+            cause = f"gives {name!r} the shape {list(output.shape)} instead of {[batch, *shape]}"
+            raise InferenceError(graph, cause, "export the bundle again")
 
 
 def _brief(error: Exception) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,38 @@ def test_an_unreadable_file_is_an_error(bundle: Path, monkeypatch: pytest.Monkey
         load_bundle(bundle)
 
 
+def test_a_folder_that_nobody_may_look_into_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = Path.stat
+
+    def refuse(self: Path, **options: Any) -> os.stat_result:
+        if self.parent == bundle:
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)  # file modes do not stop root
+    with pytest.raises(BundleError, match="Permission denied"):
+        load_bundle(bundle)
+
+
+def test_graphs_are_hashed_also_where_no_thread_can_be_started(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert load_bundle(bundle).verified
+    with (bundle / "encoder.onnx").open("r+b") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match="altered"):
+        load_bundle(bundle)
+
+
+def test_the_path_is_absolute(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_bundle.parent)
+    bundle = load_bundle(tiny_bundle.name)
+    assert bundle.path == tiny_bundle
+    assert bundle.encoder == tiny_bundle / "encoder.onnx"
+
+
 def test_a_file_that_is_none_is_not_opened(bundle: Path) -> None:
     (bundle / "encoder.onnx").unlink()
     os.mkfifo(bundle / "encoder.onnx")  # opening it would wait for ever
@@ -204,6 +238,7 @@ def test_empty_and_huge_files_are_refused(bundle: Path) -> None:
         (b'{"a":' * 100_000, "not a JSON file"),
         (b'{"format_version": ' + b"1" * 100_000 + b"}", "not a"),
         (b'{"format_version": NaN}', "not a JSON file"),
+        (b'{"metrics": {"x": -1e999}}', "not a JSON file .-1e999 is too large"),
         (b"{}", "format_version is missing"),
     ],
 )
@@ -222,7 +257,8 @@ def test_another_format_version(version: int, remedy: str, bundle: Path) -> None
 
 REQUIRED = [
     "format_version", "name", "created_with", "files", "graphs", "graphs.encoder", "graphs.decoder",
-    "graphs.encoder.file", "graphs.decoder.file", "vocabulary", "vocabulary.file", "vocabulary.size", "preprocessing",
+    "graphs.encoder.file", "graphs.decoder.file", "graphs.encoder.opset", "graphs.decoder.opset", "vocabulary",
+    "vocabulary.file", "vocabulary.size", "preprocessing",
     "preprocessing.height", "preprocessing.width", "preprocessing.color", "preprocessing.dtype", "preprocessing.resize",
     "preprocessing.resample", "tokens", "tokens.pad", "tokens.start", "tokens.end", "tokens.unknown", "decoding",
     "decoding.beam_size", "decoding.max_length", "decoding.length_penalty", "decoding.block_repeated_trigrams",
@@ -277,6 +313,9 @@ def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Pa
         ("decoding.max_length", 0),
         ("decoding.max_length", 10**9),
         ("decoding.length_penalty", -1),
+        pytest.param("decoding.length_penalty", 10**400, id="length_penalty of 401 digits"),
+        pytest.param("golden.0.score", -(10**400), id="score of 401 digits"),
+        ("graphs.encoder.opset", 0),
         ("decoding.block_repeated_trigrams", 1),
         ("graphs.decoder.saturates", None),
         ("graphs.encoder.saturates", "no"),
@@ -363,3 +402,14 @@ def test_a_vocabulary_that_does_not_fit(
     rehash(bundle)
     with pytest.raises(BundleError, match=cause):
         load_bundle(bundle, verify=verify)
+
+
+def test_a_word_twice_in_a_large_vocabulary_is_found_at_once(bundle: Path) -> None:
+    words = vocabulary(40_000)
+    words.append(words[-1])
+    (bundle / "vocabulary.txt").write_text("".join(word + "\n" for word in words))
+    rehash(bundle, lambda m: m["vocabulary"].update(size=len(words)))
+    started = time.perf_counter()
+    with pytest.raises(BundleError, match=f"'{words[-1]}' twice"):
+        load_bundle(bundle)
+    assert time.perf_counter() - started < 2

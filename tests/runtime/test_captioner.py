@@ -340,6 +340,66 @@ def test_an_error_of_the_iterable_comes_after_the_captions_before_it(
         next(found)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["array", "buffer", "file", "picture"])
+def test_what_is_drawn_may_be_used_again_or_closed(
+    kind: str, threads: int, tiny_bundle: Path, paths: list[Path], texts: list[str]
+) -> None:
+    def drawn() -> Iterator[Any]:
+        frame = np.zeros((300, 300, 3), np.uint8)
+        for path in paths * 3:
+            if kind == "array":
+                frame[:] = np.asarray(Image.open(path).resize((300, 300)))
+                yield frame
+            elif kind == "buffer":
+                content = bytearray(path.read_bytes())
+                yield content
+                content[:] = b"x" * len(content)
+            elif kind == "file":
+                with path.open("rb") as file:
+                    yield file
+            else:
+                with Image.open(path) as picture:
+                    yield picture
+        frame[:] = 0
+
+    captioner = Captioner(tiny_bundle, threads=threads)
+    if kind == "array":
+        texts = [str(captioner.caption(np.asarray(Image.open(path).resize((300, 300))))) for path in paths]
+    assert [str(caption) for caption in captioner.caption_many(drawn())] == texts * 3
+
+
+def test_a_photo_that_cannot_be_kept_is_an_error_in_its_place(
+    captioner: Captioner, paths: list[Path], texts: list[str]
+) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *_: Any) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    large = np.zeros((20_000, 20_000), np.uint8)
+    results = list(captioner.caption_many([paths[0], Broken(), large, paths[1]], on_error="return"))
+    assert [str(results[0]), str(results[3])] == texts[:2]
+    assert "Input/output error" in str(results[1])
+    assert "too large" in str(results[2])
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_where_no_thread_can_be_started_the_caller_does_the_work(
+    started: int, captioner: Captioner, paths: list[Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    left = iter(range(started))
+
+    def refuse(thread: threading.Thread) -> None:
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    found = captioner.caption_many([*paths, "nowhere.jpg", *paths], batch_size=3, on_error="return")
+    assert [str(result) for result in found if not isinstance(result, CapletError)] == texts * 2
+
+
 def photo_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("caplet-photo")]
 

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import caplet.caption_command
+import caplet.explain
 import caplet.output
 from caplet import Caption, Captioner, ImageNotFoundError
 from caplet.cli import main
@@ -273,6 +274,30 @@ def test_standard_input_that_is_no_photo() -> None:
     assert err == b"caplet: -: is empty; get a complete copy\n"
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_standard_input_that_does_not_wait(listed: bool, photos: Path, texts: dict[str, str]) -> None:
+    """As Node and ssh may leave it: a read before anything is there finds nothing."""
+    taken, given = os.pipe()
+    os.set_blocking(taken, False)
+    process = start(*(["--files-from", "-"] if listed else ["-"]), stdin=taken)
+    os.close(taken)
+    time.sleep(1.5)
+    with open(given, "wb") as file:
+        file.write(os.fsencode(photos / "cat.jpg") if listed else (photos / "cat.jpg").read_bytes())
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert out.decode().split("\t")[-1] == texts["cat"] + "\n"
+
+
+def test_standard_output_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, written = os.pipe()
+    os.set_blocking(written, False)
+    with open(read, "rb"), open(written, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        caplet.output.Output().close()
+        assert os.get_blocking(written)
+
+
 @pytest.mark.parametrize("arguments", [["-"], ["--files-from", "-"]])
 def test_no_standard_input_at_all(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setattr(sys, "stdin", None)  # as after <&- in a shell
@@ -520,6 +545,8 @@ def test_a_folder_with_broken_photos_keeps_its_order(photos: Path, tmp_path: Pat
         ["a.jpg", "--model", ""],
         ["--files-from", ""],
         ["a.jpg", "-o", "same.png", "--attention", "same.png"],
+        ["a.jpg", "-o", "./same.png", "--attention", "same.png"],
+        ["a.jpg", "--resume", "--format", "jsonl", "-o", "-"],
         [".", "--attention", "."],
         ["-r", ".", "--attention", "drawings"],
     ],
@@ -545,6 +572,31 @@ def test_a_photo_is_never_overwritten(photos: Path, tmp_path: Path, capfd: pytes
     assert run("--files-from", tmp_path / "list", "-o", tmp_path / "list", capfd=capfd)[0] == 2
     assert (tmp_path / "list").read_text() == f"{photo}\n"
     assert photo.read_bytes() == (photos / "cat.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["IMG1", "p.heic"])
+def test_a_picture_is_known_by_its_content(name: str, photos: Path, tmp_path: Path, capfd: Any) -> None:
+    picture = tmp_path / name
+    picture.write_bytes(b"\0\0\0\x18ftypheic" if name == "p.heic" else (photos / "cat.jpg").read_bytes())
+    before = picture.read_bytes()
+    (tmp_path / "list").write_text(f"{picture}\n")
+    assert run("--files-from", tmp_path / "list", "-o", picture, capfd=capfd)[0] == 2
+    assert run(photos / "cat.jpg", "-o", picture, capfd=capfd)[0] == 2
+    assert picture.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["P1000123.JPG\ta dog\n", "BMW.jpg\ta car in a street\n", ""])
+def test_captions_that_start_like_a_picture_are_none(text: str, photos: Path, tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "out").write_text(text)
+    assert run(photos / "cat.jpg", "-o", tmp_path / "out", capfd=capfd)[0] == 0
+
+
+def test_a_hyphen_is_standard_output(
+    photos: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(photos / "cat.jpg", "-o", "-", capfd=capfd) == (0, texts["cat"] + "\n", "")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -582,6 +634,36 @@ def test_a_full_disk(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
         )
     assert process.returncode == 1
     assert process.stderr == b"caplet: <standard output>: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_on_a_full_disk(option: str) -> None:
+    command = [sys.executable, "-m", "caplet", option]
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert process.returncode == 1
+    assert process.stderr == b"caplet: <standard output>: No space left on device\n"
+
+
+@pytest.mark.parametrize("arguments", [["cat.jpg", "-o", "x" * 300 + ".jpg"], [".", "--attention", "loop"]])
+def test_targets_that_no_file_can_have(
+    arguments: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    shutil.copy(photos / "cat.jpg", tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*arguments, capfd=capfd)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"caplet: {arguments[-1]}: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder in use cannot be deleted on every system")
+def test_a_current_folder_that_is_gone(photos: Path, tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run(photos, "--attention", "out", capfd=capfd) == (1, "", "caplet: out: No such file or directory\n")
 
 
 def test_no_standard_output_at_all(photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -659,6 +741,61 @@ def test_a_drawing_overwrites_drawings_and_nothing_else(photos: Path, tmp_path: 
         assert run(*inputs, "--attention", tmp_path, capfd=capfd)[0] == 0
         assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} == {"cat-3.png", "b-2.png"}
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_drawing_of_one_photo_overwrites_drawings_and_nothing_else(photos: Path, tmp_path: Path, capfd: Any) -> None:
+    shutil.copy(photos / "rocket.jpg", tmp_path / "a.jpg")
+    (tmp_path / "notes").write_text("notes")
+    for name in ("a.jpg", "notes"):
+        before = (tmp_path / name).read_bytes()
+        assert run(photos / "cat.jpg", "--attention", tmp_path / name, capfd=capfd)[0] == 2
+        assert (tmp_path / name).read_bytes() == before
+    (tmp_path / "empty").touch()
+    for name in ("new.png", "new.png", "empty"):
+        assert run(photos / "cat.jpg", "--attention", tmp_path / name, capfd=capfd)[0] == 0
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_drawing_that_is_captioned_is_not_drawn_over(
+    listed: bool, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawing = tmp_path / "cat.png"
+    assert run(photos / "cat.jpg", "--attention", drawing, capfd=capfd)[0] == 0
+    before = drawing.read_bytes()
+    (tmp_path / "list").write_text(f"{drawing}\n")
+    inputs = ["--files-from", tmp_path / "list"] if listed else [photos / "cat.jpg", drawing]
+    assert run(*inputs, "--attention", tmp_path, capfd=capfd)[0] == 0
+    assert drawing.read_bytes() == before
+    assert (tmp_path / "cat-2.png").exists()
+
+
+@needs_bytes_in_names
+def test_a_long_name_is_cut_for_its_drawing(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    inputs = [tmp_path / ("é" * 125 + end) for end in ("aa", "ab")]
+    for photo in inputs:
+        shutil.copy(photos / "cat.jpg", photo)
+    status, out, err = run(*inputs, photos / "cat.jpg", "--attention", tmp_path / "out", capfd=capfd)
+    assert (status, out.count("\n"), err) == (0, 3, "")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"é" * 125 + "a.png", "é" * 124 + "-2.png", "cat.png"}
+
+
+def test_a_drawing_that_cannot_be_written_costs_no_caption(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save = caplet.explain.save_drawing
+
+    def refuse(drawing: Image.Image, path: Path) -> None:
+        if path.stem == "cat":
+            raise PermissionError(13, "Permission denied", str(path))
+        save(drawing, path)
+
+    monkeypatch.setattr("caplet.explain.save_drawing", refuse)
+    status, out, err = run(photos, "--attention", tmp_path / "out", capfd=capfd)
+    assert (status, out.count("\n")) == (1, len(NAMES))
+    drawing = tmp_path / "out" / "cat.png"
+    assert err == f"caplet: {drawing}: cannot be written (Permission denied); check its permissions and the disk\n"
+    assert len(list((tmp_path / "out").iterdir())) == len(NAMES) - 1
 
 
 def test_numbers_do_not_run_into_names(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

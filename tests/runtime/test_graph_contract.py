@@ -146,6 +146,34 @@ def test_a_graph_that_fails_while_running(bundle: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr().err == ""
 
 
+def give(output: str, operator: str) -> Callable[[onnx.ModelProto], None]:
+    """Make `output` the batch twice, or nothing of it, under the same declaration."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            node.output[:] = [f"{output}_alone" if name == output else name for name in node.output]
+            node.input[:] = [f"{output}_alone" if name == output else name for name in node.input]
+        if operator == "double":
+            model.graph.node.append(helper.make_node("Concat", [f"{output}_alone"] * 2, [output], axis=0))
+        else:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "zero"))
+            model.graph.node.append(helper.make_node("Slice", [f"{output}_alone", "zero", "zero"], [output]))
+
+    return change
+
+
+@pytest.mark.parametrize("operator", ["double", "empty"])
+@pytest.mark.parametrize("output", ["features", "keys", "state", "log_probs", "tokens", "next_state", "attention"])
+def test_a_graph_that_gives_another_batch_than_it_got(output: str, operator: str, bundle: Path) -> None:
+    graph = "encoder" if output in ("features", "keys", "state") else "decoder"
+    change_graph(bundle, f"{graph}.onnx", give(output, operator))
+    captioner = Captioner(bundle)
+    for beam_size in (1, 3):
+        with pytest.raises(InferenceError, match=f"{graph}: gives '{output}' the shape") as caught:
+            captioner.caption(bundle / "golden" / "cat.png", beam_size=beam_size)
+        assert f"[{2 if operator == 'double' else 0}, " in str(caught.value)
+
+
 # Weights in other files.
 
 

@@ -302,6 +302,9 @@ def test_folders_and_unreadable_paths_say_so(tmp_path: Path) -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(100), "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(100), "AVIF"),
+        (b"\0\0\0\x14ftypmif1\0\0\0\0mif1heic" + bytes(100), "AVIF"),
     ],
 )
 def test_bytes_that_are_no_image_say_so(data: bytes, cause: str) -> None:

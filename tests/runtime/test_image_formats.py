@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +247,31 @@ def test_every_kind_of_transparency_shows_white(photo: Image.Image) -> None:
     for mode, colour in (("RGB", (200, 0, 0)), ("L", 77), ("1", 0)):
         data = encoded(Image.new(mode, (4, 4), colour), transparency=colour)
         assert load_pixels(data)[0, 0].tolist() == white, mode
+
+
+def test_a_palette_with_alpha_shows_white() -> None:
+    half = np.zeros((4, 4, 4), np.uint8)
+    half[:2] = 0, 0, 200, 255
+    quantized = Image.fromarray(half).quantize(4)
+    assert (quantized.mode, quantized.palette.mode) == ("P", "RGBA")  # and nothing in its info
+    assert load_pixels(quantized, size=(4, 4))[:, 0].tolist() == [[0, 0, 200]] * 2 + [[255] * 3] * 2
+
+
+@pytest.mark.parametrize(("colour_type", "clear", "seen"), [(0, ">H", [0x56] * 3), (2, ">3H", [0x56, 0x20, 0x30])])
+def test_the_transparent_colour_of_a_16_bit_png_shows_white(colour_type: int, clear: str, seen: list[int]) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    samples = 1 if colour_type == 0 else 3
+    hidden, shown = ([first, 0x2011, 0x3022][:samples] for first in (0x1234, 0x5678))
+    row = b"\0" + struct.pack(f">{4 * samples}H", *(hidden * 2 + shown * 2))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, colour_type, 0, 0, 0))
+    key = chunk(b"tRNS", struct.pack(clear, *hidden))
+    data = b"\x89PNG\r\n\x1a\n" + header + key + chunk(b"IDAT", zlib.compress(row * 4)) + chunk(b"IEND", b"")
+    opened = Image.open(io.BytesIO(data))
+    for source in (data, opened):
+        assert load_pixels(source, size=(4, 4))[0].tolist() == [[255] * 3] * 2 + [seen] * 2
+    assert opened.info["transparency"] == (hidden[0] if samples == 1 else tuple(hidden))
 
 
 def test_transparency_that_hides_nothing_changes_nothing(photo: Image.Image) -> None:

@@ -175,6 +175,13 @@ def test_a_limit_above_pillows_own_is_obeyed_without_its_warning() -> None:
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+def test_where_pillows_own_limit_holds_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("1", (300, 200)), "TIFF")
+    load_pixels(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)  # of which Pillow lets twice as much pass
+    assert "too large: Pillow's TIFF decoder has a limit of its own" in str(refusal(data))
+
+
 def test_a_very_wide_picture_takes_about_as_long_as_a_square_one() -> None:
     # Pillow's raw decoder collects rows from 64 KB blocks by concatenation: quadratic in the length of a row.
     def seconds(width: int, height: int) -> float:

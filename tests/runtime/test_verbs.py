@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,22 @@ def test_info_as_text_holds_the_same(bundle: Path, capfd: pytest.CaptureFixture[
 def test_info_about_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, err = run("info", "--model", tmp_path / "nowhere", capfd=capfd)
     assert (status, out, err.count("\n")) == (1, "", 1)
+
+
+def test_the_strings_of_a_bundle_forge_no_rows(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    forged = "x\nmodel  forged\x1b[31m\ud800"
+
+    def forge(manifest: dict[str, Any]) -> None:
+        manifest["license"].update({"data": forged, forged: "text"})
+        manifest["created_with"][forged] = forged
+        manifest["metrics"].update({"text": forged, forged: 1})
+
+    lines = run("info", "--model", bundle, capfd=capfd)[1].count("\n")
+    rehash(bundle, forge)
+    status, out, err = run("info", "--model", bundle, capfd=capfd)
+    assert (status, err, out.count("\n")) == (0, "", lines + 3)
+    assert out.replace("\n", "").isprintable()
+    assert out.count("forged\\x1b[31m\\ud800") == 6
 
 
 @pytest.mark.parametrize(
@@ -123,6 +140,15 @@ def test_check_finds_an_altered_file(bundle: Path, capfd: pytest.CaptureFixture[
     assert err.count("\n") == 1
 
 
+def test_check_of_a_golden_caption_that_the_decoder_cannot_search_for(
+    bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rehash(bundle, lambda manifest: manifest["golden"][2].update(beam_size=17))
+    status, out, err = run("check", "--model", bundle, capfd=capfd)
+    assert (status, out) == (1, "")
+    assert err == f"caplet: {bundle}: a golden caption's beam_size is above the decoder's 16\n"
+
+
 # bench
 
 
@@ -178,3 +204,67 @@ def test_bench_of_what_is_not_there(problem: str, bundle: Path, capfd: pytest.Ca
     assert status in (1, 2)
     assert (out, err.count("\n")) == ("", 1)
     assert problem != "photo" or err == "caplet: PHOTO: nowhere.jpg: no such file; check the path\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "subject"),
+    [
+        (("--beam", 17), "beam_size: 17 is not"),
+        (("--batch-size", 5000), "batch_size: 5000 is not"),
+        (("--threads", 5000), "threads: 5000 is not"),
+    ],
+)
+def test_bench_refuses_a_number_by_its_own_name_before_it_measures(
+    options: tuple[Any, ...],
+    subject: str,
+    bundle: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("caplet.bench_command._fresh_start", None)
+    status, out, err = run("bench", "--model", bundle, *options, capfd=capfd)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"caplet: {subject}")
+
+
+def test_bench_of_no_model_names_the_model(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run("bench", bundle / "golden" / "cat.png", "--model", bundle / "nowhere", capfd=capfd)
+    assert (status, err.startswith(f"caplet: {bundle / 'nowhere'}: no such directory")) == (1, True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_bench_of_a_pipe_is_refused(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    status, _, err = run("bench", tmp_path / "pipe", "--model", bundle, capfd=capfd)
+    assert (status, err) == (2, f"caplet: PHOTO: {tmp_path / 'pipe'} is not a file; give one\n")
+
+
+def test_bench_runs_nothing_from_the_current_folder(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("numpy", "queue", "pathlib"):
+        (tmp_path / f"{module}.py").write_text("open('executed', 'w')")
+    shutil.copy(bundle / "golden" / "cat.png", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    status, out, err = run("bench", "cat.png", "--model", "bundle", "--runs", 1, "--batch-size", 1, capfd=capfd)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[1].startswith("cat.png: ")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("print('no peak')", "exit status 0"),
+        ("raise OSError('no memory')", "OSError: no memory"),
+        ("sys.exit('caplet: x: gone\\npeak kilobytes: 7')", "x: gone"),
+    ],
+)
+def test_bench_says_so_if_a_new_process_gives_no_answer(
+    program: str, told: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("caplet.bench_command._FRESH", program)
+    status, out, err = run("bench", "--model", bundle, capfd=capfd)
+    assert (status, out) == (1, "")
+    assert err == f"caplet: bench: a new process gave no caption ({told})\n"
