@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from caplet_export.checkpoint import Checkpoint, load_checkpoint
+from caplet_export.checkpoint import Checkpoint, load_checkpoint, require_frozen_extractor
 from caplet_export.config import Config
+from caplet_export.errors import DataError
 from caplet_export.features import StoredFeatures, open_store
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of
@@ -39,23 +40,33 @@ def compare_runs(
     Args:
         folders: run folders, in the order in which the recipe grew; none that trained Inception blocks of its own.
         dataset: captions and splits.
-        features: folder of the feature stores; the plain view of each block that a run reads must be there.
+        features: folder of the feature stores; the plain view of each block that a run reads must be there. Photos
+            that one of them lacks are left out.
         split: the split that is captioned.
         against: `before` compares each run with the one before it, `first` with the first of all.
 
     Returns:
         `{"title": ..., "columns": [...], "rows": [[...]], "note": ...}`; intervals are 95% bootstrap intervals over
         images.
+
+    Raises:
+        ConfigurationError: a run cannot be read, or has trained Inception blocks of its own.
+        DataError: no photo is left.
     """
-    tokenized = references_of(dataset, dataset.split(split))
+    checkpoints = [load_checkpoint(folder) for folder in folders]
+    for checkpoint in checkpoints:
+        require_frozen_extractor(checkpoint, "compared: the stored features are not theirs")
+    stores = [open_store(features, checkpoint.config.model.blocks, PLAIN) for checkpoint in checkpoints]
+    names = list(dataset.split(split))
+    for store in stores:
+        names = store.readable(names)
+    if not names:
+        raise DataError(f"no photo of the {split} split has features in every store that is read")
+    references = references_of(dataset, names)
     bigrams = bigrams_of(dataset, apart_from=split)
     rows: list[list[str]] = []
     before: tuple[Config, ImageStatistics] | None = None
-    for folder in folders:
-        checkpoint = load_checkpoint(folder)
-        store = open_store(features, checkpoint.config.model.blocks, PLAIN)
-        names = store.readable(dataset.split(split))
-        references = {name: tokenized[name] for name in names}
+    for folder, checkpoint, store in zip(folders, checkpoints, stores, strict=True):
         captions = dict(zip(names, _captions(checkpoint, store, names), strict=True))
         statistics = ImageStatistics.of(captions, references)
         scores = corpus_scores(captions, references, bigrams)

@@ -19,7 +19,7 @@ from PIL import Image
 from caplet import Captioner
 from caplet.errors import CapletError
 from caplet.image import load_pixels
-from caplet_export.card import ATTENTION, DATA_LICENSE, WEIGHTS_LICENSE, render_card
+from caplet_export.card import ATTENTION, DATA_LICENSE, WEIGHTS_LICENSE, render_card, render_scores
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.onnx_graph import load_model
 from caplet_export.outputs import whole_folder
@@ -29,6 +29,13 @@ from caplet_export.text import SPECIALS, Vocabulary
 
 _PACKAGES = ("caplet", "tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow")
 _FIGURE_WIDTH = 1200
+_MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams")
+"""Settings that the card names beside the scores, which are those with these settings."""
+_RECORDS = {
+    "conversion": ("parity.json", {"photos", "identical_captions", "max_difference", "encoder_weights"}),
+    "quantization": ("quantization.json", {"method", "photos", "seed", "rounding"}),
+}
+"""What `convert` and `quantize` leave beside the graphs, and what the card says of it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ def write_bundle(
     comparison: str | None = None,
     ablations: Sequence[Mapping[str, Any]] = (),
     findings: str | None = None,
+    inputs: Sequence[Path] = (),
 ) -> None:
     """Write a bundle, whole or not at all.
 
@@ -79,19 +87,20 @@ def write_bundle(
             before quantisation.
         ablations: tables for the card, see `caplet_export.card.render_card`.
         findings: Markdown for the card, likewise.
+        inputs: what else is read and must not be replaced by the bundle, such as the run.
 
     Raises:
         ConfigurationError: `graphs` is incomplete, or caplet cannot use what would be written.
     """
     decoding = decoding or Decoding()
-    with whole_folder(output) as folder:
+    with whole_folder(output, (graphs, *inputs)) as folder:
         for file in ("encoder.onnx", "decoder.onnx", "vocabulary.txt"):
             if not (graphs / file).exists():
                 raise ConfigurationError(f"{graphs / file}: no such file; run `caplet-export convert` first")
             shutil.copyfile(graphs / file, folder / file)
         manifest = _manifest(folder, name, decoding, licences or Licences())
         manifest["provenance"] = _provenance(graphs, recipe, stages)
-        manifest["metrics"] = summarize_metrics(metrics)
+        manifest["metrics"] = summarize_metrics(metrics, name, decoding)
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
         manifest["files"] = _hashes(folder)
@@ -111,12 +120,20 @@ def write_bundle(
         _write_manifest(folder, manifest)
 
 
-def summarize_metrics(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The manifest's `metrics` from an evaluation: scores and intervals by beam size, without the captions."""
+def summarize_metrics(evaluation: Mapping[str, Any] | None, name: str, decoding: Decoding) -> dict[str, Any]:
+    """The manifest's `metrics` from an evaluation: scores and intervals by beam size, without the captions.
+
+    Raises:
+        ConfigurationError: it is none, or of a bundle of another name or with other settings than beside which its
+            scores would stand.
+    """
     if evaluation is None:
         return {"split": "none", "scorer": "none", "results": {}}
+    settings = vars(decoding)
     try:
-        return {
+        expected = {"name": name, **{setting: settings[setting] for setting in _MEASURED}}
+        measured = {"name": evaluation["bundle"]["name"], **{key: evaluation["settings"][key] for key in _MEASURED}}
+        summary = {
             "split": evaluation["data"]["split"],
             "images": evaluation["data"]["images"],
             "scorer": evaluation["scorer"],
@@ -129,8 +146,31 @@ def summarize_metrics(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
                 for beam, result in evaluation["results"].items()
             },
         }
-    except (KeyError, TypeError, AttributeError) as error:
+        if not summary["results"]:
+            raise ValueError("no results")
+        render_scores(summary, settings)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"the metrics are not what `caplet-export evaluate --json` writes: {error}") from error
+    for setting, value in expected.items():
+        if measured[setting] != value:
+            raise ConfigurationError(
+                f"the metrics were measured with {setting} {measured[setting]}, not {value}: evaluate this bundle"
+            )
+    return summary
+
+
+def read_ablation(path: Path) -> dict[str, Any]:
+    """A table for the card. `ConfigurationError` if it is not what `caplet-export ablation` writes."""
+    table = read_json(path)
+    try:
+        rows = [table["columns"], *table["rows"]]
+        width = len(table["columns"])
+        whole = isinstance(table["title"], str) and all(isinstance(row, list) and len(row) == width for row in rows)
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ConfigurationError(f"{path}: not a table that `caplet-export ablation` writes")
+    return dict(table)
 
 
 def read_json(path: Path) -> Any:
@@ -188,12 +228,13 @@ def _provenance(graphs: Path, recipe: Mapping[str, Any] | None, stages: Sequence
     provenance: dict[str, Any] = {"recipe": recipe} if recipe else {}
     if stages:
         provenance["stages"] = [dataclasses.asdict(stage) for stage in stages]
-    if (graphs / "parity.json").exists():
-        provenance["conversion"] = read_json(graphs / "parity.json")
-        # Captions of photos that are not ours have no place in a bundle.
-        provenance["conversion"].pop("different_captions", None)
-    if (graphs / "quantization.json").exists():
-        provenance["quantization"] = read_json(graphs / "quantization.json")
+    for name, (file, needed) in _RECORDS.items():
+        if (graphs / file).exists():
+            record = read_json(graphs / file)
+            if not isinstance(record, dict) or not needed <= set(record):
+                raise ConfigurationError(f"{graphs / file}: not what caplet-export writes: {', '.join(sorted(needed))}")
+            # Captions of photos that are not ours have no place in a bundle.
+            provenance[name] = {key: value for key, value in record.items() if key != "different_captions"}
     return provenance
 
 

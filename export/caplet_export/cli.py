@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ExportError as error:
         print(f"caplet-export {arguments.verb}: {error}", file=sys.stderr)
         return 1
+    except (OSError, UnicodeDecodeError) as error:
+        # What no verb has foreseen: a full disk, a folder that may not be read.
+        file, reason = getattr(error, "filename", None), getattr(error, "strerror", None) or error
+        print(f"caplet-export {arguments.verb}: {f'{file}: ' if file else ''}{reason}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"caplet-export {arguments.verb}: interrupted; run the same command to go on", file=sys.stderr)
         return 130

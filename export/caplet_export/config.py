@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -224,6 +226,42 @@ _CHOICES = {
     "precision": ("float32", "bfloat16"),
 }
 
+_Range = tuple[str, Callable[[Any], bool]]
+_COUNT: _Range = ("1 or more", lambda value: value >= 1)
+_NOT_NEGATIVE: _Range = ("0 or more", lambda value: value >= 0)
+_BELOW_ONE: _Range = ("0 or more and below 1", lambda value: 0 <= value < 1)
+_RANGES: dict[str, _Range] = {
+    "minimum_count": _COUNT,
+    "max_length": _COUNT,
+    "vocabulary_size": _NOT_NEGATIVE,
+    "members": _COUNT,
+    "locations": _COUNT,
+    "channels": _COUNT,
+    "feature_size": _COUNT,
+    "attention_size": _COUNT,
+    "embedding_size": _COUNT,
+    "state_size": _COUNT,
+    "dropout": _BELOW_ONE,
+    "channel_dropout": _BELOW_ONE,
+    "seed": ("0 to 4294967295", lambda value: 0 <= value < 2**32),
+    "reward_rouge": _NOT_NEGATIVE,
+    "bigram_penalty": _NOT_NEGATIVE,
+    "batch_images": _COUNT,
+    "captions_per_image": _COUNT,
+    "epochs": _COUNT,
+    "patience": _NOT_NEGATIVE,
+    "learning_rate": _NOT_NEGATIVE,
+    "warmup_steps": _NOT_NEGATIVE,
+    "gradient_norm": ("above 0", lambda value: value > 0),
+    "label_smoothing": _BELOW_ONE,
+    "attention_regularisation": _NOT_NEGATIVE,
+    "views": ("at least one view", lambda value: bool(value.split())),
+    "mixing": ("0 to 1", lambda value: 0 <= value <= 1),
+    "average_decay": _BELOW_ONE,
+    "extractor_learning_rate": _NOT_NEGATIVE,
+}
+"""What a switch may be, in words and as a condition."""
+
 _AnyConfig = TypeVar("_AnyConfig")
 
 
@@ -231,7 +269,7 @@ def load_config(path: Path) -> Config:
     """Read what `Config.save` wrote.
 
     Raises:
-        ConfigurationError: no such file, not JSON, an unknown switch, or a value of the wrong type.
+        ConfigurationError: no such file, not JSON, an unknown switch, or a value of the wrong type or out of range.
     """
     try:
         raw = json.loads(path.read_text())
@@ -261,11 +299,18 @@ def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
             value = float(value)
         if type(value) is not expected:
             raise ConfigurationError(f"{where}: expected {expected.__name__}, found {value!r}")
-        said = value.split() if name == "feature_block" and value else [value]
+        said = value.split() or [value] if name == "feature_block" else [value]
         if name in _CHOICES and not set(said) <= set(_CHOICES[name]):
             raise ConfigurationError(f"{where}: expected one of {', '.join(_CHOICES[name])}, found {value!r}")
+        allowed, holds = _RANGES.get(name, ("finite", lambda _: True))
+        if (expected is float and not math.isfinite(value)) or not holds(value):
+            raise ConfigurationError(f"{where}: expected {allowed}, found {value!r}")
         values[name] = value
-    return kind(**values)
+    made = kind(**values)
+    if isinstance(made, TrainConfig) and made.objective == "self_critical" and made.captions_per_image < 2:
+        # A sample is rewarded for what it scores more than the others.
+        raise ConfigurationError(f"{subject}: captions_per_image: self-critical training needs 2 or more")
+    return made
 
 
 def inherit(config: Config, earlier: Config) -> Config:

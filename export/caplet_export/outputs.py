@@ -4,22 +4,64 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from caplet_export.errors import ExportError
 
+_MADE = (("encoder.onnx",), ("config.json", "vocabulary.txt"))
+"""Files by which a folder is known that a verb has made: graphs and bundles by the first, runs by both others."""
+
+
+def check_folder(target: Path, inputs: Iterable[Path] = ()) -> Path:
+    """Where `whole_folder` would write `target`, links followed; for verbs to ask before their work begins.
+
+    Raises:
+        ExportError: something stands there that is not to be replaced: a file, the working folder, one of the `inputs`
+            or a folder around one, or a folder that no verb has made.
+    """
+    resolved = target.resolve()
+    _check_place(target, resolved)
+    if Path.cwd().is_relative_to(resolved):
+        raise ExportError(f"{target}: the working folder, or one around it, is not replaced")
+    for source in inputs:
+        if source.resolve().is_relative_to(resolved):
+            raise ExportError(f"{target}: would replace what is read, {source}")
+    if not resolved.exists():
+        return resolved
+    if not resolved.is_dir():
+        raise ExportError(f"{target}: is a file, not a folder")
+    made = any(all((resolved / name).exists() for name in names) for names in _MADE)
+    if not made and any(resolved.iterdir()):
+        raise ExportError(f"{target}: holds something else than caplet-export writes, and is not replaced")
+    return resolved
+
+
+def check_file(target: Path) -> None:
+    """Raise an ExportError if `target` is a folder, or cannot be in one."""
+    resolved = target.resolve()
+    _check_place(target, resolved)
+    if resolved.is_dir():
+        raise ExportError(f"{target}: is a folder, not a file")
+
+
+def _check_place(target: Path, resolved: Path) -> None:
+    place = next((parent for parent in resolved.parents if parent.exists()), resolved)
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ExportError(f"{target}: cannot write: {place} is no folder that can be written to")
+
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without an error.
 
     What stood at `target` before stays until then, and for good if the block fails.
 
     Raises:
-        ExportError: the folder cannot be written.
+        ExportError: the folder cannot be written, or is not to be replaced (see `check_folder`).
     """
+    asked, target = target, check_folder(target, inputs)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
@@ -28,8 +70,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
             if target.exists():
                 old = target.with_name(f".{target.name}.{os.getpid()}.old")
                 os.replace(target, old)
-                os.replace(temporary, target)
-                shutil.rmtree(old)
+                try:
+                    os.replace(temporary, target)
+                except OSError:
+                    os.replace(old, target)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
             else:
                 os.replace(temporary, target)
         finally:
@@ -37,7 +83,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, ExportError):
             raise
-        raise ExportError(f"{target}: cannot write: {error.strerror or error}") from error
+        raise ExportError(f"{asked}: cannot write: {error.strerror or error}") from error
 
 
 def write_whole(path: Path, text: str) -> None:

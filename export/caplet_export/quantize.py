@@ -18,6 +18,7 @@ again: whoever runs the graphs gets the same numbers everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ import onnx
 from numpy.typing import NDArray
 
 from caplet_export.calibrate import LEVELS, Feeds, Range, calibrate
+from caplet_export.errors import ConfigurationError
 from caplet_export.onnx_graph import Graph
 
 # Outputs of the first become 8-bit; the second only pass values on, so inputs and outputs have one scale.
@@ -53,6 +55,15 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = "mse") -> on
     }
     observed = {value: group for value, group in groups.items() if value not in moved}
     return insert_qdq(model, groups, calibrate(model, observed, feeds, method))
+
+
+def check_float_graph(model: onnx.ModelProto, graph_input: str, path: Path) -> None:
+    """Raise a ConfigurationError if the graph of `path` has no such input, or is 8-bit already."""
+    inputs = [value.name for value in model.graph.input]
+    if graph_input not in inputs:
+        raise ConfigurationError(f"{path}: another graph: expected an input {graph_input!r}, found {', '.join(inputs)}")
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+        raise ConfigurationError(f"{path}: 8-bit already; quantize what `caplet-export convert` wrote")
 
 
 def scale_groups(model: onnx.ModelProto) -> dict[str, str]:

@@ -78,6 +78,10 @@ class Vocabulary:
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote."""
         try:
-            return cls(path.read_text(encoding="utf-8").split("\n")[:-1])
+            lines = path.read_text(encoding="utf-8").split("\n")
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{path}: not UTF-8: {error}") from error
+        # An editor may have left out the last line's end.
+        return cls(lines if lines[-1] else lines[:-1])

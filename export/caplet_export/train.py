@@ -425,7 +425,10 @@ class Trainer:
 
     def _write_records(self) -> None:
         write_stages(self.folder, [*self._stages_before, self._stage()])
-        write_whole(self.folder / "history.json", json.dumps([asdict(epoch) for epoch in self.history], indent=1))
+        write_whole(self.folder / "history.json", self._history())
+
+    def _history(self) -> str:
+        return json.dumps([asdict(epoch) for epoch in self.history], indent=1)
 
     def _resume(self) -> None:
         path = self.folder / _RESUME
@@ -441,7 +444,9 @@ class Trainer:
             raise ConfigurationError(f"{path}: damaged ({error}); delete {self.folder} to start again") from error
         if origin != self._origin:
             raise ConfigurationError(f"{self.folder}: holds a run with another --from or --teacher; use another folder")
-        self._write_records()  # which a run that was killed may not have reached
+        path = self.folder / "history.json"
+        if not (self.folder / STAGES).exists() or not path.exists() or path.read_text() != self._history():
+            self._write_records()  # which a run that was killed did not reach
 
     def _require_space(self) -> None:
         """Raise a ConfigurationError where an epoch would not fit: HDF5 ends the process on a full disk."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 
 from caplet_export.ablation import COLUMNS, compare_runs
+from caplet_export.bundle import read_ablation
+from caplet_export.cli import main
+from caplet_export.config import load_config
+from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset, read_dataset
 from test_train import CONFIG, Trainer, tiny_stores
 from tiny_flickr8k import write_tiny_flickr8k
@@ -59,3 +64,43 @@ def test_runs_are_compared_with_the_one_before_or_with_the_first(runs: Runs, aga
     assert len(set(runs.kept.values())) == 3
     difference = runs.kept["fast"] - runs.kept[other]
     assert float(runs.rows(against=against)["fast"]["difference"].split()[0]) == pytest.approx(difference, abs=0.11)
+
+
+def test_photos_that_one_of_the_stores_lacks_are_left_out(runs: Runs, tmp_path: Path) -> None:
+    first, second = tmp_path / "slow", tmp_path / "other"
+    shutil.copytree(runs.folder / "slow", first)
+    shutil.copytree(first, second)
+    config = load_config(first / "config.json")
+    dataclasses.replace(config, model=dataclasses.replace(config.model, feature_block="mixed9")).save(
+        second / "config.json"
+    )
+    dev = list(runs.dataset.split("dev"))
+    fewer = dataclasses.replace(runs.dataset, splits={**runs.dataset.splits, "dev": dev[1:]})
+    shutil.copytree(runs.folder / "features", tmp_path / "features")
+    tiny_stores(tmp_path / "features" / "mixed9-plain", fewer)
+    store = tmp_path / "features" / "mixed9-plain"
+    (store / "store.json").write_text((store / "store.json").read_text().replace("mixed10", "mixed9"))
+    (store / "skipped.txt").write_text(f"{dev[0]}\n")
+    table = compare_runs([first, second], runs.dataset, tmp_path / "features")
+    assert f"Greedy captions of {len(dev) - 1} dev photos" in table["note"]
+
+
+def test_what_cannot_be_compared_is_said(runs: Runs, tmp_path: Path) -> None:
+    nobody = dataclasses.replace(runs.dataset, splits={**runs.dataset.splits, "dev": []})
+    with pytest.raises(DataError, match="no photo of the dev split"):
+        compare_runs([runs.folder / "slow"], nobody, runs.folder / "features")
+    shutil.copytree(runs.folder / "slow", tmp_path / "tuned")
+    (tmp_path / "tuned" / "extractor.npz").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match="trained Inception blocks of its own, and cannot be compared"):
+        compare_runs([runs.folder / "slow", tmp_path / "tuned"], runs.dataset, runs.folder / "features")
+
+
+def test_the_command_finds_a_place_for_its_table(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(runs.folder / "data"), "--features", str(runs.folder / "features")]
+    command = ["ablation", str(runs.folder / "slow"), *data, "-o"]
+    assert main([*command, str(tmp_path / "new" / "table.json")]) == 0
+    assert read_ablation(tmp_path / "new" / "table.json")["columns"] == list(COLUMNS)
+    assert main([*command, str(tmp_path / "new")]) == 1
+    assert "is a folder, not a file" in capsys.readouterr().err

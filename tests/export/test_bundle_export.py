@@ -18,11 +18,15 @@ from caplet_export.bundle import Decoding, Licences, write_bundle
 from caplet_export.card import markdown_table
 from caplet_export.cli import main
 from caplet_export.config import Config
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, ExportError
+from caplet_export.outputs import whole_folder
 from caplet_export.stages import ALL, Stage
+from caplet_export.text import SPECIALS, Vocabulary
 
 EVALUATION: dict[str, Any] = {
     "scorer": "a scorer",
+    "bundle": {"name": "tiny"},
+    "settings": {"max_length": 20, "length_penalty": 1.0, "block_repeated_trigrams": True},
     "data": {"split": "dev", "images": 7},
     "results": {
         "3": {
@@ -85,7 +89,7 @@ def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
         golden=golden,
         recipe={"model": {"state_size": 7}},
         decoding=Decoding(beam_size=4, max_length=9, length_penalty=0.7),
-        metrics=EVALUATION,
+        metrics={**EVALUATION, "settings": {**EVALUATION["settings"], "max_length": 9, "length_penalty": 0.7}},
         ablations=[ABLATION],
     )
     bundle = load_bundle(output)
@@ -186,13 +190,63 @@ def test_own_terms_replace_those_of_flickr8k(graphs: Path, golden: list[Path], t
 def test_an_old_bundle_is_replaced_whole_and_kept_on_failure(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     output.mkdir()
-    (output / "old").touch()
+    for name in ("encoder.onnx", "old"):
+        (output / name).touch()
     with pytest.raises(ConfigurationError, match="caplet can use"):
         write_bundle(output, graphs, name="tiny", golden=golden, decoding=Decoding(beam_size=99))
-    assert [path.name for path in output.iterdir()] == ["old"]
+    assert {path.name for path in output.iterdir()} == {"encoder.onnx", "old"}
     write_bundle(output, graphs, name="tiny", golden=golden)
     assert not (output / "old").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"graphs", "bundle"}
+
+
+def test_what_stands_behind_a_link_is_replaced(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).symlink_to(tmp_path / f"real-{name}", target_is_directory=True)
+    (tmp_path / "real-old").mkdir()
+    for name in ("old", "new"):
+        with whole_folder(tmp_path / name) as folder:
+            (folder / "made").touch()
+        assert (tmp_path / name).is_symlink() and (tmp_path / f"real-{name}" / "made").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"old", "new", "real-old", "real-new"}
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("file", "is a file"),
+        ("link", "is a file"),
+        ("file/below", "no folder that can be written to"),
+        (".", "working folder"),
+        ("/", "working folder"),
+        ("photos", "holds something else"),
+        ("run", "would replace what is read"),
+        ("../here/run", "would replace what is read"),
+    ],
+)
+def test_what_is_not_to_be_replaced_stays(
+    tmp_path: Path, target: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    for folder in ("photos", "run/graphs"):
+        (here / folder).mkdir(parents=True)
+    for file in ("file", "photos/cat.jpg", "run/config.json", "run/vocabulary.txt"):
+        (here / file).touch()
+    (here / "link").symlink_to("file")
+    monkeypatch.chdir(here)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ExportError, match=said), whole_folder(Path(target), [Path("run/graphs")]):
+        pytest.fail("begun")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_or_graphs_are_not_replaced_by_what_is_made_of_them(
+    graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in (graphs, tmp_path / "run"):
+        assert verb(graphs, tmp_path, golden, "-o", str(option)) == 1
+        assert f"{option}: would replace what is read" in capsys.readouterr().err
+        assert (option / "vocabulary.txt").exists()
 
 
 @pytest.mark.parametrize("missing", ["encoder.onnx", "vocabulary.txt"])
@@ -207,6 +261,8 @@ def verb(graphs: Path, tmp_path: Path, golden: list[Path], *more: str) -> int:
     run = tmp_path / "run"
     run.mkdir(exist_ok=True)
     Config().save(run / "config.json")
+    if not (run / "vocabulary.txt").exists():
+        (run / "vocabulary.txt").write_bytes((graphs / "vocabulary.txt").read_bytes())
     arguments = ["bundle", str(graphs), "--run", str(run), "--name", "tiny", "-o", str(tmp_path / "bundle")]
     return main([*arguments, *more, "--golden", *map(str, golden)])
 
@@ -220,6 +276,74 @@ def test_verb(graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.C
     assert manifest["decoding"]["beam_size"] == 2
     assert manifest["decoding"]["max_length"] == Config().text.max_length
     assert manifest["provenance"]["recipe"]["train"]["seed"] == Config().train.seed
+
+
+def test_verb_takes_no_length_of_nothing(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    assert verb(graphs, tmp_path, golden, "--max-length", "0") == 1
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_verb_refuses_the_run_of_other_graphs(
+    graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    Vocabulary([*SPECIALS, "unheard"]).save(tmp_path / "run/vocabulary.txt")
+    assert verb(graphs, tmp_path, golden) == 1
+    assert "another vocabulary than that of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"bundle": {"name": "other"}}, "measured with name other, not tiny"),
+        ({"settings": {**EVALUATION["settings"], "length_penalty": 0.5}}, "length_penalty 0.5, not 1.0"),
+        ({"settings": {**EVALUATION["settings"], "max_length": 9}}, "max_length 9, not 20"),
+        ({"results": {}}, "not what `caplet-export evaluate --json` writes"),
+        ({"results": None}, "not what `caplet-export evaluate --json` writes"),
+        ({"results": {"3": {**GREEDY, "scores": {}}}}, "not what `caplet-export evaluate --json` writes"),
+        ({"results": {"3": {**GREEDY, "scores": None}}}, "not what `caplet-export evaluate --json` writes"),
+    ],
+)
+def test_scores_of_something_else_are_refused(
+    graphs: Path, golden: list[Path], tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics={**EVALUATION, **changes})
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "3", "null", '{"title": "x", "columns": ["run"], "rows": [1]}'])
+def test_verb_refuses_other_files_as_tables(
+    graphs: Path, golden: list[Path], tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.json"
+    table.write_text(content)
+    assert verb(graphs, tmp_path, golden, "--ablation", str(table)) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and "table.json: not a table" in errors[0]
+
+
+@pytest.mark.parametrize("file", ["parity.json", "quantization.json"])
+@pytest.mark.parametrize("content", ["[]", "{}"])
+def test_other_records_beside_the_graphs_are_refused(graphs: Path, tmp_path: Path, file: str, content: str) -> None:
+    (graphs / file).write_text(content)
+    with pytest.raises(ConfigurationError, match=f"{file}: not what caplet-export writes"):
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[])
+
+
+def test_what_nobody_foresaw_is_one_line(
+    graphs: Path,
+    golden: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr("caplet_export.bundle.write_bundle", fail)
+    assert verb(graphs, tmp_path, golden) == 1
+    assert capsys.readouterr().err == "caplet-export bundle: somewhere: Permission denied\n"
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[1]"])

@@ -134,6 +134,34 @@ def test_photos_stay_out_of_repositories(
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["{bundle}", "{json}", "--beam", "3"], "vague.json: evaluated with beams [1]: not 3"),
+        (["{bundle}", "{photos}"], "manifest.json"),
+        (["{json}", "{json}", "--limit", "3"], "--limit is for captioning"),
+        (["{json}", "{json}", "--split", "test"], "--split is for captioning"),
+    ],
+)
+def test_the_command_refuses_before_it_captions(
+    dataset: Dataset,
+    vague: dict[str, str],
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evaluation(dataset, vague, name="vague").save(tmp_path / "vague.json")
+    monkeypatch.setattr("caplet_export.evaluate.evaluate", lambda *_, **__: pytest.fail("captioned"))
+    filled = [
+        option.format(bundle=tiny_bundle, json=tmp_path / "vague.json", photos=dataset.images) for option in options
+    ]
+    assert main(["evaluate", "--data", str(dataset.images.parent), "--compare", *filled]) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_the_command_compares_a_bundle_with_a_saved_evaluation(
     dataset: Dataset, vague: dict[str, str], tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-from caplet_export.config import Config, load_config, override
+from caplet_export.config import _RANGES, Config, ModelConfig, TextConfig, TrainConfig, load_config, override
 from caplet_export.errors import ConfigurationError
 
 
@@ -31,11 +32,28 @@ def test_switches_are_set_by_name() -> None:
         ("train.epochs=1.5", "expected int, found 1.5"),
         ("train.seed=true", "expected int, found True"),
         ("model.initial_state=random", "expected one of mean, zero"),
+        ("model.feature_block= ", "expected one of mixed8"),
+        ("model.dropout=NaN", "dropout: expected 0 or more and below 1, found nan"),
+        ("model.dropout=1", "below 1, found 1.0"),
+        ("model.state_size=0", "expected 1 or more, found 0"),
+        ("text.max_length=0", "expected 1 or more"),
+        ("train.seed=4294967296", "expected 0 to 4294967295"),
+        ("train.views=", "expected at least one view"),
+        ("train.mixing=2", "expected 0 to 1"),
+        ("train.gradient_norm=0", "expected above 0"),
+        ("train.patience=-1", "expected 0 or more"),
+        ("train.learning_rate=Infinity", "found inf"),
     ],
 )
 def test_a_wrong_switch_is_named(assignment: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         override(Config(), [assignment])
+
+
+def test_every_number_has_a_range() -> None:
+    for section in (TextConfig, ModelConfig, TrainConfig):
+        numbers = {name for name, kind in get_type_hints(section).items() if kind in (int, float)}
+        assert numbers <= set(_RANGES)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +63,8 @@ def test_a_wrong_switch_is_named(assignment: str, said: str) -> None:
         ("[]", "expected an object"),
         ('{"modle": {}}', "unknown switch modle"),
         ('{"model": 3}', "expected an object, found int"),
+        ('{"train": {"epochs": 0}}', "train: epochs: expected 1 or more, found 0"),
+        ('{"train": {"objective": "self_critical", "captions_per_image": 1}}', "needs 2 or more"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:

@@ -78,9 +78,7 @@ def test_members_may_read_different_blocks(tmp_path: Path) -> None:
 
 def test_blocks_may_have_different_channels(tmp_path: Path) -> None:
     blocks = {"mixed8": 20, "mixed10": CONFIG.channels}
-    runs = [
-        write_run(tmp_path / block, 1, dataclasses.replace(CONFIG, feature_block=block)) for block in blocks
-    ]
+    runs = [write_run(tmp_path / block, 1, dataclasses.replace(CONFIG, feature_block=block)) for block in blocks]
     assert main(["join", *map(str, runs), "-o", str(tmp_path / "joined")]) == 0
     random = np.random.default_rng(0)
     seen = [random.normal(size=(2, CONFIG.locations, channels)) for channels in blocks.values()]
@@ -157,6 +155,13 @@ def test_what_does_not_fit_is_not_joined(
 def test_dropout_may_differ(runs: list[Path], tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", 4, dataclasses.replace(CONFIG, dropout=0.1))
     assert main(["join", str(runs[0]), str(other), "-o", str(tmp_path / "joined")]) == 0
+
+
+def test_a_run_is_not_replaced_by_what_it_is_joined_to(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    before = (runs[1] / "decoder.weights.h5").read_bytes()
+    assert main(["join", *map(str, runs), "-o", str(runs[1])]) == 1
+    assert f"{runs[1]}: would replace what is read" in capsys.readouterr().err
+    assert (runs[1] / "decoder.weights.h5").read_bytes() == before
 
 
 def test_one_run_is_not_joined(runs: list[Path]) -> None:

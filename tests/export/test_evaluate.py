@@ -205,6 +205,8 @@ def test_unreadable_photos_are_named_and_left_out(
         (["{bundle}", "--data", "{data}", "--report", "/tmp/x"], "--report needs --compare"),
         (["{bundle}", "--data", "{data}", "--compare", "a", "b"], "--compare takes two"),
         (["--data", "{data}", "--compare", "{data}/nothing", "{bundle}"], "cannot be read"),
+        (["--data", "{data}", "--compare", "{bundle}", "{data}/nothing"], "cannot be read"),
+        (["--data", "{data}", "--compare", "{bundle}", "{bundle}", "--beam", "1", "2", "3"], "or two, not 3"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(
@@ -223,6 +225,14 @@ def test_what_cannot_be_done_is_told_in_one_line(
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.mark.parametrize("verb", [["evaluate", "--limit"], ["features", "new", "--batch-size"]])
+@pytest.mark.parametrize("number", ["0", "-2"])
+def test_counts_begin_at_one(verb: list[str], number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*verb, number, "--data", "nowhere"])
+    assert f"{number} is not 1 or more" in capsys.readouterr().err
 
 
 def test_no_readable_photo_at_all_is_an_error(

@@ -357,6 +357,53 @@ def test_verb(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run(onnx.load(output / "encoder.onnx"), {"pixels": np.zeros((1, SIZE, SIZE, 3), np.uint8)})
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("decoder", "encoder"), "encoder.onnx: another graph: expected an input 'pixels'"),
+        (("encoder", "encoder"), "decoder.onnx: another graph: expected an input 'token'"),
+        (("small", "decoder"), "encoder.onnx: 8-bit already"),
+    ],
+)
+def test_verb_says_which_graph_is_another(
+    graphs: Graphs,
+    small: Graphs,
+    files: tuple[str, str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = {"encoder": graphs[0], "decoder": graphs[1], "small": small[0]}
+    for name, model in zip(("encoder", "decoder"), files, strict=True):
+        onnx.save(models[model], tmp_path / f"{name}.onnx")
+    data = write_tiny_flickr8k(tmp_path / "data")
+    assert main(["quantize", str(tmp_path), "--data", str(data), "-o", str(tmp_path / "out")]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_verb_counts_the_photos_it_could_read(
+    graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "fp32", tmp_path / "int8"
+    source.mkdir()
+    for name, model in zip(("encoder", "decoder"), graphs, strict=True):
+        onnx.save(model, source / f"{name}.onnx")
+    data = write_tiny_flickr8k(tmp_path / "data", train=3, dev=1)
+    damaged, *rest = sorted((data / "Flicker8k_Dataset").iterdir())
+    damaged.write_bytes(b"no photo")
+    command = ["quantize", str(source), "--data", str(data), "-o"]
+    assert main([*command, str(output)]) == 0
+    assert json.loads((output / "quantization.json").read_text())["photos"] == 2
+    for photo in rest:
+        photo.write_bytes(b"no photo")
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "other")]) == 1
+    assert "none of 3 photos to calibrate by can be read" in capsys.readouterr().err
+    # And not in the place of what it is made of.
+    assert main([*command, str(source)]) == 1
+    assert "would replace what is read" in capsys.readouterr().err
+
+
 def test_verb_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_tiny_flickr8k(tmp_path / "data")
     (tmp_path / "graphs").mkdir()

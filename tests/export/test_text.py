@@ -18,7 +18,7 @@ from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary, c
         ("A tri-colored dog", "tricolored dog"),
         ("Number 12 and no. 3b run", "number and no run"),
         ("a b c", ""),
-        ("Man's best-friend; \"Rex\"", "mans bestfriend rex"),
+        ('Man\'s best-friend; "Rex"', "mans bestfriend rex"),
     ],
 )
 def test_tutorial_rules(caption: str, words: str) -> None:
@@ -58,6 +58,9 @@ def test_a_vocabulary_survives_its_file(tmp_path: Path) -> None:
     vocabulary = Vocabulary.build([["dog", "'s", "café", "tri-colored"]], minimum_count=1)
     vocabulary.save(tmp_path / "vocabulary.txt")
     assert Vocabulary.load(tmp_path / "vocabulary.txt").words == vocabulary.words
+    # An editor may have left out the last line's end.
+    (tmp_path / "vocabulary.txt").write_text("\n".join(vocabulary.words), encoding="utf-8")
+    assert Vocabulary.load(tmp_path / "vocabulary.txt").words == vocabulary.words
 
 
 def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -66,6 +69,9 @@ def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="'dog' stands there twice"):
         Vocabulary([*SPECIALS, "dog", "dog"])
     with pytest.raises(ConfigurationError, match="No such file"):
+        Vocabulary.load(tmp_path / "vocabulary.txt")
+    (tmp_path / "vocabulary.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
         Vocabulary.load(tmp_path / "vocabulary.txt")
     with pytest.raises(DataError, match=r"lower text\.minimum_count"):
         Vocabulary.build([["dog"]], minimum_count=2)

@@ -22,7 +22,7 @@ from caplet_export.trim import proposed_words, trim_run
 from test_ensemble import write_run
 from test_train import CHANNELS, LOCATIONS, tiny_stores
 from tiny_encoder import CONFIG
-from tiny_flickr8k import write_tiny_flickr8k
+from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 KEPT = [4, 7, 8, 15, 21]
 SMALL = dataclasses.replace(CONFIG, locations=LOCATIONS, channels=CHANNELS)
@@ -112,10 +112,26 @@ def test_the_command_changes_no_caption_of_the_photos_it_goes_by(
     # The same again by the list of its words, without data.
     again = tmp_path / "again"
     assert main(["trim", str(run), "--words", str(trimmed / "vocabulary.txt"), "-o", str(again)]) == 0
+    # But not in the place of what it is made of.
+    for folder in (run, trimmed):
+        assert main(["trim", str(run), "--words", str(trimmed / "vocabulary.txt"), "-o", str(folder)]) == 1
+        assert f"{folder}: would replace what is read" in capsys.readouterr().err
     assert load_checkpoint(again).vocabulary.words == after.vocabulary.words
     trained = (load_checkpoint(folder).model.trainable_variables for folder in (trimmed, again))
     for one, other in zip(*trained, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("verb", ["trim", "prune"])
+def test_without_a_readable_training_photo_there_is_nothing_to_go_by(
+    tmp_path: Path, dataset: Dataset, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", 1, SMALL)
+    write_split(tmp_path / "data", "train", [])
+    options = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    assert main([verb, str(run), *options, "-o", str(tmp_path / "made")]) == 1
+    assert f"no training photo that could be read, so none to {verb} by" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
 from caplet_export.flickr8k import read_dataset
+from caplet_export.outputs import check_file, write_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Score every run and write the table."""
+    check_file(arguments.output)
     dataset = read_dataset(arguments.data)
 
     load_tensorflow()
@@ -33,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.card import markdown_table
 
     table = compare_runs(arguments.runs, dataset, arguments.features, against=arguments.against)
-    arguments.output.write_text(json.dumps(table, indent=1) + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(arguments.output, json.dumps(table, indent=1) + "\n")
     print(markdown_table(table["columns"], table["rows"]))
     return 0

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from caplet_export.card import DATA_LICENSE, WEIGHTS_LICENSE
+from caplet_export.errors import ConfigurationError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the bundle and print its golden captions."""
-    from caplet_export.bundle import Decoding, Licences, read_json, read_text, write_bundle
+    from caplet_export.bundle import Decoding, Licences, read_ablation, read_json, read_text, write_bundle
     from caplet_export.config import load_config
     from caplet_export.stages import read_stages
+    from caplet_export.text import Vocabulary
 
     config = load_config(arguments.run / "config.json")
+    graphs, run = (Vocabulary.load(folder / "vocabulary.txt") for folder in (arguments.graphs, arguments.run))
+    if graphs.words != run.words:
+        raise ConfigurationError(
+            f"{arguments.graphs}: another vocabulary than that of {arguments.run}, so of another run"
+        )
     write_bundle(
         arguments.output,
         arguments.graphs,
@@ -47,14 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
         stages=read_stages(arguments.run),
         decoding=Decoding(
             beam_size=arguments.beam,
-            max_length=arguments.max_length or config.text.max_length,
+            max_length=config.text.max_length if arguments.max_length is None else arguments.max_length,
             length_penalty=arguments.length_penalty,
         ),
         licences=Licences(arguments.weights_license, arguments.data_license),
         metrics=read_json(arguments.metrics) if arguments.metrics else None,
         comparison=read_text(arguments.comparison) if arguments.comparison else None,
-        ablations=[read_json(path) for path in arguments.ablation],
+        ablations=[read_ablation(path) for path in arguments.ablation],
         findings=read_text(arguments.findings) if arguments.findings else None,
+        inputs=[arguments.run],
     )
     for golden in read_json(arguments.output / "manifest.json")["golden"]:
         print(f"{golden['file']} (beam {golden['beam_size']}): {golden['text']}")

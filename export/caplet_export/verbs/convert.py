@@ -9,6 +9,7 @@ from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
 from caplet_export.flickr8k import read_dataset
+from caplet_export.outputs import check_folder, whole_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, prove, and only then write."""
+    inputs = (arguments.run, arguments.data)
+    check_folder(arguments.output, inputs)
     dataset = read_dataset(arguments.data)
     names = dataset.split(arguments.split)[: arguments.limit]
 
@@ -36,7 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
     from caplet_export.features import weights_digest
     from caplet_export.optimize import optimize_decoder, optimize_encoder
-    from caplet_export.outputs import whole_folder
     from caplet_export.parity import KerasCaptioner, OnnxCaptioner, prove
     from caplet_export.photos import photo_batches
 
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {name:<10} {difference:.1e} (largest value {parity.largest_value[name]:.3g})")
     parity.check()
 
-    with whole_folder(arguments.output) as folder:
+    with whole_folder(arguments.output, inputs) as folder:
         onnx.save(encoder, folder / "encoder.onnx")
         onnx.save(take_top_k(decoder), folder / "decoder.onnx")
         shutil.copyfile(arguments.run / "vocabulary.txt", folder / "vocabulary.txt")

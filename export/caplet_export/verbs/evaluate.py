@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from caplet.bundle import load_bundle
 from caplet.errors import CapletError
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.verbs import positive
 
 if TYPE_CHECKING:
     from caplet_export.evaluate import Evaluation
@@ -21,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bundle", nargs="?", type=Path, help="bundle directory (default: the one that comes with caplet)"
     )
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="data set in the Flickr8k layout")
-    parser.add_argument("--split", default="dev", help="train, dev or test (default: %(default)s)")
+    parser.add_argument("--split", help="train, dev or test (default: dev)")
     parser.add_argument(
-        "--beam", nargs="+", type=_positive, default=[], metavar="N", help="beam sizes (default: the bundle's own)"
+        "--beam", nargs="+", type=positive, default=[], metavar="N", help="beam sizes (default: the bundle's own)"
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N photos of the split")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N photos of the split")
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="threads of the runtime (default: its own choice)"
+        "--threads", type=positive, metavar="N", help="threads of the runtime (default: its own choice)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, intervals and captions there")
     parser.add_argument(
@@ -72,7 +74,7 @@ def _evaluate(
         evaluation = evaluate(
             bundle,
             dataset,
-            arguments.split,
+            arguments.split or "dev",
             beam_sizes=beams,
             limit=arguments.limit,
             threads=arguments.threads,
@@ -94,25 +96,32 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
 
     report: Path | None = arguments.report
     if report:
-        # Before minutes of captioning, not after them.
         refuse_repository(report)
-    evaluations: list[Evaluation] = []
-    for position, path in enumerate(arguments.compare):
-        if path.is_dir():
-            beams = arguments.beam[position : position + 1] or arguments.beam
-            evaluations.append(_evaluate(arguments, dataset, path, beams, report and report / f"{'AB'[position]}.json"))
-        else:
-            evaluations.append(Evaluation.load(path))
-    first, second = evaluations
+    # All that can be known is said before minutes of captioning, not after them.
+    if len(arguments.beam) > 2:
+        raise ConfigurationError(f"--compare takes one beam size, for both, or two, not {len(arguments.beam)}")
+    beams = [arguments.beam[position : position + 1] or arguments.beam for position in range(2)]
+    evaluations = [None if path.is_dir() else Evaluation.load(path) for path in arguments.compare]
+    try:
+        for path in filter(Path.is_dir, arguments.compare):
+            load_bundle(path)
+    except CapletError as error:
+        raise ExportError(str(error)) from error
+    for path, evaluation, wanted in zip(arguments.compare, evaluations, beams, strict=True):
+        have = list(evaluation.results) if evaluation else []
+        if evaluation and not (wanted[0] in have if wanted else len(have) == 1):
+            asked = f"not {wanted[0]}" if wanted else "name one with --beam"
+            raise ConfigurationError(f"{path}: evaluated with beams {have}: {asked}")
+    captioning = {"--split": arguments.split, "--limit": arguments.limit, "--threads": arguments.threads}
+    for option, value in captioning.items():
+        if value is not None and all(evaluations):
+            raise ConfigurationError(f"{option} is for captioning, and both of --compare have been evaluated")
+    first, second = (
+        evaluation or _evaluate(arguments, dataset, path, wanted, report and report / f"{name}.json")
+        for name, path, evaluation, wanted in zip("AB", arguments.compare, evaluations, beams, strict=True)
+    )
     comparison = compare(first, second, dataset, beam_sizes=arguments.beam)
     print(format_comparison(comparison))
     if report:
         print(f"\n{write_report(comparison, dataset, report)}")
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
-    return number

@@ -14,6 +14,7 @@ from caplet_export.backend import load_tensorflow
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest
 from caplet_export.flickr8k import read_dataset
+from caplet_export.verbs import positive
 from caplet_export.views import FLIP, PLAIN, check_view
 
 
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="to compute in; bfloat16 is faster on processors that have it, and off by some 3 percent",
     )
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=positive, default=32)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="run folders of one vocabulary and one configuration; what was joined before brings all its captioners",
     )
-    parser.add_argument(
-        "--average", action="store_true", help="average their weights: for runs that share a beginning"
-    )
+    parser.add_argument("--average", action="store_true", help="average their weights: for runs that share a beginning")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the new run folder; replaced if there")
 
 
@@ -28,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.ensemble import average_runs, join_runs
     from caplet_export.outputs import whole_folder
 
-    with whole_folder(arguments.output) as folder:
+    with whole_folder(arguments.output, arguments.runs) as folder:
         (average_runs if arguments.average else join_runs)(arguments.runs, folder)
     made = f"the mean of {len(arguments.runs)} runs" if arguments.average else "their captioners as one"
     print(f"wrote {arguments.output}: {made}")

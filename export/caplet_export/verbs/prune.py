@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from caplet_export.backend import load_tensorflow
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import read_dataset
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("folder", metavar="run", type=Path, help="run folder")
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
-    parser.add_argument(
-        "--features", type=Path, required=True, help="folder written by `caplet-export features`"
-    )
+    parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
     for name, what in (("state", "the GRU"), ("feature", "the encoded photo"), ("attention", "the attention")):
         parser.add_argument(
             f"--{name}-size", type=int, metavar="N", help=f"units of {what} to keep (default: all of them)"
@@ -53,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             option = f"--{size.replace('_', '-')} {units}"
             raise ConfigurationError(f"{option}: {arguments.folder} has {getattr(whole, size)}")
     config = replace(whole, **sizes)
-    with whole_folder(arguments.output) as folder:
+    with whole_folder(arguments.output, (arguments.folder, arguments.data, arguments.features)) as folder:
         prune_run(checkpoint, _importances(checkpoint, arguments), config, folder)
     changes = ", ".join(f"{size} {getattr(whole, size)} -> {units}" for size, units in sizes.items())
     print(f"wrote {arguments.output}: {changes}; now train it on")
@@ -69,6 +67,8 @@ def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[
     dataset = read_dataset(arguments.data)
     store = open_store(arguments.features, checkpoint.config.model.blocks, PLAIN)
     names = store.readable(dataset.split("train"))
+    if not names:
+        raise DataError(f"{arguments.data}: no training photo that could be read, so none to prune by")
     batches: list[list[Units]] = []
     with tqdm(total=len(names), desc="importance", unit="photo", disable=None, leave=False) as bar:
         for photos, members in unit_importances(checkpoint, store, names):

@@ -14,6 +14,7 @@ from typing import Any
 
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.outputs import check_folder, whole_folder
 
 _BIAS_BATCHES = 8
 """Of 8 photos each: means need fewer than ranges do, and four times as many gave nothing more."""
@@ -41,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, quantise, report sizes."""
+    inputs = (arguments.graphs, arguments.data)
+    check_folder(arguments.output, inputs)
     dataset = read_dataset(arguments.data)
     train = list(dataset.split("train"))
     if not train or arguments.calibration < 1:
@@ -53,22 +56,28 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.correct import correct_biases
     from caplet_export.onnx_graph import load_model
     from caplet_export.optimize import optimize_for_bytes
-    from caplet_export.outputs import whole_folder
     from caplet_export.photos import photo_batches
-    from caplet_export.quantize import quantize
+    from caplet_export.quantize import check_float_graph, quantize
 
     encoder, decoder = (load_model(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
+    check_float_graph(encoder, "pixels", arguments.graphs / "encoder.onnx")
+    check_float_graph(decoder, "token", arguments.graphs / "decoder.onnx")
     _, height, width, _ = (size.dim_value for size in encoder.graph.input[0].type.tensor_type.shape.dim)
 
+    read: set[str] = set()
+
     def photos() -> Iterator[Mapping[str, Any]]:
-        for _, pixels in photo_batches(dataset, names, size=(width, height), task="calibrate"):
+        for batch, pixels in photo_batches(dataset, names, size=(width, height), task="calibrate"):
+            read.update(batch)
             yield {"pixels": pixels}
+        if not read:
+            raise DataError(f"{arguments.data}: none of {len(names)} photos to calibrate by can be read")
 
     byte_encoder = optimize_for_bytes(encoder)
     small_encoder = quantize(byte_encoder, photos, method=arguments.method)
     small_encoder = correct_biases(byte_encoder, small_encoder, islice(photos(), _BIAS_BATCHES))
     small_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, photos()), method=arguments.method)
-    with whole_folder(arguments.output) as folder:
+    with whole_folder(arguments.output, inputs) as folder:
         onnx.save(small_encoder, folder / "encoder.onnx")
         onnx.save(small_decoder, folder / "decoder.onnx")
         for name in ("vocabulary.txt", "parity.json"):
@@ -76,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
                 shutil.copyfile(arguments.graphs / name, folder / name)
         record = {
             "method": arguments.method,
-            "photos": len(names),
+            "photos": len(read),
             "seed": arguments.seed,
             "rounding": "nearest that does not saturate",
             "biases": "for the same means after the ReLUs",

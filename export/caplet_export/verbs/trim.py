@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from caplet_export.backend import load_tensorflow
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import read_dataset
+from caplet_export.outputs import check_folder, whole_folder
 
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
@@ -42,9 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.words is None and None in (arguments.data, arguments.features):
         raise ConfigurationError("which words? give --data and --features, or --words")
 
+    given = (arguments.folder, arguments.data, arguments.features, arguments.words)
+    inputs = [path for path in given if path is not None]
+    check_folder(arguments.output, inputs)
+
     load_tensorflow()
     from caplet_export.checkpoint import load_checkpoint
-    from caplet_export.outputs import whole_folder
     from caplet_export.text import Vocabulary
     from caplet_export.trim import trim_run
 
@@ -60,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(f"{arguments.words}: {strange[0]!r} is no word of {arguments.folder}")
         kept = set(checkpoint.vocabulary.encode(words))
         which = f"those of {arguments.words.name}"
-    with whole_folder(arguments.output) as folder:
+    with whole_folder(arguments.output, inputs) as folder:
         after = len(trim_run(checkpoint, kept, f"of {before}: {which}", folder))
     print(f"wrote {arguments.output}: {after} of {before} words")
     return 0
@@ -75,6 +79,8 @@ def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace) -> set[int]
     dataset = read_dataset(arguments.data)
     store = open_store(arguments.features, checkpoint.config.model.blocks, PLAIN)
     names = store.readable(dataset.split("train"))
+    if not names:
+        raise DataError(f"{arguments.data}: no training photo that could be read, so none to trim by")
     likeliest = min(arguments.likeliest, len(checkpoint.vocabulary))
     kept: set[int] = set()
     with tqdm(total=len(names), desc="words", unit="photo", disable=None, leave=False) as bar:
