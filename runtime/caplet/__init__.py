@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         InferenceError,
     )
 
-__version__ = "0.7.0"
+__version__ = "0.7.1"
 __all__ = [
     "Alternative",
     "ArgumentError",
