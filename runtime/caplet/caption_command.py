@@ -163,7 +163,13 @@ def _results(
         ArgumentError, OSError: at once, before anything is written, for an option without sense and a missing list.
     """
     waiting: deque[_Job] = deque()
-    photos = find_inputs(arguments.photos, arguments.files_from, null=arguments.null, recursive=arguments.recursive)
+    photos = find_inputs(
+        arguments.photos,
+        arguments.files_from,
+        null=arguments.null,
+        recursive=arguments.recursive,
+        drawings=arguments.attention,
+    )
     captions = captioner.caption_many(
         _sources(photos, drawings, done.copy(), waiting),
         batch_size=arguments.batch_size,

@@ -37,7 +37,9 @@ class Input:
         return self.name if self.contents is None else self.contents
 
 
-def find_inputs(photos: Sequence[str], files_from: str | None, *, null: bool, recursive: bool) -> Iterator[Input]:
+def find_inputs(
+    photos: Sequence[str], files_from: str | None, *, null: bool, recursive: bool, drawings: str | None = None
+) -> Iterator[Input]:
     """Every photo, lazily, in the order given; the photos of a folder in the order of their names.
 
     Args:
@@ -45,22 +47,25 @@ def find_inputs(photos: Sequence[str], files_from: str | None, *, null: bool, re
         files_from: a file that lists more files and folders, "-" for standard input; it is opened at once.
         null: names in the list end with a null byte instead of a newline.
         recursive: also the folders in the folders; each once, so that loops of links end.
+        drawings: the folder where drawings go, whose files are no photos.
 
     Raises:
         OSError: the list cannot be read.
         ArgumentError: at its turn, a name in the list is longer than any name.
     """
     listing = None if files_from is None else _open_list(files_from)
-    return _inputs(photos, listing, null, recursive)
+    return _inputs(photos, listing, null, recursive, drawings)
 
 
-def _inputs(photos: Sequence[str], listing: BinaryIO | None, null: bool, recursive: bool) -> Iterator[Input]:
+def _inputs(
+    photos: Sequence[str], listing: BinaryIO | None, null: bool, recursive: bool, drawings: str | None
+) -> Iterator[Input]:
     for name in photos:
-        yield from [_from_stdin()] if name == STDIN else _expand(name, recursive)
+        yield from [_from_stdin()] if name == STDIN else _expand(name, recursive, drawings)
     if listing is not None:
         with listing:
             for name in _names(listing, null):
-                yield from _expand(name, recursive)
+                yield from _expand(name, recursive, drawings)
 
 
 def is_folder(name: str) -> bool:
@@ -113,13 +118,13 @@ def _clean(name: bytes, null: bool) -> bytes:
     return name if null else name.removesuffix(b"\r")
 
 
-def _expand(name: str, recursive: bool) -> Iterator[Input]:
+def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]:
     """A file as it is, a folder as the photos in it."""
     if not is_folder(name):
         yield _from_pipe(name) if _is_pipe(name) else Input(name)
         return
     empty = True
-    for found in _photos_in(name, recursive):
+    for found in _photos_in(name, recursive, drawings):
         empty = False
         yield found
     if empty:
@@ -142,10 +147,10 @@ def _from_pipe(name: str) -> Input:
         return Input(name, ImageError(name, f"cannot be read ({error.strerror})", "check its permissions"))
 
 
-def _photos_in(folder: str, recursive: bool) -> Iterator[Input]:
+def _photos_in(folder: str, recursive: bool, drawings: str | None) -> Iterator[Input]:
     """The photos of a folder. What is left of each folder waits in a list: folders may lie deeper than calls may."""
     visited: set[tuple[int, int]] = set()
-    waiting = [_found_in(folder, visited)]
+    waiting = [_found_in(folder, visited, drawings)]
     while waiting:
         found = next(waiting[-1], None)
         if found is None:
@@ -153,16 +158,19 @@ def _photos_in(folder: str, recursive: bool) -> Iterator[Input]:
         elif isinstance(found, Input):
             yield found
         elif recursive:
-            waiting.append(_found_in(found, visited))
+            waiting.append(_found_in(found, visited, drawings))
 
 
-def _found_in(folder: str, visited: set[tuple[int, int]]) -> Iterator[Input | str]:
+def _found_in(folder: str, visited: set[tuple[int, int]], drawings: str | None) -> Iterator[Input | str]:
     """By name, a folder's photos as inputs and its folders as paths; nothing if it was visited before."""
     try:
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))
+        if drawings is not None and is_folder(drawings) and os.path.samestat(status, Path(drawings).stat()):
+            yield Input(folder, ImageError(folder, "is where the drawings go", "draw into another folder"))
+            return
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:

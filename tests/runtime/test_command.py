@@ -769,6 +769,24 @@ def test_a_drawing_that_is_captioned_is_not_drawn_over(
     assert (tmp_path / "cat-2.png").exists()
 
 
+@pytest.mark.parametrize("way", ["list", "link"])
+def test_the_folder_of_the_drawings_is_not_searched(
+    way: str, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a list names it, or a link leads there, which is not known before; the others have their captions."""
+    drawings, links = tmp_path / "drawings", tmp_path / "links"
+    drawings.mkdir()
+    shutil.copy(photos / "cat.jpg", drawings)
+    links.mkdir()
+    (links / "there").symlink_to(drawings)
+    (tmp_path / "list").write_text(f"{drawings}\n")
+    searched = ["--files-from", tmp_path / "list"] if way == "list" else ["--recursive", links]
+    status, out, err = run(photos / "cat.jpg", *searched, "--attention", drawings, capfd=capfd)
+    assert (status, out.count("\n"), err.count("\n")) == (1, 1, 1)
+    assert "is where the drawings go" in err
+    assert sorted(path.name for path in drawings.iterdir()) == ["cat.jpg", "cat.png"]
+
+
 @needs_bytes_in_names
 def test_a_long_name_is_cut_for_its_drawing(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     inputs = [tmp_path / ("é" * 125 + end) for end in ("aa", "ab")]
