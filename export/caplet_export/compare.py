@@ -55,10 +55,10 @@ def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_siz
         ConfigurationError: the evaluations are of different images, or do not have these beams.
     """
     evaluations = (first, second)
-    if len(beam_sizes) > 2:
-        raise ConfigurationError(f"--compare takes one beam size, for both, or two, not {len(beam_sizes)}")
-    wanted = (beam_sizes[0], beam_sizes[-1]) if beam_sizes else (None, None)
-    beams = [_beam(evaluation, beam) for evaluation, beam in zip(evaluations, wanted, strict=True)]
+    beams = [
+        choose_beam(evaluation, wanted, evaluation.bundle["name"])
+        for evaluation, wanted in zip(evaluations, beam_of_each(beam_sizes), strict=True)
+    ]
     before, after = (evaluation.results[beam] for evaluation, beam in zip(evaluations, beams, strict=True))
     if before.captions.keys() != after.captions.keys():
         odd = sorted(before.captions.keys() ^ after.captions.keys())
@@ -142,13 +142,21 @@ def refuse_repository(folder: Path) -> None:
             raise ConfigurationError(f"{folder}: lies in the repository {parent}, and photos must stay out of it")
 
 
-def _beam(evaluation: Evaluation, wanted: int | None) -> int:
+def beam_of_each(beam_sizes: Sequence[int]) -> tuple[int | None, int | None]:
+    """The two evaluations' beams from none, one for both, or two. Raises ConfigurationError for more."""
+    if len(beam_sizes) > 2:
+        raise ConfigurationError(f"--compare takes one beam size, for both, or two, not {len(beam_sizes)}")
+    return (beam_sizes[0], beam_sizes[-1]) if beam_sizes else (None, None)
+
+
+def choose_beam(evaluation: Evaluation, wanted: int | None, subject: object) -> int:
+    """The beam to compare of an evaluation, which a ConfigurationError calls `subject` if it does not have it."""
     have = list(evaluation.results)
     if wanted is None and len(have) == 1:
         return have[0]
     if wanted not in have:
         asked = "name one with --beam" if wanted is None else f"not {wanted}"
-        raise ConfigurationError(f"{evaluation.bundle['name']} was evaluated with beams {have}: {asked}")
+        raise ConfigurationError(f"{subject}: evaluated with beams {have}: {asked}")
     return wanted
 
 

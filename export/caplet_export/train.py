@@ -414,10 +414,10 @@ class Trainer:
 
     def _save_resume(self) -> None:
         arrays = {f"{index}": np.asarray(variable) for index, variable in enumerate(self._state())}
-        history = json.dumps([asdict(epoch) for epoch in self.history])
+        strings = {"history": np.array(self._history()), "origin": np.array(self._origin)}
         temporary = self.folder / f".{_RESUME}"
         try:
-            np.savez(temporary, **arrays, history=np.array(history), origin=np.array(self._origin))  # type: ignore[arg-type]
+            np.savez(temporary, **arrays, **strings)  # type: ignore[arg-type]
             os.replace(temporary, self.folder / _RESUME)
         except OSError as error:
             temporary.unlink(missing_ok=True)

@@ -312,15 +312,30 @@ def test_scores_of_something_else_are_refused(
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("content", ["[1]", "{}", "3", "null", '{"title": "x", "columns": ["run"], "rows": [1]}'])
-def test_verb_refuses_other_files_as_tables(
-    graphs: Path, golden: list[Path], tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "content", "said"),
+    [
+        *(
+            ("--ablation", content, "other.json: not a table")
+            for content in ("[1]", "{}", "3", "null", '{"title": "x", "columns": ["run"], "rows": [1]}')
+        ),
+        *(("--metrics", content, "") for content in ("{", "{}", "[1]")),
+    ],
+)
+def test_verb_refuses_other_files(
+    graphs: Path,
+    golden: list[Path],
+    tmp_path: Path,
+    option: str,
+    content: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    table = tmp_path / "table.json"
-    table.write_text(content)
-    assert verb(graphs, tmp_path, golden, "--ablation", str(table)) == 1
+    other = tmp_path / "other.json"
+    other.write_text(content)
+    assert verb(graphs, tmp_path, golden, option, str(other)) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and "table.json: not a table" in errors[0]
+    assert len(errors) == 1 and said in errors[0]
 
 
 @pytest.mark.parametrize("file", ["parity.json", "quantization.json"])
@@ -344,16 +359,6 @@ def test_what_nobody_foresaw_is_one_line(
     monkeypatch.setattr("caplet_export.bundle.write_bundle", fail)
     assert verb(graphs, tmp_path, golden) == 1
     assert capsys.readouterr().err == "caplet-export bundle: somewhere: Permission denied\n"
-
-
-@pytest.mark.parametrize("content", ["{", "{}", "[1]"])
-def test_verb_refuses_other_files_as_metrics(
-    graphs: Path, golden: list[Path], tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    metrics = tmp_path / "evaluation.json"
-    metrics.write_text(content)
-    assert verb(graphs, tmp_path, golden, "--metrics", str(metrics)) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_tables() -> None:

@@ -91,34 +91,38 @@ def _evaluate(
 
 
 def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
-    from caplet_export.compare import compare, format_comparison, refuse_repository, write_report
+    from caplet_export.compare import (
+        beam_of_each,
+        choose_beam,
+        compare,
+        format_comparison,
+        refuse_repository,
+        write_report,
+    )
     from caplet_export.evaluate import Evaluation
 
     report: Path | None = arguments.report
     if report:
         refuse_repository(report)
     # All that can be known is said before minutes of captioning, not after them.
-    if len(arguments.beam) > 2:
-        raise ConfigurationError(f"--compare takes one beam size, for both, or two, not {len(arguments.beam)}")
-    beams = [arguments.beam[position : position + 1] or arguments.beam for position in range(2)]
+    beams = beam_of_each(arguments.beam)
     evaluations = [None if path.is_dir() else Evaluation.load(path) for path in arguments.compare]
     try:
         for path in filter(Path.is_dir, arguments.compare):
             load_bundle(path)
     except CapletError as error:
         raise ExportError(str(error)) from error
-    for path, evaluation, wanted in zip(arguments.compare, evaluations, beams, strict=True):
-        have = list(evaluation.results) if evaluation else []
-        if evaluation and not (wanted[0] in have if wanted else len(have) == 1):
-            asked = f"not {wanted[0]}" if wanted else "name one with --beam"
-            raise ConfigurationError(f"{path}: evaluated with beams {have}: {asked}")
+    for path, evaluation, beam in zip(arguments.compare, evaluations, beams, strict=True):
+        if evaluation:
+            choose_beam(evaluation, beam, path)
     captioning = {"--split": arguments.split, "--limit": arguments.limit, "--threads": arguments.threads}
     for option, value in captioning.items():
         if value is not None and all(evaluations):
             raise ConfigurationError(f"{option} is for captioning, and both of --compare have been evaluated")
     first, second = (
-        evaluation or _evaluate(arguments, dataset, path, wanted, report and report / f"{name}.json")
-        for name, path, evaluation, wanted in zip("AB", arguments.compare, evaluations, beams, strict=True)
+        evaluation
+        or _evaluate(arguments, dataset, path, [] if beam is None else [beam], report and report / f"{name}.json")
+        for name, path, evaluation, beam in zip("AB", arguments.compare, evaluations, beams, strict=True)
     )
     comparison = compare(first, second, dataset, beam_sizes=arguments.beam)
     print(format_comparison(comparison))
