@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from caplet_export.checkpoint import Checkpoint, load_checkpoint, require_frozen_extractor
+import keras
+
+from caplet_export.checkpoint import EXTRACTOR, Checkpoint, load_checkpoint, load_extractor
 from caplet_export.config import Config
 from caplet_export.errors import DataError
-from caplet_export.features import StoredFeatures, open_store
+from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of
+from caplet_export.inception import scale
 from caplet_export.metrics import (
     ImageStatistics,
     bigrams_of,
@@ -21,6 +24,7 @@ from caplet_export.metrics import (
     paired_bootstrap,
     references_of,
 )
+from caplet_export.photos import photo_batches
 from caplet_export.views import PLAIN
 
 _BATCH = 100
@@ -33,33 +37,41 @@ AGAINST = {
 
 
 def compare_runs(
-    folders: Sequence[Path], dataset: Dataset, features: Path, split: str = "dev", against: str = "before"
+    folders: Sequence[Path],
+    dataset: Dataset,
+    features: Path,
+    split: str = "dev",
+    against: str = "before",
+    encoder_weights: str | None = "imagenet",
 ) -> dict[str, Any]:
     """A table for the model card, a row a run.
 
     Args:
-        folders: run folders, in the order in which the recipe grew; none that trained Inception blocks of its own.
+        folders: run folders, in the order in which the recipe grew. One that trained Inception blocks of its own looks
+            at the photos themselves.
         dataset: captions and splits.
         features: folder of the feature stores; the plain view of each block that a run reads must be there. Photos
             that one of them lacks are left out.
         split: the split that is captioned.
         against: `before` compares each run with the one before it, `first` with the first of all.
+        encoder_weights: what runs with Inception blocks of their own began with, as `build_extractor` takes it.
 
     Returns:
         `{"title": ..., "columns": [...], "rows": [[...]], "note": ...}`; intervals are 95% bootstrap intervals over
         images.
 
     Raises:
-        ConfigurationError: a run cannot be read, or has trained Inception blocks of its own.
-        DataError: no photo is left.
+        ConfigurationError: a run cannot be read, or began with other Inception weights.
+        DataError: no photo is left, or one cannot be read.
     """
     checkpoints = [load_checkpoint(folder) for folder in folders]
-    for checkpoint in checkpoints:
-        require_frozen_extractor(checkpoint, "compared: the stored features are not theirs")
-    stores = [open_store(features, checkpoint.config.model.blocks, PLAIN) for checkpoint in checkpoints]
+    stores = [
+        None if (folder / EXTRACTOR).exists() else open_store(features, checkpoint.config.model.blocks, PLAIN)
+        for folder, checkpoint in zip(folders, checkpoints, strict=True)
+    ]
     names = list(dataset.split(split))
-    for store in stores:
-        names = store.readable(names)
+    for stored in filter(None, stores):
+        names = stored.readable(names)
     if not names:
         raise DataError(f"no photo of the {split} split has features in every store that is read")
     references = references_of(dataset, names)
@@ -67,7 +79,13 @@ def compare_runs(
     rows: list[list[str]] = []
     before: tuple[Config, ImageStatistics] | None = None
     for folder, checkpoint, store in zip(folders, checkpoints, stores, strict=True):
-        captions = dict(zip(names, _captions(checkpoint, store, names), strict=True))
+        seen = store.batches(names, _BATCH) if store else _see(folder, encoder_weights, dataset, names)
+        said = _captions(checkpoint, seen)
+        if len(said) < len(names):
+            raise DataError(
+                f"{len(names) - len(said)} photos of the {split} split cannot be read; take them off its list"
+            )
+        captions = dict(zip(names, said, strict=True))
         statistics = ImageStatistics.of(captions, references)
         scores = corpus_scores(captions, references, bigrams)
         interval = bootstrap_interval(statistics)["cider_d"]
@@ -98,13 +116,22 @@ def compare_runs(
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
 
 
-def _captions(checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str]) -> list[list[str]]:
+def _captions(checkpoint: Checkpoint, seen: Iterable[Any]) -> list[list[str]]:
     length = checkpoint.config.text.max_length
     runner = FreeRunner(checkpoint.model, length)
     captions: list[list[str]] = []
-    for features in store.batches(names, _BATCH):
+    for features in seen:
         captions += captions_of(runner.greedy(features), checkpoint.vocabulary, length)
     return captions
+
+
+def _see(folder: Path, encoder_weights: str | None, dataset: Dataset, names: Sequence[str]) -> Iterator[Any]:
+    """Features of photos by a run's own extractor, in batches [N,L,C]."""
+    extractor = load_extractor(folder, encoder_weights)
+    height, width = extractor.input_shape[1:3]
+    for read, pixels in photo_batches(dataset, names, size=(width, height), task=folder.name):
+        features = extractor(scale(pixels), training=False)
+        yield keras.ops.reshape(features, (len(read), -1, features.shape[-1]))
 
 
 def _changes(before: Config | None, now: Config) -> list[str]:

@@ -165,7 +165,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
             stage["run"],
             _as_one(stage["member"]),
             stage["epochs"],
-            "not recorded" if stage["seconds"] is None else f"{stage['seconds'] / 60:.0f}",
+            _minutes(stage),
             "" if stage["dev_cider"] is None else f"{stage['dev_cider']:.1f}",
             ", ".join(f"{name} {value}" for name, value in stage["switches"].items()),
         ]
@@ -175,8 +175,15 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     return f"""{markdown_table(columns, rows)}
 
 Each stage of a captioner goes on from the weights of the one above it, or, if both are averaged in the end, from what
-that one began with; the first begins at random. Minutes are wall time on one of two cores, mostly while another stage
-ran on the other."""
+that one began with, or from the run that it names; the first begins at random. Minutes are wall time, where no device
+is named on one of two cores, mostly while another stage ran on the other."""
+
+
+def _minutes(stage: Mapping[str, Any]) -> str:
+    if stage["seconds"] is None:
+        return "not recorded"
+    device = stage.get("device")
+    return f"{stage['seconds'] / 60:.0f}" + (f" ({device})" if device else "")
 
 
 def _as_one(member: int | str) -> str:

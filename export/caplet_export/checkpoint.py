@@ -5,7 +5,7 @@
     config.json             every hyper-parameter
     vocabulary.txt          one word a line
     decoder.weights.h5      the captioner's weights at the best dev CIDEr-D
-    extractor.npz           the Inception variables that were trained, float16 (only after fine-tuning)
+    extractor.npz           what was trained of Inception, as differences from the weights it began with (only if any)
     history.json, curves.png
     stages.json             how it came about, from random weights on
     resume.npz              the last epoch, whole: weights, optimizer, history
@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from caplet_export.config import Config, ModelConfig, load_config
 from caplet_export.errors import ConfigurationError
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from caplet_export.model import Captioner, CaptionModel
 
 DECODER, EXTRACTOR = "decoder.weights.h5", "extractor.npz"
+_BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -108,37 +111,106 @@ def save_weights(model: keras.Model, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def save_extractor_part(extractor: keras.Model, trained: Sequence[Any], path: Path) -> None:
-    """Save some of the extractor's variables as float16, by their position in it (names change between builds)."""
-    wanted = {id(variable) for variable in trained}
-    arrays = {
-        f"{position}": np.asarray(variable.numpy(), np.float16)
-        for position, variable in enumerate(extractor.variables)
-        if id(variable) in wanted
-    }
+class ExtractorPart:
+    """The part of the extractor that a run trains, as it is kept: differences from the Inception weights it began with.
+
+    Of kernels the differences are stored in 8 bits, with a scale for each output channel. They are small against the
+    weights, so that this adds less than a thousandth of the weights' energy as noise in a fifth of the space of
+    float32 (the released model: 59 decibels, 19 MB). Variables go by their position, as names change between builds.
+
+    Args:
+        extractor: with the weights it began with, which are remembered.
+        trained: those of its variables that are trained.
+    """
+
+    def __init__(self, extractor: keras.Model, trained: Sequence[Any]) -> None:
+        wanted = {id(variable) for variable in trained}
+        self._before = {
+            position: np.array(variable)
+            for position, variable in enumerate(extractor.variables)
+            if id(variable) in wanted
+        }
+        order = {id(variable): position for position, variable in enumerate(extractor.variables)}
+        self._positions = [order[id(variable)] for variable in trained]
+
+    def save(self, values: Sequence[Any], path: Path) -> None:
+        """Write values of the trained variables, in their order. The old file stays until the new one is whole."""
+        differences = {
+            position: np.asarray(value, np.float32) - self._before[position]
+            for position, value in zip(self._positions, values, strict=True)
+        }
+        _write_differences(differences, _checksum(self._before.values()), path)
+
+
+def load_extractor_part(extractor: keras.Model, path: Path) -> None:
+    """Add what `ExtractorPart.save` wrote to the weights that the run began with.
+
+    Raises:
+        ConfigurationError: the file is damaged, its arrays are not this extractor's, or the extractor holds other
+            weights than the run began with.
+    """
+    variables = extractor.variables
+    differences, base = _read_differences(path)
+    if differences and max(differences) >= len(variables):
+        raise ConfigurationError(f"{path}: damaged: variable {max(differences)} of {len(variables)}")
+    before = {position: np.array(variables[position]) for position in differences}
+    for position, difference in differences.items():
+        if difference.shape != before[position].shape:
+            raise ConfigurationError(f"{path}: array {position} is {difference.shape}, not {before[position].shape}")
+    if base != _checksum(before.values()):
+        raise ConfigurationError(f"{path}: trained from other weights; give --encoder-weights as then")
+    for position, difference in differences.items():
+        variables[position].assign(before[position] + difference)
+
+
+def average_extractor_parts(paths: Sequence[Path], target: Path) -> None:
+    """Write the mean of what several runs trained of the same Inception weights.
+
+    Raises:
+        ConfigurationError: one of them is damaged, or trained from other weights or other blocks than the first.
+    """
+    parts = [_read_differences(path) for path in paths]
+    (first, base), *others = parts
+    for path, (differences, other) in zip(paths[1:], others, strict=True):
+        if other != base or differences.keys() != first.keys():
+            raise ConfigurationError(f"{path}: trained from other Inception weights or blocks than {paths[0]}")
+    mean = {position: np.mean([part[position] for part, _ in parts], axis=0) for position in first}
+    _write_differences(mean, base, target)
+
+
+def _write_differences(differences: Mapping[int, NDArray[np.float32]], base: int, path: Path) -> None:
+    """Differences by the position of their variable, and the checksum of the values that they are added to."""
+    arrays: dict[str, NDArray[Any]] = {_BASE: np.array(base)}
+    for position, difference in differences.items():
+        if difference.ndim < 2:
+            arrays[f"{position}"] = difference
+            continue
+        scale = np.abs(difference).max(axis=tuple(range(difference.ndim - 1))) / 127
+        arrays[f"{position}.scale"] = scale.astype(np.float32)
+        arrays[f"{position}"] = np.round(difference / np.where(scale, scale, 1)).astype(np.int8)
     temporary = path.with_name("." + path.name)
     np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     os.replace(temporary, path)
 
 
-def load_extractor_part(extractor: keras.Model, path: Path) -> None:
-    """Assign what `save_extractor_part` wrote.
-
-    Raises:
-        ConfigurationError: the file is damaged, or its arrays are not this extractor's.
-    """
-    variables = extractor.variables
+def _read_differences(path: Path) -> tuple[dict[int, NDArray[np.float32]], int]:
+    """What `_write_differences` wrote."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                variable, value = variables[int(name)], arrays[name]
-                if value.shape != tuple(variable.shape):
-                    raise ConfigurationError(f"{path}: array {name} is {value.shape}, not {tuple(variable.shape)}")
-                variable.assign(value.astype(np.float32))
-    except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
-        if isinstance(error, ConfigurationError):
-            raise
+            differences = {}
+            for position in sorted(int(name) for name in arrays.files if name.isdecimal()):
+                value = arrays[f"{position}"].astype(np.float32)
+                differences[position] = value * arrays[f"{position}.scale"] if value.ndim > 1 else value
+            return differences, int(arrays[_BASE])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigurationError(f"{path}: damaged: {error}") from error
+
+
+def _checksum(values: Iterable[NDArray[np.float32]]) -> int:
+    checksum = 0
+    for value in values:
+        checksum = zlib.crc32(value.tobytes(), checksum)
+    return checksum
 
 
 def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from caplet_export.checkpoint import EXTRACTOR, Checkpoint, empty_model, load_checkpoint, save_checkpoint
+from caplet_export.checkpoint import (
+    EXTRACTOR,
+    Checkpoint,
+    average_extractor_parts,
+    empty_model,
+    load_checkpoint,
+    save_checkpoint,
+)
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import members_of
@@ -42,7 +49,7 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
 
     For runs, or epochs of one, that share a beginning: on the way down from the same hill the mean of several lies
     lower than most (model soups; Wortsman et al., ICML 2022). Of runs that began apart it is worth nothing. The weights
-    of an ensemble are stored in float16, as `join_runs` does.
+    of an ensemble are stored in float16, as `join_runs` does. What runs trained of Inception is averaged as well.
 
     Raises:
         ConfigurationError: as `join_runs`.
@@ -54,6 +61,9 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     for variable, *values in zip(model.trainable_variables, *weights, strict=True):
         variable.assign(np.mean([np.asarray(value) for value in values], axis=0).astype(variable.dtype))
     save_checkpoint(folder, last.config, last.vocabulary, model)
+    tuned = [run / EXTRACTOR for run in runs if (run / EXTRACTOR).exists()]
+    if tuned:
+        average_extractor_parts(tuned, folder / EXTRACTOR)
     write_stages(folder, average_stages(runs))
 
 
@@ -70,7 +80,7 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
         if sizes != expected:
             raise ConfigurationError(f"{other.folder}: model.* switches other than those of {first.folder}")
     trained = [run for run in runs if (run / EXTRACTOR).exists()]
-    if trained:
+    if trained and (as_members or len(trained) < len(runs)):
         raise ConfigurationError(f"{trained[0]}: trained Inception blocks of its own, which others cannot read")
     return checkpoints
 

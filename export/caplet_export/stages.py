@@ -30,6 +30,7 @@ class Stage:
         dev_cider: free-running greedy CIDEr-D of those on dev, percent; None where they were not scored.
         seconds: wall time of all epochs; None where it was not recorded.
         switches: what its configuration changed from the defaults, by `section.switch`; and its `teacher`, if any.
+        device: what it ran on, where that is known.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Stage:
     dev_cider: float | None
     seconds: float | None
     switches: Mapping[str, Any]
+    device: str | None = None
 
 
 def changed_switches(config: Config) -> dict[str, Any]:

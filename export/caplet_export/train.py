@@ -9,15 +9,10 @@ their stored inputs.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import shutil
 import time
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +27,13 @@ from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import (
     DECODER,
     EXTRACTOR,
+    ExtractorPart,
     load_checkpoint,
     load_extractor_part,
     load_weights,
-    save_extractor_part,
     save_weights,
 )
-from caplet_export.config import Config, inherit, load_config
+from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
@@ -46,23 +41,10 @@ from caplet_export.freerun import FreeRunner, captions_of, log_probabilities, sa
 from caplet_export.inception import upper_blocks
 from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
 from caplet_export.model import Captioner, build_model
-from caplet_export.outputs import write_whole
-from caplet_export.stages import ALL, STAGES, Stage, changed_switches, read_stages, write_stages
-from caplet_export.text import END, PAD, START, Vocabulary, clean
+from caplet_export.runs import Epoch, Run, split_words
+from caplet_export.text import END, PAD, START, Vocabulary
 
-_RESUME = "resume.npz"
 _EVALUATION_BATCH = 200
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the history; `dev_cider` in percent, free-running greedy."""
-
-    epoch: int
-    train_loss: float
-    dev_loss: float
-    dev_cider: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +55,7 @@ class Stores:
     plain: StoredFeatures
 
 
-class Trainer:
+class Trainer(Run):
     """One run: trains from where the folder stands until it is done.
 
     Args:
@@ -101,37 +83,25 @@ class Trainer:
         extractor: keras.Model | None = None,
         teacher: Path | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         if config.model.members > 1 and start_from is None:
             raise ConfigurationError("model.members: train them one by one, then go on --from what `join` made of them")
         if config.model.members > 1 and config.trains_extractor:
-            raise ConfigurationError("model.members: Inception blocks can be trained along with one captioner only")
-        train_names, dev_names = dataset.split("train"), dataset.split("dev")
-        if not train_names or not dev_names:
-            raise DataError("training needs images in both the train and the dev split")
-        words = {
-            name: [clean(caption, config.text.rules) for caption in dataset.captions[name]]
-            for name in (*train_names, *dev_names)
-        }
-        self.vocabulary = (
+            raise ConfigurationError("model.members: only `tune` trains Inception blocks along with several captioners")
+        words = split_words(dataset, config)
+        vocabulary = (
             Vocabulary.load(start_from / "vocabulary.txt")
             if start_from
             else Vocabulary.build(
-                (caption for name in train_names for caption in words[name]), config.text.minimum_count
+                (caption for captions in words["train"].values() for caption in captions), config.text.minimum_count
             )
         )
-        self.config = replace(config, model=replace(config.model, vocabulary_size=len(self.vocabulary)))
-        self._check_folder()
+        config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
+        super().__init__(Path(folder), config, vocabulary, start_from, [teacher] if teacher else [])
 
         settings = self.config.train
         keras.utils.set_random_seed(settings.seed)
         self.model = build_model(self.config.model, settings.precision)
         if start_from:
-            if inherit(self.config, load_config(start_from / "config.json")) != self.config:
-                raise ConfigurationError(
-                    f"{start_from}: a model of another configuration; the text.* or model.* switches differ"
-                )
             load_weights(self.model, start_from / DECODER)
         self._extractor = extractor
         self.upper = self._upper_blocks(start_from)
@@ -139,42 +109,28 @@ class Trainer:
         self._plain = stores.plain
         if len({store.source.weights for store in (*stores.train, stores.plain)}) > 1:
             raise DataError(f"{stores.plain.folder.parent}: views stored with different Inception weights")
-        self._taught_by = {"teacher": teacher.name} if teacher is not None else {}
-        self._origin = json.dumps([_digest(run) for run in (start_from, teacher)])
 
         batches = partial(
-            Batches, captions=words, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed
+            Batches, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed
         )
         self._train = batches(
-            train_names, views=stores.train, group=settings.captions_per_image, batch_images=settings.batch_images
+            list(words["train"]),
+            captions=words["train"],
+            views=stores.train,
+            group=settings.captions_per_image,
+            batch_images=settings.batch_images,
         )
-        self._dev = batches(dev_names, views=[stores.plain], group=5, batch_images=_EVALUATION_BATCH)
-        self._dev_scorer = CiderD.from_references(references_of(dataset, dev_names))
+        self._dev = batches(
+            list(words["dev"]), captions=words["dev"], views=[stores.plain], group=5, batch_images=_EVALUATION_BATCH
+        )
+        self._dev_scorer = CiderD.from_references(references_of(dataset, list(words["dev"])))
         self._reward: CiderD | None = None
         if settings.objective == "self_critical":
-            self._train_references = references_of(dataset, train_names)
+            self._train_references = references_of(dataset, list(words["train"]))
             self._reward = CiderD.from_references(self._train_references, with_end=True)
-            self._bigrams = Bigrams(caption for name in train_names for caption in words[name])
-        self.history: list[Epoch] = []
-        self._stages_before = read_stages(start_from) if start_from else []
+            self._bigrams = Bigrams(caption for captions in words["train"].values() for caption in captions)
         self._prepare_steps()
         self._resume()
-
-    @property
-    def best(self) -> Epoch | None:
-        """The epoch whose weights are kept."""
-        if not self.history:
-            return None
-        return max(self.history, key=lambda epoch: epoch.dev_cider) if self.config.train.patience else self.history[-1]
-
-    @property
-    def finished(self) -> bool:
-        """Whether every epoch is done, or patience has run out."""
-        settings, best = self.config.train, self.best
-        if best is None:
-            return False
-        stale = len(self.history) - best.epoch
-        return len(self.history) >= settings.epochs or bool(settings.patience and stale >= settings.patience)
 
     def run_epoch(self, progress: Callable[[int, int, float], None] = lambda *_: None) -> Epoch:
         """Train one epoch, evaluate it, and keep it; `progress(step, steps, mean loss)` is called after each batch."""
@@ -188,11 +144,9 @@ class Trainer:
             dev_loss, dev_cider = self._evaluate()
             self._finite(lambda: dev_loss, f"epoch {number}, dev")
             seconds = time.monotonic() - start
-            self.history.append(Epoch(number, total / steps, dev_loss, dev_cider, round(seconds, 1)))
-            self._keep()
+            epoch = self._end_epoch(Epoch(number, total / steps, dev_loss, dev_cider, round(seconds, 1)))
         self._save_resume()
-        self._write_records()
-        return self.history[-1]
+        return epoch
 
     @staticmethod
     def _finite(compute: Callable[[], Any], where: str) -> float:
@@ -205,19 +159,6 @@ class Trainer:
         if not math.isfinite(value):
             raise ConfigurationError(f"{where}: the loss is {value}; lower train.learning_rate")
         return value
-
-    def _stage(self) -> Stage:
-        assert self.best is not None
-        seconds = sum(epoch.seconds for epoch in self.history)
-        return Stage(
-            self.folder.name,
-            1 if self.config.model.members == 1 else ALL,
-            len(self.history),
-            self.best.epoch,
-            self.best.dev_cider,
-            round(seconds, 1),
-            changed_switches(self.config) | self._taught_by,
-        )
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -379,83 +320,20 @@ class Trainer:
 
     # -- resuming -----------------------------------------------------------------------------------------------------
 
-    def _check_folder(self) -> None:
-        """Refuse a folder that holds what this run is not, or what it could not go on with."""
-        if not (self.folder / _RESUME).exists():
-            if (self.folder / STAGES).exists():
-                raise ConfigurationError(
-                    f"{self.folder}: holds a trained run but no {_RESUME} to go on with; use another folder, and --from"
-                )
-            return  # empty, or a run that has not finished an epoch
-        if load_config(self.folder / "config.json") != self.config:
-            raise ConfigurationError(f"{self.folder}: holds a run of another configuration; use another folder")
-        if Vocabulary.load(self.folder / "vocabulary.txt").words != self.vocabulary.words:
-            raise ConfigurationError(f"{self.folder}: holds a run on other captions; use another folder")
-
     def _state(self) -> list[Any]:
         state = [*self.model.variables, *self._average]
         for optimizer, _ in self._optimizers:
             state += optimizer.variables
         return state + (list(self.upper.trainable_variables) if self.upper is not None else [])
 
-    def _keep(self) -> None:
-        """Write the epoch that has just ended, whole."""
-        self._require_space()
-        try:
-            if not (self.folder / _RESUME).exists():
-                self.vocabulary.save(self.folder / "vocabulary.txt")
-                self.config.save(self.folder / "config.json")
-            if self.best is self.history[-1]:
-                save_weights(self.model, self.folder / DECODER)
-                if self.upper is not None:
-                    save_extractor_part(self._extractor, self.upper.trainable_variables, self.folder / EXTRACTOR)
-        except OSError as error:
-            raise self._unwritten(error) from error
+    def _set_state(self, state: Sequence[Any]) -> None:
+        for variable, value in zip(self._state(), state, strict=True):
+            variable.assign(value)
 
-    def _save_resume(self) -> None:
-        arrays = {f"{index}": np.asarray(variable) for index, variable in enumerate(self._state())}
-        strings = {"history": np.array(self._history()), "origin": np.array(self._origin)}
-        temporary = self.folder / f".{_RESUME}"
-        try:
-            np.savez(temporary, **arrays, **strings)  # type: ignore[arg-type]
-            os.replace(temporary, self.folder / _RESUME)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise self._unwritten(error) from error
-
-    def _write_records(self) -> None:
-        write_stages(self.folder, [*self._stages_before, self._stage()])
-        write_whole(self.folder / "history.json", self._history())
-
-    def _history(self) -> str:
-        return json.dumps([asdict(epoch) for epoch in self.history], indent=1)
-
-    def _resume(self) -> None:
-        path = self.folder / _RESUME
-        if not path.exists():
-            return
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                origin = str(arrays["origin"]) if "origin" in arrays else self._origin  # none up to release 0.7
-                for index, variable in enumerate(self._state()):
-                    variable.assign(arrays[f"{index}"])
-                self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise ConfigurationError(f"{path}: damaged ({error}); delete {self.folder} to start again") from error
-        if origin != self._origin:
-            raise ConfigurationError(f"{self.folder}: holds a run with another --from or --teacher; use another folder")
-        path = self.folder / "history.json"
-        if not (self.folder / STAGES).exists() or not path.exists() or path.read_text() != self._history():
-            self._write_records()  # which a run that was killed did not reach
-
-    def _require_space(self) -> None:
-        """Raise a ConfigurationError where an epoch would not fit: HDF5 ends the process on a full disk."""
-        needed = sum(np.asarray(variable).nbytes for variable in [*self.model.variables, *self._state()])
-        if shutil.disk_usage(self.folder).free < 1.2 * needed + 1e6:
-            raise ConfigurationError(f"{self.folder}: no room for the {needed / 1e6:.0f} MB that an epoch takes")
-
-    def _unwritten(self, error: OSError) -> ConfigurationError:
-        return ConfigurationError(f"{self.folder}: cannot be written: {error.strerror or error}")
+    def _save_weights(self) -> None:
+        save_weights(self.model, self.folder / DECODER)
+        if self.upper is not None:
+            self._part.save(self.upper.trainable_variables, self.folder / EXTRACTOR)
 
     def _load_teacher(self, run: Path | None) -> Captioner | None:
         if (self.config.train.objective == "distillation") != (run is not None):
@@ -478,9 +356,11 @@ class Trainer:
             return None
         if self._extractor is None:
             raise ConfigurationError(f"train.extractor_layer={layer} needs --encoder-weights")
+        upper = upper_blocks(self._extractor, layer)
+        self._part = ExtractorPart(self._extractor, upper.trainable_variables)
         if start_from and (start_from / EXTRACTOR).exists():
             load_extractor_part(self._extractor, start_from / EXTRACTOR)
-        return upper_blocks(self._extractor, layer)
+        return upper
 
 
 class _Swapped:
@@ -499,11 +379,6 @@ class _Swapped:
             variable.assign(own)
 
 
-def _digest(run: Path | None) -> str | None:
-    """sha256 of a run's weights."""
-    return None if run is None else hashlib.sha256((run / DECODER).read_bytes()).hexdigest()
-
-
 def _optimizer(rate: float, steps: int, config: Config) -> keras.optimizers.Optimizer:
     settings = config.train
     schedule: Any = rate
@@ -514,29 +389,3 @@ def _optimizer(rate: float, steps: int, config: Config) -> keras.optimizers.Opti
             warmup_steps=warmup,
         )
     return keras.optimizers.Adam(schedule)
-
-
-def plot_history(history: Sequence[Epoch], path: Path) -> None:
-    """Draw losses and dev CIDEr-D over the epochs into a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    epochs = [epoch.epoch for epoch in history]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
-    left.plot(epochs, [epoch.train_loss for epoch in history], label="train", color="#8899aa")
-    left.plot(epochs, [epoch.dev_loss for epoch in history], label="dev", color="#1f5fa8")
-    left.set(xlabel="epoch", ylabel="loss per word")
-    left.legend(frameon=False)
-    best = max(history, key=lambda epoch: epoch.dev_cider)
-    right.plot(epochs, [epoch.dev_cider for epoch in history], color="#1f5fa8")
-    right.plot([best.epoch], [best.dev_cider], "o", color="#d1495b")
-    right.annotate(f"{best.dev_cider:.1f}", (best.epoch, best.dev_cider), xytext=(4, -12), textcoords="offset points")
-    right.set(xlabel="epoch", ylabel="dev CIDEr-D (greedy)")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
-    os.replace(temporary, path)

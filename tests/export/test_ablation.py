@@ -6,13 +6,17 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from caplet.image import load_pixels
+from caplet_export import ablation
 from caplet_export.ablation import COLUMNS, compare_runs
 from caplet_export.bundle import read_ablation
 from caplet_export.cli import main
 from caplet_export.config import load_config
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import DataError
+from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset, read_dataset
 from test_train import CONFIG, Trainer, tiny_stores
 from tiny_flickr8k import write_tiny_flickr8k
@@ -89,10 +93,38 @@ def test_what_cannot_be_compared_is_said(runs: Runs, tmp_path: Path) -> None:
     nobody = dataclasses.replace(runs.dataset, splits={**runs.dataset.splits, "dev": []})
     with pytest.raises(DataError, match="no photo of the dev split"):
         compare_runs([runs.folder / "slow"], nobody, runs.folder / "features")
-    shutil.copytree(runs.folder / "slow", tmp_path / "tuned")
-    (tmp_path / "tuned" / "extractor.npz").write_bytes(b"")
-    with pytest.raises(ConfigurationError, match="trained Inception blocks of its own, and cannot be compared"):
-        compare_runs([runs.folder / "slow", tmp_path / "tuned"], runs.dataset, runs.folder / "features")
+
+
+def test_a_run_with_an_extractor_of_its_own_looks_at_the_photos(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = tmp_path / "tuned"
+    shutil.copytree(runs.folder / "slow", tuned)
+    names = list(runs.dataset.split("dev"))
+    store = open_store(runs.folder / "features", ["mixed10"], "plain")
+    # An extractor that knows each photo by its mean colour, and has the stored features for it.
+    colours = np.stack([load_pixels(runs.dataset.path(name), size=(8, 8)).mean((0, 1)) / 127.5 - 1 for name in names])
+
+    class Extractor:
+        input_shape = (None, 8, 8, 3)
+
+        def __call__(self, photos: np.ndarray, training: bool) -> np.ndarray:
+            means = np.asarray(photos).mean((1, 2))
+            nearest = ((means[:, None] - colours) ** 2).sum(-1).argmin(1)
+            return store.gather([names[index] for index in nearest]).astype(np.float32)[:, :, None]
+
+    given = []
+    monkeypatch.setattr(ablation, "load_extractor", lambda *arguments: given.append(arguments) or Extractor())
+    (tuned / "extractor.npz").write_bytes(b"")
+    both = compare_runs(
+        [runs.folder / "slow", tuned], runs.dataset, runs.folder / "features", encoder_weights="some.h5"
+    )["rows"]
+    assert given == [(tuned, "some.h5")]
+    assert both[0][1] == both[1][1] and both[1][2] == "+0.0 (+0.0 to +0.0)"
+    broken = dataclasses.replace(runs.dataset, images=shutil.copytree(runs.dataset.images, tmp_path / "photos"))
+    broken.path(names[0]).write_bytes(b"no photo")
+    with pytest.raises(DataError, match="1 photos of the dev split cannot be read"):
+        compare_runs([tuned], broken, runs.folder / "features")
 
 
 def test_the_command_finds_a_place_for_its_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,32 @@ def test_averaged_weights_are_the_mean(runs: list[Path], tmp_path: Path) -> None
     models = [load_checkpoint(run).model for run in runs]
     for averaged, *values in zip(mean.model.trainable_variables, *(m.trainable_variables for m in models), strict=True):
         np.testing.assert_allclose(averaged, np.mean([np.asarray(value) for value in values], axis=0), rtol=1e-5)
+
+
+def write_extractor_part(run: Path, base: int, values: np.ndarray) -> None:
+    np.savez(run / "extractor.npz", base=np.array(base), **{"2": values, "2.scale": np.float32([0.1, 0.2])})
+
+
+def test_what_was_trained_of_inception_is_averaged_too(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = [shutil.copytree(run, tmp_path / "tuned" / run.name) for run in runs[:2]]
+    for run, value in zip(tuned, (127, -63), strict=True):
+        write_extractor_part(run, 7, np.array([[value, 20], [10, -127]], np.int8))
+    command = ["join", "--average", *map(str, tuned)]
+    assert main([*command, "-o", str(tmp_path / "mean")]) == 0
+    with np.load(tmp_path / "mean" / "extractor.npz") as arrays:
+        np.testing.assert_allclose(arrays["2"] * arrays["2.scale"], [[3.2, 4.0], [1.0, -25.4]], atol=0.11)
+        assert arrays["2"].dtype == np.int8 and int(arrays["base"]) == 7
+    for others, said in (([str(runs[2])], "blocks of its own"), ([], "other Inception weights or blocks")):
+        write_extractor_part(tuned[1], 8, np.zeros((2, 2), np.int8))
+        assert main([*command, *others, "-o", str(tmp_path / "new")]) == 1
+        assert said in capsys.readouterr().err
+    assert main(["join", *map(str, tuned), "-o", str(tmp_path / "new")]) == 1
+    assert "blocks of its own" in capsys.readouterr().err
+    (tuned[0] / "extractor.npz").write_bytes(b"PK")
+    assert main([*command, "-o", str(tmp_path / "new")]) == 1
+    assert "damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

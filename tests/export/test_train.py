@@ -27,9 +27,10 @@ from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, tokenize
 from caplet_export.model import CaptionModel
+from caplet_export.runs import plot_history
 from caplet_export.stages import ALL, read_stages
 from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
-from caplet_export.train import Stores, Trainer, plot_history
+from caplet_export.train import Stores, Trainer
 from tiny_flickr8k import write_tiny_flickr8k
 
 LOCATIONS, CHANNELS = 4, 6
@@ -402,7 +403,10 @@ def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Data
     assert abs(after - before).max() > 1e-3
     again = small_extractor()
     load_extractor_part(again, run / "extractor.npz")
-    np.testing.assert_allclose(again.get_layer("mixed10").kernel.numpy(), after, atol=1e-3)
+    stored = again.get_layer("mixed10").kernel.numpy()
+    assert abs(stored - after).max() <= abs(after - before).max() / 127 / 2 * 1.01  # differences in 8 bits
+    with pytest.raises(ConfigurationError, match="trained from other weights"):
+        load_extractor_part(again, run / "extractor.npz")
     (run / "extractor.npz").write_bytes(b"not an archive")
     with pytest.raises(ConfigurationError, match="damaged"):
         load_extractor_part(again, run / "extractor.npz")
@@ -621,7 +625,7 @@ def test_an_ensemble_is_not_trained_from_nothing(tmp_path: Path, dataset: Datase
     with pytest.raises(ConfigurationError, match="join"):
         Trainer(tmp_path, ensemble, dataset, stores)
     along = dataclasses.replace(ensemble, train=dataclasses.replace(ensemble.train, extractor_layer="mixed7"))
-    with pytest.raises(ConfigurationError, match="one captioner only"):
+    with pytest.raises(ConfigurationError, match="only `tune` trains Inception"):
         Trainer(tmp_path, along, dataset, stores, start_from=tmp_path)
 
 

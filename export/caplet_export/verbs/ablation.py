@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
+    parser.add_argument(
+        "--encoder-weights", default="imagenet", help="`imagenet` or a path; used for runs that trained Inception along"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON for `caplet-export bundle --ablation`")
 
 
@@ -34,7 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.ablation import compare_runs
     from caplet_export.card import markdown_table
 
-    table = compare_runs(arguments.runs, dataset, arguments.features, against=arguments.against)
+    table = compare_runs(
+        arguments.runs,
+        dataset,
+        arguments.features,
+        against=arguments.against,
+        encoder_weights=arguments.encoder_weights,
+    )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(arguments.output, json.dumps(table, indent=1) + "\n")
     print(markdown_table(table["columns"], table["rows"]))

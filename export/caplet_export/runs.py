@@ -1,0 +1,252 @@
+"""What every kind of training shares: a run folder that says how far it is, goes on exactly, and refuses others.
+
+`train` and `tune` differ in what they compute; when an epoch counts as kept, what is written then, and what a second
+start of the same command finds, is decided here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caplet_export.checkpoint import DECODER, EXTRACTOR
+from caplet_export.config import Config, inherit, load_config
+from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.flickr8k import Dataset
+from caplet_export.outputs import write_whole
+from caplet_export.stages import ALL, STAGES, Stage, changed_switches, read_stages, write_stages
+from caplet_export.text import Vocabulary, clean
+
+RESUME = "resume.npz"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the history; `dev_cider` in percent, free-running greedy; `seconds` since the line before."""
+
+    epoch: int
+    train_loss: float
+    dev_loss: float
+    dev_cider: float
+    seconds: float
+
+
+class Run(ABC):
+    """A run folder in the making.
+
+    Args:
+        folder: made if it is not there.
+        config: every hyper-parameter, `model.vocabulary_size` included.
+        vocabulary: of the captions.
+        start_from: the run it begins with, if any.
+        teachers: the runs it learns from, if any.
+
+    Raises:
+        ConfigurationError: the folder holds a run of another configuration, or one that cannot go on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        vocabulary: Vocabulary,
+        start_from: Path | None = None,
+        teachers: Sequence[Path] = (),
+    ) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config = config
+        self.vocabulary = vocabulary
+        self.history: list[Epoch] = []
+        if start_from and inherit(config, load_config(start_from / "config.json")) != config:
+            raise ConfigurationError(
+                f"{start_from}: a model of another configuration; the text.* or model.* switches differ"
+            )
+        self._check_folder()
+        self._stages_before = read_stages(start_from) if start_from else []
+        self._taught_by = {"teacher": " ".join(run.name for run in teachers)} if teachers else {}
+        self._origin = json.dumps([_digest(start_from), *(map(_digest, teachers) if teachers else [None])])
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch whose weights are kept."""
+        if not self.history:
+            return None
+        return max(self.history, key=lambda epoch: epoch.dev_cider) if self.config.train.patience else self.history[-1]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is done, or patience has run out."""
+        settings, best = self.config.train, self.best
+        if best is None:
+            return False
+        done = self.history[-1].epoch
+        return done >= settings.epochs or bool(settings.patience and done - best.epoch >= settings.patience)
+
+    @property
+    def device(self) -> str | None:
+        """What it runs on, if that is worth telling."""
+        return None
+
+    @abstractmethod
+    def _save_weights(self) -> None:
+        """Write what was learned, as `load_checkpoint` and `load_extractor` read it."""
+
+    @abstractmethod
+    def _state(self) -> list[Any]:
+        """Arrays, or what converts to them: all that is needed to go on exactly here."""
+
+    @abstractmethod
+    def _set_state(self, state: Sequence[Any]) -> None:
+        """Go on from what `_state` gave."""
+
+    def _end_epoch(self, epoch: Epoch) -> Epoch:
+        """Write the epoch that has just ended, whole; `_save_weights` must see the weights that it was scored with."""
+        self.history.append(epoch)
+        self._require_space()
+        try:
+            if not (self.folder / RESUME).exists():
+                self.vocabulary.save(self.folder / "vocabulary.txt")
+                self.config.save(self.folder / "config.json")
+            if self.best is epoch:
+                self._save_weights()
+        except OSError as error:
+            raise self._unwritten(error) from error
+        return epoch
+
+    def _save_resume(self) -> None:
+        arrays = {f"{index}": np.asarray(variable) for index, variable in enumerate(self._state())}
+        strings = {"history": np.array(self._history()), "origin": np.array(self._origin)}
+        temporary = self.folder / f".{RESUME}"
+        try:
+            np.savez(temporary, **arrays, **strings)  # type: ignore[arg-type]
+            os.replace(temporary, self.folder / RESUME)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._unwritten(error) from error
+        self._write_records()
+
+    def _resume(self) -> None:
+        path = self.folder / RESUME
+        if not path.exists():
+            return
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                origin = str(arrays["origin"]) if "origin" in arrays else self._origin  # none up to release 0.7
+                self._set_state([arrays[f"{index}"] for index in range(len(self._state()))])
+                self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ConfigurationError(f"{path}: damaged ({error}); delete {self.folder} to start again") from error
+        if origin != self._origin:
+            raise ConfigurationError(f"{self.folder}: holds a run with another --from or --teacher; use another folder")
+        path = self.folder / "history.json"
+        if not (self.folder / STAGES).exists() or not path.exists() or path.read_text() != self._history():
+            self._write_records()  # which a run that was killed did not reach
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that holds what this run is not, or what it could not go on with."""
+        if not (self.folder / RESUME).exists():
+            if (self.folder / STAGES).exists():
+                raise ConfigurationError(
+                    f"{self.folder}: holds a trained run but no {RESUME} to go on with; use another folder, and --from"
+                )
+            return  # empty, or a run that has not finished an epoch
+        if load_config(self.folder / "config.json") != self.config:
+            raise ConfigurationError(f"{self.folder}: holds a run of another configuration; use another folder")
+        if Vocabulary.load(self.folder / "vocabulary.txt").words != self.vocabulary.words:
+            raise ConfigurationError(f"{self.folder}: holds a run on other captions; use another folder")
+
+    def _stage(self) -> Stage:
+        assert self.best is not None
+        return Stage(
+            self.folder.name,
+            1 if self.config.model.members == 1 else ALL,
+            self.history[-1].epoch,
+            self.best.epoch,
+            self.best.dev_cider,
+            round(sum(epoch.seconds for epoch in self.history), 1),
+            changed_switches(self.config) | self._taught_by,
+            self.device,
+        )
+
+    def _write_records(self) -> None:
+        write_stages(self.folder, [*self._stages_before, self._stage()])
+        write_whole(self.folder / "history.json", self._history())
+
+    def _history(self) -> str:
+        return json.dumps([asdict(epoch) for epoch in self.history], indent=1)
+
+    def _require_space(self) -> None:
+        """Raise a ConfigurationError where an epoch would not fit: HDF5 ends the process on a full disk."""
+        needed = 2 * sum(np.asarray(variable).nbytes for variable in self._state())
+        if shutil.disk_usage(self.folder).free < needed + 1e6:
+            raise ConfigurationError(f"{self.folder}: no room for the {needed / 1e6:.0f} MB that an epoch takes")
+
+    def _unwritten(self, error: OSError) -> ConfigurationError:
+        return ConfigurationError(f"{self.folder}: cannot be written: {error.strerror or error}")
+
+
+def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[list[str]]]]:
+    """Cleaned captions by split, `train` and `dev`, and photo.
+
+    Raises:
+        DataError: one of them is empty.
+    """
+    words = {
+        split: {
+            name: [clean(caption, config.text.rules) for caption in dataset.captions[name]]
+            for name in dataset.split(split)
+        }
+        for split in ("train", "dev")
+    }
+    if not all(words.values()):
+        raise DataError("training needs images in both the train and the dev split")
+    return words
+
+
+def plot_history(history: Sequence[Epoch], path: Path) -> None:
+    """Draw losses and dev CIDEr-D over the epochs into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    epochs = [epoch.epoch for epoch in history]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
+    left.plot(epochs, [epoch.train_loss for epoch in history], label="train", color="#8899aa")
+    left.plot(epochs, [epoch.dev_loss for epoch in history], label="dev", color="#1f5fa8")
+    left.set(xlabel="epoch", ylabel="loss per word")
+    left.legend(frameon=False)
+    best = max(history, key=lambda epoch: epoch.dev_cider)
+    right.plot(epochs, [epoch.dev_cider for epoch in history], color="#1f5fa8")
+    right.plot([best.epoch], [best.dev_cider], "o", color="#d1495b")
+    right.annotate(f"{best.dev_cider:.1f}", (best.epoch, best.dev_cider), xytext=(4, -12), textcoords="offset points")
+    right.set(xlabel="epoch", ylabel="dev CIDEr-D (greedy)")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    temporary = path.with_name("." + path.name)
+    figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+    os.replace(temporary, path)
+
+
+def _digest(run: Path | None) -> str | None:
+    """sha256 of a run's weights."""
+    if run is None:
+        return None
+    if not (run / DECODER).exists():
+        raise ConfigurationError(f"{run}: no trained run there")
+    digest = hashlib.sha256((run / DECODER).read_bytes())
+    if (run / EXTRACTOR).exists():
+        digest.update((run / EXTRACTOR).read_bytes())
+    return digest.hexdigest()
