@@ -32,6 +32,17 @@ class Bigrams:
         """The implausible pairs of a caption; of one that was cut off (not `ended`) the last word may be anything."""
         return [pair for pair in _pairs(words, ended=ended) if self._is_implausible(*pair)]
 
+    def never_after(self, first: str, words: Sequence[str]) -> list[int]:
+        """Which of `words`, by their position, do not follow `first`."""
+        likely = self._first[first] / max(self._total, 1)
+        if not likely:
+            return []
+        return [
+            position
+            for position, second in enumerate(words)
+            if self._second[second] * likely >= self._EXPECTED and self._is_implausible(first, second)
+        ]
+
     def _is_implausible(self, first: str, second: str) -> bool:
         expected = self._first[first] * self._second[second] / max(self._total, 1)
         return expected >= self._EXPECTED and self._pairs[first, second] < self._SHARE * expected

@@ -13,6 +13,7 @@ from caplet_export.errors import ExportError
 VERBS = {
     "features": "run InceptionV3 over a data set and store what it saw",
     "train": "train a captioner on stored features",
+    "tune": "train encoder and decoder as one, from pixels, on a GPU if there is one",
     "join": "make several trained captioners one that speaks for all of them",
     "prune": "make a trained captioner narrower, to be trained on",
     "trim": "leave a captioner only the words that it would say",

@@ -109,13 +109,21 @@ class TrainConfig:
     warmup_steps: int = 200
     gradient_norm: float = 5.0
     label_smoothing: float = 0.1
+    cross_entropy_weight: float = 0.0
+    """What the cross-entropy of people's captions weighs beside the expected reward (self-critical, `tune` only)."""
     attention_regularisation: float = 1.0
     """Lambda of doubly stochastic attention (eq. 14 of Xu et al.), its sum over locations taken as a mean."""
     views: str = "plain flip"
     """Views of a training photo, separated by spaces; each time one is drawn at random (each needs its store)."""
+    smallest_crop: float = 0.2
+    """Smallest share of a photo that a random crop shows (`tune`)."""
+    tint: float = 0.4
+    """By how much brightness, contrast and saturation of a crop change, at most (`tune`)."""
+    erasing: float = 0.0
+    """Share of crops in which a random rectangle is grey (`tune`; Zhong et al., AAAI 2020)."""
     mixing: float = 0.0
-    """Share of the photos into whose features up to half of another's are mixed, for teacher and captioner alike
-    (distillation; mixup, Zhang et al., ICLR 2018)."""
+    """Share of the photos into whose features, or in `tune` pixels, up to half of another's are mixed, for teacher and
+    captioner alike (distillation; mixup, Zhang et al., ICLR 2018)."""
     teacher_view: str = "same"
     """What the teacher sees: the `same` view of a photo as the captioner, or always the photo as it is, `plain`
     (distillation)."""
@@ -125,6 +133,8 @@ class TrainConfig:
     """Inception block, below `model.feature_block`, above which all is trained along (needs that block's store); `none`
     keeps Inception frozen."""
     extractor_learning_rate: float = 1e-4
+    evaluate_every: int = 1
+    """Epochs from one evaluation to the next, at which a run is saved as well (`tune`)."""
     precision: str = "float32"
     """`float32`, or `bfloat16` for matrix products on processors that have them."""
 
@@ -191,6 +201,47 @@ RECIPES = {
             extractor_layer="mixed7",
         )
     ),
+    "tune": Config(
+        model=ModelConfig(dropout=0.1, channel_dropout=0.5),
+        train=TrainConfig(
+            objective="self_critical",
+            reward_rouge=2.0,
+            bigram_penalty=1.0,
+            batch_images=96,
+            epochs=40,
+            patience=0,
+            learning_rate=2e-4,
+            warmup_steps=50,
+            cross_entropy_weight=0.3,
+            attention_regularisation=0.0,
+            erasing=0.3,
+            average_decay=0.999,
+            extractor_layer="mixed2",
+            extractor_learning_rate=2e-4,
+            evaluate_every=5,
+            precision="bfloat16",
+        ),
+    ),
+    "tune_distillation": Config(
+        model=ModelConfig(dropout=0.1, channel_dropout=0.5),
+        train=TrainConfig(
+            objective="distillation",
+            batch_images=96,
+            epochs=34,
+            patience=0,
+            learning_rate=3e-4,
+            warmup_steps=50,
+            label_smoothing=0.0,
+            attention_regularisation=0.0,
+            erasing=0.2,
+            mixing=0.3,
+            average_decay=0.999,
+            extractor_layer="mixed2",
+            extractor_learning_rate=2e-4,
+            evaluate_every=5,
+            precision="bfloat16",
+        ),
+    ),
     "tutorial": Config(
         text=TextConfig(rules="tutorial", minimum_count=1),
         model=ModelConfig(
@@ -213,8 +264,9 @@ RECIPES = {
         ),
     ),
 }
-"""The released bundle's three stages, each from the one before; training the upper Inception blocks along, which gained
-nothing that could be measured; and the tutorials' recipe as the baseline."""
+"""The stages of the released bundle, each from the one before; training the upper Inception blocks along on stored
+activations, which gained nothing that could be measured; and the tutorials' recipe as the baseline. Those of the verb
+`tune` begin with its name."""
 
 _CHOICES = {
     "feature_block": ("mixed8", "mixed9", "mixed10"),
@@ -256,6 +308,11 @@ _RANGES: dict[str, _Range] = {
     "label_smoothing": _BELOW_ONE,
     "attention_regularisation": _NOT_NEGATIVE,
     "views": ("at least one view", lambda value: bool(value.split())),
+    "cross_entropy_weight": _NOT_NEGATIVE,
+    "smallest_crop": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "tint": ("0 to 1", lambda value: 0 <= value <= 1),
+    "erasing": ("0 to 1", lambda value: 0 <= value <= 1),
+    "evaluate_every": _COUNT,
     "mixing": ("0 to 1", lambda value: 0 <= value <= 1),
     "average_decay": _BELOW_ONE,
     "extractor_learning_rate": _NOT_NEGATIVE,

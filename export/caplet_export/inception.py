@@ -82,6 +82,15 @@ def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:
     return keras.Model(output, extractor.output)
 
 
+def lower_blocks(extractor: keras.Model, layer: str) -> keras.Model:
+    """Pixels to the output of block `layer`, which is the input of `upper_blocks`; shares the extractor's variables.
+
+    Raises:
+        ConfigurationError: no block of that name.
+    """
+    return keras.Model(extractor.input, _block(extractor, layer))
+
+
 def _block(extractor: keras.Model, layer: str) -> Any:
     blocks = [f"mixed{number}" for number in range(11)]
     names = {known.name for known in extractor.layers}

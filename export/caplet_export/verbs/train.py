@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
     recipe = parser.add_mutually_exclusive_group()
-    recipe.add_argument("--recipe", choices=RECIPES, default="cross_entropy", help="default: %(default)s")
+    recipes = [name for name in RECIPES if not name.startswith("tune")]
+    recipe.add_argument("--recipe", choices=recipes, default="cross_entropy", help="default: %(default)s")
     recipe.add_argument("--config", type=Path, help="configuration JSON in place of a recipe")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.SWITCH=VALUE", help="change one switch; repeatable"
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     load_tensorflow()
     from caplet_export.features import open_store
     from caplet_export.inception import build_extractor
-    from caplet_export.train import Stores, Trainer, plot_history
+    from caplet_export.runs import plot_history
+    from caplet_export.train import Stores, Trainer
 
     plain, *views = (
         open_store(arguments.features, config.stored_blocks, check_view(view))

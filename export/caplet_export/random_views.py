@@ -1,0 +1,97 @@
+"""Views of photos that are drawn anew each time, on the accelerator: crops, tints, erased rectangles, mixtures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = Any
+_ASPECT = 4 / 3
+_ERASED = (0.15, 0.5)
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's ImageEnhance
+
+
+@dataclass(frozen=True)
+class Views:
+    """What views are drawn.
+
+    smallest_crop: smallest share of the photo's area in a crop (Szegedy et al., CVPR 2015); every other is mirrored.
+    tint: by how much brightness, contrast and saturation change, at most.
+    erasing: share of the views in which a rectangle, of a side of 15 to 50 % of the photo's, is grey.
+    """
+
+    smallest_crop: float
+    tint: float
+    erasing: float
+
+
+def random_views(pixels: Array, key: Array, views: Views) -> Array:
+    """A random view of each photo: uint8 [N,S,S,3] to float32 [N,S,S,3] in [-1,1]."""
+    count, size = pixels.shape[:2]
+    keys = iter(jax.random.split(key, 9))
+
+    def uniform(low: float, high: float, *shape: int) -> Array:
+        return jax.random.uniform(next(keys), (count, *shape), minval=low, maxval=high)
+
+    area = uniform(views.smallest_crop, 1.0)
+    aspect = jnp.exp(uniform(-math.log(_ASPECT), math.log(_ASPECT)))
+    across = jnp.minimum(1.0, jnp.sqrt(area * aspect)) * size
+    down = jnp.minimum(1.0, jnp.sqrt(area / aspect)) * size
+    columns = _interpolation(uniform(0, 1) * (size - across), across, size)
+    rows = _interpolation(uniform(0, 1) * (size - down), down, size)
+    mirrored = uniform(0, 1)[:, None, None] < 0.5
+    columns = jnp.where(mirrored, columns[:, ::-1], columns)
+    # 0 to 255 are exact in bfloat16, and what interpolation loses in it is less than a step of 8 bits.
+    half = jnp.bfloat16
+    image = jnp.einsum("nyh,nhwc->nywc", rows.astype(half), pixels.astype(half))
+    image = jnp.einsum("nxw,nywc->nyxc", columns.astype(half), image).astype(jnp.float32) / 255.0
+
+    def tinted(image: Array, towards: Array) -> Array:
+        strength = uniform(1 - views.tint, 1 + views.tint, 1, 1, 1)
+        return jnp.clip(towards + (image - towards) * strength, 0.0, 1.0)
+
+    image = tinted(image, jnp.zeros(()))
+    image = tinted(image, jnp.mean(_grey(image), axis=(1, 2), keepdims=True))
+    image = tinted(image, _grey(image))
+    erased = _rectangles(uniform(0, 1, 5), size, views.erasing)
+    return jnp.where(erased[..., None], 0.5, image) * 2.0 - 1.0
+
+
+def mix_photos(photos: Array, key: Array, share: float) -> Array:
+    """Up to half of the photo before it in the batch mixed into this share of photos float [N,...] (mixup, Zhang et
+    al., ICLR 2018).
+    """
+    first, second = jax.random.split(key)
+    shape = (photos.shape[0],) + (1,) * (photos.ndim - 1)
+    own = jax.random.uniform(first, shape, minval=0.5, maxval=1.0)
+    own = jnp.where(jax.random.uniform(second, shape) < share, own, 1.0)
+    return own * photos + (1.0 - own) * jnp.roll(photos, 1, axis=0)
+
+
+def _interpolation(start: Array, length: Array, size: int) -> Array:
+    """Matrices [N,size,size] that stretch a window of a row of pixels over its whole length, bilinearly."""
+    centres = start[:, None] + (jnp.arange(size) + 0.5) * length[:, None] / size - 0.5
+    centres = jnp.clip(centres, 0, size - 1)
+    return jnp.maximum(0.0, 1.0 - jnp.abs(centres[..., None] - jnp.arange(size)))
+
+
+def _grey(image: Array) -> Array:
+    return jnp.sum(image * jnp.asarray(_GREY), axis=-1, keepdims=True)
+
+
+def _rectangles(random: Array, size: int, share: float) -> Array:
+    """Masks bool [N,size,size] of a rectangle each, empty but for this share; `random` is [N,5] in [0,1)."""
+    low, high = _ERASED
+    place = jnp.arange(size)
+
+    def side(length: Array, position: Array) -> Array:
+        pixels = (low + (high - low) * length) * size
+        start = position * (size - pixels)
+        return (place >= start[:, None]) & (place < (start + pixels)[:, None])
+
+    down, across = side(random[:, 0], random[:, 2]), side(random[:, 1], random[:, 3])
+    return down[:, :, None] & across[:, None, :] & (random[:, 4] < share)[:, None, None]

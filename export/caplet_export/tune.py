@@ -1,0 +1,517 @@
+"""Train encoder and decoder as one, from pixels: views drawn anew for every step, on a GPU where there is one.
+
+`train` reads stored features, which is what makes it possible on two cores; it can show a photo in the few views that
+were stored, and leaves most of Inception as it was. Here every step computes Inception, forward and backward, for a
+batch of new random views. Keras on JAX, which compiles a step to one program for whatever device there is. Two
+objectives: self-critical training with a CIDEr-D reward (Rennie et al., CVPR 2017; baseline: an image's other samples,
+Luo, 2020) with some cross-entropy beside it; and distillation (Hinton et al., 2015) from one or several tuned
+captioners that speak as one, all looking at the very same view (Beyer et al., CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+from numpy.typing import NDArray
+
+from caplet.errors import ImageError
+from caplet.image import load_pixels
+from caplet_export.batches import caption_ids
+from caplet_export.bigrams import Bigrams
+from caplet_export.checkpoint import (
+    DECODER,
+    EXTRACTOR,
+    ExtractorPart,
+    empty_model,
+    load_checkpoint,
+    load_extractor_part,
+    load_weights,
+    save_weights,
+)
+from caplet_export.config import Config
+from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.flickr8k import Dataset
+from caplet_export.inception import lower_blocks, scale, upper_blocks
+from caplet_export.metrics import CiderD, references_of
+from caplet_export.model import Captioner, build_model, members_of
+from caplet_export.random_views import Views, mix_photos, random_views
+from caplet_export.rewards import CaptionReward
+from caplet_export.runs import Epoch, Run, split_words
+from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
+
+Array = Any
+Values = dict[str, list[Array]]
+"""What is trained: the `extractor`'s upper variables and the `decoder`'s, in Keras' order."""
+
+_EVALUATION_BATCH = 50
+_AHEAD = 3
+_MEMORY_SHARE = 0.25
+_FORGET = 0.99
+"""Decay of Adam's second moments: the gradients of rewards change their size faster than its usual 0.999 follows."""
+
+
+class Speaker:
+    """A captioner as functions of its weights, which are arguments, so that they can be traced and differentiated.
+
+    Shapes: N photos, G captions of each, T words, V vocabulary; `encoded` is what `CaptionModel.encode` returns.
+    """
+
+    def __init__(self, model: Captioner, extractor: keras.Model, frozen_up_to: str | None = None) -> None:
+        self.model = model
+        self.upper = upper_blocks(extractor, frozen_up_to) if frozen_up_to else extractor
+        self._lower = lower_blocks(extractor, frozen_up_to) if frozen_up_to else None
+        self.variables = list(model.trainable_variables)
+        trained = {id(variable) for variable in self.variables}
+        self._seeds = [variable for variable in model.variables if id(variable) not in trained]
+
+    def values(self) -> Values:
+        """The weights that the Keras models hold."""
+        return {
+            "extractor": [jnp.array(variable) for variable in self.upper.trainable_variables],
+            "decoder": [jnp.array(variable) for variable in self.variables],
+        }
+
+    def fixed(self) -> list[list[Array]]:
+        """What of the extractor is not trained: to be passed to jitted functions, lest it become constants."""
+        parts = [self.upper.non_trainable_variables]
+        if self._lower is not None:
+            parts += [self._lower.trainable_variables, self._lower.non_trainable_variables]
+        return [[jnp.array(variable) for variable in part] for part in parts]
+
+    def see(self, fixed: Sequence[list[Array]], values: Values, photos: Array) -> Array:
+        """Features float32 [N,L,C] of photos float32 [N,S,S,3] in [-1,1]."""
+        if self._lower is not None:
+            photos, _ = self._lower.stateless_call(fixed[1], fixed[2], photos, training=False)
+            photos = jax.lax.stop_gradient(photos)
+        features, _ = self.upper.stateless_call(values["extractor"], fixed[0], photos, training=False)
+        return jnp.reshape(features, (features.shape[0], -1, features.shape[-1])).astype(jnp.float32)
+
+    def encode(self, values: Values, features: Array, key: Array | None = None) -> tuple[Array, ...]:
+        """`CaptionModel.encode`; under dropout where there is a `key`."""
+        with self._with(values, key):
+            return tuple(self.model.encode(features, training=key is not None))
+
+    def read(self, values: Values, encoded: Sequence[Array], tokens: Array, key: Array | None = None) -> Array:
+        """`CaptionModel.teacher_forced` as a loop, which compiles in a fraction of the time: logits [N*G,T,V]."""
+        group, training = tokens.shape[0] // encoded[0].shape[0], key is not None
+        members = members_of(self.model)
+        parts = zip(*(jnp.split(part, len(members), axis=-1) for part in encoded), strict=True)
+        total = jnp.zeros(())
+        with self._with(values, key):
+            for member, (features, keys, state) in zip(members, parts, strict=True):
+                words = member.dropout(member.embedding(tokens), training=training)
+
+                def word_further(
+                    state: Array, gates: Array, member: Any = member, features: Array = features, keys: Array = keys
+                ) -> tuple[Array, tuple[Array, Array]]:
+                    state, context, _ = member.advance(gates, state, features, keys, group)
+                    return state, (state, context)
+
+                gates = jnp.swapaxes(member.from_word(words), 0, 1)
+                _, said = jax.lax.scan(word_further, jnp.repeat(state, group, axis=0), gates)
+                states, contexts = (jnp.swapaxes(part, 0, 1) for part in said)
+                total += member.generate(words, states, contexts, training)
+        return total / len(members)
+
+    def step(
+        self, values: Values, token: Array, state: Array, encoded: Sequence[Array], group: int
+    ) -> tuple[Array, Array]:
+        """Logits float32 [N*G,V] and next state, see `CaptionModel.step`."""
+        with self._with(values):
+            logits, state, _ = self.model.step(token, state, encoded[0], encoded[1], group)
+        return logits, state
+
+    def _with(self, values: Values, key: Array | None = None) -> keras.StatelessScope:
+        """In it the decoder's variables are these values, and dropout draws from the key."""
+        mapping = list(zip(self.variables, values["decoder"], strict=True))
+        if key is not None:
+            keys = jax.random.split(key, max(len(self._seeds), 1))
+            mapping += [
+                (seed, jax.random.bits(key, seed.shape, jnp.uint32))
+                for key, seed in zip(keys, self._seeds, strict=False)
+            ]
+        return keras.StatelessScope(state_mapping=mapping)
+
+
+def speak(
+    speakers: Sequence[Speaker],
+    values: Sequence[Values],
+    encoded: Sequence[Sequence[Array]],
+    max_length: int,
+    group: int = 1,
+    key: Array | None = None,
+) -> tuple[Array, Array]:
+    """What several captioners say as one, by the mean of their logits: drawn with a `key`, else the likeliest words.
+
+    Returns:
+        ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and logits float32 [N*G,T,V]; T
+        is max_length+1.
+    """
+    states = [jnp.repeat(parts[2], group, axis=0) for parts in encoded]
+    count = states[0].shape[0]
+
+    def word_further(carry: tuple[Any, ...], t: Array) -> tuple[tuple[Any, ...], tuple[Array, Array]]:
+        token, alive, states = carry
+        steps = [
+            speaker.step(own, token, state, parts, group)
+            for speaker, own, state, parts in zip(speakers, values, states, encoded, strict=True)
+        ]
+        logits = sum(logits for logits, _ in steps) / len(steps)
+        allowed = forbid(logits)
+        drawn = jnp.argmax(allowed, -1) if key is None else jax.random.categorical(jax.random.fold_in(key, t), allowed)
+        said = jnp.where(alive & ((t < max_length) | (drawn == END)), drawn, PAD).astype(jnp.int32)
+        return (said, alive & (said != END), [state for _, state in steps]), (said, logits)
+
+    start = (jnp.full(count, START, jnp.int32), jnp.ones(count, bool), states)
+    _, (ids, logits) = jax.lax.scan(word_further, start, jnp.arange(max_length + 1))
+    return jnp.swapaxes(ids, 0, 1), jnp.swapaxes(logits, 0, 1)
+
+
+def forbid(logits: Array) -> Array:
+    """Logits [...,V] in which `<pad>`, `<start>` and `<unk>` cannot win."""
+    mask = np.zeros(logits.shape[-1], np.float32)
+    mask[[PAD, START, UNKNOWN]] = -1e9
+    return logits + mask
+
+
+class Tuner(Run):
+    """One run of `tune`: trains from where the folder stands until it is done.
+
+    Args:
+        folder: the run folder; made if it is not there. If it holds a run of the same configuration, that goes on.
+        config: every hyper-parameter (`model.vocabulary_size` is filled in).
+        dataset: photos, captions and splits.
+        start_from: the run to begin with.
+        build: the extractor up to these blocks, with the weights that the runs began with.
+        teachers: the runs to become like, as one, in distillation.
+
+    Raises:
+        ConfigurationError: the folder holds a run of another configuration; start or teachers do not fit.
+        DataError: a split is empty, or none of its photos can be read.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        config: Config,
+        dataset: Dataset,
+        *,
+        start_from: Path,
+        build: Callable[[Sequence[str]], keras.Model],
+        teachers: Sequence[Path] = (),
+    ) -> None:
+        settings = config.train
+        if settings.objective == "cross_entropy":
+            raise ConfigurationError("train.objective: `tune` trains by `self_critical` or `distillation`")
+        if (settings.objective == "distillation") != bool(teachers):
+            raise ConfigurationError("a teacher is needed to tune by distillation, and for nothing else")
+        if not config.trains_extractor:
+            raise ConfigurationError("train.extractor_layer: `tune` trains Inception along; name a block")
+        words = split_words(dataset, config)
+        vocabulary = Vocabulary.load(start_from / "vocabulary.txt")
+        config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
+        super().__init__(Path(folder), config, vocabulary, start_from, teachers)
+
+        model = build_model(config.model)
+        load_weights(model, start_from / DECODER)
+        extractor = build(config.model.blocks)
+        self._speaker = Speaker(model, extractor, settings.extractor_layer)
+        self._part = ExtractorPart(extractor, self._speaker.upper.trainable_variables)
+        if (start_from / EXTRACTOR).exists():
+            load_extractor_part(extractor, start_from / EXTRACTOR)
+        self._size = extractor.input_shape[1]
+        self._teachers = [self._load_teacher(run, build) for run in teachers]
+        self._teacher_values = [(teacher.values(), teacher.fixed()) for teacher in self._teachers]
+
+        self._photos = Photos(dataset, [*words["train"], *words["dev"]], self._size)
+        self._train, self._dev = (self._photos.readable(list(words[split])) for split in ("train", "dev"))
+        group = settings.captions_per_image
+        self._tokens, self._targets = _ids([words["train"][name] for name in self._train], vocabulary, config, group)
+        self._dev_ids = _ids([words["dev"][name] for name in self._dev], vocabulary, config, 5)
+        self._scorer = CiderD.from_references(references_of(dataset, self._dev))
+        self._reward = CaptionReward(
+            vocabulary,
+            references_of(dataset, self._train),
+            Bigrams(caption for captions in words["train"].values() for caption in captions),
+            rouge=settings.reward_rouge,
+            penalty=settings.bigram_penalty,
+        )
+        self._batch = min(settings.batch_images, len(self._train))
+        self._views = Views(settings.smallest_crop, settings.tint, settings.erasing)
+        self._fixed = self._speaker.fixed()
+        self._values = self._speaker.values()
+        self._average = jax.tree.map(jnp.copy, self._values)
+        self._optimizer = optax.chain(
+            optax.clip_by_global_norm(settings.gradient_norm), optax.scale_by_adam(b2=_FORGET)
+        )
+        self._moments = self._optimizer.init(self._values)
+        self._key = jax.random.key(settings.seed)
+        self._step = jax.jit(self._descend, donate_argnums=(0, 1, 2))
+        self._judge = jax.jit(self._dev_batch)
+        self._resume()
+
+    @property
+    def device(self) -> str:
+        """The accelerator, or `cpu`."""
+        return str(jax.devices()[0].device_kind)
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Photos that are left out, and why."""
+        return self._photos.unreadable
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Batches of an epoch; what is left over of the shuffled photos waits for the next."""
+        return len(self._train) // self._batch
+
+    def run_epochs(self, progress: Callable[[int, int, float], None] = lambda *_: None) -> Epoch:
+        """Train up to the next evaluation, and keep it; `progress(step, steps, loss)` is called after each batch."""
+        start = time.monotonic()
+        done = self.history[-1].epoch if self.history else 0
+        last = min(done + self.config.train.evaluate_every, self.config.train.epochs)
+        first, steps = done * self.steps_an_epoch, (last - done) * self.steps_an_epoch
+        losses: list[Array] = []
+        for step, (rows, pixels) in enumerate(self._batches(range(done, last)), first):
+            self._values, self._moments, self._average, loss = self._step(
+                self._values, self._moments, self._average, self._fixed, self._teacher_values, self._reward.tables,
+                (pixels, jnp.asarray(rows), self._tokens[rows], self._targets[rows]),
+                jax.random.fold_in(self._key, step), self._rates(step),
+            )  # fmt: skip
+            losses.append(loss)
+            if len(losses) > _AHEAD:  # what is under way is not waited for
+                progress(len(losses), steps, float(losses[-_AHEAD]))
+        mean = float(np.mean([float(loss) for loss in losses]))
+        dev_loss, dev_cider = self._evaluate()
+        if not math.isfinite(mean) or not math.isfinite(dev_loss):
+            raise ConfigurationError(f"epoch {last}: the loss is {mean}; lower the learning rates")
+        epoch = self._end_epoch(Epoch(last, mean, dev_loss, dev_cider, round(time.monotonic() - start, 1)))
+        self._save_resume()
+        return epoch
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def _rates(self, step: int) -> dict[str, np.float32]:
+        """Learning rates of this step, and the decay of the average, which is a plain mean at first."""
+        settings = self.config.train
+        factor = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        if settings.decay == "cosine":
+            factor *= 0.5 * (1 + math.cos(math.pi * step / max(settings.epochs * self.steps_an_epoch, 1)))
+        return {
+            "extractor": np.float32(settings.extractor_learning_rate * factor),
+            "decoder": np.float32(settings.learning_rate * factor),
+            "average": np.float32(min(settings.average_decay, (1 + step) / (10 + step))),
+        }
+
+    def _descend(
+        self, values: Values, moments: Any, average: Values, fixed: Any, teachers: Any, tables: Any, batch: Any,
+        key: Array, rates: Mapping[str, Array],
+    ) -> tuple[Values, Any, Values, Array]:  # fmt: skip
+        """One step of Adam; returns values, moments, average and loss."""
+        if self._teachers:
+            objective = partial(self._divergence, fixed=fixed, teachers=teachers, batch=batch, key=key)
+        else:
+            objective = partial(self._regret, fixed=fixed, tables=tables, batch=batch, key=key)
+        loss, gradients = jax.value_and_grad(objective)(values)
+        updates, moments = self._optimizer.update(gradients, moments)
+        values = {
+            part: [value - rates[part] * update for value, update in zip(values[part], updates[part], strict=True)]
+            for part in values
+        }
+        decay = rates["average"]
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, values)
+        return values, moments, average, loss
+
+    def _regret(self, values: Values, *, fixed: Any, tables: Any, batch: Any, key: Array) -> Array:
+        """Minus the expected reward of sampled captions, to first order, and some cross-entropy of people's."""
+        settings, (pixels, rows, tokens, targets) = self.config.train, batch
+        group, count = settings.captions_per_image, pixels.shape[0]
+        views, encoding, drawing, reading = jax.random.split(key, 4)
+        photos = random_views(pixels, views, self._views)
+        encoded = self._speaker.encode(values, self._speaker.see(fixed, values, photos), encoding)
+        still = jax.lax.stop_gradient((values, encoded))
+        ids, _ = speak([self._speaker], [still[0]], [still[1]], self.config.text.max_length, group, drawing)
+        rewards = self._reward.total(tables, rows, ids).reshape(count, group)
+        advantages = (rewards - (jnp.sum(rewards, 1, keepdims=True) - rewards) / (group - 1)).reshape(-1, 1)
+
+        def together(said: Array, given: Array) -> Array:
+            return jnp.concatenate([said.reshape(count, group, -1), given], axis=1).reshape(2 * group * count, -1)
+
+        read = together(_shifted(ids), tokens)
+        logits = self._speaker.read(values, encoded, read, reading).reshape(count, 2, group, read.shape[1], -1)
+        own, theirs = logits[:, 0].reshape(*ids.shape, -1), logits[:, 1]
+        drawn = jax.nn.log_softmax(forbid(own))
+        drawn = jnp.take_along_axis(drawn, ids[..., None], -1)[..., 0]
+        words = ids != PAD
+        regret = -jnp.sum(jnp.where(words, advantages * drawn, 0.0)) / jnp.sum(words)
+        return regret + settings.cross_entropy_weight * _cross_entropy(theirs, targets, settings.label_smoothing)
+
+    def _divergence(self, values: Values, *, fixed: Any, teachers: Any, batch: Any, key: Array) -> Array:
+        """Mean divergence (Kullback-Leibler) of the next word from the teachers', along captions that they draw."""
+        settings, (pixels, *_) = self.config.train, batch
+        views, mixing, encoding, drawing, reading = jax.random.split(key, 5)
+        photos = mix_photos(random_views(pixels, views, self._views), mixing, settings.mixing)
+        seen = [
+            teacher.encode(own, teacher.see(extractor, own, photos))
+            for teacher, (own, extractor) in zip(self._teachers, teachers, strict=True)
+        ]
+        theirs = [own for own, _ in teachers]
+        length, group = self.config.text.max_length, settings.captions_per_image
+        ids, wanted = jax.lax.stop_gradient(speak(self._teachers, theirs, seen, length, group, drawing))
+        encoded = self._speaker.encode(values, self._speaker.see(fixed, values, photos), encoding)
+        logits = self._speaker.read(values, encoded, _shifted(ids), reading)
+        wanted = jax.nn.log_softmax(wanted)
+        divergence = jnp.sum(jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits)), axis=-1)
+        words = ids != PAD
+        return jnp.sum(jnp.where(words, divergence, 0.0)) / jnp.sum(words)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def _dev_batch(self, values: Values, fixed: Any, pixels: Array, tokens: Array, targets: Array) -> Any:
+        encoded = self._speaker.encode(values, self._speaker.see(fixed, values, scale(pixels)))
+        ids, _ = speak([self._speaker], [values], [encoded], self.config.text.max_length)
+        logits = self._speaker.read(values, encoded, tokens.reshape(-1, tokens.shape[-1])).reshape(*tokens.shape, -1)
+        return ids, _cross_entropy(logits, targets, 0.0) * jnp.sum(targets != PAD)
+
+    def _evaluate(self) -> tuple[float, float]:
+        """Dev loss per word by teacher forcing, and dev CIDEr-D of greedy captions, of the averaged weights."""
+        total, captions, (tokens, targets) = 0.0, [], self._dev_ids
+        size = min(_EVALUATION_BATCH, len(self._dev))
+        for start in range(0, len(self._dev), size):
+            rows = np.arange(start, start + size) % len(self._dev)  # the last batch begins anew, with nothing to say
+            new = (np.arange(start, start + size) < len(self._dev))[:, None, None]
+            pixels = self._photos.load([self._dev[row] for row in rows])
+            ids, loss = self._judge(self._average, self._fixed, pixels, tokens[rows], np.where(new, targets[rows], PAD))
+            total += float(loss)
+            captions += [self.vocabulary.decode(row)[: self.config.text.max_length] for row in ids.tolist()]
+        scores = self._scorer.score_many(self._dev, captions[: len(self._dev)])
+        return total / int(np.sum(targets != PAD)), 100.0 * float(scores.mean())
+
+    def _batches(self, epochs: range) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Rows and pixels of these epochs' batches; the next are decoded while one is computed."""
+        plan = []
+        for epoch in epochs:
+            order = np.random.default_rng([self.config.train.seed, epoch]).permutation(len(self._train))
+            plan += [order[step * self._batch :][: self._batch] for step in range(self.steps_an_epoch)]
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = [ahead.submit(self._photos.load, [self._train[row] for row in rows]) for rows in plan[:_AHEAD]]
+            for number, rows in enumerate(plan):
+                pixels = waiting.pop(0).result()
+                if number + _AHEAD < len(plan):
+                    later = [self._train[row] for row in plan[number + _AHEAD]]
+                    waiting.append(ahead.submit(self._photos.load, later))
+                yield rows, pixels
+
+    # -- the run folder -----------------------------------------------------------------------------------------------
+
+    def _load_teacher(self, run: Path, build: Callable[[Sequence[str]], keras.Model]) -> Speaker:
+        checkpoint = load_checkpoint(run)
+        if checkpoint.vocabulary.words != self.vocabulary.words:
+            raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
+        model = build_model(checkpoint.config.model)
+        load_weights(model, run / DECODER)
+        extractor = build(checkpoint.config.model.blocks)
+        if (run / EXTRACTOR).exists():
+            load_extractor_part(extractor, run / EXTRACTOR)
+        return Speaker(model, extractor)
+
+    def _save_weights(self) -> None:
+        model = empty_model(self.config.model)
+        for variable, value in zip(model.trainable_variables, self._average["decoder"], strict=True):
+            variable.assign(np.asarray(value).astype(variable.dtype))
+        save_weights(model, self.folder / DECODER)
+        self._part.save(self._average["extractor"], self.folder / EXTRACTOR)
+
+    def _state(self) -> list[Any]:
+        return jax.tree.leaves((self._values, self._moments, self._average))
+
+    def _set_state(self, state: Sequence[Any]) -> None:
+        whole = (self._values, self._moments, self._average)
+        for old, new in zip(jax.tree.leaves(whole), state, strict=True):
+            if old.shape != new.shape:
+                raise ValueError(f"an array is {new.shape}, not {old.shape}")
+        arrays = [jnp.asarray(value) for value in state]
+        self._values, self._moments, self._average = jax.tree.unflatten(jax.tree.structure(whole), arrays)
+
+
+class Photos:
+    """Pixels uint8 [N,S,S,3] of photos by name, decoded on all cores; kept while they fit into a quarter of memory.
+
+    Args:
+        dataset: where they are.
+        names: those that will be asked for.
+        size: S; photos are squashed to it.
+    """
+
+    def __init__(self, dataset: Dataset, names: Sequence[str], size: int) -> None:
+        self._dataset, self._size = dataset, size
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._room = int(memory * _MEMORY_SHARE / (size * size * 3))
+        self._kept: dict[str, NDArray[np.uint8]] = {}
+        problems = dict(zip(names, self._pool.map(self._problem, names), strict=True))
+        self.unreadable = {name: problem for name, problem in problems.items() if problem}
+
+    def readable(self, names: Sequence[str]) -> list[str]:
+        """Those of these photos that can be read.
+
+        Raises:
+            DataError: there is none.
+        """
+        names = [name for name in names if name not in self.unreadable]
+        if not names:
+            raise DataError("not one photo of a split could be read")
+        return names
+
+    def load(self, names: Sequence[str]) -> NDArray[np.uint8]:
+        """Pixels [len(names),S,S,3]."""
+        return np.stack(list(self._pool.map(self._pixels, names)))
+
+    def _pixels(self, name: str) -> NDArray[np.uint8]:
+        pixels = self._kept.get(name)
+        if pixels is None:
+            pixels = load_pixels(self._dataset.path(name), size=(self._size, self._size))
+            if len(self._kept) < self._room:
+                self._kept[name] = pixels
+        return pixels
+
+    def _problem(self, name: str) -> str:
+        try:
+            self._pixels(name)
+        except ImageError as error:
+            return str(error)
+        return ""
+
+
+def _ids(
+    captions: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary, config: Config, group: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Tokens and targets int32 [photos,group,T]."""
+    ids = [caption_ids(of_photo, vocabulary, config.text.max_length, group) for of_photo in captions]
+    return np.stack([each.tokens for each in ids]), np.stack([each.targets for each in ids])
+
+
+def _shifted(ids: Array) -> Array:
+    """What is read before each word is said, int32 [N,T]."""
+    return jnp.concatenate([jnp.full_like(ids[:, :1], START), ids[:, :-1]], axis=1)
+
+
+def _cross_entropy(logits: Array, targets: Array, smoothing: float) -> Array:
+    """Mean over the words of captions int [...,T], from logits [...,T,V]; some of the target on every word."""
+    likely = jax.nn.log_softmax(logits)
+    loss = -jnp.take_along_axis(likely, targets[..., None], -1)[..., 0]
+    loss = (1 - smoothing) * loss - smoothing * jnp.mean(likely, axis=-1)
+    return jnp.sum(jnp.where(targets != PAD, loss, 0.0)) / jnp.maximum(jnp.sum(targets != PAD), 1)

@@ -1,0 +1,90 @@
+"""`caplet-export tune`: train encoder and decoder as one, from pixels."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from caplet_export.config import RECIPES, inherit, load_config, override
+from caplet_export.errors import ConfigurationError
+from caplet_export.flickr8k import read_dataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("run", type=Path, help="run folder; the same command again goes on where it stopped")
+    parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
+    parser.add_argument(
+        "--from", dest="start_from", type=Path, metavar="RUN", required=True, help="begin with this run's captioner"
+    )
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="become like these runs together, in place of training on captions",
+    )
+    parser.add_argument("--config", type=Path, help="configuration JSON in place of the recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.SWITCH=VALUE", help="change one switch; repeatable"
+    )
+    parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, printing a line an evaluation."""
+    recipe = RECIPES["tune_distillation" if arguments.teacher else "tune"]
+    config = load_config(arguments.config) if arguments.config else recipe
+    if not arguments.config:
+        config = inherit(config, load_config(arguments.start_from / "config.json"))
+    config = override(config, arguments.set)
+    dataset = read_dataset(arguments.data)
+    for defect in dataset.defects:
+        print(f"caplet-export tune: {defect}", file=sys.stderr)
+
+    os.environ["KERAS_BACKEND"] = "jax"
+    try:
+        import jax  # noqa: F401
+        import optax  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError("tune needs JAX and optax: pip install 'caplet[tune]'") from error
+
+    from caplet_export.inception import build_extractor
+    from caplet_export.runs import plot_history
+    from caplet_export.tune import Tuner
+
+    tuner = Tuner(
+        arguments.run,
+        config,
+        dataset,
+        start_from=arguments.start_from,
+        build=lambda blocks: build_extractor(arguments.encoder_weights, config.train.precision, blocks),
+        teachers=arguments.teacher,
+    )
+    print(f"on {tuner.device}", flush=True)
+    for name, problem in tuner.unreadable.items():
+        print(f"caplet-export tune: left out {name}: {problem}", file=sys.stderr)
+    while not tuner.finished:
+        with tqdm(unit="batch", disable=None, leave=False) as bar:
+
+            def show(step: int, steps: int, loss: float, bar: tqdm = bar) -> None:
+                bar.total = steps
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update(step - bar.n)
+
+            epoch = tuner.run_epochs(show)
+        print(
+            f"epoch {epoch.epoch:3d}  train loss {epoch.train_loss:7.3f}  dev loss {epoch.dev_loss:.3f}  "
+            f"dev CIDEr-D {epoch.dev_cider:5.1f}  {epoch.seconds:.0f} s{'  best' if tuner.best is epoch else ''}",
+            flush=True,
+        )
+        plot_history(tuner.history, arguments.run / "curves.png")
+    best = tuner.best
+    assert best is not None
+    print(f"kept epoch {best.epoch}: dev CIDEr-D {best.dev_cider:.1f}; weights in {arguments.run}")
+    return 0

@@ -1,0 +1,228 @@
+"""Tuning: the same words as in Keras on TensorFlow, weights that learn, a run that goes on where it stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import tune_cases
+from caplet_export.config import ModelConfig
+from caplet_export.freerun import FreeRunner
+from caplet_export.model import build_model
+from caplet_export.stages import ALL, read_stages
+from caplet_export.text import END, PAD, START, UNKNOWN
+from tiny_flickr8k import write_tiny_flickr8k
+from tune_cases import CONFIG
+
+On = Callable[..., Any]
+MODEL = replace(CONFIG.model, vocabulary_size=24)
+SINGLE = replace(MODEL, members=1, feature_block="mixed10", deep_output=False, initial_state="zero")
+
+
+@pytest.fixture(scope="module")
+def on_jax() -> Iterator[On]:
+    """Calls a function of tune_cases in a process in which Keras runs on JAX: here it runs on TensorFlow."""
+    before = os.environ.get("KERAS_BACKEND")
+    os.environ["KERAS_BACKEND"] = "jax"
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(int).result()  # starts it
+        if before is None:
+            del os.environ["KERAS_BACKEND"]
+        else:
+            os.environ["KERAS_BACKEND"] = before
+        yield lambda function, *arguments, **switches: pool.submit(function, *arguments, **switches).result()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_flickr8k(tmp_path_factory.mktemp("data") / "flickr8k", train=16, dev=6)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, on_jax: On, data: Path) -> Path:
+    return on_jax(tune_cases.start_run, tmp_path_factory.mktemp("runs") / "start", data)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, on_jax: On, data: Path, start: Path) -> Path:
+    """A run that has learned the tiny world."""
+    folder = tmp_path_factory.mktemp("runs") / "tuned"
+    on_jax(tune_cases.tune, folder, data, start, epochs=60, evaluate_every=20)
+    return folder
+
+
+def random_weights(config: ModelConfig, path: Path) -> Any:
+    """A captioner whose words follow from photos, on TensorFlow, its weights saved."""
+    keras.utils.set_random_seed(4)
+    model = build_model(config)
+    for variable in model.trainable_variables:
+        variable.assign(variable + keras.random.normal(variable.shape, stddev=0.5))
+    model.save_weights(path)
+    return model
+
+
+@pytest.mark.parametrize("config", [MODEL, SINGLE], ids=["two captioners", "one"])
+def test_says_what_keras_on_tensorflow_says(tmp_path: Path, on_jax: On, config: ModelConfig) -> None:
+    path = tmp_path / "decoder.weights.h5"
+    model = random_weights(config, path)
+    random = np.random.default_rng(0)
+    features = random.normal(size=(6, 16, config.extractor_channels)).astype(np.float32)
+    tokens = random.integers(4, 24, (12, 10)).astype(np.int32)
+    ids, logits, read, keras_read, _, _ = on_jax(tune_cases.said, path, config, features, tokens, 1)
+    assert ids[:, :9].tolist() == FreeRunner(model, 9).greedy(features)[:, :9].tolist()
+    assert len(set(map(tuple, ids.tolist()))) > 2
+    theirs = model.teacher_forced(*model.encode(features), tokens, 2)[0].numpy()
+    np.testing.assert_allclose(read, theirs, atol=2e-4)
+    np.testing.assert_allclose(keras_read, theirs, atol=2e-4)
+    said = np.concatenate([np.full((6, 1), START), ids[:, :-1]], axis=1)
+    forced = model.teacher_forced(*model.encode(features), said.astype(np.int32))[0].numpy()
+    alive = ids != PAD
+    np.testing.assert_allclose(logits[alive], forced[alive], atol=2e-4)
+
+
+def test_several_that_are_the_same_say_what_one_says(tmp_path: Path, on_jax: On) -> None:
+    path = tmp_path / "decoder.weights.h5"
+    random_weights(MODEL, path)
+    features = np.random.default_rng(1).normal(size=(4, 16, 24)).astype(np.float32)
+    tokens = np.full((4, 3), 5, np.int32)
+    one, three = (on_jax(tune_cases.said, path, MODEL, features, tokens, count) for count in (1, 3))
+    assert one[0].tolist() == three[0].tolist()
+    np.testing.assert_allclose(one[1], three[1], atol=1e-4)
+
+
+def test_dropout_follows_its_key_and_nothing_else(tmp_path: Path, on_jax: On) -> None:
+    path = tmp_path / "decoder.weights.h5"
+    config = replace(MODEL, dropout=0.5, channel_dropout=0.5)
+    random_weights(config, path)
+    features = np.random.default_rng(1).normal(size=(4, 16, 24)).astype(np.float32)
+    _, _, read, _, first, second = on_jax(tune_cases.said, path, config, features, np.full((4, 3), 5, np.int32), 1)
+    np.testing.assert_array_equal(first, second)
+    assert abs(first - read).max() > 0.1
+
+
+def test_words_are_drawn_as_often_as_they_are_likely(tmp_path: Path, on_jax: On) -> None:
+    path = tmp_path / "decoder.weights.h5"
+    model = random_weights(SINGLE, path)
+    features = np.random.default_rng(2).normal(size=(2, 16, 12)).astype(np.float32)
+    words = on_jax(tune_cases.drawn, path, SINGLE, features, 4000)
+    encoded, keys, state = model.encode(features)
+    logits = model.step(np.full(2, START), state, encoded, keys)[0].numpy()
+    logits[:, [PAD, START, UNKNOWN]] = -np.inf
+    likely = np.exp(logits - logits.max(1, keepdims=True))
+    likely /= likely.sum(1, keepdims=True)
+    often = np.stack([np.bincount(row, minlength=24) / 4000 for row in words])
+    np.testing.assert_allclose(often, likely, atol=0.04)
+
+
+def test_tuning_learns_from_pixels(on_jax: On, data: Path, start: Path, tuned: Path) -> None:
+    stage = read_stages(tuned)[-1]
+    assert (stage.run, stage.member, stage.epochs, stage.kept) == ("tuned", ALL, 60, 60)
+    assert stage.switches["train.extractor_layer"] == "mixed2" and stage.device == "cpu"
+    assert stage.dev_cider is not None and stage.dev_cider > 150
+    history, *_ = on_jax(tune_cases.tune, tuned, data, start, epochs=60, evaluate_every=20)
+    assert [epoch.epoch for epoch in history] == [20, 40, 60]
+    assert history[-1].dev_loss < history[0].dev_loss
+    before, after = (on_jax(tune_cases.trained_values, run)[0] for run in (start, tuned))
+    changed = [bool(abs(new - old).max() > 1e-3) for old, new in zip(before, after, strict=True)]
+    assert changed == [False, False, True, True, True, True]  # mixed2, and all that is below it, stays
+
+
+def test_without_cross_entropy_the_reward_alone_teaches(tmp_path: Path, on_jax: On, data: Path, start: Path) -> None:
+    switches = {"cross_entropy_weight": 0.0, "epochs": 40, "evaluate_every": 10, "reward_rouge": 2.0}
+    history, *_ = on_jax(tune_cases.tune, tmp_path / "run", data, start, **switches)
+    assert history[-1].dev_cider > history[0].dev_cider + 20
+
+
+def test_what_is_kept_is_the_average_to_eight_bits(tmp_path: Path, on_jax: On, data: Path, start: Path) -> None:
+    run = tmp_path / "run"
+    on_jax(tune_cases.tune, run, data, start)
+    kept = on_jax(tune_cases.trained_values, run)[0][2:]
+    begun = on_jax(tune_cases.trained_values, start)[0][2:]
+    for stored, whole, before in zip(kept, on_jax(tune_cases.averages, run, data, start), begun, strict=True):
+        assert abs(stored - whole).max() <= abs(whole - before).max() / 127 / 2 * 1.01 + 1e-7
+        assert abs(whole - before).max() > 1e-4
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, on_jax: On, data: Path, start: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    at_once, _, told = on_jax(tune_cases.tune, whole, data, start)
+    assert told and all(steps == 4 and step <= 4 and np.isfinite(loss) for step, steps, loss in told)
+    on_jax(tune_cases.tune, parts, data, start, until=2)
+    in_parts, *_ = on_jax(tune_cases.tune, parts, data, start)
+    assert [(e.epoch, e.train_loss, e.dev_cider) for e in at_once] == [
+        (e.epoch, e.train_loss, e.dev_cider) for e in in_parts
+    ]
+    for one, other in zip(*(on_jax(tune_cases.trained_values, run) for run in (whole, parts)), strict=True):
+        for first, second in zip(one, other, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+def test_a_pupil_becomes_like_its_teachers(tmp_path: Path, on_jax: On, data: Path, start: Path, tuned: Path) -> None:
+    switches = {"objective": "distillation", "epochs": 40, "evaluate_every": 10, "mixing": 0.3, "erasing": 0.2}
+    history, *_ = on_jax(tune_cases.tune, tmp_path / "pupil", data, start, [tuned, tuned], **switches)
+    assert history[-1].train_loss < 0.3 * history[0].train_loss
+    assert history[-1].dev_cider > 100
+    assert read_stages(tmp_path / "pupil")[-1].switches["teacher"] == "tuned tuned"
+    # Taught by what it is already, it has nothing to learn.
+    switches |= {"epochs": 2, "evaluate_every": 1, "learning_rate": 0.0, "extractor_learning_rate": 0.0}
+    history, *_ = on_jax(tune_cases.tune, tmp_path / "same", data, tuned, [tuned], **switches)
+    assert abs(history[-1].train_loss) < 1e-3
+
+
+def test_patience_keeps_the_best(tmp_path: Path, on_jax: On, data: Path, tuned: Path) -> None:
+    run = tmp_path / "run"
+    switches = {"patience": 2, "epochs": 8, "evaluate_every": 1, "learning_rate": 0.3, "average_decay": 0.0}
+    history, *_ = on_jax(tune_cases.tune, run, data, tuned, **switches)
+    best = max(history, key=lambda epoch: epoch.dev_cider)
+    assert read_stages(run)[-1].kept == best.epoch == history[-1].epoch - 2
+
+
+def test_a_photo_that_cannot_be_read_is_left_out(tmp_path: Path, on_jax: On, data: Path, start: Path) -> None:
+    here = shutil.copytree(data, tmp_path / "flickr8k")
+    name = sorted(path.name for path in (here / "Flicker8k_Dataset").iterdir())[3]
+    (here / "Flicker8k_Dataset" / name).write_bytes(b"no photo")
+    history, unreadable, _ = on_jax(tune_cases.tune, tmp_path / "run", here, start, epochs=2)
+    assert list(unreadable) == [name] and len(history) == 1
+    for path in (here / "Flicker8k_Dataset").iterdir():
+        path.write_bytes(b"no photo")
+    assert "not one photo" in on_jax(tune_cases.refusal, tmp_path / "none", here, start)
+
+
+def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tuned: Path) -> None:
+    def refusal(*arguments: Any, **switches: Any) -> str:
+        return str(on_jax(tune_cases.refusal, tmp_path / "run", data, start, *arguments, **switches))
+
+    assert "`self_critical` or `distillation`" in refusal(objective="cross_entropy")
+    assert "a teacher is needed" in refusal(objective="distillation")
+    assert "a teacher is needed" in refusal([tuned])
+    assert "name a block" in refusal(extractor_layer="none")
+    assert "no block 'mixed7'" in refusal(extractor_layer="mixed7")
+    assert "no trained run there" in refusal([tmp_path / "gone"], objective="distillation")
+    assert "the loss is nan" in refusal(learning_rate=1e30, extractor_learning_rate=1e30)
+    other = on_jax(tune_cases.start_run, tmp_path / "other", write_tiny_flickr8k(tmp_path / "few", train=3, dev=1))
+    assert "another vocabulary" in refusal([other], objective="distillation")
+    assert "another configuration" in str(
+        on_jax(tune_cases.refusal, tuned, data, start, epochs=60, evaluate_every=20, seed=9)
+    )
+    assert "another --from" in str(
+        on_jax(tune_cases.refusal, tuned, data, on_jax(tune_cases.start_run, tmp_path / "b", data, seed=8), epochs=60,
+               evaluate_every=20)
+    )  # fmt: skip
+
+
+def test_ends_are_drawn_and_learned(on_jax: On, tuned: Path, data: Path) -> None:
+    """Captions of the tiny world end in their full stop's place, not at the limit."""
+    ids = on_jax(tune_cases.greedy, tuned, data)
+    assert (ids == END).any(axis=1).all()

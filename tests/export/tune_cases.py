@@ -1,0 +1,187 @@
+"""What test_tune.py asks of `caplet_export.tune`: functions for a process of its own, in which Keras runs on JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig
+
+SIZE = 32
+CONFIG = Config(
+    TextConfig(minimum_count=1, max_length=9),
+    ModelConfig(
+        members=2,
+        feature_block="mixed10 mixed9",
+        locations=16,
+        channels=12,
+        feature_size=16,
+        attention_size=8,
+        embedding_size=16,
+        state_size=24,
+        dropout=0.0,
+        channel_dropout=0.0,
+    ),
+    TrainConfig(
+        objective="self_critical",
+        batch_images=8,
+        captions_per_image=5,
+        epochs=4,
+        patience=0,
+        learning_rate=0.01,
+        extractor_learning_rate=0.003,
+        decay="constant",
+        warmup_steps=2,
+        label_smoothing=0.0,
+        cross_entropy_weight=1.0,
+        attention_regularisation=0.0,
+        smallest_crop=0.8,
+        tint=0.1,
+        average_decay=0.9,
+        extractor_layer="mixed2",
+        evaluate_every=2,
+    ),
+)
+
+
+def tiny_extractor(blocks: Sequence[str], seed: int = 3) -> Any:
+    """Pixels [N,32,32,3] to features [N,4,4,12] of each block: a convolution each, under Inception's names."""
+    import keras
+    from keras import layers
+
+    from caplet_export.inception import JOINED
+
+    keras.utils.set_random_seed(seed)
+    pixels = keras.Input((SIZE, SIZE, 3))
+    low = layers.Conv2D(8, 4, strides=4, activation="relu", name="mixed2")(pixels)
+    first = layers.Conv2D(12, 3, strides=2, padding="same", activation="relu", name="mixed9")(low)
+    second = layers.Conv2D(12, 3, padding="same", activation="relu", name="mixed10")(first)
+    outputs = {"mixed9": first, "mixed10": second}
+    wanted = [outputs[block] for block in blocks]
+    return keras.Model(pixels, wanted[0] if len(wanted) == 1 else layers.Concatenate(name=JOINED)(wanted))
+
+
+def start_run(folder: Path, data: Path, config: Config = CONFIG, seed: int = 5) -> Path:
+    """A run folder with random weights and the vocabulary of the data set."""
+    import keras
+
+    from caplet_export.checkpoint import empty_model, save_checkpoint
+    from caplet_export.flickr8k import read_dataset
+    from caplet_export.runs import split_words
+    from caplet_export.text import Vocabulary
+
+    words = split_words(read_dataset(data), config)["train"]
+    vocabulary = Vocabulary.build((caption for captions in words.values() for caption in captions), 1)
+    config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
+    folder.mkdir(parents=True)
+    keras.utils.set_random_seed(seed)
+    save_checkpoint(folder, config, vocabulary, empty_model(config.model))
+    return folder
+
+
+def tuner(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), **switches: Any) -> Any:
+    from caplet_export.flickr8k import read_dataset
+    from caplet_export.tune import Tuner
+
+    config = replace(CONFIG, train=replace(CONFIG.train, **switches))
+    return Tuner(folder, config, read_dataset(data), start_from=start, build=tiny_extractor, teachers=teachers)
+
+
+def tune(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), until: int = 0, **switches: Any) -> Any:
+    """History, unreadable photos and mean losses told while it trained, up to an epoch or the end."""
+    run, told = tuner(folder, data, start, teachers, **switches), []
+    while not run.finished and not (until and run.history and run.history[-1].epoch >= until):
+        run.run_epochs(lambda *said: told.append(said))
+    return run.history, dict(run.unreadable), told
+
+
+def refusal(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), **switches: Any) -> str:
+    """What a run says that cannot be."""
+    from caplet_export.errors import ExportError
+
+    try:
+        tune(folder, data, start, teachers, **switches)
+    except ExportError as error:
+        return str(error)
+    return ""
+
+
+def trained_values(run: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The extractor's and the decoder's variables of a run, as `convert` reads them."""
+    from caplet_export.checkpoint import EXTRACTOR, load_checkpoint, load_extractor_part
+
+    extractor = tiny_extractor(CONFIG.model.blocks)
+    if (run / EXTRACTOR).exists():
+        load_extractor_part(extractor, run / EXTRACTOR)
+    decoder = load_checkpoint(run).model.trainable_variables
+    return [np.array(value) for value in extractor.variables], [np.array(value, np.float32) for value in decoder]
+
+
+def averages(run: Path, data: Path, start: Path) -> list[np.ndarray]:
+    """The averaged weights of the extractor's upper blocks that a run goes on with, in full precision."""
+    return [np.array(value) for value in tuner(run, data, start)._average["extractor"]]
+
+
+def said(weights: Path, config: ModelConfig, features: np.ndarray, tokens: np.ndarray, speakers: int) -> Any:
+    """Of a captioner: greedy ids and their logits, logits by teacher forcing read as a loop and as Keras does it, and
+    the logits under a dropout key.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from caplet_export.checkpoint import load_weights
+    from caplet_export.model import build_model
+    from caplet_export.tune import Speaker, speak
+
+    model = build_model(config)
+    load_weights(model, weights)
+    extractor = tiny_extractor(["mixed10"])
+    speaker = Speaker(model, extractor)
+    values = speaker.values()
+    encoded = speaker.encode(values, jnp.asarray(features))
+    ids, logits = jax.jit(
+        lambda values, encoded: speak([speaker] * speakers, [values] * speakers, [encoded] * speakers, 9)
+    )(values, encoded)
+    read = jax.jit(speaker.read)(values, encoded, tokens)
+    keras_read = model.teacher_forced(*model.encode(features), tokens, tokens.shape[0] // features.shape[0])[0]
+    key = jax.random.key(0)
+    dropped = [speaker.read(values, speaker.encode(values, jnp.asarray(features), k), tokens, k) for k in (key, key)]
+    return [np.asarray(part) for part in (ids, logits, read, keras_read, *dropped)]
+
+
+def drawn(weights: Path, config: ModelConfig, features: np.ndarray, count: int) -> np.ndarray:
+    """First words that a captioner draws of each photo, int [N,count]."""
+    import jax
+    import jax.numpy as jnp
+
+    from caplet_export.checkpoint import load_weights
+    from caplet_export.model import build_model
+    from caplet_export.tune import Speaker, speak
+
+    model = build_model(config)
+    load_weights(model, weights)
+    speaker = Speaker(model, tiny_extractor(["mixed10"]))
+    values = speaker.values()
+    encoded = speaker.encode(values, jnp.asarray(features))
+    ids, _ = speak([speaker], [values], [encoded], 9, count, jax.random.key(1))
+    return np.asarray(ids)[:, 0].reshape(len(features), count)
+
+
+def greedy(run: Path, data: Path) -> np.ndarray:
+    """Greedy ids of the dev photos, int [N,T]."""
+    from caplet_export.checkpoint import EXTRACTOR, load_checkpoint, load_extractor_part
+    from caplet_export.flickr8k import read_dataset
+    from caplet_export.inception import scale
+    from caplet_export.tune import Photos, Speaker, speak
+
+    extractor = tiny_extractor(CONFIG.model.blocks)
+    load_extractor_part(extractor, run / EXTRACTOR)
+    speaker = Speaker(load_checkpoint(run).model, extractor)
+    dataset, values = read_dataset(data), speaker.values()
+    names = list(dataset.split("dev"))
+    seen = speaker.see(speaker.fixed(), values, scale(Photos(dataset, names, SIZE).load(names)))
+    return np.asarray(speak([speaker], [values], [speaker.encode(values, seen)], CONFIG.text.max_length)[0])
