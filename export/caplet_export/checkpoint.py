@@ -115,8 +115,8 @@ class ExtractorPart:
     """The part of the extractor that a run trains, as it is kept: differences from the Inception weights it began with.
 
     Of kernels the differences are stored in 8 bits, with a scale for each output channel. They are small against the
-    weights, so that this adds less than a thousandth of the weights' energy as noise in a fifth of the space of
-    float32 (the released model: 59 decibels, 19 MB). Variables go by their position, as names change between builds.
+    weights: rounding adds a millionth of their energy as noise (the released model: 59 decibels), in half of the space
+    of float16 (19 MB). Variables go by their position, as names change between builds.
 
     Args:
         extractor: with the weights it began with, which are remembered.

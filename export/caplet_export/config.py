@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -162,6 +162,28 @@ class Config:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
+_TUNE = Config(
+    model=ModelConfig(dropout=0.1, channel_dropout=0.5),
+    train=TrainConfig(
+        objective="self_critical",
+        reward_rouge=2.0,
+        bigram_penalty=1.0,
+        batch_images=96,
+        epochs=40,
+        patience=0,
+        learning_rate=2e-4,
+        warmup_steps=50,
+        cross_entropy_weight=0.3,
+        attention_regularisation=0.0,
+        erasing=0.3,
+        average_decay=0.999,
+        extractor_layer="mixed2",
+        extractor_learning_rate=2e-4,
+        evaluate_every=5,
+        precision="bfloat16",
+    ),
+)
+
 RECIPES = {
     "cross_entropy": Config(),
     "refine": Config(
@@ -201,45 +223,20 @@ RECIPES = {
             extractor_layer="mixed7",
         )
     ),
-    "tune": Config(
-        model=ModelConfig(dropout=0.1, channel_dropout=0.5),
-        train=TrainConfig(
-            objective="self_critical",
-            reward_rouge=2.0,
-            bigram_penalty=1.0,
-            batch_images=96,
-            epochs=40,
-            patience=0,
-            learning_rate=2e-4,
-            warmup_steps=50,
-            cross_entropy_weight=0.3,
-            attention_regularisation=0.0,
-            erasing=0.3,
-            average_decay=0.999,
-            extractor_layer="mixed2",
-            extractor_learning_rate=2e-4,
-            evaluate_every=5,
-            precision="bfloat16",
-        ),
-    ),
-    "tune_distillation": Config(
-        model=ModelConfig(dropout=0.1, channel_dropout=0.5),
-        train=TrainConfig(
+    "tune": _TUNE,
+    "tune_distillation": replace(
+        _TUNE,
+        train=replace(
+            _TUNE.train,
             objective="distillation",
-            batch_images=96,
+            reward_rouge=0.0,
+            bigram_penalty=0.0,
             epochs=34,
-            patience=0,
             learning_rate=3e-4,
-            warmup_steps=50,
+            cross_entropy_weight=0.0,
             label_smoothing=0.0,
-            attention_regularisation=0.0,
             erasing=0.2,
             mixing=0.3,
-            average_decay=0.999,
-            extractor_layer="mixed2",
-            extractor_learning_rate=2e-4,
-            evaluate_every=5,
-            precision="bfloat16",
         ),
     ),
     "tutorial": Config(

@@ -8,17 +8,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from caplet_export.model import Captioner
-from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
-
-_FORBIDDEN = (PAD, START, UNKNOWN)
-
-
-def forbid(logits: Any) -> Any:
-    """Logits [N,V] in which `<pad>`, `<start>` and `<unk>` cannot win."""
-    mask = np.zeros(logits.shape[-1], np.float32)
-    mask[list(_FORBIDDEN)] = -1e9
-    return logits + mask
+from caplet_export.model import Captioner, forbid
+from caplet_export.text import END, PAD, START, Vocabulary
 
 
 class FreeRunner:

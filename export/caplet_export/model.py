@@ -12,10 +12,12 @@ from itertools import accumulate
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
+from caplet_export.text import PAD, START, UNKNOWN
 
 Tensor = Any
 
@@ -255,6 +257,13 @@ class CaptionEnsemble(keras.Model):
 
 
 Captioner = CaptionModel | CaptionEnsemble
+
+
+def forbid(logits: Tensor) -> Tensor:
+    """Logits [...,V] in which `<pad>`, `<start>` and `<unk>` cannot win."""
+    mask = np.zeros(logits.shape[-1], np.float32)
+    mask[[PAD, START, UNKNOWN]] = -1e9
+    return logits + mask
 
 
 def members_of(model: Captioner) -> Sequence[CaptionModel]:

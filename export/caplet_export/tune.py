@@ -26,6 +26,7 @@ import keras
 import numpy as np
 import optax
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from caplet.errors import ImageError
 from caplet.image import load_pixels
@@ -46,11 +47,11 @@ from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.inception import lower_blocks, scale, upper_blocks
 from caplet_export.metrics import CiderD, references_of
-from caplet_export.model import Captioner, build_model, members_of
+from caplet_export.model import Captioner, build_model, forbid, members_of
 from caplet_export.random_views import Views, mix_photos, random_views
 from caplet_export.rewards import CaptionReward
 from caplet_export.runs import Epoch, Run, split_words
-from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
+from caplet_export.text import END, PAD, START, Vocabulary
 
 Array = Any
 Values = dict[str, list[Array]]
@@ -180,13 +181,6 @@ def speak(
     return jnp.swapaxes(ids, 0, 1), jnp.swapaxes(logits, 0, 1)
 
 
-def forbid(logits: Array) -> Array:
-    """Logits [...,V] in which `<pad>`, `<start>` and `<unk>` cannot win."""
-    mask = np.zeros(logits.shape[-1], np.float32)
-    mask[[PAD, START, UNKNOWN]] = -1e9
-    return logits + mask
-
-
 class Tuner(Run):
     """One run of `tune`: trains from where the folder stands until it is done.
 
@@ -279,7 +273,18 @@ class Tuner(Run):
         return len(self._train) // self._batch
 
     def run_epochs(self, progress: Callable[[int, int, float], None] = lambda *_: None) -> Epoch:
-        """Train up to the next evaluation, and keep it; `progress(step, steps, loss)` is called after each batch."""
+        """Train up to the next evaluation, and keep it; `progress(step, steps, loss)` is called after each batch.
+
+        Raises:
+            ConfigurationError: the loss is no number, or the accelerator has no memory for a batch.
+        """
+        try:
+            return self._run_epochs(progress)
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise ConfigurationError(f"{self.device} gave up; lower train.batch_images ({reason})") from error
+
+    def _run_epochs(self, progress: Callable[[int, int, float], None]) -> Epoch:
         start = time.monotonic()
         done = self.history[-1].epoch if self.history else 0
         last = min(done + self.config.train.evaluate_every, self.config.train.epochs)
@@ -462,7 +467,11 @@ class Photos:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._room = int(memory * _MEMORY_SHARE / (size * size * 3))
         self._kept: dict[str, NDArray[np.uint8]] = {}
-        problems = dict(zip(names, self._pool.map(self._problem, names), strict=True))
+        found = tqdm(
+            self._pool.map(self._problem, names),
+            desc="photos", total=len(names), unit="photo", disable=None, leave=False,
+        )  # fmt: skip
+        problems = dict(zip(names, found, strict=True))
         self.unreadable = {name: problem for name, problem in problems.items() if problem}
 
     def readable(self, names: Sequence[str]) -> list[str]:

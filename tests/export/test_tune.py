@@ -210,6 +210,9 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
     assert "name a block" in refusal(extractor_layer="none")
     assert "no block 'mixed7'" in refusal(extractor_layer="mixed7")
     assert "no trained run there" in refusal([tmp_path / "gone"], objective="distillation")
+    assert "gave up; lower train.batch_images (RESOURCE_EXHAUSTED)" in str(
+        on_jax(tune_cases.out_of_memory, tmp_path / "full", data, start)
+    )
     assert "the loss is nan" in refusal(learning_rate=1e30, extractor_learning_rate=1e30)
     other = on_jax(tune_cases.start_run, tmp_path / "other", write_tiny_flickr8k(tmp_path / "few", train=3, dev=1))
     assert "another vocabulary" in refusal([other], objective="distillation")

@@ -185,3 +185,21 @@ def greedy(run: Path, data: Path) -> np.ndarray:
     names = list(dataset.split("dev"))
     seen = speaker.see(speaker.fixed(), values, scale(Photos(dataset, names, SIZE).load(names)))
     return np.asarray(speak([speaker], [values], [speaker.encode(values, seen)], CONFIG.text.max_length)[0])
+
+
+def out_of_memory(folder: Path, data: Path, start: Path) -> str:
+    """What a run says whose accelerator has no memory for a batch."""
+    import jax
+
+    from caplet_export.errors import ExportError
+
+    def step(*_: Any) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED\nhundreds of lines")
+
+    run = tuner(folder, data, start)
+    run._step = step
+    try:
+        run.run_epochs()
+    except ExportError as error:
+        return str(error)
+    return ""

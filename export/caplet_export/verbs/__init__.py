@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from caplet_export.runs import Run
 
 
 def positive(text: str) -> int:
@@ -11,3 +18,34 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
     return number
+
+
+def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:
+    """What moves a progress bar to a step of so many, and shows the mean loss so far."""
+
+    def show(step: int, steps: int, loss: float) -> None:
+        bar.total = steps
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        bar.update(step - bar.n)
+
+    return show
+
+
+def tell_epoch(run: Run) -> None:
+    """Print the epoch that a run has just kept, and draw its curves."""
+    from caplet_export.runs import plot_history
+
+    epoch = run.history[-1]
+    print(
+        f"epoch {epoch.epoch:3d}  train loss {epoch.train_loss:7.3f}  dev loss {epoch.dev_loss:.3f}  "
+        f"dev CIDEr-D {epoch.dev_cider:5.1f}  {epoch.seconds:.0f} s{'  best' if run.best is epoch else ''}",
+        flush=True,
+    )
+    plot_history(run.history, run.folder / "curves.png")
+
+
+def tell_end(run: Run) -> None:
+    """Print which epoch a finished run has kept."""
+    best = run.best
+    assert best is not None
+    print(f"kept epoch {best.epoch}: dev CIDEr-D {best.dev_cider:.1f}; weights in {run.folder}")

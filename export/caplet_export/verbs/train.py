@@ -11,6 +11,7 @@ from tqdm import tqdm
 from caplet_export.backend import load_tensorflow
 from caplet_export.config import RECIPES, inherit, load_config, override
 from caplet_export.flickr8k import read_dataset
+from caplet_export.verbs import shown_by, tell_end, tell_epoch
 from caplet_export.views import PLAIN, check_view
 
 
@@ -50,7 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
     load_tensorflow()
     from caplet_export.features import open_store
     from caplet_export.inception import build_extractor
-    from caplet_export.runs import plot_history
     from caplet_export.train import Stores, Trainer
 
     plain, *views = (
@@ -73,21 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     while not trainer.finished:
         number = len(trainer.history) + 1
         with tqdm(desc=f"epoch {number}", unit="batch", disable=None, leave=False) as bar:
-
-            def show(_step: int, steps: int, loss: float, bar: tqdm = bar) -> None:
-                bar.total = steps
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update()
-
-            trainer.run_epoch(show)
-        epoch = trainer.history[-1]
-        print(
-            f"epoch {epoch.epoch:3d}  train loss {epoch.train_loss:7.3f}  dev loss {epoch.dev_loss:.3f}  "
-            f"dev CIDEr-D {epoch.dev_cider:5.1f}  {epoch.seconds:.0f} s{'  best' if trainer.best is epoch else ''}",
-            flush=True,
-        )
-        plot_history(trainer.history, arguments.run / "curves.png")
-    best = trainer.best
-    assert best is not None
-    print(f"kept epoch {best.epoch}: dev CIDEr-D {best.dev_cider:.1f}; weights in {arguments.run}")
+            trainer.run_epoch(shown_by(bar))
+        tell_epoch(trainer)
+    tell_end(trainer)
     return 0

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from caplet_export.config import RECIPES, inherit, load_config, override
 from caplet_export.errors import ConfigurationError
 from caplet_export.flickr8k import read_dataset
+from caplet_export.verbs import shown_by, tell_end, tell_epoch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("tune needs JAX and optax: pip install 'caplet[tune]'") from error
 
     from caplet_export.inception import build_extractor
-    from caplet_export.runs import plot_history
     from caplet_export.tune import Tuner
 
     tuner = Tuner(
@@ -71,20 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"caplet-export tune: left out {name}: {problem}", file=sys.stderr)
     while not tuner.finished:
         with tqdm(unit="batch", disable=None, leave=False) as bar:
-
-            def show(step: int, steps: int, loss: float, bar: tqdm = bar) -> None:
-                bar.total = steps
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update(step - bar.n)
-
-            epoch = tuner.run_epochs(show)
-        print(
-            f"epoch {epoch.epoch:3d}  train loss {epoch.train_loss:7.3f}  dev loss {epoch.dev_loss:.3f}  "
-            f"dev CIDEr-D {epoch.dev_cider:5.1f}  {epoch.seconds:.0f} s{'  best' if tuner.best is epoch else ''}",
-            flush=True,
-        )
-        plot_history(tuner.history, arguments.run / "curves.png")
-    best = tuner.best
-    assert best is not None
-    print(f"kept epoch {best.epoch}: dev CIDEr-D {best.dev_cider:.1f}; weights in {arguments.run}")
+            tuner.run_epochs(shown_by(bar))
+        tell_epoch(tuner)
+    tell_end(tuner)
     return 0
