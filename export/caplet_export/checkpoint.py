@@ -133,6 +133,20 @@ class ExtractorPart:
         order = {id(variable): position for position, variable in enumerate(extractor.variables)}
         self._positions = [order[id(variable)] for variable in trained]
 
+    def take_over(self, extractor: keras.Model, run: Path) -> None:
+        """Add to the extractor what a run trained of it, if it did.
+
+        Raises:
+            ConfigurationError: as `load_extractor_part`; or the run trained more than is trained here, which would go.
+        """
+        path = run / EXTRACTOR
+        if not path.exists():
+            return
+        if not _read_differences(path)[0].keys() <= self._before.keys():
+            cause = "trained Inception from a lower block on; set train.extractor_layer as then"
+            raise ConfigurationError(f"{run}: {cause}")
+        load_extractor_part(extractor, path)
+
     def save(self, values: Sequence[Any], path: Path) -> None:
         """Write values of the trained variables, in their order. The old file stays until the new one is whole."""
         differences = {

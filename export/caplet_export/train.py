@@ -29,7 +29,6 @@ from caplet_export.checkpoint import (
     EXTRACTOR,
     ExtractorPart,
     load_checkpoint,
-    load_extractor_part,
     load_weights,
     save_weights,
 )
@@ -358,8 +357,8 @@ class Trainer(Run):
             raise ConfigurationError(f"train.extractor_layer={layer} needs --encoder-weights")
         upper = upper_blocks(self._extractor, layer)
         self._part = ExtractorPart(self._extractor, upper.trainable_variables)
-        if start_from and (start_from / EXTRACTOR).exists():
-            load_extractor_part(self._extractor, start_from / EXTRACTOR)
+        if start_from:
+            self._part.take_over(self._extractor, start_from)
         return upper
 
 

@@ -224,8 +224,7 @@ class Tuner(Run):
         extractor = build(config.model.blocks)
         self._speaker = Speaker(model, extractor, settings.extractor_layer)
         self._part = ExtractorPart(extractor, self._speaker.upper.trainable_variables)
-        if (start_from / EXTRACTOR).exists():
-            load_extractor_part(extractor, start_from / EXTRACTOR)
+        self._part.take_over(extractor, start_from)
         self._size = extractor.input_shape[1]
         self._teachers = [self._load_teacher(run, build) for run in teachers]
         self._teacher_values = [(teacher.values(), teacher.fixed()) for teacher in self._teachers]

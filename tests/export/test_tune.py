@@ -214,6 +214,8 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
         on_jax(tune_cases.out_of_memory, tmp_path / "full", data, start)
     )
     assert "the loss is nan" in refusal(learning_rate=1e30, extractor_learning_rate=1e30)
+    lower = on_jax(tune_cases.refusal, tmp_path / "run", data, tuned, extractor_layer="mixed9")
+    assert "from a lower block on; set train.extractor_layer as then" in lower
     other = on_jax(tune_cases.start_run, tmp_path / "other", write_tiny_flickr8k(tmp_path / "few", train=3, dev=1))
     assert "another vocabulary" in refusal([other], objective="distillation")
     assert "another configuration" in str(
