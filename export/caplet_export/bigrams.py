@@ -34,14 +34,7 @@ class Bigrams:
 
     def never_after(self, first: str, words: Sequence[str]) -> list[int]:
         """Which of `words`, by their position, do not follow `first`."""
-        likely = self._first[first] / max(self._total, 1)
-        if not likely:
-            return []
-        return [
-            position
-            for position, second in enumerate(words)
-            if self._second[second] * likely >= self._EXPECTED and self._is_implausible(first, second)
-        ]
+        return [position for position, second in enumerate(words) if self._is_implausible(first, second)]
 
     def _is_implausible(self, first: str, second: str) -> bool:
         expected = self._first[first] * self._second[second] / max(self._total, 1)

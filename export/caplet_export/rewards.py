@@ -87,8 +87,7 @@ class CaptionReward:
         words = tables["words"][ids]
         cider = self._cider(tables, of, words)
         rouge = _rouge(of, jnp.where(ids == END, 0, words))
-        before = jnp.concatenate([jnp.full_like(ids[:, :1], START), ids[:, :-1]], axis=1)
-        pairs = jnp.sum(tables["implausible"][before, ids] & (ids != PAD), axis=1)
+        pairs = jnp.sum(tables["implausible"][words_before(ids), ids] & (ids != PAD), axis=1)
         return cider, rouge, pairs.astype(jnp.float32)
 
     def total(self, tables: Mapping[str, Array], rows: Array, ids: Array) -> Array:
@@ -114,6 +113,11 @@ class CaptionReward:
         difference = (jnp.sum(words > 0, axis=-1)[:, None] - of["reference_lengths"]).astype(jnp.float32)
         cosines *= jnp.exp(-(difference**2) / (2 * _SIGMA**2))
         return 10.0 * jnp.sum(cosines, axis=1) / of["references"]
+
+
+def words_before(ids: Array) -> Array:
+    """What is read before each word of captions is said, int32 [N,T]: `<start>` first."""
+    return jnp.concatenate([jnp.full_like(ids[:, :1], START), ids[:, :-1]], axis=1)
 
 
 def _rouge(of: Mapping[str, Array], words: Array) -> Array:

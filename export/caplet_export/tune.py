@@ -49,7 +49,7 @@ from caplet_export.inception import lower_blocks, scale, upper_blocks
 from caplet_export.metrics import CiderD, references_of
 from caplet_export.model import Captioner, build_model, forbid, members_of
 from caplet_export.random_views import Views, mix_photos, random_views
-from caplet_export.rewards import CaptionReward
+from caplet_export.rewards import CaptionReward, words_before
 from caplet_export.runs import Epoch, Run, split_words
 from caplet_export.text import END, PAD, START, Vocabulary
 
@@ -354,7 +354,7 @@ class Tuner(Run):
         def together(said: Array, given: Array) -> Array:
             return jnp.concatenate([said.reshape(count, group, -1), given], axis=1).reshape(2 * group * count, -1)
 
-        read = together(_shifted(ids), tokens)
+        read = together(words_before(ids), tokens)
         logits = self._speaker.read(values, encoded, read, reading).reshape(count, 2, group, read.shape[1], -1)
         own, theirs = logits[:, 0].reshape(*ids.shape, -1), logits[:, 1]
         drawn = jax.nn.log_softmax(forbid(own))
@@ -376,7 +376,7 @@ class Tuner(Run):
         length, group = self.config.text.max_length, settings.captions_per_image
         ids, wanted = jax.lax.stop_gradient(speak(self._teachers, theirs, seen, length, group, drawing))
         encoded = self._speaker.encode(values, self._speaker.see(fixed, values, photos), encoding)
-        logits = self._speaker.read(values, encoded, _shifted(ids), reading)
+        logits = self._speaker.read(values, encoded, words_before(ids), reading)
         wanted = jax.nn.log_softmax(wanted)
         divergence = jnp.sum(jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits)), axis=-1)
         words = ids != PAD
@@ -425,12 +425,10 @@ class Tuner(Run):
         checkpoint = load_checkpoint(run)
         if checkpoint.vocabulary.words != self.vocabulary.words:
             raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
-        model = build_model(checkpoint.config.model)
-        load_weights(model, run / DECODER)
         extractor = build(checkpoint.config.model.blocks)
         if (run / EXTRACTOR).exists():
             load_extractor_part(extractor, run / EXTRACTOR)
-        return Speaker(model, extractor)
+        return Speaker(checkpoint.model, extractor)
 
     def _save_weights(self) -> None:
         model = empty_model(self.config.model)
@@ -510,11 +508,6 @@ def _ids(
     """Tokens and targets int32 [photos,group,T]."""
     ids = [caption_ids(of_photo, vocabulary, config.text.max_length, group) for of_photo in captions]
     return np.stack([each.tokens for each in ids]), np.stack([each.targets for each in ids])
-
-
-def _shifted(ids: Array) -> Array:
-    """What is read before each word is said, int32 [N,T]."""
-    return jnp.concatenate([jnp.full_like(ids[:, :1], START), ids[:, :-1]], axis=1)
 
 
 def _cross_entropy(logits: Array, targets: Array, smoothing: float) -> Array:
