@@ -39,9 +39,7 @@ class CaptionIds:
         return int((self.targets != PAD).sum(axis=1).max())
 
 
-def caption_ids(
-    captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_length: int, group: int
-) -> CaptionIds:
+def caption_ids(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_length: int, group: int) -> CaptionIds:
     """Ids of an image's captions: exactly `group` rows, missing ones all padding, which weighs nothing."""
     tokens = np.zeros((group, max_length + 1), np.int32)
     targets = np.zeros((group, max_length + 1), np.int32)
@@ -123,9 +121,7 @@ class Batches:
 
         def generate() -> Iterator[tuple[Any, ...]]:
             for rows, views in plan():
-                features = np.stack(
-                    [self._views[view][self.names[row]] for row, view in zip(rows, views, strict=True)]
-                )
+                features = np.stack([self._views[view][self.names[row]] for row, view in zip(rows, views, strict=True)])
                 longest = max(self._ids[row].length for row in rows)
                 length = padded_length(longest, self._ids[0].tokens.shape[1])
                 tokens = np.concatenate([self._ids[row].tokens[:, :length] for row in rows])

@@ -45,9 +45,7 @@ class FreeRunner:
         return tf.transpose(written.stack(), (1, 0, 2))
 
 
-def sample(
-    model: Captioner, features: Any, max_length: int, group: int, training: bool = False
-) -> tuple[Any, Any]:
+def sample(model: Captioner, features: Any, max_length: int, group: int, training: bool = False) -> tuple[Any, Any]:
     """Draw captions from the model, differentiably in its logits.
 
     With `training`, dropout is active, and the very masks a caption was drawn under are those of its gradient.

@@ -16,9 +16,7 @@ JOINED = "blocks"
 """Name of the layer that puts the outputs of several blocks side by side."""
 
 
-def build_extractor(
-    weights: str | None, dtype: str = "float32", blocks: Sequence[str] = ("mixed10",)
-) -> keras.Model:
+def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequence[str] = ("mixed10",)) -> keras.Model:
     """InceptionV3 (Szegedy et al., CVPR 2016) up to a block, or up to several with a grid of one size.
 
     Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048] of `mixed10`, the last, or of `mixed9`,

@@ -221,9 +221,7 @@ class CaptionEnsemble(keras.Model):
         self, token: Tensor, state: Tensor, features: Tensor, keys: Tensor, group: int = 1, training: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits float32 [N*G,V], next state [N*G,H] and attention [N*G,L]; see `CaptionModel.step`."""
-        steps = [
-            member.step(token, *own, group, training) for member, *own in self._by_member(state, features, keys)
-        ]
+        steps = [member.step(token, *own, group, training) for member, *own in self._by_member(state, features, keys)]
         logits, states, attentions = zip(*steps, strict=True)
         return sum(logits) / len(steps), ops.concatenate(states, -1), sum(attentions) / len(steps)
 

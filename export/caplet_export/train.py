@@ -109,9 +109,7 @@ class Trainer(Run):
         if len({store.source.weights for store in (*stores.train, stores.plain)}) > 1:
             raise DataError(f"{stores.plain.folder.parent}: views stored with different Inception weights")
 
-        batches = partial(
-            Batches, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed
-        )
+        batches = partial(Batches, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed)
         self._train = batches(
             list(words["train"]),
             captions=words["train"],
@@ -257,9 +255,7 @@ class Trainer(Run):
         wanted = tf.nn.log_softmax(teachers)
         with tf.GradientTape() as tape:
             encoded = self.model.encode(inputs, training=True)
-            logits, _ = self.model.teacher_forced(
-                *encoded, tokens, self.config.train.captions_per_image, training=True
-            )
+            logits, _ = self.model.teacher_forced(*encoded, tokens, self.config.train.captions_per_image, training=True)
             divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - tf.nn.log_softmax(logits)), axis=-1)
             objective = tf.reduce_sum(divergence * mask) / tf.reduce_sum(mask)
         return objective + self._descend(tape, objective)
@@ -384,7 +380,9 @@ def _optimizer(rate: float, steps: int, config: Config) -> keras.optimizers.Opti
     if settings.decay == "cosine":
         warmup = min(settings.warmup_steps, steps // 10)
         schedule = keras.optimizers.schedules.CosineDecay(
-            0.0 if warmup else rate, max(steps - warmup, 1), warmup_target=rate if warmup else None,
+            0.0 if warmup else rate,
+            max(steps - warmup, 1),
+            warmup_target=rate if warmup else None,
             warmup_steps=warmup,
         )
     return keras.optimizers.Adam(schedule)

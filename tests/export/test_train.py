@@ -315,9 +315,7 @@ def test_self_critical_training_that_diverges_is_said(tmp_path: Path, dataset: D
         finish(Trainer(tmp_path, with_train(objective="self_critical", learning_rate=1e30), dataset, stores))
 
 
-def test_a_full_disk_is_said(
-    tmp_path: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_said(tmp_path: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(tmp_path, CONFIG, dataset, stores)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ConfigurationError, match="no room for the"):
@@ -522,9 +520,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, dataset: Dataset
     for name, config, run in (("without", distillation, None), ("needless", CONFIG, teacher)):
         with pytest.raises(ConfigurationError, match="a teacher is needed to train by distillation"):
             Trainer(tmp_path / name, config, dataset, stores, teacher=run)
-    earlier = dataclasses.replace(
-        distillation, model=dataclasses.replace(CONFIG.model, feature_block="mixed9")
-    )
+    earlier = dataclasses.replace(distillation, model=dataclasses.replace(CONFIG.model, feature_block="mixed9"))
     with pytest.raises(ConfigurationError, match=r"reads mixed10, .* mixed9"):
         Trainer(tmp_path / "earlier", earlier, dataset, stores, teacher=teacher)
     rare = dataclasses.replace(distillation, text=TextConfig(minimum_count=20, max_length=9))
