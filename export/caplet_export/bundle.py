@@ -29,6 +29,7 @@ from caplet_export.text import SPECIALS, Vocabulary
 
 _PACKAGES = ("caplet", "tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow")
 _FIGURE_WIDTH = 1200
+_FILES = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "vocabulary": "vocabulary.txt"}
 _MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams")
 """Settings that the card names beside the scores, which are those with these settings."""
 _RECORDS = {
@@ -94,13 +95,14 @@ def write_bundle(
     """
     decoding = decoding or Decoding()
     with whole_folder(output, (graphs, *inputs)) as folder:
-        for file in ("encoder.onnx", "decoder.onnx", "vocabulary.txt"):
+        for file in _FILES.values():
             if not (graphs / file).exists():
                 raise ConfigurationError(f"{graphs / file}: no such file; run `caplet-export convert` first")
             shutil.copyfile(graphs / file, folder / file)
         manifest = _manifest(folder, name, decoding, licences or Licences())
         manifest["provenance"] = _provenance(graphs, recipe, stages)
-        manifest["metrics"] = summarize_metrics(metrics, name, decoding)
+        sha256 = {role: hashlib.sha256((folder / file).read_bytes()).hexdigest() for role, file in _FILES.items()}
+        manifest["metrics"] = summarize_metrics(metrics, name, decoding, sha256)
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
         manifest["files"] = _hashes(folder)
@@ -120,12 +122,17 @@ def write_bundle(
         _write_manifest(folder, manifest)
 
 
-def summarize_metrics(evaluation: Mapping[str, Any] | None, name: str, decoding: Decoding) -> dict[str, Any]:
+def summarize_metrics(
+    evaluation: Mapping[str, Any] | None, name: str, decoding: Decoding, sha256: Mapping[str, str]
+) -> dict[str, Any]:
     """The manifest's `metrics` from an evaluation: scores and intervals by beam size, without the captions.
 
+    Args:
+        sha256: of the bundle's encoder, decoder and vocabulary.
+
     Raises:
-        ConfigurationError: it is none, or of a bundle of another name or with other settings than beside which its
-            scores would stand.
+        ConfigurationError: it is no evaluation, or of a bundle with another name, other settings or other graphs than
+            those beside which its scores would stand.
     """
     if evaluation is None:
         return {"split": "none", "scorer": "none", "results": {}}
@@ -133,6 +140,7 @@ def summarize_metrics(evaluation: Mapping[str, Any] | None, name: str, decoding:
     try:
         expected = {"name": name, **{setting: settings[setting] for setting in _MEASURED}}
         measured = {"name": evaluation["bundle"]["name"], **{key: evaluation["settings"][key] for key in _MEASURED}}
+        others = [role for role, digest in sha256.items() if evaluation["bundle"]["sha256"][role] != digest]
         summary = {
             "split": evaluation["data"]["split"],
             "images": evaluation["data"]["images"],
@@ -156,6 +164,8 @@ def summarize_metrics(evaluation: Mapping[str, Any] | None, name: str, decoding:
             raise ConfigurationError(
                 f"the metrics were measured with {setting} {measured[setting]}, not {value}: evaluate this bundle"
             )
+    if others:
+        raise ConfigurationError(f"the metrics were measured with another {others[0]}: evaluate this bundle")
     return summary
 
 

@@ -27,7 +27,7 @@ from caplet.captioner import join_words
 from caplet.decode import Encoded, search
 from caplet.errors import ImageError
 from caplet.image import load_pixels
-from caplet.manifest import Decoding
+from caplet.manifest import Decoding, Manifest
 from caplet_export.bigrams import Bigrams
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
@@ -93,6 +93,12 @@ class Evaluation:
     settings: Mapping[str, Any]
     machine: Mapping[str, Any]
     results: Mapping[int, BeamResult]
+
+    @property
+    def images(self) -> set[str]:
+        """The names of those it set out to caption, readable or not."""
+        captioned = {name for result in self.results.values() for name in result.captions}
+        return captioned | set(self.data["unreadable"])
 
     def save(self, path: Path) -> None:
         """Write the evaluation as JSON, whole or not at all."""
@@ -218,7 +224,12 @@ def evaluate(
     references = references_of(dataset, readable)
     bigrams = bigrams_of(dataset, apart_from=split)
     return Evaluation(
-        bundle={"name": bundle.manifest.name, "path": str(bundle.path), "digest": bundle.digest},
+        bundle={
+            "name": bundle.manifest.name,
+            "path": str(bundle.path),
+            "digest": bundle.digest,
+            "sha256": _hashes(bundle.manifest),
+        },
         data={
             "root": str(dataset.images.parent.resolve()),
             "split": split,
@@ -313,6 +324,12 @@ def _result_from_json(content: Mapping[str, Any]) -> BeamResult:
         intervals={name: Interval(**interval) for name, interval in content["intervals"].items()},
         milliseconds=content["milliseconds"],
     )
+
+
+def _hashes(manifest: Manifest) -> dict[str, str]:
+    """The sha256 of what captions depend on beside the settings, by role."""
+    files = {"encoder": manifest.encoder_file, "decoder": manifest.decoder_file, "vocabulary": manifest.vocabulary_file}
+    return {role: manifest.files[file].sha256 for role, file in files.items()}
 
 
 def _machine() -> dict[str, Any]:

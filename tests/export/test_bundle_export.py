@@ -44,6 +44,15 @@ EVALUATION: dict[str, Any] = {
         }
     },
 }
+
+
+def evaluation_of(graphs: Path, **changes: Any) -> dict[str, Any]:
+    """What `evaluate` would have written of a bundle with these graphs."""
+    files = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "vocabulary": "vocabulary.txt"}
+    sha256 = {role: hashlib.sha256((graphs / file).read_bytes()).hexdigest() for role, file in files.items()}
+    return {**EVALUATION, "bundle": {"name": "tiny", "sha256": sha256}, **changes}
+
+
 GREEDY = {**EVALUATION["results"]["3"], "milliseconds": 20.0}
 ABLATION = {
     "title": "What each part gave",
@@ -89,7 +98,7 @@ def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
         golden=golden,
         recipe={"model": {"state_size": 7}},
         decoding=Decoding(beam_size=4, max_length=9, length_penalty=0.7),
-        metrics={**EVALUATION, "settings": {**EVALUATION["settings"], "max_length": 9, "length_penalty": 0.7}},
+        metrics=evaluation_of(graphs, settings={**EVALUATION["settings"], "max_length": 9, "length_penalty": 0.7}),
         ablations=[ABLATION],
     )
     bundle = load_bundle(output)
@@ -153,7 +162,7 @@ def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Pat
 
 def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     tables = [ABLATION, SECOND]
-    metrics = {**EVALUATION, "results": {"1": GREEDY, **EVALUATION["results"]}}
+    metrics = evaluation_of(graphs, results={"1": GREEDY, **EVALUATION["results"]})
     write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=metrics, ablations=tables)
     card = (tmp_path / "bundle/README.md").read_text()
     for phrase in (
@@ -269,7 +278,7 @@ def verb(graphs: Path, tmp_path: Path, golden: list[Path], *more: str) -> int:
 
 def test_verb(graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = tmp_path / "evaluation.json"
-    metrics.write_text(json.dumps(EVALUATION))
+    metrics.write_text(json.dumps(evaluation_of(graphs)))
     assert verb(graphs, tmp_path, golden, "--metrics", str(metrics), "--beam", "2") == 0
     assert "golden/cat.png (beam 2): " in capsys.readouterr().out
     manifest: dict[str, Any] = json.loads((tmp_path / "bundle/manifest.json").read_text())
@@ -295,7 +304,7 @@ def test_verb_refuses_the_run_of_other_graphs(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"bundle": {"name": "other"}}, "measured with name other, not tiny"),
+        ({"bundle": {"name": "tiny"}}, "not what `caplet-export evaluate --json` writes"),
         ({"settings": {**EVALUATION["settings"], "length_penalty": 0.5}}, "length_penalty 0.5, not 1.0"),
         ({"settings": {**EVALUATION["settings"], "max_length": 9}}, "max_length 9, not 20"),
         ({"results": {}}, "not what `caplet-export evaluate --json` writes"),
@@ -308,8 +317,23 @@ def test_scores_of_something_else_are_refused(
     graphs: Path, golden: list[Path], tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics={**EVALUATION, **changes})
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=evaluation_of(graphs, **changes))
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder", "vocabulary"])
+def test_scores_of_other_graphs_are_refused(graphs: Path, golden: list[Path], tmp_path: Path, role: str) -> None:
+    metrics = evaluation_of(graphs)
+    metrics["bundle"]["sha256"][role] = "0" * 64
+    with pytest.raises(ConfigurationError, match=f"measured with another {role}"):
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=metrics)
+
+
+def test_scores_of_another_bundle_are_refused(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    metrics = evaluation_of(graphs)
+    metrics["bundle"]["name"] = "other"
+    with pytest.raises(ConfigurationError, match="measured with name other, not tiny"):
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=metrics)
 
 
 @pytest.mark.parametrize(

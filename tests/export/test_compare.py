@@ -37,7 +37,7 @@ def evaluation(
 ) -> Evaluation:
     records = {image: CaptionRecord(text, -1.0, 10.0) for image, text in captions.items()}
     result = BeamResult.of(records, references_of(dataset, list(captions)))
-    return Evaluation({"name": name}, {}, {}, {}, dict.fromkeys(beams, result))
+    return Evaluation({"name": name}, {"unreadable": {}}, {}, {}, dict.fromkeys(beams, result))
 
 
 @pytest.fixture
@@ -139,6 +139,8 @@ def test_photos_stay_out_of_repositories(
     [
         (["{bundle}", "{json}", "--beam", "3"], "vague.json: evaluated with beams [1]: not 3"),
         (["{bundle}", "{photos}"], "manifest.json"),
+        (["{json}", "{bundle}", "--beam", "1", "--limit", "3"], "vague.json: evaluated on other images"),
+        (["{bundle}", "{json}", "--beam", "1", "--split", "test"], "no 'test' split"),
         (["{json}", "{json}", "--limit", "3"], "--limit is for captioning"),
         (["{json}", "{json}", "--split", "test"], "--split is for captioning"),
     ],

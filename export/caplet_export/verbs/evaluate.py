@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,7 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     for option, value in captioning.items():
         if value is not None and all(evaluations):
             raise ConfigurationError(f"{option} is for captioning, and both of --compare have been evaluated")
+    _refuse_other_images(arguments, dataset, evaluations)
     first, second = (
         evaluation
         or _evaluate(arguments, dataset, path, [] if beam is None else [beam], report and report / f"{name}.json")
@@ -129,3 +131,15 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     if report:
         print(f"\n{write_report(comparison, dataset, report)}")
     return 0
+
+
+def _refuse_other_images(
+    arguments: argparse.Namespace, dataset: Dataset, evaluations: Sequence[Evaluation | None]
+) -> None:
+    """Raise a ConfigurationError if a bundle is to caption other images than the saved evaluation beside it has."""
+    if all(evaluations):
+        return
+    images = set(dataset.split(arguments.split or "dev")[: arguments.limit])
+    for path, evaluation in zip(arguments.compare, evaluations, strict=True):
+        if evaluation and images != evaluation.images:
+            raise ConfigurationError(f"{path}: evaluated on other images; set --split and --limit as then")
