@@ -7,13 +7,13 @@ import json
 from benchmarks.peers import ROOT
 from benchmarks.report import insert
 from caplet.bundle import DEFAULT_BUNDLE
-from caplet_export.card import render_scores
+from caplet_export.card import render_summary
 
 
 def with_scores(readme: str) -> str:
     """A README's text with the scores of the default bundle. Raises ValueError where it has no place for them."""
     manifest = json.loads((ROOT / "models" / DEFAULT_BUNDLE / "manifest.json").read_text(encoding="utf-8"))
-    return insert(readme, render_scores(manifest["metrics"], manifest["decoding"]), "metrics")
+    return insert(readme, render_summary(manifest["metrics"], manifest["decoding"]), "metrics")
 
 
 def main() -> None:

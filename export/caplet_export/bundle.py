@@ -145,10 +145,12 @@ def summarize_metrics(
             "split": evaluation["data"]["split"],
             "images": evaluation["data"]["images"],
             "scorer": evaluation["scorer"],
+            "human": evaluation["data"]["human"],
             "results": {
                 beam: {
                     "scores": result["scores"],
                     "intervals": result["intervals"],
+                    "cider_d_by_score": result["cider_d_by_score"],
                     "milliseconds": round(result["milliseconds"], 1),
                 }
                 for beam, result in evaluation["results"].items()

@@ -118,7 +118,44 @@ bundle as it ships, through caplet's runtime; percent, with 95% bootstrap interv
 Time is from the file to the sentence, photos in batches of 8.
 Settings: length penalty {decoding["length_penalty"]:g}, at most {decoding["max_length"]} words, repeated trigrams {
         "blocked" if decoding["block_repeated_trigrams"] else "allowed"
-    }."""
+    }.{_human(metrics)}{_by_score(metrics, decoding)}"""
+
+
+def render_summary(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
+    """The scores of the default search and of greedy beside those of people, as a Markdown table for the README."""
+    shown = ("bleu_4", "rouge_l", "cider_d")
+    rows = []
+    for name, beam in (("as it ships", str(decoding["beam_size"])), ("greedy", "1")):
+        if result := metrics["results"].get(beam):
+            scores, intervals = result["scores"], result["intervals"]
+            rows.append([f"caplet, {name}", *(f"{scores[key]:.1f}{_interval(intervals.get(key))}" for key in shown)])
+    if metrics["human"]:
+        rows.append(["one person, scored against the others", *(f"{metrics['human'][key]:.1f}" for key in shown)])
+    return markdown_table([f"{metrics['images']} {metrics['split']} photos", *(_SCORES[key] for key in shown)], rows)
+
+
+def _human(metrics: Mapping[str, Any]) -> str:
+    """What people score by the same rules, if it is known."""
+    if not metrics.get("human"):
+        return ""
+    scores = ", ".join(f"{title} {metrics['human'][key]:.1f}" for key, title in _SCORES.items())
+    return f"\n\nOne person's caption scored against those of the others, mean over all of them: {scores}."
+
+
+def _by_score(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
+    """How far a caption's score tells how good it is."""
+    fifths = metrics["results"].get(str(decoding["beam_size"]), {}).get("cider_d_by_score", ())
+    if len(fifths) < 5:
+        return ""
+    table = markdown_table(
+        ["score", "lowest", "low", "middle", "high", "highest"], [["CIDEr-D", *(f"{value:.1f}" for value in fifths)]]
+    )
+    return f"""
+
+How much a caption's score tells, by the default search: CIDEr-D of the fifth of the photos with the lowest scores, of
+the next fifth, and so on.
+
+{table}"""
 
 
 def _interval(interval: Mapping[str, float] | None) -> str:

@@ -301,6 +301,23 @@ class ImageStatistics:
         return 100.0 * np.concatenate([_bleu(weights @ self.bleu), means], axis=1)
 
 
+def human_scores(references: References) -> dict[str, float] | None:
+    """What people score by the same rules: each caption against the others of its image, in percent, by metric.
+
+    The mean over first captions, second captions and so on, as many as every image has; None where some image has
+    only one.
+    """
+    captions = min(map(len, references.values()))
+    if captions < 2:
+        return None
+    rounds = []
+    for number in range(captions):
+        others = {name: [*texts[:number], *texts[number + 1 :]] for name, texts in references.items()}
+        spoken = {name: texts[number] for name, texts in references.items()}
+        rounds.append(ImageStatistics.of(spoken, others).scores())
+    return {metric: sum(scores[metric] for scores in rounds) / captions for metric in METRICS}
+
+
 def bootstrap_interval(
     statistics: ImageStatistics, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:

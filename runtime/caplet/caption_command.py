@@ -17,6 +17,7 @@ from caplet.inputs import Input, find_inputs, is_folder
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Formatter, Record, Written, resume
+from caplet.targets import identity
 
 _LONGEST_FILE_NAME = 255  # bytes, on the file systems there are
 
@@ -79,8 +80,8 @@ class _Job(NamedTuple):
 class _Drawings:
     """Where the drawings go: to the path itself for one photo, into it as a folder for several, nowhere without a path.
 
-    In a folder they are called like their photos. Those of photos of one name are numbered, in the order of the photos,
-    and a file that is there keeps its name if it is no drawing, or one that is to be captioned.
+    In a folder they are called like their photos, those of photos of one name numbered in the order of the photos. An
+    existing file is overwritten only if caplet drew it and it is none of the inputs.
     """
 
     def __init__(self, path: str | None, photos: Iterable[str], *, several: bool) -> None:
@@ -92,13 +93,13 @@ class _Drawings:
         self._inputs: set[tuple[int, int] | None] = set()
         if self._path is not None and self._folder:
             self._path.mkdir(parents=True, exist_ok=True)
-            self._inputs.update(map(_identity, photos))
+            self._inputs.update(map(identity, photos))
 
     def job(self, photo: Input) -> _Job:
         """The next photo with its file. Photos that are done already have to come by too, or the numbers change."""
         if self._path is None or not self._folder:
             return _Job(photo, self._path)
-        self._inputs.add(_identity(photo.name))
+        self._inputs.add(identity(photo.name))
         stem = Path(photo.name).stem if photo.contents is None else "stdin"
         while True:
             self._photos[stem] += 1
@@ -110,7 +111,7 @@ class _Drawings:
     def _may_be_drawn_over(self, file: Path) -> bool:
         from caplet.explain import is_drawing
 
-        found = _identity(file)
+        found = identity(file)
         return found is None or (found not in self._inputs and is_drawing(file))
 
 
@@ -121,15 +122,6 @@ def _file_name(stem: str, number: int) -> str:
     while len(os.fsencode(stem + end)) > _LONGEST_FILE_NAME:
         stem = stem[:-1]
     return stem + end
-
-
-def _identity(path: str | Path) -> tuple[int, int] | None:
-    """What tells a file from every other, whatever it is called; None if there is none."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _draw(job: _Job, caption: Caption, arguments: argparse.Namespace) -> CapletError | None:

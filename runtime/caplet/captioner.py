@@ -19,7 +19,7 @@ from caplet.arguments import whole_number
 from caplet.bundle import Bundle, load_bundle
 from caplet.decode import Encoded, Hypothesis, search
 from caplet.errors import ArgumentError, BundleError, CapletError, InferenceError
-from caplet.image import MAX_PIXELS, ImageSource, is_source, load_pixels
+from caplet.image import LARGEST_LIMIT, MAX_PIXELS, ImageSource, is_source, load_pixels
 from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order
 from caplet.sessions import Sessions
@@ -32,7 +32,6 @@ _log = logging.getLogger(__name__)
 _GRID = 8  # the encoder's 64 locations are 8 rows of 8
 _FIRST_WORD = 4  # ids below are <pad>, <start>, <end>, <unk>
 _LARGEST_BATCH = 1024
-_LARGEST_PHOTO = 2**40  # pixels
 _MOST_PHOTO_WORKERS = 4
 _SEARCHED_TOGETHER = 8
 _Load: TypeAlias = Callable[[ImageSource], NDArray[np.uint8]]
@@ -53,8 +52,9 @@ class Caption:
     Attributes:
         text: the sentence, lower case, without a full stop.
         words: its words, as in the vocabulary.
-        score: log-probability per word, natural logarithm, at most 0; for another length penalty than 1 see
-            `caplet.decode.Hypothesis`. Comparable between captions of one model only.
+        score: mean log-probability of the words and of the end of the sentence (so not the mean of `word_scores`),
+            natural logarithm, at most 0; for another length penalty than 1 see `caplet.decode.Hypothesis`. Comparable
+            between captions of one model only.
         word_scores: log-probability of each word, given the photo and the words before it.
         attention: float32 [words,8,8], read-only: how much each word looked at each part of the photo, row by row
             from the top left; each word's weights sum to 1.
@@ -300,7 +300,7 @@ class Captioner:
     def _loader(self, allow_truncated: bool, max_pixels: int) -> _Load:
         """What makes the encoder's pixels of a photo."""
         size = self._bundle.manifest.width, self._bundle.manifest.height
-        most = whole_number("max_pixels", max_pixels, _LARGEST_PHOTO)
+        most = whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
         return functools.partial(load_pixels, size=size, max_pixels=most, allow_truncated=allow_truncated)
 
     def _encode(self, image: ImageSource | _Decoded, load: _Load) -> _Photo:
@@ -377,9 +377,9 @@ def _several(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
 
 
 def _settle(image: ImageSource, load: _Load) -> ImageSource | _Decoded:
-    """What may wait for a thread: a path or bytes as they are, pixels of all that its owner may change or close.
+    """Paths and bytes can be decoded later, by a worker; what the caller may change or close is decoded now.
 
-    Pixels for the encoder, as copies of large arrays and whole files would take far more memory.
+    Decoded, not copied: copies of large arrays and whole files would take far more memory than the encoder's pixels.
     """
     return image if isinstance(image, (str, os.PathLike, bytes)) else _decode(image, load)
 

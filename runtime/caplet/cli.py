@@ -13,13 +13,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from caplet import __version__
 from caplet.errors import ArgumentError, CapletError
-from caplet.inputs import STDIN, SUFFIXES, is_folder
 from caplet.output import Output, complain
 from caplet.records import FORMATS
+from caplet.targets import objection
 
 STDOUT = "-"
 _EPILOG = """\
@@ -174,81 +173,9 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
         parser.error("--null needs --files-from")
     if arguments.resume and (arguments.format != "jsonl" or arguments.output is None):
         parser.error("--resume needs --format jsonl and -o FILE")
-    _check_targets(parser, arguments)
-
-
-def _check_targets(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Results that would overwrite what they are made of, or each other, or be taken for photos the next time."""
-    output, drawings, photos = arguments.output, arguments.attention, arguments.photos
-    if output and any(_same_file(output, photo) for photo in photos):
-        parser.error("-o would overwrite a photo")
-    if output and _is_picture(output):
-        parser.error("-o would overwrite a picture")
-    listing = "/dev/stdin" if arguments.files_from == STDIN else arguments.files_from
-    if output and listing and _same_file(output, listing):
-        parser.error("-o would overwrite the list of files")
-    if output and drawings and (_real(output) == _real(drawings) or _same_file(output, drawings)):
-        parser.error("-o and --attention are the same file")
-    if drawings and not is_folder(drawings) and any(_same_file(drawings, photo) for photo in photos):
-        parser.error("--attention would overwrite a photo")
-    if drawings and _holds_something(drawings) and not _is_drawing(drawings):
-        parser.error("--attention would overwrite a file that is no drawing")
-    if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in photos if is_folder(folder)):
-        parser.error("--attention would put drawings among the photos")
-
-
-def _same_file(one: str, other: str) -> bool:
-    try:
-        return Path(one).samefile(other)
-    except (OSError, ValueError):
-        return False
-
-
-def _real(path: str) -> Path:
-    """A path without links; as it is if it is relative to a folder that is gone."""
-    try:
-        return Path(os.path.realpath(path))
-    except OSError:
-        return Path(path)
-
-
-def _lies_in(path: str, folder: str, recursive: bool) -> bool:
-    inside, outside = _real(path), _real(folder)
-    return inside == outside or (recursive and inside.is_relative_to(outside))
-
-
-def _holds_something(path: str) -> bool:
-    """Whether there is a file of that name with anything in it. Pipes and devices are none."""
-    try:
-        return os.path.isfile(path) and os.path.getsize(path) > 0  # noqa: PTH113, PTH202 - as in `is_folder`
-    except OSError:
-        return False
-
-
-def _is_picture(path: str) -> bool:
-    """Whether a file that is there is a picture: by its suffix, or by its first bytes."""
-    if Path(path).suffix.lower() in SUFFIXES:
-        return os.path.exists(path)  # noqa: PTH110 - as in `is_folder`
-    if not _holds_something(path):
-        return False
-    from caplet.image_file import HEAD, identify  # only here: it brings numpy and Pillow
-
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-        identify(head, path)
-    except OSError:
-        return False
-    except CapletError:
-        return head[4:8] == b"ftyp"  # HEIC, a picture all the same
-    # BMP and PPM start with two letters, and so may captions, with the name of a photo.
-    return not head.startswith((b"BM", b"P")) or b"\0" in head or head[2:3].isspace()
-
-
-def _is_drawing(path: str) -> bool:
-    from caplet.explain import is_drawing  # only here: it brings numpy and Pillow
-
-    return is_drawing(Path(path))
+    refused = objection(arguments)
+    if refused:
+        parser.error(refused)
 
 
 def _info_parser() -> argparse.ArgumentParser:

@@ -12,12 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from caplet.arguments import whole_number
 from caplet.errors import ArgumentError
 from caplet.image import MAX_PIXELS, ImageSource, load_picture
 
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _Colour: TypeAlias = tuple[int, int, int]
 
+_SMALLEST_PANEL, _LARGEST_PANEL = 64, 4096  # pixels
 _PAPER: _Colour = (255, 255, 255)
 _INK: _Colour = (28, 28, 32)
 _SOFT_INK: _Colour = (122, 122, 132)
@@ -58,8 +60,8 @@ def plot_attention(
         ImageError: the photo cannot be read.
     """
     shares = _check(words, attention, probabilities)
-    if panel < 64:
-        raise ArgumentError("panel", f"is {panel}", "it must be at least 64 pixels, to be legible")
+    if whole_number("panel", panel, _LARGEST_PANEL) < _SMALLEST_PANEL:
+        raise ArgumentError("panel", f"is {panel}", f"it must be at least {_SMALLEST_PANEL} pixels, to be legible")
     layout = _Layout(panel, len(words))
     photo = Image.fromarray(
         load_picture(image, longest_side=layout.photo, max_pixels=max_pixels, allow_truncated=allow_truncated)
@@ -115,7 +117,7 @@ class _Layout:
 
 
 def _check(words: Sequence[str], attention: ArrayLike, probabilities: Sequence[float]) -> NDArray[np.float32]:
-    shares = np.asarray(attention, np.float32)
+    shares, likelihoods = _numbers("attention", attention), _numbers("probabilities", probabilities)
     if not words:
         return np.zeros((0, 1, 1), np.float32)
     if shares.ndim != 3 or len(shares) != len(words) or 0 in shares.shape:
@@ -124,13 +126,20 @@ def _check(words: Sequence[str], attention: ArrayLike, probabilities: Sequence[f
         )
     if not np.isfinite(shares).all() or shares.min() < 0:
         raise ArgumentError("attention", "has shares below 0 or no numbers", "pass what the decoder gave")
-    if len(probabilities) != len(words):
+    if likelihoods.shape != (len(words),):
         raise ArgumentError(
-            "probabilities", f"are {len(probabilities)}", f"there must be one for each of {len(words)} words"
+            "probabilities", f"have shape {likelihoods.shape}", f"there must be one for each of {len(words)} words"
         )
-    if not all(0 <= probability <= 1.0001 for probability in probabilities):
+    if not ((likelihoods >= 0) & (likelihoods <= 1.0001)).all():
         raise ArgumentError("probabilities", "are not all between 0 and 1", "pass exp(log-probability)")
     return shares
+
+
+def _numbers(name: str, values: ArrayLike) -> NDArray[np.float32]:
+    try:
+        return np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(name, "is no array of numbers", "pass what the caption has") from error
 
 
 def _on_paper(parts: Sequence[tuple[Image.Image, int, int]], layout: _Layout) -> Image.Image:

@@ -1,11 +1,11 @@
 """Anything a person has (path, bytes, file object, PIL image, array) to uint8 RGB pixels, through one decoder.
 
-Every source becomes a Pillow image, and every Pillow image takes the same steps: orientation as its EXIF says, alpha
-over white, RGB, squashed to the size the encoder wants, sRGB. Nothing here sets or goes by Pillow's process-wide
-switches (`Image.MAX_IMAGE_PIXELS`, `ImageFile.LOAD_TRUNCATED_IMAGES`, the warning filters): limits and leniency belong
-to the call, so calls in several threads, and the caller's own use of Pillow, do not disturb each other. Two of Pillow's
-decoders look at the first switch by themselves: a TIFF, or the frame of a GIF, draws Pillow's warning above it and is
-refused above twice of it.
+Every source becomes a Pillow image, and every Pillow image takes the same steps: RGB, with alpha over white;
+orientation as its EXIF says; squashed to the size the encoder wants; sRGB. Nothing here sets or goes by Pillow's
+process-wide switches (`Image.MAX_IMAGE_PIXELS`, `ImageFile.LOAD_TRUNCATED_IMAGES`, the warning filters): limits and
+leniency belong to the call, so calls in several threads, and the caller's own use of Pillow, do not disturb each other.
+Two of Pillow's decoders look at the first switch by themselves: a TIFF, or the frame of a GIF, draws Pillow's warning
+above it and is refused above twice of it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from caplet.arguments import whole_number
 from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image_file import HEAD, cause_of, check_size, decode_file, identify
 
@@ -33,6 +34,12 @@ ImageSource: TypeAlias = (
 MAX_PIXELS = 120_000_000
 """Default limit on width x height. A 108-megapixel phone photo passes: as a usual JPEG it takes 40 MB of memory, as a
 progressive one 350 MB, and the costliest formats (WebP, float TIFF) take up to 16 bytes a pixel."""
+
+LARGEST_LIMIT = 2**40
+"""Most that a limit on pixels can be set to."""
+
+_LONGEST_SIDE = 2**16
+"""Of the result, in pixels."""
 
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels: white, as on paper and on most pages where such pictures stand."""
@@ -70,7 +77,7 @@ def load_pixels(
         ImageError: the image is unreadable, damaged, truncated, empty, too large, or in a format caplet does not read.
         ArgumentError: `size` or `max_pixels` makes no sense.
     """
-    _check_options(size, max_pixels)
+    size, max_pixels = _checked_size(size), whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
     return _load(source, lambda width, height: size, max(size), max_pixels, allow_truncated)
 
 
@@ -87,7 +94,8 @@ def load_picture(
     Raises:
         ImageNotFoundError, ImageTypeError, ImageError, ArgumentError: as `load_pixels`.
     """
-    _check_options((longest_side, longest_side), max_pixels)
+    longest_side = whole_number("longest_side", longest_side, _LONGEST_SIDE)
+    max_pixels = whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
 
     def fit(width: int, height: int) -> tuple[int, int]:
         scale, least = longest_side / max(width, height), max(longest_side // 8, 1)
@@ -164,12 +172,12 @@ def _subject(source: object) -> str:
     )
 
 
-def _check_options(size: tuple[int, int], max_pixels: int) -> None:
-    if len(size) != 2:
-        raise ArgumentError("size", f"is {size!r}", "it must be (width, height)")
-    for name, value in (("width", size[0]), ("height", size[1]), ("max_pixels", max_pixels)):
-        if not isinstance(value, int) or value < 1:
-            raise ArgumentError(name, f"is {value!r}", "it must be a whole number of at least 1")
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        width, height = size
+    except (TypeError, ValueError):
+        raise ArgumentError("size", f"is {size!r}", "it must be (width, height)") from None
+    return whole_number("width", width, _LONGEST_SIDE), whole_number("height", height, _LONGEST_SIDE)
 
 
 def _check_array(array: NDArray[Any], max_pixels: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from caplet.bundle import load_bundle
@@ -11,6 +12,8 @@ from caplet.errors import printable
 from caplet.machine import describe_cpu, versions
 from caplet.output import Output
 from caplet.threads import usable_threads
+
+_TITLES = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,7 +61,7 @@ def _as_text(information: dict[str, Any]) -> str:
         ("search", f"beam {decoding['beam_size']}, at most {decoding['max_length']} words"),
         *((f"license of {what}", text) for what, text in information["license"].items()),
         *((f"file {name}", _size_and_hash(entry)) for name, entry in information["files"].items()),
-        *((f"metrics {name}", _brief(value)) for name, value in information["metrics"].items()),
+        ("scores", _scores(information["metrics"], decoding["beam_size"])),
         ("CPU", f"{cpu['name'] or 'unknown'} ({cpu['architecture']}, {cpu['cpus']} CPUs)"),
         ("CPU features", " ".join(cpu["features"]) or "unknown"),
         ("threads", f"{threads['count']} ({threads['reason']})"),
@@ -72,5 +75,11 @@ def _size_and_hash(entry: dict[str, Any]) -> str:
     return f"{entry['bytes']:,} bytes, {entry['sha256']}"
 
 
-def _brief(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _scores(metrics: Mapping[str, Any], beam_size: int) -> str:
+    """Those of the default search in a line, where the bundle has them in the way that caplet-export writes."""
+    try:
+        scores = metrics["results"][str(beam_size)]["scores"]
+        figures = ", ".join(f"{title} {scores[key]:.1f}" for key, title in _TITLES.items())
+        return f"{figures} on {metrics['images']} photos of the {metrics['split']} split"
+    except (KeyError, TypeError, ValueError):
+        return "none for the default search"

@@ -16,8 +16,9 @@ from caplet.output import make_blocking
 
 STDIN = "-"
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .avif .gif .tif .tiff .bmp .ppm .pgm .pbm .jp2 .j2k".split()  # noqa: SIM905
+    ".jpg .jpeg .jpe .jfif .png .webp .avif .gif .tif .tiff .bmp .ppm .pgm .pbm .jp2 .j2k .heic .heif".split()  # noqa: SIM905
 )
+"""Of what counts as a photo in a folder. HEIC is an error, but one that says what to do, not a photo passed over."""
 _LARGEST_PIPE = 512 * 2**20
 _CHUNK = 2**16
 _LONGEST_NAME = 2**16  # bytes; no system takes a path of more than half of that

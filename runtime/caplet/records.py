@@ -38,7 +38,7 @@ class Record:
         return cls(path, result, bundle.manifest.name, bundle.digest)
 
     def fields(self) -> dict[str, Any]:
-        """The members of the JSON object: those in FIELDS that apply."""
+        """The members of the JSON object: those in FIELDS that apply, and the alternatives, which fit in no table."""
         model = {"model": self.model, "model_sha256": self.model_sha256}
         if isinstance(self.result, CapletError):
             return {"path": self.path, **model, "error": str(self.result)}
@@ -49,6 +49,10 @@ class Record:
             "caption": caption.text,
             "score": round(caption.score, 6),
             "words": [{"word": word, "log_prob": round(log_prob, 6)} for word, log_prob in words],
+            "alternatives": [
+                {"caption": alternative.text, "score": round(alternative.score, 6)}
+                for alternative in caption.alternatives
+            ],
             "milliseconds": round(caption.milliseconds, 3),
             **model,
         }

@@ -98,8 +98,10 @@ class Sessions:
                     self._open()
 
     def _keep_inherited(self) -> None:
-        """In a forked child: onnxruntime would wait for ever, at the latest when the child exits, for threads that do
-        not exist there to end. So what was inherited never ends: it has one reference more than anybody knows of.
+        """In a forked child, keep the inherited sessions from being destroyed.
+
+        Their threads do not exist there, and onnxruntime would wait for them for ever. So each session gets a reference
+        that is never given back.
         """
         for session in (self._encoder, self._decoder):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))

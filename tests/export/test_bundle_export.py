@@ -23,11 +23,12 @@ from caplet_export.outputs import whole_folder
 from caplet_export.stages import ALL, Stage
 from caplet_export.text import SPECIALS, Vocabulary
 
+HUMAN = {"bleu_1": 60.0, "bleu_2": 41.0, "bleu_3": 28.0, "bleu_4": 21.75, "rouge_l": 49.5, "cider_d": 83.25}
 EVALUATION: dict[str, Any] = {
     "scorer": "a scorer",
     "bundle": {"name": "tiny"},
     "settings": {"max_length": 20, "length_penalty": 1.0, "block_repeated_trigrams": True},
-    "data": {"split": "dev", "images": 7},
+    "data": {"split": "dev", "images": 7, "human": {**HUMAN}},
     "results": {
         "3": {
             "captions": {"secret.jpg": {"text": "never in a bundle"}},
@@ -40,6 +41,7 @@ EVALUATION: dict[str, Any] = {
                 "cider_d": 55.55,
             },
             "intervals": {"cider_d": {"low": 52.1, "high": 58.9}},
+            "cider_d_by_score": [31.0, 42.0, 53.0, 64.0, 75.0],
             "milliseconds": 24.0,
         }
     },
@@ -175,6 +177,8 @@ def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path
         "## What each switch gives",
         "| no smoothing |",
         "One seed each.",
+        "BLEU-4 21.8, ROUGE-L 49.5, CIDEr-D 83.2.",
+        "| CIDEr-D | 31.0 | 42.0 | 53.0 | 64.0 | 75.0 |",
         "9 of 9 greedy captions",
         "ranges by mse on 8 training photos",
         "dev split",

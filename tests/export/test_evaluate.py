@@ -19,7 +19,7 @@ from caplet.manifest import Decoding
 from caplet_export.bigrams import Bigrams
 from caplet_export.cli import main
 from caplet_export.errors import ConfigurationError
-from caplet_export.evaluate import CaptionJournal, CaptionRecord, Evaluation, evaluate, format_table
+from caplet_export.evaluate import BeamResult, CaptionJournal, CaptionRecord, Evaluation, evaluate, format_table
 from caplet_export.flickr8k import read_dataset
 from caplet_export.metrics import corpus_scores, references_of, tokenize
 from tiny_bundle import TinyModel, join_words, reference_search, rehash, vocabulary, write_tiny_bundle
@@ -259,3 +259,15 @@ def test_the_digest_names_the_bundle(tiny_bundle: Path, made_up_data: Path, tmp_
     dataset = read_dataset(made_up_data)
     digests = [evaluate(bundle, dataset, "dev", limit=1).bundle["digest"] for bundle in (tiny_bundle, other)]
     assert digests[0] != digests[1]
+
+
+def test_what_the_score_tells_is_told_in_fifths() -> None:
+    names = [f"{number}.jpg" for number in range(10)]
+    # The five captions with the best scores are right, and the others about nothing.
+    captions = {
+        name: CaptionRecord(f"some words about {name}" if number > 4 else "rubbish", number - 10.0, 1.0)
+        for number, name in enumerate(names)
+    }
+    references = {name: [tokenize(f"some words about {name}")] for name in names}
+    fifths = BeamResult.of(captions, references).cider_d_by_score
+    assert len(fifths) == 5 and fifths[:2] == [0.0, 0.0] and fifths[3] == fifths[4] == 2 * fifths[2] > 0

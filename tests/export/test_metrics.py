@@ -22,6 +22,7 @@ from caplet_export.metrics import (
     ImageStatistics,
     bootstrap_interval,
     corpus_scores,
+    human_scores,
     paired_bootstrap,
     tokenize,
 )
@@ -367,3 +368,26 @@ def test_paired_bootstrap_wants_the_same_images() -> None:
     second = ImageStatistics.of(fewer, {key: references[key] for key in fewer})
     with pytest.raises(ValueError, match="same images"):
         paired_bootstrap(first, second)
+
+
+def test_people_are_scored_against_one_another() -> None:
+    same = {name: [tokenize(f"a {name} runs over the grass")] * 3 for name in ("dog", "cat", "horse")}
+    agreed = human_scores(same)
+    assert agreed is not None
+    assert [agreed["bleu_4"], agreed["rouge_l"]] == pytest.approx([100.0, 100.0])
+    odd = {name: [*texts[:2], ["nothing"]] for name, texts in same.items()}
+    found = human_scores(odd)
+    assert found is not None
+    # Two of three agree with one of the others word for word, the third with nobody.
+    assert found["rouge_l"] == pytest.approx(200 / 3)
+    assert found["cider_d"] == pytest.approx(
+        sum(
+            corpus_scores(
+                {name: texts[number] for name, texts in odd.items()},
+                {name: [text for other, text in enumerate(texts) if other != number] for name, texts in odd.items()},
+            ).cider_d
+            for number in range(3)
+        )
+        / 3
+    )
+    assert human_scores({**same, "alone": [["one"]]}) is None

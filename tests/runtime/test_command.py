@@ -23,7 +23,7 @@ import caplet.output
 from caplet import Caption, Captioner, ImageNotFoundError
 from caplet.cli import main
 
-NAMES = ("astronaut", "cat", "coffee", "rocket")
+NAMES = ("astronaut", "cameraman", "cat", "coffee", "rocket")
 needs_bytes_in_names = pytest.mark.skipif(sys.platform != "linux", reason="file names are text on this system")
 
 
@@ -97,6 +97,10 @@ def test_jsonl_has_every_field(
     assert good["score"] == pytest.approx(caption.score, abs=1e-5)
     assert [entry["word"] for entry in good["words"]] == list(caption.words)
     assert [entry["log_prob"] for entry in good["words"]] == pytest.approx(caption.word_scores, abs=1e-5)
+    assert [entry["caption"] for entry in good["alternatives"]] == [each.text for each in caption.alternatives]
+    assert [entry["score"] for entry in good["alternatives"]] == pytest.approx(
+        [each.score for each in caption.alternatives], abs=1e-5
+    )
     assert good["milliseconds"] > 0
     assert (good["model"], good["model_sha256"]) == ("tiny-6", Captioner(tiny_bundle).bundle.digest)
     assert set(bad) == {"path", "model", "model_sha256", "error"}
@@ -177,6 +181,16 @@ def test_a_folder_gives_its_photos_by_name(
 ) -> None:
     _, out, _ = run(folder, capfd=capfd)
     assert out == f"{folder}/a.PNG\t{texts['rocket']}\n{folder}/b.jpg\t{texts['cat']}\n"
+
+
+def test_a_heic_photo_in_a_folder_is_not_passed_over(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    shutil.copy(photos / "cat.jpg", tmp_path)
+    status, out, err = run(tmp_path, capfd=capfd)
+    assert (status, out.count("\n"), err.count("\n")) == (1, 1, 1)
+    assert "IMG_0001.HEIC: is a HEIC photo" in err and "convert it to JPEG" in err
 
 
 def test_recursive_gives_the_folders_in_it_too(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -857,11 +871,11 @@ def test_progress_is_for_terminals(
     monkeypatch.setattr(sys, "stderr", terminal)
     paths = [str(photos / f"{name}.jpg") for name in NAMES]
     assert main([*paths, "nowhere.jpg", "-o", str(tmp_path / "out"), *options]) == 1
-    assert ("4/5 photos" in terminal.getvalue()) == shown
+    assert ("5/6 photos" in terminal.getvalue()) == shown
     assert terminal.getvalue().endswith(" \rcaplet: nowhere.jpg: no such file; check the path\n") == shown
     terminal.truncate(0)
     assert main([str(photos), "-o", str(tmp_path / "out"), *options]) == 0
-    assert ("4 photos" in terminal.getvalue()) == shown  # how many a folder has is not known before
+    assert ("5 photos" in terminal.getvalue()) == shown  # how many a folder has is not known before
     assert terminal.getvalue().endswith(" \r") == shown  # the line is wiped
     terminal.truncate(0)
     monkeypatch.setattr(sys, "stdout", terminal)

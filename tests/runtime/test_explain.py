@@ -150,10 +150,15 @@ def test_colours_get_lighter_in_even_steps() -> None:
         (["a"], np.ones((1, 8, 8)), [], "probabilities"),
         (["a"], np.ones((1, 8, 8)), [-0.5], "probabilities"),
         (["a"], np.ones((1, 8, 8)), [2], "probabilities"),
+        (["a"], np.ones((1, 8, 8)), [np.nan], "probabilities"),
+        (["a"], np.ones((1, 8, 8)), ["likely"], "probabilities"),
+        (["a"], np.ones((1, 8, 8)), 1, "probabilities"),
+        (["a"], [[[1], [1, 2]]], [1], "attention"),
+        (["a"], None, [1], "attention"),
     ],
 )
 def test_parts_that_do_not_fit_are_argument_errors(
-    words: list[str], attention: NDArray[Any], probabilities: list[float], subject: str
+    words: list[str], attention: Any, probabilities: Any, subject: str
 ) -> None:
     with pytest.raises(ArgumentError) as caught:
         plot_attention(PHOTOS / "cat.jpg", words, attention, probabilities)
@@ -161,8 +166,9 @@ def test_parts_that_do_not_fit_are_argument_errors(
 
 
 def test_panels_too_small_to_read_and_missing_photos_are_errors() -> None:
-    with pytest.raises(ArgumentError, match="panel"):
-        plot_attention(PHOTOS / "cat.jpg", ["a"], looking_at((0, 0)), [1], panel=10)
+    for panel in (10, 1e9, "large", True):
+        with pytest.raises(ArgumentError, match="panel"):
+            plot_attention(PHOTOS / "cat.jpg", ["a"], looking_at((0, 0)), [1], panel=panel)  # type: ignore[arg-type]
     with pytest.raises(ImageNotFoundError):
         plot_attention(PHOTOS / "none.jpg", ["a"], looking_at((0, 0)), [1])
 

@@ -18,7 +18,7 @@ import pytest
 from caplet.cli import main
 
 LONG = os.environ.get("CAPLET_LONG") == "1"
-NAMES = ("astronaut", "cat", "coffee", "rocket")
+NAMES = ("astronaut", "cameraman", "cat", "coffee", "rocket")
 
 
 @pytest.fixture(autouse=True)

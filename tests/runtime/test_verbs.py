@@ -56,7 +56,21 @@ def test_info_as_text_holds_the_same(bundle: Path, capfd: pytest.CaptureFixture[
     assert all(f"{name} {version}" in text for name, version in information["versions"].items())
     assert all(entry["sha256"] in text for entry in information["files"].values())
     assert information["model"]["sha256"] in text
+    assert "none for the default search" in text
     assert f"{information['threads']['count']} ({information['threads']['reason']})" in text
+
+
+def test_info_has_the_scores_of_the_default_search_in_a_line(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def score(manifest: dict[str, Any]) -> None:
+        scores = {"cider_d": 69.46, "bleu_4": 26.83, "rouge_l": 50.93}
+        greedy = dict.fromkeys(scores, 0.0)
+        beam = str(manifest["decoding"]["beam_size"])
+        results = {"1": {"scores": greedy}, beam: {"scores": scores}}
+        manifest["metrics"] = {"split": "dev", "images": 1000, "scorer": "some", "results": results}
+
+    rehash(bundle, score)
+    text = run("info", "--model", bundle, capfd=capfd)[1]
+    assert "CIDEr-D 69.5, BLEU-4 26.8, ROUGE-L 50.9 on 1000 photos of the dev split" in text
 
 
 def test_info_about_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -70,12 +84,13 @@ def test_the_strings_of_a_bundle_forge_no_rows(bundle: Path, capfd: pytest.Captu
     def forge(manifest: dict[str, Any]) -> None:
         manifest["license"].update({"data": forged, forged: "text"})
         manifest["created_with"][forged] = forged
-        manifest["metrics"].update({"text": forged, forged: 1})
+        scores = {"cider_d": 1, "bleu_4": 2, "rouge_l": 3}
+        manifest["metrics"] = {"results": {"3": {"scores": scores}}, "images": forged, "split": forged}
 
     lines = run("info", "--model", bundle, capfd=capfd)[1].count("\n")
     rehash(bundle, forge)
     status, out, err = run("info", "--model", bundle, capfd=capfd)
-    assert (status, err, out.count("\n")) == (0, "", lines + 3)
+    assert (status, err, out.count("\n")) == (0, "", lines + 1)
     assert out.replace("\n", "").isprintable()
     assert out.count("forged\\x1b[31m\\ud800") == 6
 
