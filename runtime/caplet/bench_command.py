@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from caplet.bundle import Bundle
 from caplet.captioner import Captioner
 from caplet.decode import Floats, StepResult, search
-from caplet.errors import ArgumentError, CapletError, ImageError
+from caplet.errors import ArgumentError, CapletError, ImageError, printable
 from caplet.image import load_pixels
+from caplet.inputs import STDIN
 from caplet.machine import describe_cpu, versions
 from caplet.output import Output
 from caplet.threads import usable_threads
@@ -177,10 +178,11 @@ def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float |
     command = [sys.executable, "-c", f"import sys\nsys.path[:] = {path!r}\n{_FRESH}"]
     for option, value in (("--model", arguments.model), ("--threads", arguments.threads), ("--beam", arguments.beam)):
         command += [option, str(value)] if value is not None else []
+    command += ["--", "./-" if photo == STDIN else photo]
     seconds, peaks = [], []
     for _ in range(_FRESH_STARTS):
         started = time.perf_counter()
-        process = subprocess.run([*command, "--", photo], capture_output=True, check=False)
+        process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         seconds.append(time.perf_counter() - started)
         peak = _PEAK.search(process.stderr)
         if process.returncode != 0 or peak is None:
@@ -208,7 +210,7 @@ def _as_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['model']} on {report['cpu']['name'] or report['cpu']['architecture']}, "
         f"{threads['count']} threads ({threads['reason']}), onnxruntime {report['versions']['onnxruntime']}",
-        f"{report['photo']}: {report['words']} words, beam {report['beam_size']}, {report['runs']} runs",
+        f"{printable(report['photo'])}: {report['words']} words, beam {report['beam_size']}, {report['runs']} runs",
         "",
         f"{'milliseconds':<14}{'p50':>9}{'p90':>9}{'p99':>9}",
     ]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caplet.captioner import Caption, Captioner
-from caplet.errors import CapletError
+from caplet.errors import CapletError, InferenceError
 from caplet.image import MAX_PIXELS, ImageSource
-from caplet.inputs import Input, find_inputs, is_folder
+from caplet.inputs import STDIN, Input, find_inputs, is_folder
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Formatter, Record, Written, resume
@@ -100,7 +100,7 @@ class _Drawings:
         if self._path is None or not self._folder:
             return _Job(photo, self._path)
         self._inputs.add(identity(photo.name))
-        stem = Path(photo.name).stem if photo.contents is None else "stdin"
+        stem = Path(photo.name).stem if photo.name != STDIN else "stdin"
         while True:
             self._photos[stem] += 1
             file = self._path / _file_name(stem, self._photos[stem])
@@ -112,7 +112,9 @@ class _Drawings:
         from caplet.explain import is_drawing
 
         found = identity(file)
-        return found is None or (found not in self._inputs and is_drawing(file))
+        if found is None or found in self._inputs:
+            return found is None
+        return file.is_file() and (file.stat().st_size == 0 or is_drawing(file))
 
 
 def _file_name(stem: str, number: int) -> str:
@@ -194,13 +196,19 @@ def _in_turn(
         while waiting and (problem := waiting[0].photo.problem) is not None:
             yield waiting.popleft(), problem
 
-    for caption in captions:
+    try:
+        for caption in captions:
+            yield from problems()
+            job = waiting.popleft()
+            yield job, _named(caption, job.photo) if isinstance(caption, CapletError) else caption
+    except CapletError:  # a list that breaks off; what came before it still counts
         yield from problems()
-        job = waiting.popleft()
-        yield job, _named(caption, job.photo) if isinstance(caption, CapletError) else caption
+        raise
     yield from problems()
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:
-    """The error under the name of its photo, which the captioner does not know where it got the contents."""
+    """The error under the name of its photo, which the captioner does not know where it got the contents or failed."""
+    if isinstance(error, InferenceError):
+        return InferenceError(photo.name, f"{error.subject}: {error.cause}", error.remedy)
     return error if photo.contents is None else type(error)(photo.name, error.cause, error.remedy)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from caplet.arguments import whole_number
 from caplet.bundle import Bundle, load_bundle
 from caplet.decode import Encoded, Hypothesis, search
-from caplet.errors import ArgumentError, BundleError, CapletError, InferenceError
+from caplet.errors import ArgumentError, BundleError, CapletError, InferenceError, without_frames
 from caplet.image import LARGEST_LIMIT, MAX_PIXELS, ImageSource, is_source, load_pixels
 from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order
@@ -72,6 +72,11 @@ class Caption:
 
     def __str__(self) -> str:
         return self.text
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Pickled arrays come back writable."""
+        self.__dict__.update(state)
+        self.attention.setflags(write=False)
 
     def plot(self, image: ImageSource, *, allow_truncated: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Draw `image`, the photo this caption is for, and for each word where it looked and how likely it was.
@@ -196,9 +201,12 @@ class Captioner:
         """
         decoding, load = self.decoding(beam_size, max_length), self._loader(allow_truncated, max_pixels)
         result = self._caption_batch([self._encode(image, load)], decoding)[0]
-        if isinstance(result, CapletError):
-            raise result
-        return result
+        try:
+            if isinstance(result, CapletError):
+                raise result
+            return result
+        finally:
+            del result  # an error that knows this frame, which knows the error, would stay until garbage is collected
 
     @overload
     def caption_many(
@@ -312,19 +320,13 @@ class Captioner:
         try:
             encoded = self._sessions.encode(decoded.pixels[None])
         except CapletError as error:
-            encoded = error
+            encoded = without_frames(error)
         return _Photo(encoded, decoded.seconds + time.perf_counter() - started)
 
     def _caption_batch(self, photos: Sequence[_Photo], decoding: Decoding) -> list[Caption | CapletError]:
         started = time.perf_counter()
         good = [photo.encoded for photo in photos if not isinstance(photo.encoded, CapletError)]
-        found: Iterator[list[Hypothesis] | CapletError] = iter(())
-        if good:
-            together = good[0] if len(good) == 1 else Encoded(*map(np.concatenate, zip(*good, strict=True)))
-            try:
-                found = iter(search(self._sessions.step, together, decoding))
-            except CapletError as error:
-                found = iter([error] * len(good))
+        found = iter(self._search(good, decoding))
         share = (time.perf_counter() - started) / max(len(good), 1)
         results: list[Caption | CapletError] = []
         for photo in photos:
@@ -335,6 +337,18 @@ class Captioner:
                 results.append(self._write(result, 1000 * (photo.seconds + share)))
         _log.debug("captioned %d of %d photos, their search %.1f ms each", len(good), len(photos), 1000 * share)
         return results
+
+    def _search(self, photos: Sequence[Encoded], decoding: Decoding) -> Sequence[list[Hypothesis] | CapletError]:
+        """The best sentences of each photo, searched together; each alone if that fails, as it may for one of them."""
+        if not photos:
+            return []
+        together = photos[0] if len(photos) == 1 else Encoded(*map(np.concatenate, zip(*photos, strict=True)))
+        try:
+            return search(self._sessions.step, together, decoding)
+        except CapletError as error:
+            if len(photos) == 1:
+                return [without_frames(error)]
+        return [self._search([photo], decoding)[0] for photo in photos]
 
     def _write(self, hypotheses: Sequence[Hypothesis], milliseconds: float) -> Caption | CapletError:
         """The caption that the best hypothesis means."""
@@ -390,7 +404,7 @@ def _decode(image: ImageSource, load: _Load) -> _Decoded:
     try:
         pixels = load(image)
     except CapletError as error:
-        pixels = error
+        pixels = without_frames(error)
     return _Decoded(pixels, time.perf_counter() - started)
 
 

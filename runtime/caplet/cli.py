@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 all captioned, 1 some failed, 2 usage, 130 interrupted.
     """
+    _occupy_standard_streams()
     # numpy would start a thread per core for matrix products that caplet never asks it for.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -51,12 +52,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except CapletError as error:
         return _complain(str(error), 1)
+    except ImportError as error:
+        if _was_interrupted(error):
+            return _complain("interrupted", 130)
+        return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); install caplet again", 1)
     except BrokenPipeError:
         return 1  # whoever read the output has had enough
     except OSError as error:
         return _complain(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+
+
+def _occupy_standard_streams() -> None:
+    """Where a standard stream was closed, have its number taken: or else the next file opened would be the stream, and
+    get what C libraries write there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error; what it interrupts in a C module's import arrives as an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _run(words: list[str]) -> int:
@@ -124,7 +147,9 @@ def _add_model_options(parser: argparse.ArgumentParser, *, may_skip_hashes: bool
 def _caption_parser() -> argparse.ArgumentParser:
     parser = _parser("caplet", "Write a caption for every photo.", _EPILOG)
     parser.add_argument("--version", action="version", version=f"caplet {__version__}")
-    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="a file, a folder, or - for standard input")
+    parser.add_argument(
+        "photos", nargs="*", type=_name, metavar="PHOTO", help="a file, a folder, or - for standard input"
+    )
     photos = parser.add_argument_group("photos")
     photos.add_argument("-r", "--recursive", action="store_true", help="also the folders in the folders")
     photos.add_argument(
@@ -192,7 +217,7 @@ def _check_parser() -> argparse.ArgumentParser:
 
 def _bench_parser() -> argparse.ArgumentParser:
     parser = _parser("caplet bench", "Measure speed and memory on this machine.")
-    parser.add_argument("photo", nargs="?", metavar="PHOTO", help="default: a photo of the model's own")
+    parser.add_argument("photo", nargs="?", type=_name, metavar="PHOTO", help="default: a photo of the model's own")
     parser.add_argument("--runs", type=_whole, default=30, metavar="N", help="measured captions; default 30")
     parser.add_argument("--beam", type=_whole, metavar="N", help="hypotheses per word; default: model's")
     parser.add_argument("--batch-size", type=_whole, default=8, metavar="N", help="for the throughput; default 8")

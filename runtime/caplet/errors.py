@@ -7,6 +7,7 @@ Every error is a `CapletError` and also the built-in a caller would catch anyway
 from __future__ import annotations
 
 import errno
+from typing import TypeVar
 
 
 class CapletError(Exception):
@@ -65,6 +66,20 @@ class BundleNotFoundError(BundleError, FileNotFoundError):
 
 class InferenceError(CapletError, RuntimeError):
     """The graphs failed while running."""
+
+
+_Error = TypeVar("_Error", bound=BaseException)
+
+
+def without_frames(error: _Error) -> _Error:
+    """The error, to be kept, without the frames it and its causes came through: these hold a photo's pixels."""
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and each.__traceback__ is not None:
+            each.__traceback__ = None
+            waiting += [each.__cause__, each.__context__]
+    return error
 
 
 def printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -87,10 +88,20 @@ _MARK = ("Software", "caplet")
 
 
 def save_drawing(drawing: Image.Image, path: Path) -> None:
-    """Write a drawing as a PNG file that `is_drawing` knows again. Raises OSError."""
+    """Write a drawing as a PNG file that `is_drawing` knows again, whole or not at all. Raises OSError."""
     text = PngInfo()
     text.add_text(*_MARK)
-    drawing.save(path, format="PNG", pnginfo=text)
+    target = Path(os.path.realpath(path))  # a link stays one
+    if target.exists() and not target.is_file():  # a pipe or a device
+        drawing.save(target, format="PNG", pnginfo=text)
+        return
+    temporary = target.with_name(f".caplet-{os.getpid()}.png")
+    try:
+        drawing.save(temporary, format="PNG", pnginfo=text)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def is_drawing(path: Path) -> bool:

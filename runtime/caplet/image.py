@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import IO, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundE
 from caplet.image_file import HEAD, cause_of, check_size, decode_file, identify
 
 ImageSource: TypeAlias = (
-    str | os.PathLike[str] | os.PathLike[bytes] | bytes | bytearray | memoryview | BinaryIO | Image.Image
+    str | os.PathLike[str] | os.PathLike[bytes] | bytes | bytearray | memoryview | IO[bytes] | Image.Image
     | NDArray[np.uint8]
 )  # fmt: skip
 """What `load_pixels` takes. Text is a path; bytes are the contents of an image file."""
@@ -208,8 +208,7 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
 
     Pillow never sees the caller's object: some decoders close it, or move its file descriptor behind its back.
     """
-    seekable = getattr(stream, "seekable", None)
-    position = stream.tell() if seekable is not None and seekable() else None
+    position = _position(stream)
     # No format here needs more than four 16-bit samples a pixel, so nothing longer can be a picture within the limit.
     most = 8 * max_pixels + (1 << 20)
     data = bytearray()
@@ -228,6 +227,17 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
         if position is not None:
             stream.seek(position)
     return io.BytesIO(data)
+
+
+def _position(stream: Any) -> int | None:
+    """Where a file object stands that can be put back there; None for any other."""
+    seekable = getattr(stream, "seekable", None)
+    if seekable is not None:
+        return stream.tell() if seekable() else None
+    try:  # SpooledTemporaryFile before Python 3.11, and other objects that have the methods but not this one
+        return int(stream.seek(stream.tell()) or stream.tell())
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 _decoding = threading.Lock()

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "jsonl", "csv", "tsv")
 FIELDS = ("path", "caption", "score", "words", "milliseconds", "model", "model_sha256", "error")
+_RECORD_START = b'{"path": "'
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _LINE_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -83,8 +83,8 @@ class Formatter:
         if self._form == "tsv":
             return "\t".join(column.translate(_TSV_ESCAPES) for column in columns) + "\n"
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(columns)
-        return line.getvalue()
+        csv.writer(line).writerow(columns)  # with another line terminator Pythons before 3.13 leave "\r" unquoted
+        return line.getvalue().removesuffix("\r\n") + "\n"
 
     @staticmethod
     def _columns(record: Record) -> list[str]:
@@ -116,7 +116,11 @@ def resume(path: str, model_sha256: str) -> Written:
     if not Path(path).is_file():
         raise ArgumentError("--resume", f"{path} is not a file", "choose another -o FILE")
     with open(path, "r+b") as file:
-        for number, line in enumerate(_whole_lines(file), start=1):
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                if not _may_be_ours(line):
+                    raise _not_ours(f"{path} line {number}")
+                break
             record = _parse(line, f"{path} line {number}")
             if record["model_sha256"] != model_sha256:
                 raise ArgumentError("--resume", f"{path} was written with another model", "choose another -o FILE")
@@ -127,8 +131,13 @@ def resume(path: str, model_sha256: str) -> Written:
     return Written(paths, failed)
 
 
-def _whole_lines(file: io.BufferedRandom) -> Iterator[bytes]:
-    return (line for line in file if line.endswith(b"\n"))
+def _may_be_ours(line: bytes) -> bool:
+    """Whether a line without an end may be half a record, or what a power cut leaves of one: null bytes."""
+    return line.startswith(_RECORD_START[: len(line)]) or not line.strip(b"\0")
+
+
+def _not_ours(where: str) -> ArgumentError:
+    return ArgumentError("--resume", f"{where} is not a record of caplet", "choose another -o FILE")
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -137,5 +146,5 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("path"), str) or "model_sha256" not in record:
-        raise ArgumentError("--resume", f"{where} is not a record of caplet", "choose another -o FILE")
+        raise _not_ours(where)
     return record

@@ -152,9 +152,18 @@ def _session(path: Path, threads: int, providers: list[Any], *, exact: bool) -> 
     # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return onnxruntime.InferenceSession(_as_text(path) or path.read_bytes(), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", "get the bundle again") from error
+
+
+def _as_text(path: Path) -> str | None:
+    """The path if onnxruntime can take it: it wants UTF-8, which a file's name need not be."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return None
+    return str(path)
 
 
 def _spinning(version: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ from PIL import Image
 import caplet
 from caplet import ArgumentError, CapletError, Caption, Captioner, ImageError, ImageNotFoundError, InferenceError
 from caplet.captioner import join_words
+from caplet.image import load_pixels
 from tiny_bundle import END, TinyModel, reference_search, vocabulary, write_tiny_bundle
 
 NAMES = ("astronaut", "cat", "coffee", "rocket")
@@ -314,6 +315,39 @@ def test_a_decoder_that_fails_is_an_error_for_every_photo_of_the_batch(
         captioner.caption(paths[0])
 
 
+def test_a_photo_whose_search_fails_costs_the_others_nothing(
+    tiny_bundle: Path, paths: list[Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = Captioner(tiny_bundle)
+    bad = captioner.sessions.encode(load_pixels(paths[1])[None]).features[0]
+    step = captioner.sessions.step
+
+    def fail_for_one(token: Any, state: Any, features: Any, keys: Any) -> Any:
+        if any(np.array_equal(each, bad) for each in features):
+            raise InferenceError("decoder", "failed")
+        return step(token, state, features, keys)
+
+    monkeypatch.setattr(captioner.sessions, "step", fail_for_one)
+    results = list(captioner.caption_many(paths, on_error="return"))
+    assert [str(result) for result in results] == [texts[0], "decoder: failed", *texts[2:]]
+
+
+def test_errors_that_are_kept_hold_no_photo(
+    captioner: Captioner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.open(photos / "cat.jpg").save(tmp_path / "cat.png")
+    content = (tmp_path / "cat.png").read_bytes()
+    kept = list(captioner.caption_many([content[: len(content) // 2], io.BytesIO(b"none")] * 3, on_error="return"))
+    assert len(kept) == 6
+    waiting: list[BaseException | None] = [result for result in kept if isinstance(result, ImageError)]
+    assert len(waiting) == 6
+    while waiting:
+        error = waiting.pop()
+        if error is not None:
+            assert error.__traceback__ is None  # its frames would hold the pixels
+            waiting += [error.__cause__, error.__context__]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_a_bad_photo_raises_at_its_turn(
     batch_size: int, captioner: Captioner, paths: list[Path], texts: list[str]
@@ -579,6 +613,13 @@ def test_pickled_it_comes_back_the_same(tiny_bundle: Path, monkeypatch: pytest.M
     assert again.bundle.digest == captioner.bundle.digest
     assert again.caption(photos / "cat.jpg") == captioner.caption(photos / "cat.jpg")
     assert str(tiny_bundle) in repr(again)
+
+
+def test_a_caption_comes_back_read_only(captioner: Captioner, photos: Path) -> None:
+    caption = captioner.caption(photos / "cat.jpg")
+    for again in (pickle.loads(pickle.dumps(caption)), copy.deepcopy(caption)):
+        assert again == caption and np.array_equal(again.attention, caption.attention)
+        assert not again.attention.flags.writeable
 
 
 # What it does to the process around it.

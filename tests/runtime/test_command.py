@@ -20,7 +20,7 @@ from PIL import Image
 import caplet.caption_command
 import caplet.explain
 import caplet.output
-from caplet import Caption, Captioner, ImageNotFoundError
+from caplet import Caption, Captioner, ImageNotFoundError, InferenceError
 from caplet.cli import main
 
 NAMES = ("astronaut", "cameraman", "cat", "coffee", "rocket")
@@ -318,6 +318,15 @@ def test_no_standard_input_at_all(arguments: list[str], monkeypatch: pytest.Monk
     status, out, err = run(*arguments, capfd=capfd)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "standard input" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_photo_in_a_pipe_is_drawn_under_its_name(photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "camera")
+    process = start(tmp_path / "camera", photos / "cat.jpg", "--attention", tmp_path / "drawings")
+    (tmp_path / "camera").write_bytes((photos / "coffee.jpg").read_bytes())
+    process.communicate(timeout=60)
+    assert sorted(path.name for path in (tmp_path / "drawings").iterdir()) == ["camera.png", "cat.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
@@ -882,3 +891,120 @@ def test_progress_is_for_terminals(
     monkeypatch.setattr(caplet.caption_command, "Output", lambda *_, **__: caplet.output.Output(str(tmp_path / "out")))
     assert main([*paths, *options]) == 0
     assert "photos" not in terminal.getvalue()  # captions on the same terminal would run through it
+
+
+def test_a_name_with_a_carriage_return_stays_one_record(
+    tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(photos / "cat.jpg", tmp_path / "a\rb.jpg")
+    run(tmp_path / "a\rb.jpg", photos / "cat.jpg", "--format", "csv", "-o", tmp_path / "out", capfd=capfd)
+    with open(tmp_path / "out", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(tmp_path / "a\rb.jpg"), str(photos / "cat.jpg")]
+
+
+def test_what_stands_before_the_break_of_a_list_is_told(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list").write_text(f"{photos / 'cat.jpg'}\n{tmp_path / 'empty'}\n{'x' * 200_000}")
+    status, out, err = run("--files-from", tmp_path / "list", "--format", "jsonl", capfd=capfd)
+    assert status == 2
+    assert [json.loads(line)["path"] for line in out.splitlines()] == [str(photos / "cat.jpg"), str(tmp_path / "empty")]
+    assert "without photos" in err and "bytes without an end" in err
+
+
+def test_a_list_by_an_editor_that_marks_utf_8(
+    photos: Path, tmp_path: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list").write_text(f"{photos / 'cat.jpg'}\n", encoding="utf-8-sig")
+    status, out, err = run("--files-from", tmp_path / "list", capfd=capfd)
+    assert (status, out, err) == (0, f"{photos / 'cat.jpg'}\t{texts['cat']}\n", "")
+
+
+def test_no_name_at_all_is_wrong_usage(capfd: pytest.CaptureFixture[str]) -> None:
+    for words in ([""], ["bench", ""]):
+        status, out, err = run(*words, capfd=capfd)
+        assert (status, out) == (2, "")
+        assert "invalid name value: ''" in err
+
+
+def test_an_inference_error_names_its_photo(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise InferenceError("decoder", "gives no usable probabilities", "run `caplet check`")
+
+    monkeypatch.setattr("caplet.sessions.Sessions.step", fail)
+    status, out, err = run(photos / "cat.jpg", photos / "coffee.jpg", capfd=capfd)
+    assert (status, out) == (1, "")
+    assert [line.split(": ")[1] for line in err.splitlines()] == [str(photos / "cat.jpg"), str(photos / "coffee.jpg")]
+    assert "decoder: gives no usable probabilities; run `caplet check`" in err
+
+
+def test_what_is_not_installed_whole_is_one_line(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def break_off(_: Any) -> int:
+        raise ImportError("libonnxruntime.so: cannot open shared object file", name="onnxruntime")
+
+    monkeypatch.setattr(caplet.caption_command, "run", break_off)
+    status, _, err = run(photos / "cat.jpg", capfd=capfd)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("caplet: onnxruntime cannot be imported (libonnxruntime.so")
+
+
+def test_an_import_that_was_interrupted_is_an_interruption(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def break_off(_: Any) -> int:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(caplet.caption_command, "run", break_off)
+    assert run(photos / "cat.jpg", capfd=capfd) == (130, "", "caplet: interrupted\n")
+
+
+def test_what_c_libraries_say_is_not_in_the_results_if_nobody_hears_it(photos: Path, tmp_path: Path) -> None:
+    Image.open(photos / "coffee.jpg").convert("RGB").save(tmp_path / "good.tif", compression="tiff_lzw")
+    content = bytearray((tmp_path / "good.tif").read_bytes())
+    for position in range(2000, 6000, 7):
+        content[position] ^= 0x5A
+    (tmp_path / "bad.tif").write_bytes(content)
+    command = [sys.executable, "-m", "caplet", tmp_path / "bad.tif", photos / "cat.jpg", "--format", "jsonl"]
+    subprocess.run(
+        [*map(str, command), "-o", str(tmp_path / "out")], preexec_fn=lambda: os.close(2), check=False, timeout=60
+    )
+    assert len([json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]) == 2
+
+
+def test_a_drawing_is_whole_or_not_there(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawings = tmp_path / "drawings"
+    run(photos / "cat.jpg", "--attention", f"{drawings}/", capfd=capfd)
+    before = (drawings / "cat.png").read_bytes()
+
+    def break_off(_: Image.Image, target: Path, **__: Any) -> None:
+        Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "save", break_off)
+        assert run(photos / "cat.jpg", photos / "coffee.jpg", "--attention", drawings, capfd=capfd)[0] == 130
+    assert {path.name: path.read_bytes() for path in drawings.iterdir()} == {"cat.png": before}
+
+
+def test_an_empty_file_is_drawn_over(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "drawings").mkdir()
+    (tmp_path / "drawings/cat.png").touch()  # as an older caplet left it when it was killed
+    assert run(photos / "cat.jpg", "--attention", tmp_path / "drawings", capfd=capfd)[0] == 0
+    assert [path.name for path in (tmp_path / "drawings").iterdir()] == ["cat.png"]
+    assert (tmp_path / "drawings/cat.png").stat().st_size > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_model_in_a_folder_whose_name_is_not_utf_8(
+    photos: Path, tmp_path: Path, tiny_bundle: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_bundle, os.fsdecode(bytes(tmp_path) + b"/b\xff\xe9"))
+    assert run(photos / "cat.jpg", "--model", model, capfd=capfd) == (0, f"{texts['cat']}\n", "")

@@ -417,3 +417,19 @@ def test_pictures_without_pixels_are_refused(source: Any) -> None:
 def test_options_without_sense_are_argument_errors(options: dict[str, Any]) -> None:
     error = refusal(PHOTOS[0], **options)
     assert isinstance(error, ArgumentError) and isinstance(error, ValueError)
+
+
+class WithoutSeekable:
+    """Such as SpooledTemporaryFile before Python 3.11: it can be read, told and sought, and does not say so."""
+
+    def __init__(self, content: bytes) -> None:
+        file = io.BytesIO(content)
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def test_a_file_object_that_does_not_say_that_it_is_seekable_is_put_back() -> None:
+    source: Any = WithoutSeekable(PHOTOS[0].read_bytes())
+    source.seek(7)
+    first = load_pixels(source)
+    assert source.tell() == 7
+    assert np.array_equal(load_pixels(source), first)

@@ -90,7 +90,17 @@ def test_errors_of_the_first_part_count(inputs: list[str], photos: Path, tmp_pat
 
 @pytest.mark.parametrize(
     "content",
-    [b"photo.jpg\ta caption\n", b"[]\n", b"{}\n", b'{"path": 3, "model_sha256": ""}\n', b"[" * 9999 + b"\n"],
+    [
+        b"photo.jpg\ta caption\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"path": 3, "model_sha256": ""}\n',
+        b"[" * 9999 + b"\n",
+        b'{"users": ["alice"]}',
+        b"a note",
+        b'{"path"; ',
+        b"\0\0x",
+    ],
 )
 def test_a_file_of_something_else_is_left_alone(
     content: bytes, inputs: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]

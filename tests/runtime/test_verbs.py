@@ -254,6 +254,16 @@ def test_bench_of_a_pipe_is_refused(bundle: Path, tmp_path: Path, capfd: pytest.
     assert (status, err) == (2, f"caplet: PHOTO: {tmp_path / 'pipe'} is not a file; give one\n")
 
 
+def test_bench_of_a_file_called_like_standard_input(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(bundle / "golden/cat.png", tmp_path / "-")
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("bench", "-", "--model", bundle, "--runs", 1, "--batch-size", 1, capfd=capfd)
+    assert (status, err) == (0, "")
+    assert "\n-: " in out
+
+
 def test_bench_runs_nothing_from_the_current_folder(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
