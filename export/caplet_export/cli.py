@@ -13,10 +13,10 @@ from caplet_export.errors import ExportError
 VERBS = {
     "features": "run InceptionV3 over a data set and store what it saw",
     "train": "train a captioner on stored features",
-    "tune": "train encoder and decoder as one, from pixels, on a GPU if there is one",
-    "join": "make several trained captioners one that speaks for all of them",
-    "prune": "make a trained captioner narrower, to be trained on",
+    "join": "make an ensemble of several trained captioners, or average them",
     "trim": "leave a captioner only the words that it would say",
+    "prune": "make a trained captioner narrower, to be trained on",
+    "tune": "train encoder and decoder as one, from pixels, on a GPU if there is one",
     "ablation": "compare training runs on the dev split, for the model card",
     "convert": "convert a trained captioner to ONNX and prove that it says the same",
     "quantize": "make the ONNX graphs 8-bit",
