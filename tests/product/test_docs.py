@@ -120,9 +120,20 @@ def test_every_link_leads_somewhere() -> None:
             path = page if not name else ((ROOT / page).parent / name).resolve().relative_to(ROOT).as_posix()
             if path in PAGES:
                 assert not anchor or anchor in anchors(PAGES[path]), f"{page} links to {target}"
-            else:  # models/ and benchmarks/ lie in the checkout only
-                assert path.startswith(("models/", "benchmarks/")), f"{page} links to {target}"
+            else:  # these lie in the checkout only
+                assert path.startswith(("models/", "benchmarks/", "CHANGELOG.md")), f"{page} links to {target}"
                 assert not (ROOT / "pyproject.toml").exists() or (ROOT / path).exists(), f"{page} links to {target}"
+
+
+def test_the_captions_in_the_readme_are_the_models() -> None:
+    """The sentence of the first command, and those of the photos that the model has no words for."""
+    shown = dict(re.findall(r"^(\w+\.jpg)  +(.+)$", PAGES["README.md"], re.M))
+    sentence = re.search(r"tests/photos/(\w+\.jpg)\n```\n\n```text\n(.+)\n```", PAGES["README.md"])
+    assert sentence is not None
+    shown[sentence[1]] = sentence[2]
+    assert shown.keys() == {photo.name for photo in PHOTOS.glob("*.jpg")}
+    captioner = Captioner()
+    assert {name: captioner.caption(PHOTOS / name).text for name in shown} == shown
 
 
 def anchors(text: str) -> set[str]:
