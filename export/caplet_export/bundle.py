@@ -19,7 +19,9 @@ from PIL import Image
 from caplet import Captioner
 from caplet.errors import CapletError
 from caplet.image import load_pixels
+from caplet.manifest import Decoding
 from caplet_export.card import ATTENTION, DATA_LICENSE, WEIGHTS_LICENSE, render_card, render_scores
+from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.onnx_graph import load_model
 from caplet_export.outputs import whole_folder
@@ -40,16 +42,6 @@ _RECORDS = {
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How the bundle's captions are searched by default; see the manifest's `decoding`."""
-
-    beam_size: int = 3
-    max_length: int = 20
-    length_penalty: float = 1.0
-    block_repeated_trigrams: bool = True
-
-
-@dataclass(frozen=True)
 class Licences:
     """Terms of the weights and of the data they were trained on, a sentence each without its full stop."""
 
@@ -65,7 +57,7 @@ def write_bundle(
     golden: Sequence[Path],
     recipe: Mapping[str, Any] | None = None,
     stages: Sequence[Stage] = (),
-    decoding: Decoding | None = None,
+    decoding: Decoding = DEFAULT_DECODING,
     licences: Licences | None = None,
     metrics: Mapping[str, Any] | None = None,
     comparison: str | None = None,
@@ -83,6 +75,7 @@ def write_bundle(
             without loss, and captioned by the bundle itself through caplet, greedily and by the default search.
         recipe: the configuration that trained it.
         stages: how it was trained, for the card.
+        decoding: how its captions are searched by default.
         metrics: what `caplet-export evaluate --json` wrote; its captions are left out.
         comparison: Markdown for the card, what `caplet-export evaluate --compare` printed of these graphs and those
             before quantisation.
@@ -93,7 +86,6 @@ def write_bundle(
     Raises:
         ConfigurationError: `graphs` is incomplete, or caplet cannot use what would be written.
     """
-    decoding = decoding or Decoding()
     with whole_folder(output, (graphs, *inputs)) as folder:
         for file in _FILES.values():
             if not (graphs / file).exists():

@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.text import START
 
 Feed = Mapping[str, NDArray[Any]]
@@ -76,7 +77,10 @@ def calibrate(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, m
 
 
 def greedy_feeds(
-    encoder: onnx.ModelProto, decoder: onnx.ModelProto, photos: Iterable[Feed], max_length: int = 20
+    encoder: onnx.ModelProto,
+    decoder: onnx.ModelProto,
+    photos: Iterable[Feed],
+    max_length: int = DEFAULT_DECODING.max_length,
 ) -> Iterator[Feed]:
     """What a decoder reads, step by step, while it writes greedy captions of batches of photos.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from PIL import Image
 from caplet import Captioner
 from caplet.bundle import load_bundle
 from caplet.image import load_pixels
-from caplet_export.bundle import Decoding, Licences, write_bundle
+from caplet_export.bundle import Licences, write_bundle
 from caplet_export.card import markdown_table
 from caplet_export.cli import main
 from caplet_export.config import Config
+from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.outputs import whole_folder
 from caplet_export.stages import ALL, Stage
@@ -97,7 +99,7 @@ def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
         name="tiny",
         golden=golden,
         recipe={"model": {"state_size": 7}},
-        decoding=Decoding(beam_size=4, max_length=9, length_penalty=0.7),
+        decoding=replace(DEFAULT_DECODING, beam_size=4, max_length=9, length_penalty=0.7),
         metrics=evaluation_of(graphs, settings={**EVALUATION["settings"], "max_length": 9, "length_penalty": 0.7}),
         ablations=[ABLATION],
     )
@@ -202,7 +204,7 @@ def test_an_old_bundle_is_replaced_whole_and_kept_on_failure(graphs: Path, golde
     for name in ("encoder.onnx", "old"):
         (output / name).touch()
     with pytest.raises(ConfigurationError, match="caplet can use"):
-        write_bundle(output, graphs, name="tiny", golden=golden, decoding=Decoding(beam_size=99))
+        write_bundle(output, graphs, name="tiny", golden=golden, decoding=replace(DEFAULT_DECODING, beam_size=99))
     assert {path.name for path in output.iterdir()} == {"encoder.onnx", "old"}
     write_bundle(output, graphs, name="tiny", golden=golden)
     assert not (output / "old").exists()
