@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from caplet_export.config import ModelConfig
 from caplet_export.inception import scale, split_blocks
 from caplet_export.model import members_of
-from caplet_export.text import PAD, START, UNKNOWN
+from caplet_export.text import NEVER_SAID
 
 if TYPE_CHECKING:
     import keras
@@ -31,7 +31,6 @@ OPSET = 17
 # The intermediate representation that came with opset 17; onnxruntime 1.17 reads it.
 IR_VERSION = 8
 TOP_K = 16
-MASKED = (PAD, START, UNKNOWN)
 
 Shape = Sequence["int | str"]
 
@@ -93,7 +92,7 @@ def convert_decoder(model: Captioner, *, plain: bool = False) -> onnx.ModelProto
 def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
     """The decoder whose `log_probs` [N,K] and `tokens` int64 [N,K] are the K likeliest words, best first.
 
-    `<pad>`, `<start>` and `<unk>` are masked after the normalisation, so that log-probabilities are those of the full
+    Words that are never said are masked after the normalisation, so that log-probabilities are those of the full
     softmax and no vocabulary-sized array leaves the graph. K is the vocabulary size where that is smaller.
     """
     result = onnx.ModelProto()
@@ -106,7 +105,7 @@ def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
             if name == "log_probs":
                 node.output[position] = "all_log_probs"
     mask = np.zeros(int(size), np.float32)
-    mask[list(MASKED)] = -np.inf
+    mask[list(NEVER_SAID)] = -np.inf
     graph.initializer.append(numpy_helper.from_array(mask, "word_mask"))
     graph.initializer.append(numpy_helper.from_array(np.array([k]), "top_k"))
     graph.node.append(helper.make_node("Add", ["all_log_probs", "word_mask"], ["masked_log_probs"], "mask_words"))

@@ -17,7 +17,7 @@ from keras import ops
 
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
-from caplet_export.text import PAD, START, UNKNOWN
+from caplet_export.text import NEVER_SAID
 
 Tensor = Any
 
@@ -260,7 +260,7 @@ Captioner = CaptionModel | CaptionEnsemble
 def forbid(logits: Tensor) -> Tensor:
     """Logits [...,V] in which `<pad>`, `<start>` and `<unk>` cannot win."""
     mask = np.zeros(logits.shape[-1], np.float32)
-    mask[[PAD, START, UNKNOWN]] = -1e9
+    mask[list(NEVER_SAID)] = -1e9
     return logits + mask
 
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from caplet_export.bigrams import Bigrams
-from caplet_export.metrics import END_TOKEN, References
-from caplet_export.text import END, PAD, START, Vocabulary
+from caplet_export.metrics import References
+from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 Array = Any
 _MULTIPLIERS = np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B)  # of Knuth (1973) and MurmurHash3

@@ -38,10 +38,10 @@ from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of, log_probabilities, sample
 from caplet_export.inception import upper_blocks
-from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
+from caplet_export.metrics import CiderD, references_of, rouge_l
 from caplet_export.model import Captioner, build_model
 from caplet_export.runs import Epoch, Run, split_words
-from caplet_export.text import END, PAD, START, Vocabulary
+from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 _EVALUATION_BATCH = 200
 
