@@ -42,6 +42,7 @@ from caplet_export.metrics import (
     references_of,
     tokenize,
 )
+from caplet_export.outputs import write_whole
 
 SCORER = "caplet_export.metrics (equal to pycocoevalcap 1.2); CIDEr-D document frequencies from the split's references"
 _FORMAT = 1
@@ -103,13 +104,10 @@ class Evaluation:
     def save(self, path: Path) -> None:
         """Write the evaluation as JSON, whole or not at all."""
         content = {"format": _FORMAT, "scorer": SCORER, **dataclasses.asdict(self)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise ConfigurationError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     @classmethod

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet_export.errors import StoreError
+from caplet_export.outputs import whole_file
 from caplet_export.views import apply_view
 
 LOCATIONS, CHANNELS = 64, 2048
@@ -314,9 +315,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def _store_error(folder: Path, error: OSError) -> StoreError:

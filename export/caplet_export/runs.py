@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from abc import ABC, abstractmethod
@@ -23,7 +22,7 @@ from caplet_export.checkpoint import DECODER, EXTRACTOR
 from caplet_export.config import Config, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
-from caplet_export.outputs import write_whole
+from caplet_export.outputs import whole_file, write_whole
 from caplet_export.stages import ALL, STAGES, Stage, changed_switches, read_stages, write_stages
 from caplet_export.text import Vocabulary, clean
 
@@ -127,12 +126,10 @@ class Run(ABC):
     def _save_resume(self) -> None:
         arrays = {f"{index}": np.asarray(variable) for index, variable in enumerate(self._state())}
         strings = {"history": np.array(self._history()), "origin": np.array(self._origin)}
-        temporary = self.folder / f".{RESUME}"
         try:
-            np.savez(temporary, **arrays, **strings)  # type: ignore[arg-type]
-            os.replace(temporary, self.folder / RESUME)
+            with whole_file(self.folder / RESUME) as temporary:
+                np.savez(temporary, **arrays, **strings)  # type: ignore[arg-type]
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise self._unwritten(error) from error
         self._write_records()
 
@@ -234,10 +231,9 @@ def plot_history(history: Sequence[Epoch], path: Path) -> None:
     right.set(xlabel="epoch", ylabel="dev CIDEr-D (greedy)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, format="png", dpi=120)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
-    os.replace(temporary, path)
 
 
 def _digest(run: Path | None) -> str | None:
