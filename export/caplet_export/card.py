@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caplet_export.metrics import TITLES
 from caplet_export.stages import ALL
 
 WEIGHTS_LICENSE = (
@@ -16,14 +17,6 @@ DATA_LICENSE = (
 )
 
 ATTENTION = "attention.jpg"
-_SCORES = {
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "cider_d": "CIDEr-D",
-}
 
 
 def render_card(
@@ -105,7 +98,7 @@ def render_scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> st
     for beam, result in metrics["results"].items():
         scores, intervals = result["scores"], result.get("intervals", {})
         name = f"**{beam}** (default)" if int(beam) == decoding["beam_size"] else beam
-        cells = [f"{scores[metric]:.1f}{_interval(intervals.get(metric))}" for metric in _SCORES]
+        cells = [f"{scores[metric]:.1f}{_interval(intervals.get(metric))}" for metric in TITLES]
         taken = result.get("milliseconds")
         rows.append([name, *cells, f"{taken / greedy:.2f}" if taken and greedy else ""])
     return f"""{metrics.get("images", "")} photos of the {metrics["split"]} split, free-running, by the graphs of the
@@ -113,7 +106,7 @@ bundle as it ships, through caplet's runtime; percent, with 95% bootstrap interv
         metrics["scorer"]
     }.
 
-{markdown_table(["beam", *_SCORES.values(), "time ÷ greedy"], rows)}
+{markdown_table(["beam", *TITLES.values(), "time ÷ greedy"], rows)}
 
 Time is from the file to the sentence, photos in batches of 8.
 Settings: length penalty {decoding["length_penalty"]:g}, at most {decoding["max_length"]} words, repeated trigrams {

@@ -29,7 +29,16 @@ References = Mapping[str, Sequence[Words]]
 Hypotheses = Mapping[str, Words]
 _Gram = tuple[str, ...]
 
-METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
+TITLES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider_d": "CIDEr-D",
+}
+"""The corpus scores by the names of their fields, as tables call them."""
+METRICS = tuple(TITLES)
 
 
 def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list[str]]]:
