@@ -289,11 +289,6 @@ def test_verb(graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.C
     assert manifest["provenance"]["recipe"]["train"]["seed"] == Config().train.seed
 
 
-def test_verb_takes_no_length_of_nothing(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
-    assert verb(graphs, tmp_path, golden, "--max-length", "0") == 1
-    assert not (tmp_path / "bundle").exists()
-
-
 def test_verb_refuses_the_run_of_other_graphs(
     graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

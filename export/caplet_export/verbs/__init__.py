@@ -20,6 +20,14 @@ def positive(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """What random numbers are drawn from, as the type of an argument: NumPy's and Keras' take 32 bits."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{number} is not 0 to {2**32 - 1}")
+    return number
+
+
 def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:
     """What moves a progress bar to a step of so many, and shows the mean loss so far."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from caplet_export.card import DATA_LICENSE, WEIGHTS_LICENSE
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError
+from caplet_export.verbs import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--findings", type=Path, metavar="MD", help="for the card: what else was found out")
     parser.add_argument(
-        "--beam", type=int, default=DEFAULT_DECODING.beam_size, help="default beam size (default: %(default)s)"
+        "--beam", type=positive, default=DEFAULT_DECODING.beam_size, help="default beam size (default: %(default)s)"
     )
     parser.add_argument(
         "--length-penalty", type=float, default=DEFAULT_DECODING.length_penalty, help="(default: %(default)s)"
     )
-    parser.add_argument("--max-length", type=int, help="words at most (default: as trained)")
+    parser.add_argument("--max-length", type=positive, help="words at most (default: as trained)")
     parser.add_argument("--weights-license", default=WEIGHTS_LICENSE, help="terms of the weights, for the card")
     parser.add_argument("--data-license", default=DATA_LICENSE, help="terms of the training data, for the card")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle; replaced if there")
