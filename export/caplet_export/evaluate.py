@@ -23,7 +23,6 @@ from caplet import Captioner
 from caplet.captioner import join_words
 from caplet.decode import Encoded, search
 from caplet.errors import ImageError
-from caplet.image import load_pixels
 from caplet.machine import describe_cpu, versions
 from caplet.manifest import Decoding, Manifest
 from caplet_export.bigrams import Bigrams
@@ -42,6 +41,7 @@ from caplet_export.metrics import (
     tokenize,
 )
 from caplet_export.outputs import write_whole
+from caplet_export.photos import read_photo
 
 SCORER = "caplet_export.metrics (equal to pycocoevalcap 1.2); CIDEr-D document frequencies from the split's references"
 _FORMAT = 1
@@ -295,7 +295,7 @@ def _caption_batch(
         if all((decoding.beam_size, name) in journal.captions for decoding in decodings):
             continue
         try:
-            pixels[name] = load_pixels(dataset.path(name), size=(manifest.width, manifest.height))
+            pixels[name] = read_photo(dataset, name, (manifest.width, manifest.height))
         except ImageError as error:
             journal.unreadable[name] = str(error)
     if not pixels:

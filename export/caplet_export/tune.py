@@ -11,7 +11,6 @@ captioners that speak as one, all looking at the very same view (Beyer et al., C
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +25,7 @@ import keras
 import numpy as np
 import optax
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from caplet.errors import ImageError
-from caplet.image import load_pixels
 from caplet_export.batches import caption_ids
 from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import (
@@ -43,11 +39,12 @@ from caplet_export.checkpoint import (
     save_weights,
 )
 from caplet_export.config import Config
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import ConfigurationError
 from caplet_export.flickr8k import Dataset
 from caplet_export.inception import lower_blocks, scale, upper_blocks
 from caplet_export.metrics import CiderD, references_of
 from caplet_export.model import Captioner, build_model, forbid, members_of
+from caplet_export.photos import PhotoCache
 from caplet_export.random_views import Views, mix_photos, random_views
 from caplet_export.rewards import CaptionReward, words_before
 from caplet_export.runs import Epoch, Run, split_words
@@ -59,7 +56,6 @@ Values = dict[str, list[Array]]
 
 _EVALUATION_BATCH = 50
 _AHEAD = 3
-_MEMORY_SHARE = 0.25
 _FORGET = 0.99
 """Decay of Adam's second moments: the gradients of rewards change their size faster than its usual 0.999 follows."""
 
@@ -229,7 +225,7 @@ class Tuner(Run):
         self._teachers = [self._load_teacher(run, build) for run in teachers]
         self._teacher_values = [(teacher.values(), teacher.fixed()) for teacher in self._teachers]
 
-        self._photos = Photos(dataset, [*words["train"], *words["dev"]], self._size)
+        self._photos = PhotoCache(dataset, [*words["train"], *words["dev"]], self._size)
         self._train, self._dev = (self._photos.readable(list(words[split])) for split in ("train", "dev"))
         group = settings.captions_per_image
         self._tokens, self._targets = _ids([words["train"][name] for name in self._train], vocabulary, config, group)
@@ -447,59 +443,6 @@ class Tuner(Run):
                 raise ValueError(f"an array is {new.shape}, not {old.shape}")
         arrays = [jnp.asarray(value) for value in state]
         self._values, self._moments, self._average = jax.tree.unflatten(jax.tree.structure(whole), arrays)
-
-
-class Photos:
-    """Pixels uint8 [N,S,S,3] of photos by name, decoded on all cores; kept while they fit into a quarter of memory.
-
-    Args:
-        dataset: where they are.
-        names: those that will be asked for.
-        size: S; photos are squashed to it.
-    """
-
-    def __init__(self, dataset: Dataset, names: Sequence[str], size: int) -> None:
-        self._dataset, self._size = dataset, size
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self._room = int(memory * _MEMORY_SHARE / (size * size * 3))
-        self._kept: dict[str, NDArray[np.uint8]] = {}
-        found = tqdm(
-            self._pool.map(self._problem, names),
-            desc="photos", total=len(names), unit="photo", disable=None, leave=False,
-        )  # fmt: skip
-        problems = dict(zip(names, found, strict=True))
-        self.unreadable = {name: problem for name, problem in problems.items() if problem}
-
-    def readable(self, names: Sequence[str]) -> list[str]:
-        """Those of these photos that can be read.
-
-        Raises:
-            DataError: there is none.
-        """
-        names = [name for name in names if name not in self.unreadable]
-        if not names:
-            raise DataError("not one photo of a split could be read")
-        return names
-
-    def load(self, names: Sequence[str]) -> NDArray[np.uint8]:
-        """Pixels [len(names),S,S,3]."""
-        return np.stack(list(self._pool.map(self._pixels, names)))
-
-    def _pixels(self, name: str) -> NDArray[np.uint8]:
-        pixels = self._kept.get(name)
-        if pixels is None:
-            pixels = load_pixels(self._dataset.path(name), size=(self._size, self._size))
-            if len(self._kept) < self._room:
-                self._kept[name] = pixels
-        return pixels
-
-    def _problem(self, name: str) -> str:
-        try:
-            self._pixels(name)
-        except ImageError as error:
-            return str(error)
-        return ""
 
 
 def _ids(

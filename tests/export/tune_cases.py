@@ -176,14 +176,15 @@ def greedy(run: Path, data: Path) -> np.ndarray:
     from caplet_export.checkpoint import EXTRACTOR, load_checkpoint, load_extractor_part
     from caplet_export.flickr8k import read_dataset
     from caplet_export.inception import scale
-    from caplet_export.tune import Photos, Speaker, speak
+    from caplet_export.photos import PhotoCache
+    from caplet_export.tune import Speaker, speak
 
     extractor = tiny_extractor(CONFIG.model.blocks)
     load_extractor_part(extractor, run / EXTRACTOR)
     speaker = Speaker(load_checkpoint(run).model, extractor)
     dataset, values = read_dataset(data), speaker.values()
     names = list(dataset.split("dev"))
-    seen = speaker.see(speaker.fixed(), values, scale(Photos(dataset, names, SIZE).load(names)))
+    seen = speaker.see(speaker.fixed(), values, scale(PhotoCache(dataset, names, SIZE).load(names)))
     return np.asarray(speak([speaker], [values], [speaker.encode(values, seen)], CONFIG.text.max_length)[0])
 
 
