@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from caplet_export.card import DATA_LICENSE, WEIGHTS_LICENSE
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError
 from caplet_export.verbs import positive
@@ -26,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ablation", type=Path, nargs="+", default=[], metavar="JSON", help="for the card: tables by `ablation`"
     )
     parser.add_argument("--findings", type=Path, metavar="MD", help="for the card: what else was found out")
+    parser.add_argument("--limits", type=Path, metavar="MD", help="for the card: what it must not be used for")
     parser.add_argument(
         "--beam", type=positive, default=DEFAULT_DECODING.beam_size, help="default beam size (default: %(default)s)"
     )
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--length-penalty", type=float, default=DEFAULT_DECODING.length_penalty, help="(default: %(default)s)"
     )
     parser.add_argument("--max-length", type=positive, help="words at most (default: as trained)")
-    parser.add_argument("--weights-license", default=WEIGHTS_LICENSE, help="terms of the weights, for the card")
-    parser.add_argument("--data-license", default=DATA_LICENSE, help="terms of the training data, for the card")
+    parser.add_argument("--weights-license", required=True, metavar="TEXT", help="terms of the weights")
+    parser.add_argument("--data-license", required=True, metavar="TEXT", help="terms of the training data")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle; replaced if there")
 
 
@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         comparison=read_text(arguments.comparison) if arguments.comparison else None,
         ablations=[read_ablation(path) for path in arguments.ablation],
         findings=read_text(arguments.findings) if arguments.findings else None,
+        limits=read_text(arguments.limits) if arguments.limits else None,
         inputs=[arguments.run],
     )
     for golden in read_json(arguments.output / "manifest.json")["golden"]:
