@@ -86,13 +86,6 @@ def sample(model: Captioner, features: Any, max_length: int, group: int, trainin
     return tf.transpose(ids.gather(written)), tf.transpose(said.gather(written), (1, 0, 2))
 
 
-def log_probabilities(ids: Any, logits: Any) -> Any:
-    """With which each word of captions int32 [N,T] was drawn, from `sample`'s logits [N,T,V]; float32 [N,T], 0 at
-    paddings.
-    """
-    return tf.where(ids != PAD, -tf.nn.sparse_softmax_cross_entropy_with_logits(ids, forbid(logits)), 0.0)
-
-
 def captions_of(ids: NDArray[np.int32], vocabulary: Vocabulary, max_length: int) -> list[list[str]]:
     """Words of each row of ids, at most `max_length` of them."""
     return [vocabulary.decode(row)[:max_length] for row in ids.tolist()]

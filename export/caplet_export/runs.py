@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from caplet_export.checkpoint import DECODER, EXTRACTOR
+from caplet_export.checkpoint import DECODER, EXTRACTOR, Checkpoint, load_checkpoint
 from caplet_export.config import Config, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
@@ -51,7 +51,8 @@ class Run(ABC):
         teachers: the runs it learns from, if any.
 
     Raises:
-        ConfigurationError: the folder holds a run of another configuration, or one that cannot go on.
+        ConfigurationError: the folder holds a run of another configuration, or one that cannot go on; there is no
+            teacher and there should be, or the other way round.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Run(ABC):
         start_from: Path | None = None,
         teachers: Sequence[Path] = (),
     ) -> None:
+        if (config.train.objective == "distillation") != bool(teachers):
+            raise ConfigurationError("a teacher is needed to train by distillation, and for nothing else")
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config = config
@@ -108,6 +111,13 @@ class Run(ABC):
     @abstractmethod
     def _set_state(self, state: Sequence[Any]) -> None:
         """Go on from what `_state` gave."""
+
+    def _load_alike(self, run: Path, dtype: str = "float32") -> Checkpoint:
+        """Another run, to learn from. Raises a ConfigurationError if it cannot be read or has another vocabulary."""
+        checkpoint = load_checkpoint(run, dtype)
+        if checkpoint.vocabulary.words != self.vocabulary.words:
+            raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
+        return checkpoint
 
     def _end_epoch(self, epoch: Epoch) -> Epoch:
         """Write the epoch that has just ended, whole; `_save_weights` must see the weights that it was scored with."""

@@ -28,7 +28,6 @@ from caplet_export.checkpoint import (
     DECODER,
     EXTRACTOR,
     ExtractorPart,
-    load_checkpoint,
     load_weights,
     save_weights,
 )
@@ -36,10 +35,17 @@ from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
-from caplet_export.freerun import FreeRunner, captions_of, log_probabilities, sample
+from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import upper_blocks
 from caplet_export.metrics import CiderD, references_of, rouge_l
 from caplet_export.model import Captioner, build_model
+from caplet_export.objectives import (
+    cross_entropy,
+    distillation_loss,
+    log_probabilities,
+    mean_over_words,
+    self_critical_loss,
+)
 from caplet_export.runs import Epoch, Run, split_words
 from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
@@ -193,15 +199,11 @@ class Trainer(Run):
         with tf.GradientTape() as tape:
             encoded = self.model.encode(self._features(inputs), training=True)
             logits, attention = self.model.teacher_forced(*encoded, tokens, settings.captions_per_image, training=True)
-            mask = tf.cast(targets != PAD, tf.float32)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-            if settings.label_smoothing:
-                uniform = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
-                losses = (1 - settings.label_smoothing) * losses + settings.label_smoothing * uniform
-            loss = tf.reduce_sum(losses * mask) / tf.reduce_sum(mask)
+            loss = mean_over_words(cross_entropy(logits, targets, settings.label_smoothing), targets)
             objective = loss
             if settings.attention_regularisation:
-                looked = tf.reduce_sum(attention * mask[..., None], axis=1)
+                words = tf.cast(targets != PAD, tf.float32)[..., None]
+                looked = tf.reduce_sum(attention * words, axis=1)
                 objective += settings.attention_regularisation * tf.reduce_mean((1.0 - looked) ** 2)
         return loss + self._descend(tape, objective)
 
@@ -213,10 +215,7 @@ class Trainer(Run):
             features = self._features(inputs)
             ids, logits = sample(self.model, features, self.config.text.max_length, group, training=True)
             rewards = tf.reshape(tf.numpy_function(self._rewards, [rows, ids], tf.float32), (-1, group))
-            others = (tf.reduce_sum(rewards, axis=1, keepdims=True) - rewards) / (group - 1)
-            advantage = tf.reshape(rewards - others, (-1, 1))
-            words = tf.reduce_sum(tf.cast(ids != PAD, tf.float32))
-            objective = -tf.reduce_sum(advantage * log_probabilities(ids, logits)) / words
+            objective = self_critical_loss(log_probabilities(ids, logits), ids, rewards)
         return self._descend(tape, objective) - tf.reduce_mean(rewards)
 
     def _distillation_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
@@ -251,13 +250,10 @@ class Trainer(Run):
     @tf.function
     def _follow(self, inputs: Any, ids: Any, teachers: Any) -> Any:
         tokens = tf.concat([tf.fill((ids.shape[0], 1), START), ids[:, :-1]], axis=1)
-        mask = tf.cast(ids != PAD, tf.float32)
-        wanted = tf.nn.log_softmax(teachers)
         with tf.GradientTape() as tape:
             encoded = self.model.encode(inputs, training=True)
             logits, _ = self.model.teacher_forced(*encoded, tokens, self.config.train.captions_per_image, training=True)
-            divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - tf.nn.log_softmax(logits)), axis=-1)
-            objective = tf.reduce_sum(divergence * mask) / tf.reduce_sum(mask)
+            objective = distillation_loss(logits, teachers, ids)
         return objective + self._descend(tape, objective)
 
     def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -309,9 +305,8 @@ class Trainer(Run):
     @tf.function
     def _dev_loss(self, features: Any, tokens: Any, targets: Any) -> tuple[Any, Any]:
         logits, _ = self.model.teacher_forced(*self.model.encode(features), tokens, self._dev.group)
-        mask = tf.cast(targets != PAD, tf.float32)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-        return tf.reduce_sum(losses * mask), tf.reduce_sum(mask)
+        words = tf.reduce_sum(tf.cast(targets != PAD, tf.float32))
+        return mean_over_words(cross_entropy(logits, targets), targets) * words, words
 
     # -- resuming -----------------------------------------------------------------------------------------------------
 
@@ -331,15 +326,11 @@ class Trainer(Run):
             self._part.save(self.upper.trainable_variables, self.folder / EXTRACTOR)
 
     def _load_teacher(self, run: Path | None) -> Captioner | None:
-        if (self.config.train.objective == "distillation") != (run is not None):
-            raise ConfigurationError("a teacher is needed to train by distillation, and for nothing else")
         if run is None:
             return None
         if self.upper is not None:
             raise ConfigurationError("distillation: Inception blocks cannot be trained along")
-        teacher = load_checkpoint(run, self.config.train.precision)
-        if teacher.vocabulary.words != self.vocabulary.words:
-            raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
+        teacher = self._load_alike(run, self.config.train.precision)
         if teacher.config.model.blocks != self.config.model.blocks:
             blocks = " ".join(teacher.config.model.blocks)
             raise ConfigurationError(f"{run}: reads {blocks}, {self.folder} {' '.join(self.config.model.blocks)}")

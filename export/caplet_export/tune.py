@@ -33,7 +33,6 @@ from caplet_export.checkpoint import (
     EXTRACTOR,
     ExtractorPart,
     empty_model,
-    load_checkpoint,
     load_extractor_part,
     load_weights,
     save_weights,
@@ -44,6 +43,13 @@ from caplet_export.flickr8k import Dataset
 from caplet_export.inception import lower_blocks, scale, upper_blocks
 from caplet_export.metrics import CiderD, references_of
 from caplet_export.model import Captioner, build_model, forbid, members_of
+from caplet_export.objectives import (
+    cross_entropy,
+    distillation_loss,
+    log_probabilities,
+    mean_over_words,
+    self_critical_loss,
+)
 from caplet_export.photos import PhotoCache
 from caplet_export.random_views import Views, mix_photos, random_views
 from caplet_export.rewards import CaptionReward, words_before
@@ -206,8 +212,6 @@ class Tuner(Run):
         settings = config.train
         if settings.objective == "cross_entropy":
             raise ConfigurationError("train.objective: `tune` trains by `self_critical` or `distillation`")
-        if (settings.objective == "distillation") != bool(teachers):
-            raise ConfigurationError("a teacher is needed to tune by distillation, and for nothing else")
         if not config.trains_extractor:
             raise ConfigurationError("train.extractor_layer: `tune` trains Inception along; name a block")
         words = split_words(dataset, config)
@@ -345,7 +349,6 @@ class Tuner(Run):
         still = jax.lax.stop_gradient((values, encoded))
         ids, _ = speak([self._speaker], [still[0]], [still[1]], self.config.text.max_length, group, drawing)
         rewards = self._reward.total(tables, rows, ids).reshape(count, group)
-        advantages = (rewards - (jnp.sum(rewards, 1, keepdims=True) - rewards) / (group - 1)).reshape(-1, 1)
 
         def together(said: Array, given: Array) -> Array:
             return jnp.concatenate([said.reshape(count, group, -1), given], axis=1).reshape(2 * group * count, -1)
@@ -353,11 +356,9 @@ class Tuner(Run):
         read = together(words_before(ids), tokens)
         logits = self._speaker.read(values, encoded, read, reading).reshape(count, 2, group, read.shape[1], -1)
         own, theirs = logits[:, 0].reshape(*ids.shape, -1), logits[:, 1]
-        drawn = jax.nn.log_softmax(forbid(own))
-        drawn = jnp.take_along_axis(drawn, ids[..., None], -1)[..., 0]
-        words = ids != PAD
-        regret = -jnp.sum(jnp.where(words, advantages * drawn, 0.0)) / jnp.sum(words)
-        return regret + settings.cross_entropy_weight * _cross_entropy(theirs, targets, settings.label_smoothing)
+        loss = self_critical_loss(log_probabilities(ids, own), ids, rewards)
+        people = mean_over_words(cross_entropy(theirs, targets, settings.label_smoothing), targets)
+        return loss + settings.cross_entropy_weight * people
 
     def _divergence(self, values: Values, *, fixed: Any, teachers: Any, batch: Any, key: Array) -> Array:
         """Mean divergence (Kullback-Leibler) of the next word from the teachers', along captions that they draw."""
@@ -373,10 +374,7 @@ class Tuner(Run):
         ids, wanted = jax.lax.stop_gradient(speak(self._teachers, theirs, seen, length, group, drawing))
         encoded = self._speaker.encode(values, self._speaker.see(fixed, values, photos), encoding)
         logits = self._speaker.read(values, encoded, words_before(ids), reading)
-        wanted = jax.nn.log_softmax(wanted)
-        divergence = jnp.sum(jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits)), axis=-1)
-        words = ids != PAD
-        return jnp.sum(jnp.where(words, divergence, 0.0)) / jnp.sum(words)
+        return distillation_loss(logits, wanted, ids)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -384,7 +382,7 @@ class Tuner(Run):
         encoded = self._speaker.encode(values, self._speaker.see(fixed, values, scale(pixels)))
         ids, _ = speak([self._speaker], [values], [encoded], self.config.text.max_length)
         logits = self._speaker.read(values, encoded, tokens.reshape(-1, tokens.shape[-1])).reshape(*tokens.shape, -1)
-        return ids, _cross_entropy(logits, targets, 0.0) * jnp.sum(targets != PAD)
+        return ids, mean_over_words(cross_entropy(logits, targets), targets) * jnp.sum(targets != PAD)
 
     def _evaluate(self) -> tuple[float, float]:
         """Dev loss per word by teacher forcing, and dev CIDEr-D of greedy captions, of the averaged weights."""
@@ -418,9 +416,7 @@ class Tuner(Run):
     # -- the run folder -----------------------------------------------------------------------------------------------
 
     def _load_teacher(self, run: Path, build: Callable[[Sequence[str]], keras.Model]) -> Speaker:
-        checkpoint = load_checkpoint(run)
-        if checkpoint.vocabulary.words != self.vocabulary.words:
-            raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
+        checkpoint = self._load_alike(run)
         extractor = build(checkpoint.config.model.blocks)
         if (run / EXTRACTOR).exists():
             load_extractor_part(extractor, run / EXTRACTOR)
@@ -451,11 +447,3 @@ def _ids(
     """Tokens and targets int32 [photos,group,T]."""
     ids = [caption_ids(of_photo, vocabulary, config.text.max_length, group) for of_photo in captions]
     return np.stack([each.tokens for each in ids]), np.stack([each.targets for each in ids])
-
-
-def _cross_entropy(logits: Array, targets: Array, smoothing: float) -> Array:
-    """Mean over the words of captions int [...,T], from logits [...,T,V]; some of the target on every word."""
-    likely = jax.nn.log_softmax(logits)
-    loss = -jnp.take_along_axis(likely, targets[..., None], -1)[..., 0]
-    loss = (1 - smoothing) * loss - smoothing * jnp.mean(likely, axis=-1)
-    return jnp.sum(jnp.where(targets != PAD, loss, 0.0)) / jnp.maximum(jnp.sum(targets != PAD), 1)

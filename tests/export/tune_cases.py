@@ -171,6 +171,24 @@ def drawn(weights: Path, config: ModelConfig, features: np.ndarray, count: int) 
     return np.asarray(ids)[:, 0].reshape(len(features), count)
 
 
+def losses(logits: np.ndarray, teachers: np.ndarray, ids: np.ndarray, rewards: np.ndarray) -> list[np.ndarray]:
+    """Every objective, and the gradients of the self-critical one and of distillation."""
+    import jax
+
+    from caplet_export import objectives
+
+    def self_critical(logits: Any) -> Any:
+        return objectives.self_critical_loss(objectives.log_probabilities(ids, logits), ids, rewards)
+
+    def distillation(logits: Any) -> Any:
+        return objectives.distillation_loss(logits, teachers, ids)
+
+    found = [objectives.cross_entropy(logits, ids, 0.1), objectives.log_probabilities(ids, logits)]
+    for loss in (self_critical, distillation):
+        found += jax.jit(jax.value_and_grad(loss))(logits)
+    return [np.asarray(part) for part in found]
+
+
 def greedy(run: Path, data: Path) -> np.ndarray:
     """Greedy ids of the dev photos, int [N,T]."""
     from caplet_export.checkpoint import EXTRACTOR, load_checkpoint, load_extractor_part
