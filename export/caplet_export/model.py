@@ -257,7 +257,7 @@ class CaptionEnsemble(keras.Model):
 Captioner = CaptionModel | CaptionEnsemble
 
 
-def forbid(logits: Tensor) -> Tensor:
+def mask_special_tokens(logits: Tensor) -> Tensor:
     """Logits [...,V] in which `<pad>`, `<start>` and `<unk>` cannot win."""
     mask = np.zeros(logits.shape[-1], np.float32)
     mask[list(NEVER_SAID)] = -1e9

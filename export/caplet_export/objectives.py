@@ -9,7 +9,7 @@ from typing import Any
 
 from keras import ops
 
-from caplet_export.model import forbid
+from caplet_export.model import mask_special_tokens
 from caplet_export.text import PAD
 
 Tensor = Any
@@ -36,7 +36,7 @@ def log_probabilities(ids: Tensor, logits: Tensor) -> Tensor:
     """Log-probability with which each sampled word was drawn, float32 [...,T], 0 at paddings; from the logits [...,T,V]
     that it was drawn by.
     """
-    return ops.where(ids != PAD, -cross_entropy(forbid(logits), ids), 0.0)
+    return ops.where(ids != PAD, -cross_entropy(mask_special_tokens(logits), ids), 0.0)
 
 
 def self_critical_loss(log_probs: Tensor, ids: Tensor, rewards: Tensor) -> Tensor:

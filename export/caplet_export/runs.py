@@ -27,6 +27,8 @@ from caplet_export.stages import ALL, STAGES, Stage, changed_switches, read_stag
 from caplet_export.text import Vocabulary, clean
 
 RESUME = "resume.npz"
+DEV_CAPTIONS = 5
+"""Captions of a dev photo that the dev loss is taken over, at most: as many as Flickr8k has of each."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from caplet_export.objectives import (
     mean_over_words,
     self_critical_loss,
 )
-from caplet_export.runs import Epoch, Run, split_words
+from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, split_words
 from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 _EVALUATION_BATCH = 200
@@ -124,7 +124,11 @@ class Trainer(Run):
             batch_images=settings.batch_images,
         )
         self._dev = batches(
-            list(words["dev"]), captions=words["dev"], views=[stores.plain], group=5, batch_images=_EVALUATION_BATCH
+            list(words["dev"]),
+            captions=words["dev"],
+            views=[stores.plain],
+            group=DEV_CAPTIONS,
+            batch_images=_EVALUATION_BATCH,
         )
         self._dev_scorer = CiderD.from_references(references_of(dataset, list(words["dev"])))
         self._reward: CiderD | None = None
@@ -143,7 +147,7 @@ class Trainer(Run):
         for step, batch in enumerate(self._train.epoch(number), 1):
             total += self._finite(partial(self._step, *batch), f"epoch {number}, step {step}")
             progress(step, steps, total / step)
-        with _Swapped(self._variables, self._average):
+        with _AveragedWeights(self._variables, self._average):
             dev_loss, dev_cider = self._evaluate()
             self._finite(lambda: dev_loss, f"epoch {number}, dev")
             seconds = time.monotonic() - start
@@ -228,9 +232,10 @@ class Trainer(Run):
             shown = self._plain.gather([self._train.names[row] for row in rows.numpy()])
         if self.config.train.mixing:
             inputs, shown = self._mixed(inputs, shown)
-        ids, logits = self._teacher_says(shown)
+        ids, logits = self._sample_teacher(shown)
         more = padded_length(ids.shape[1], self.config.text.max_length + 1) - ids.shape[1]
-        return self._follow(inputs, tf.pad(ids, ((0, 0), (0, more))), tf.pad(logits, ((0, 0), (0, more), (0, 0))))
+        ids, logits = tf.pad(ids, ((0, 0), (0, more))), tf.pad(logits, ((0, 0), (0, more), (0, 0)))
+        return self._distillation_update(inputs, ids, logits)
 
     @tf.function
     def _mixed(self, *views: Any) -> list[Any]:
@@ -243,17 +248,17 @@ class Trainer(Run):
         return [own * photo + (1.0 - own) * tf.gather(photo, others) for photo in photos]
 
     @tf.function
-    def _teacher_says(self, inputs: Any) -> tuple[Any, Any]:
+    def _sample_teacher(self, inputs: Any) -> tuple[Any, Any]:
         assert self._teacher is not None
         return sample(self._teacher, inputs, self.config.text.max_length, self.config.train.captions_per_image)
 
     @tf.function
-    def _follow(self, inputs: Any, ids: Any, teachers: Any) -> Any:
+    def _distillation_update(self, inputs: Any, ids: Any, teacher_logits: Any) -> Any:
         tokens = tf.concat([tf.fill((ids.shape[0], 1), START), ids[:, :-1]], axis=1)
         with tf.GradientTape() as tape:
             encoded = self.model.encode(inputs, training=True)
             logits, _ = self.model.teacher_forced(*encoded, tokens, self.config.train.captions_per_image, training=True)
-            objective = distillation_loss(logits, teachers, ids)
+            objective = distillation_loss(logits, teacher_logits, ids)
         return objective + self._descend(tape, objective)
 
     def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -349,7 +354,7 @@ class Trainer(Run):
         return upper
 
 
-class _Swapped:
+class _AveragedWeights:
     """Within it, variables hold their averages; afterwards, their own values again."""
 
     def __init__(self, variables: Sequence[Any], averages: Sequence[Any]) -> None:

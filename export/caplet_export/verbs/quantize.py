@@ -57,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     import onnx
 
+    from caplet_export.bias_correction import correct_biases
     from caplet_export.calibrate import greedy_feeds
-    from caplet_export.correct import correct_biases
     from caplet_export.onnx_graph import load_model
     from caplet_export.optimize import optimize_for_bytes
     from caplet_export.photos import photo_batches
