@@ -140,14 +140,13 @@ def prove(
     graphs: OnnxCaptioner,
     batches: Iterable[tuple[Sequence[str], NDArray[np.uint8]]],
     max_length: int,
-    parity: Parity | None = None,
 ) -> Parity:
     """Compare every output tensor and whole greedy captions on batches of (names, pixels uint8 [N,h,w,3]).
 
     The steps are compared along Keras' own words, each side carrying its own state, so that differences may add up as
     they do in use. A photo's steps count until its caption ends.
     """
-    parity = parity or Parity()
+    parity = Parity()
     for names, pixels in batches:
         expected, found = reference.encode(pixels), graphs.encode(pixels)
         for name in expected:

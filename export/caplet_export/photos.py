@@ -17,6 +17,7 @@ from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.memory import usable_memory
 
+_BATCH_SIZE = 8
 _MEMORY_SHARE = 0.25
 
 
@@ -26,7 +27,7 @@ def read_photo(dataset: Dataset, name: str, size: tuple[int, int]) -> NDArray[np
 
 
 def photo_batches(
-    dataset: Dataset, names: Sequence[str], *, size: tuple[int, int] = (299, 299), batch_size: int = 8, task: str = ""
+    dataset: Dataset, names: Sequence[str], *, size: tuple[int, int], task: str
 ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
     """Names and pixels uint8 [N,height,width,3] of photos, read when they are needed.
 
@@ -40,7 +41,7 @@ def photo_batches(
             read.append(name)
         except ImageError as error:
             print(f"left out: {error}", file=sys.stderr)
-        if len(read) == batch_size:
+        if len(read) == _BATCH_SIZE:
             yield read, np.stack(pixels)
             read, pixels = [], []
     if read:

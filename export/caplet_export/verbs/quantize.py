@@ -19,7 +19,7 @@ from caplet_export.ranges import DEFAULT_METHOD, METHODS
 from caplet_export.verbs import positive, seed
 
 _BIAS_BATCHES = 8
-"""Of 8 photos each: means need fewer than ranges do, and four times as many gave nothing more."""
+"""Of `photo_batches`: means need fewer than ranges do, and four times as many gave nothing more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
