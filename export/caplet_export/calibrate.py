@@ -75,7 +75,7 @@ def greedy_feeds(
 
 
 class Observer:
-    """Gives values inside a graph out, or what reductions over all their axes, or some, make of each.
+    """Outputs values inside a graph, or reductions of each over all of its axes or over some.
 
     A kind is an operator, or several one after the other: `Sign/ReduceMean`.
     """

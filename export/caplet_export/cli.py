@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from caplet_export.errors import ExportError
 
 VERBS = {
-    "features": "run InceptionV3 over a data set and store what it saw",
+    "features": "run InceptionV3 over a data set and store its features",
     "train": "train a captioner on stored features",
     "tune": "train encoder and decoder as one, from pixels, on a GPU if there is one",
     "join": "make several trained captioners one that speaks for all of them",

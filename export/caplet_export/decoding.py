@@ -1,4 +1,4 @@
-"""How a bundle's captions are searched unless whoever makes it says otherwise."""
+"""How a bundle's captions are searched by default, unless it is made otherwise."""
 
 from __future__ import annotations
 

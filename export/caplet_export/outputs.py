@@ -11,7 +11,7 @@ from pathlib import Path
 from caplet_export.errors import ExportError
 
 _MADE = (("encoder.onnx",), ("config.json", "vocabulary.txt"))
-"""Files by which a folder is known that a verb has made: graphs and bundles by the first, runs by both others."""
+"""Files that mark a folder as made by a verb: the first, graphs and bundles; the other two together, runs."""
 
 
 def check_folder(target: Path, inputs: Iterable[Path] = ()) -> Path:

@@ -236,7 +236,7 @@ def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> None:
 
 
 def _quantize_factors(graph: Graph, node: onnx.NodeProto) -> None:
-    """Positive constant factors in the number of levels that fits them best: a few simple ones come out exact."""
+    """Positive constant factors, in the number of levels that fits them best, in which simple fractions are exact."""
     factors = graph.constants[node.input[1]]
     errors = {
         levels: float(np.abs(np.rint(factors * (levels / factors.max())) / levels * factors.max() - factors).max())
@@ -257,7 +257,7 @@ def _is_scaling(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:
-    """A product with a constant matrix of more than a few columns: one a captioner gains nothing by fewer bits."""
+    """A product with a constant matrix of more than a few columns; attention scores, of one each, gain nothing."""
     matrix = graph.constants.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
     return matrix is not None and matrix.ndim == 2 and matrix.shape[1] > _FEW_COLUMNS
 

@@ -3,8 +3,8 @@
 Three objectives share everything else: cross-entropy by teacher forcing; self-critical training (Rennie et al.,
 CVPR 2017) with a CIDEr-D reward, the end token included, beside it if asked for ROUGE-L and a price on pairs of words
 that nobody says, and the mean reward of an image's other samples as its baseline (Luo, 2020); and distillation (Hinton
-et al., 2015), to become what a larger captioner is. The first two can train the upper Inception blocks along, from
-their stored inputs.
+et al., 2015), to say each word as probably as a larger captioner does. The first two can train the upper Inception
+blocks along, from their stored inputs.
 """
 
 from __future__ import annotations

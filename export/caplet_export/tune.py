@@ -5,7 +5,7 @@ were stored, and leaves most of Inception as it was. Here every step computes In
 batch of new random views. Keras on JAX, which compiles a step to one program for whatever device there is. Two
 objectives: self-critical training with a CIDEr-D reward (Rennie et al., CVPR 2017; baseline: an image's other samples,
 Luo, 2020) with some cross-entropy beside it; and distillation (Hinton et al., 2015) from one or several tuned
-captioners that speak as one, all looking at the very same view (Beyer et al., CVPR 2022).
+captioners that speak as one, all of them given the same view (Beyer et al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ Values = dict[str, list[Array]]
 
 _EVALUATION_BATCH = 50
 _AHEAD = 3
+"""Batches that are decoded, and steps that are under way, before the one whose loss is told."""
 _ADAM_BETA_2 = 0.99
 """Decay of Adam's second moments: the gradients of rewards change their size faster than its usual 0.999 follows."""
 
@@ -88,7 +89,7 @@ class StatelessCaptioner:
         }
 
     def fixed(self) -> list[list[Array]]:
-        """What of the extractor is not trained: to be passed to jitted functions, lest it become constants."""
+        """The extractor's weights that are not trained; arguments of jitted functions, not constants in them."""
         parts = [self.upper.non_trainable_variables]
         if self._lower is not None:
             parts += [self._lower.trainable_variables, self._lower.non_trainable_variables]
@@ -146,7 +147,7 @@ class StatelessCaptioner:
         return logits, state
 
     def _with(self, values: Values, key: Array | None = None) -> keras.StatelessScope:
-        """In it the decoder's variables are these values, and dropout draws from the key."""
+        """A scope in which the decoder's variables have these values and dropout draws from the key."""
         mapping = list(zip(self.variables, values["decoder"], strict=True))
         if key is not None:
             keys = jax.random.split(key, max(len(self._seeds), 1))
@@ -165,7 +166,7 @@ def generate_captions(
     group: int = 1,
     key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """What several captioners say as one, by the mean of their logits: drawn with a `key`, else the likeliest words.
+    """Captions of several captioners as one, by the mean of their logits: drawn with a `key`, else greedy.
 
     Returns:
         ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and logits float32 [N*G,T,V]; T
@@ -276,7 +277,7 @@ class Tuner(Run):
 
     @property
     def steps_an_epoch(self) -> int:
-        """Batches of an epoch; what is left over of the shuffled photos waits for the next."""
+        """Whole batches of an epoch; the photos left over are not seen in it, and the next epoch shuffles all anew."""
         return len(self._train) // self._batch
 
     def run_epochs(self, progress: Callable[[int, int, float], None] = lambda *_: None) -> Epoch:
@@ -304,7 +305,7 @@ class Tuner(Run):
                 jax.random.fold_in(self._key, step), self._rates(step),
             )  # fmt: skip
             losses.append(loss)
-            if len(losses) > _AHEAD:  # what is under way is not waited for
+            if len(losses) > _AHEAD:  # a loss that is not computed yet would be waited for
                 progress(len(losses), steps, float(losses[-_AHEAD]))
         mean = float(np.mean([float(loss) for loss in losses]))
         dev_loss, dev_cider = self._evaluate()
@@ -400,7 +401,8 @@ class Tuner(Run):
         total, captions, (tokens, targets) = 0.0, [], self._dev_ids
         size = min(_EVALUATION_BATCH, len(self._dev))
         for start in range(0, len(self._dev), size):
-            rows = np.arange(start, start + size) % len(self._dev)  # the last batch begins anew, with nothing to say
+            # The last batch is filled up with the first photos, which are not counted again.
+            rows = np.arange(start, start + size) % len(self._dev)
             new = (np.arange(start, start + size) < len(self._dev))[:, None, None]
             pixels = self._photos.load([self._dev[row] for row in rows])
             counted = np.where(new, targets[rows], PAD)

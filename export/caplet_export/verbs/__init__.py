@@ -1,4 +1,4 @@
-"""The verbs of `caplet-export`, one module each: `HELP`, `add_arguments(parser)`, `run(arguments) -> exit status`."""
+"""The verbs of `caplet-export`, one module each: `add_arguments(parser)` and `run(arguments) -> exit status`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def seed(text: str) -> int:
 
 
 def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:
-    """What moves a progress bar to a step of so many, and shows the mean loss so far."""
+    """A function that moves a progress bar to a step, and shows the mean loss so far."""
 
     def show(step: int, steps: int, loss: float) -> None:
         bar.total = steps

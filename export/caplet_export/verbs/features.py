@@ -1,4 +1,4 @@
-"""`caplet-export features`: run InceptionV3 over a data set and store what it saw."""
+"""`caplet-export features`: run InceptionV3 over a data set and store its features."""
 
 from __future__ import annotations
 
