@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -198,9 +197,11 @@ def _write_bundle(
     """A bundle named after its folder that decodes as `bundle` does, if there is one."""
     import tempfile
 
-    from caplet_export.bundle import Decoding, write_bundle
+    from caplet.bundle import load_bundle
+    from caplet_export.bundle import write_bundle
+    from caplet_export.decoding import DEFAULT_DECODING
 
-    decoding = Decoding(**json.loads((bundle / "manifest.json").read_text())["decoding"]) if bundle else None
+    decoding = load_bundle(bundle).manifest.decoding if bundle else DEFAULT_DECODING
     with tempfile.TemporaryDirectory() as work:
         _write_graphs(Path(work), encoder, decoder)
         shutil.copyfile(words, Path(work, "vocabulary.txt"))

@@ -47,8 +47,8 @@ def compare_runs(
     """A table for the model card, a row a run.
 
     Args:
-        folders: run folders, in the order in which the recipe grew. One that trained Inception blocks of its own looks
-            at the photos themselves.
+        folders: run folders, in the order in which the recipe grew. For one that trained Inception blocks of its own,
+            features are computed from the photos.
         dataset: captions and splits.
         features: folder of the feature stores; the plain view of each block that a run reads must be there. Photos
             that one of them lacks are left out.
@@ -79,7 +79,7 @@ def compare_runs(
     rows: list[list[str]] = []
     before: tuple[Config, ImageStatistics] | None = None
     for folder, checkpoint, store in zip(folders, checkpoints, stores, strict=True):
-        seen = store.batches(names, _BATCH) if store else _see(folder, encoder_weights, dataset, names)
+        seen = store.batches(names, _BATCH) if store else _extract(folder, encoder_weights, dataset, names)
         said = _captions(checkpoint, seen)
         if len(said) < len(names):
             raise DataError(
@@ -125,7 +125,7 @@ def _captions(checkpoint: Checkpoint, seen: Iterable[Any]) -> list[list[str]]:
     return captions
 
 
-def _see(folder: Path, encoder_weights: str | None, dataset: Dataset, names: Sequence[str]) -> Iterator[Any]:
+def _extract(folder: Path, encoder_weights: str | None, dataset: Dataset, names: Sequence[str]) -> Iterator[Any]:
     """Features of photos by a run's own extractor, in batches [N,L,C]."""
     extractor = load_extractor(folder, encoder_weights)
     height, width = extractor.input_shape[1:3]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-_START, _END = "<start>", "<end>"
+from caplet_export.text import END_TOKEN, START_TOKEN
 
 
 class Bigrams:
@@ -42,4 +42,4 @@ class Bigrams:
 
 
 def _pairs(words: Sequence[str], *, ended: bool = True) -> Iterable[tuple[str, str]]:
-    return pairwise([_START, *words, *([_END] if ended else [])])
+    return pairwise([START_TOKEN, *words, *([END_TOKEN] if ended else [])])

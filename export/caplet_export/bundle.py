@@ -19,7 +19,9 @@ from PIL import Image
 from caplet import Captioner
 from caplet.errors import CapletError
 from caplet.image import load_pixels
-from caplet_export.card import ATTENTION, DATA_LICENSE, WEIGHTS_LICENSE, render_card, render_scores
+from caplet.manifest import Decoding
+from caplet_export.card import ATTENTION, render_card, render_scores
+from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.onnx_graph import load_model
 from caplet_export.outputs import whole_folder
@@ -40,21 +42,11 @@ _RECORDS = {
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How the bundle's captions are searched by default; see the manifest's `decoding`."""
-
-    beam_size: int = 3
-    max_length: int = 20
-    length_penalty: float = 1.0
-    block_repeated_trigrams: bool = True
-
-
-@dataclass(frozen=True)
 class Licences:
     """Terms of the weights and of the data they were trained on, a sentence each without its full stop."""
 
-    weights: str = WEIGHTS_LICENSE
-    data: str = DATA_LICENSE
+    weights: str = "not stated"
+    data: str = "not stated"
 
 
 def write_bundle(
@@ -65,12 +57,13 @@ def write_bundle(
     golden: Sequence[Path],
     recipe: Mapping[str, Any] | None = None,
     stages: Sequence[Stage] = (),
-    decoding: Decoding | None = None,
-    licences: Licences | None = None,
+    decoding: Decoding = DEFAULT_DECODING,
+    licences: Licences = Licences(),
     metrics: Mapping[str, Any] | None = None,
     comparison: str | None = None,
     ablations: Sequence[Mapping[str, Any]] = (),
     findings: str | None = None,
+    limits: str | None = None,
     inputs: Sequence[Path] = (),
 ) -> None:
     """Write a bundle, whole or not at all.
@@ -83,30 +76,32 @@ def write_bundle(
             without loss, and captioned by the bundle itself through caplet, greedily and by the default search.
         recipe: the configuration that trained it.
         stages: how it was trained, for the card.
+        decoding: how its captions are searched by default.
+        licences: terms of its weights and of the data they were trained on.
         metrics: what `caplet-export evaluate --json` wrote; its captions are left out.
         comparison: Markdown for the card, what `caplet-export evaluate --compare` printed of these graphs and those
             before quantisation.
         ablations: tables for the card, see `caplet_export.card.render_card`.
         findings: Markdown for the card, likewise.
+        limits: Markdown for the card, likewise.
         inputs: what else is read and must not be replaced by the bundle, such as the run.
 
     Raises:
         ConfigurationError: `graphs` is incomplete, or caplet cannot use what would be written.
     """
-    decoding = decoding or Decoding()
     with whole_folder(output, (graphs, *inputs)) as folder:
         for file in _FILES.values():
             if not (graphs / file).exists():
                 raise ConfigurationError(f"{graphs / file}: no such file; run `caplet-export convert` first")
             shutil.copyfile(graphs / file, folder / file)
-        manifest = _manifest(folder, name, decoding, licences or Licences())
+        manifest = _manifest(folder, name, decoding, licences)
         manifest["provenance"] = _provenance(graphs, recipe, stages)
         sha256 = {role: hashlib.sha256((folder / file).read_bytes()).hexdigest() for role, file in _FILES.items()}
         manifest["metrics"] = summarize_metrics(metrics, name, decoding, sha256)
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
         manifest["files"] = _hashes(folder)
-        card = render_card(manifest, ablations, comparison, findings, figure=bool(golden))
+        card = render_card(manifest, ablations, comparison, findings, limits, figure=bool(golden))
         (folder / "README.md").write_text(card, encoding="utf-8")
         manifest["files"] = _hashes(folder)
         # Captions need a bundle that can be loaded, so the manifest is written twice.

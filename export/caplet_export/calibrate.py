@@ -1,4 +1,4 @@
-"""Ranges of activations, from photos: what static quantisation needs to know.
+"""Ranges of activations, observed on photos: what static quantisation needs to know.
 
 Statistics are kept per group of values that will share a scale, and updated photo by photo, so memory does not grow
 with the calibration set.
@@ -7,7 +7,6 @@ with the calibration set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,40 +15,18 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from caplet_export.decoding import DEFAULT_DECODING
+from caplet_export.ranges import BINS, DEFAULT_METHOD, MINMAX, RANGE_CHOICES, Histogram, Range
 from caplet_export.text import START
 
 Feed = Mapping[str, NDArray[Any]]
 Feeds = Callable[[], Iterable[Feed]]
-Range = tuple[float, float]
-
-METHODS = ("minmax", "percentile", "mse")
-BINS = 2048
-PERCENTILE = 99.999
-LEVELS = 256
 _ENCODED = ["features", "keys", "state"]
 
 
-@dataclass
-class Histogram:
-    """Counts of values in equal bins between `low` and `high`."""
-
-    low: float
-    high: float
-    counts: NDArray[np.int64]
-
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count more values; those beyond the ends go into the outer bins."""
-        bins = ((values.ravel() - self.low) * (BINS / (self.high - self.low))).astype(np.int32)
-        self.counts += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
-
-    @property
-    def centres(self) -> NDArray[np.float64]:
-        """Middle of each bin."""
-        edges = np.linspace(self.low, self.high, BINS + 1, dtype=np.float64)
-        return (edges[1:] + edges[:-1]) / 2
-
-
-def calibrate(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, method: str = "mse") -> dict[str, Range]:
+def calibrate(
+    model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, method: str = DEFAULT_METHOD
+) -> dict[str, Range]:
     """The range, always with zero in it, in which each group of values is to be quantised.
 
     Args:
@@ -57,11 +34,10 @@ def calibrate(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, m
         groups: names of values to observe, and of the group each belongs to.
         feeds: starts a pass over the calibration set: inputs of the graph, batch by batch. It is called once for
             `minmax` and twice for the others.
-        method: `minmax`; `percentile`, where a hundred-thousandth of the values at either end may be clipped; `mse`,
-            the range that makes the mean squared error of the quantised values smallest.
+        method: one of `caplet_export.ranges.METHODS`.
     """
     extremes = _extremes(model, groups, feeds())
-    if method == "minmax":
+    if method == MINMAX:
         return extremes
     histograms = {
         group: Histogram(low, high, np.zeros(BINS, np.int64)) for group, (low, high) in extremes.items() if high > low
@@ -71,12 +47,14 @@ def calibrate(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, m
         for value, array in zip(groups, observe(feed), strict=True):
             if groups[value] in histograms:
                 histograms[groups[value]].add(array)
-    choose = percentile_range if method == "percentile" else mse_range
-    return extremes | {group: choose(histogram) for group, histogram in histograms.items()}
+    return extremes | {group: RANGE_CHOICES[method](histogram) for group, histogram in histograms.items()}
 
 
 def greedy_feeds(
-    encoder: onnx.ModelProto, decoder: onnx.ModelProto, photos: Iterable[Feed], max_length: int = 20
+    encoder: onnx.ModelProto,
+    decoder: onnx.ModelProto,
+    photos: Iterable[Feed],
+    max_length: int = DEFAULT_DECODING.max_length,
 ) -> Iterator[Feed]:
     """What a decoder reads, step by step, while it writes greedy captions of batches of photos.
 
@@ -96,32 +74,8 @@ def greedy_feeds(
             feed = {**feed, "token": tokens[:, 0], "state": state}
 
 
-def percentile_range(histogram: Histogram) -> Range:
-    """The range that leaves out the rarest values at either end."""
-    share = np.cumsum(histogram.counts) / histogram.counts.sum()
-    cut = (100 - PERCENTILE) / 100
-    centres = histogram.centres
-    low, high = (float(centres[min(int(np.searchsorted(share, s)), BINS - 1)]) for s in (cut, 1 - cut))
-    # An end that is zero stays exactly zero: the middle of its bin is not.
-    return min(low, 0.0) if histogram.low < 0 else 0.0, max(high, 0.0) if histogram.high > 0 else 0.0
-
-
-def mse_range(histogram: Histogram) -> Range:
-    """The range, among the full one shrunk in steps of a hundredth, with the smallest mean squared error."""
-    centres, counts = histogram.centres, histogram.counts
-    best, best_error = (histogram.low, histogram.high), np.inf
-    for factor in np.linspace(0.3, 1.0, 71):
-        low, high = factor * histogram.low, factor * histogram.high
-        scale = (high - low) / (LEVELS - 1)
-        inside = np.clip(centres, low, high)
-        error = float(np.sum(counts * (centres - inside) ** 2) + np.sum(counts[inside == centres]) * scale**2 / 12)
-        if error < best_error:
-            best, best_error = (low, high), error
-    return best
-
-
 class Observer:
-    """Gives values inside a graph out, or what reductions over all their axes, or some, make of each.
+    """Outputs values inside a graph, or reductions of each over all of its axes or over some.
 
     A kind is an operator, or several one after the other: `Sign/ReduceMean`.
     """

@@ -5,25 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caplet_export.metrics import TITLES
 from caplet_export.stages import ALL
 
-WEIGHTS_LICENSE = (
-    "Apache-2.0. Derived from Google's Inception-v3 for ImageNet (Apache-2.0, 2015), trained further on Flickr8k photos"
-)
-DATA_LICENSE = (
-    "Trained on Flickr8k (Hodosh, Young and Hockenmaier, JAIR 2013). Its photos belong to their Flickr authors and are "
-    "for non-commercial research; none of them is part of this bundle"
-)
-
 ATTENTION = "attention.jpg"
-_SCORES = {
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "cider_d": "CIDEr-D",
-}
 
 
 def render_card(
@@ -31,6 +16,7 @@ def render_card(
     ablations: Sequence[Mapping[str, Any]] = (),
     comparison: str | None = None,
     findings: str | None = None,
+    limits: str | None = None,
     *,
     figure: bool = True,
 ) -> str:
@@ -40,6 +26,7 @@ def render_card(
         manifest: as in manifest.json; golden captions and hashes are not needed yet, sizes of the graphs are.
         comparison: Markdown that says what quantisation cost, if it is known.
         findings: Markdown, what was found out while the model was made: what limits it, what did not help.
+        limits: Markdown, what the captioner must not be used for.
         figure: whether the bundle has the drawing of its first golden photo.
         ablations: tables of runs, each `{"title": "...", "columns": [...], "rows": [[...], ...], "note": "..."}`.
     """
@@ -51,7 +38,7 @@ def render_card(
         f"## What was found out\n\n{findings.strip()}" if findings else "",
         _making(manifest),
         _figure() if figure else "",
-        _limits(),
+        f"## What it is not for\n\n{limits.strip()}" if limits else "",
         _licence(manifest["license"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -69,7 +56,7 @@ def _introduction(manifest: Mapping[str, Any]) -> str:
     return f"""# {manifest["name"]}
 
 Writes a one-sentence English caption for a photo. A *Show, Attend and Tell* captioner (Xu et al., ICML 2015) in ONNX
-for [caplet](../../README.md): InceptionV3 without its classifier, additive attention over 8×8 locations, a GRU, a
+for caplet: InceptionV3 without its classifier, additive attention over 8×8 locations, a GRU, a
 vocabulary of {manifest["vocabulary"]["size"]} words.{_members(manifest["provenance"].get("recipe", {}))}
 
 | file | what | MB |
@@ -105,7 +92,7 @@ def render_scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> st
     for beam, result in metrics["results"].items():
         scores, intervals = result["scores"], result.get("intervals", {})
         name = f"**{beam}** (default)" if int(beam) == decoding["beam_size"] else beam
-        cells = [f"{scores[metric]:.1f}{_interval(intervals.get(metric))}" for metric in _SCORES]
+        cells = [f"{scores[metric]:.1f}{_interval(intervals.get(metric))}" for metric in TITLES]
         taken = result.get("milliseconds")
         rows.append([name, *cells, f"{taken / greedy:.2f}" if taken and greedy else ""])
     return f"""{metrics.get("images", "")} photos of the {metrics["split"]} split, free-running, by the graphs of the
@@ -113,7 +100,7 @@ bundle as it ships, through caplet's runtime; percent, with 95% bootstrap interv
         metrics["scorer"]
     }.
 
-{markdown_table(["beam", *_SCORES.values(), "time ÷ greedy"], rows)}
+{markdown_table(["beam", *TITLES.values(), "time ÷ greedy"], rows)}
 
 Time is from the file to the sentence, photos in batches of 8.
 Settings: length penalty {decoding["length_penalty"]:g}, at most {decoding["max_length"]} words, repeated trigrams {
@@ -211,9 +198,8 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     columns = ["stage", "captioner", "epochs", "minutes", "dev CIDEr-D, greedy", "switches not at their defaults"]
     return f"""{markdown_table(columns, rows)}
 
-Each stage of a captioner goes on from the weights of the one above it, or, if both are averaged in the end, from what
-that one began with, or from the run that it names; the first begins at random. Minutes are wall time, where no device
-is named on one of two cores, mostly while another stage ran on the other."""
+Each stage continues the one above it, unless it names another run; averaged stages share a start. Minutes are wall
+time."""
 
 
 def _minutes(stage: Mapping[str, Any]) -> str:
@@ -232,15 +218,6 @@ def _as_one(member: int | str) -> str:
 
 def _figure() -> str:
     return f"## Where it looks\n\n![the first golden photo, and where each word of its caption looked]({ATTENTION})"
-
-
-def _limits() -> str:
-    return """## What it is not for
-
-It has seen a few thousand photos, mostly of people and dogs outdoors, and the words that five strangers wrote under
-each. It names what it knows when it sees what it does not know, miscounts, guesses at sex and age from clothing and
-setting, and repeats the habits and prejudices of its sources. It reads no text and knows no names. Do not let anything
-that can hurt somebody depend on a caption, and do not use it to judge people."""
 
 
 def _licence(texts: Mapping[str, str]) -> str:

@@ -15,7 +15,6 @@ Everything is written to a temporary name and renamed, so whatever is there is w
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from caplet_export.config import Config, ModelConfig, load_config
 from caplet_export.errors import ConfigurationError
+from caplet_export.outputs import whole_file
 from caplet_export.text import Vocabulary
 
 if TYPE_CHECKING:
@@ -106,9 +106,8 @@ def load_weights(model: keras.Model, path: Path) -> None:
 
 def save_weights(model: keras.Model, path: Path) -> None:
     """Save Keras weights; the old file stays until the new one is whole."""
-    temporary = path.with_name("." + path.name)
-    model.save_weights(temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        model.save_weights(temporary)
 
 
 class ExtractorPart:
@@ -202,9 +201,8 @@ def _write_differences(differences: Mapping[int, NDArray[np.float32]], base: int
         scale = np.abs(difference).max(axis=tuple(range(difference.ndim - 1))) / 127
         arrays[f"{position}.scale"] = scale.astype(np.float32)
         arrays[f"{position}"] = np.round(difference / np.where(scale, scale, 1)).astype(np.int8)
-    temporary = path.with_name("." + path.name)
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
 
 def _read_differences(path: Path) -> tuple[dict[int, NDArray[np.float32]], int]:

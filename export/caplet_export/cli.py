@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from caplet_export.errors import ExportError
 
 VERBS = {
-    "features": "run InceptionV3 over a data set and store what it saw",
+    "features": "run InceptionV3 over a data set and store its features",
     "train": "train a captioner on stored features",
     "join": "make an ensemble of several trained captioners, or average them",
     "trim": "leave a captioner only the words that it would say",

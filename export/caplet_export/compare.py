@@ -15,9 +15,8 @@ from PIL import Image
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.evaluate import BeamResult, Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
-from caplet_export.metrics import METRICS, Interval, paired_bootstrap, references_of
+from caplet_export.metrics import TITLES, Interval, paired_bootstrap, references_of
 
-_TITLES = dict(zip(METRICS, ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"), strict=True))
 _THUMBNAIL = (224, 224)
 
 
@@ -94,11 +93,11 @@ def format_comparison(comparison: Comparison) -> str:
         "| | A | B | B - A | 95% interval | |",
         "|---|---:|---:|---:|---:|---|",
     ]
-    for name in METRICS:
+    for name, title in TITLES.items():
         difference = comparison.differences[name]
         beyond = "" if difference.low <= 0 <= difference.high else "beyond chance"
         lines.append(
-            f"| {_TITLES[name]} | {getattr(first.scores, name):.2f} | {getattr(second.scores, name):.2f} "
+            f"| {title} | {getattr(first.scores, name):.2f} | {getattr(second.scores, name):.2f} "
             f"| {difference.value:+.2f} | {difference.low:+.2f} to {difference.high:+.2f} | {beyond} |"
         )
     changed, gained = len(comparison.changes), sum(change.gain > 0 for change in comparison.changes)

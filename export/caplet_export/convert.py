@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from caplet_export.config import ModelConfig
 from caplet_export.inception import scale, split_blocks
 from caplet_export.model import members_of
-from caplet_export.text import PAD, START, UNKNOWN
+from caplet_export.text import NEVER_SAID
 
 if TYPE_CHECKING:
     import keras
@@ -31,7 +31,6 @@ OPSET = 17
 # The intermediate representation that came with opset 17; onnxruntime 1.17 reads it.
 IR_VERSION = 8
 TOP_K = 16
-MASKED = (PAD, START, UNKNOWN)
 
 Shape = Sequence["int | str"]
 
@@ -93,7 +92,7 @@ def convert_decoder(model: Captioner, *, plain: bool = False) -> onnx.ModelProto
 def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
     """The decoder whose `log_probs` [N,K] and `tokens` int64 [N,K] are the K likeliest words, best first.
 
-    `<pad>`, `<start>` and `<unk>` are masked after the normalisation, so that log-probabilities are those of the full
+    Words that are never said are masked after the normalisation, so that log-probabilities are those of the full
     softmax and no vocabulary-sized array leaves the graph. K is the vocabulary size where that is smaller.
     """
     result = onnx.ModelProto()
@@ -106,7 +105,7 @@ def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
             if name == "log_probs":
                 node.output[position] = "all_log_probs"
     mask = np.zeros(int(size), np.float32)
-    mask[list(MASKED)] = -np.inf
+    mask[list(NEVER_SAID)] = -np.inf
     graph.initializer.append(numpy_helper.from_array(mask, "word_mask"))
     graph.initializer.append(numpy_helper.from_array(np.array([k]), "top_k"))
     graph.node.append(helper.make_node("Add", ["all_log_probs", "word_mask"], ["masked_log_probs"], "mask_words"))
@@ -151,12 +150,13 @@ def _encode(model: Captioner, grids: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf
 def _step(
     model: Captioner, token: tf.Tensor, state: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`step` of M members, as one wherever they do the same: what a word takes is small, and costs by the operator.
+    """`step` of M members, fused wherever they do the same: each operator has a cost of its own, and the products of
+    one word are small.
 
-    What a word gives is looked up, its products with matrices too, as it is the same each time. Each member has three
-    products of its own, with its state, its context and its next state; that with the words is one for all: the mean of
-    products is the product of operands laid side by side. Everything between is done on [N,M,...], or on [N,M*...]
-    where that needs no transposition.
+    The embedding and its projection to the GRU gates depend only on the word, so both are precomputed per word and
+    looked up. Each member has three products of its own: with its state, its context and its next state. The output
+    layer is one product for all members: the mean of products is the product of operands laid side by side. Everything
+    between is done on [N,M,...], or on [N,M*...] where that needs no transposition.
     """
     members, config = members_of(model), model.config
     count, size = len(members), config.state_size
@@ -211,7 +211,7 @@ def _attend(
     if count == 1:
         attention = tf.nn.softmax(tf.squeeze(tf.matmul(energies, tf.convert_to_tensor(scores[0])), 2))
         return tf.squeeze(tf.matmul(tf.expand_dims(attention, 1), features), 1), attention
-    # All members' features are weighed with every member's attention; of the blocks that makes, each needs its own.
+    # Every member's attention weighs all members' features; of the resulting blocks each member needs only its own.
     attention = tf.nn.softmax(tf.transpose(tf.matmul(energies, _block_diagonal(scores)), (0, 2, 1)))
     own = _block_diagonal([tf.ones((1, features.shape[-1] // count))] * count)
     return tf.reduce_sum(tf.matmul(attention, features) * own, axis=1), tf.reduce_mean(attention, axis=1)
@@ -234,7 +234,7 @@ def _context_readers(model: CaptionModel) -> list[Any]:
 
 
 def _word_tables(members: Sequence[CaptionModel]) -> tuple[np.ndarray, np.ndarray]:
-    """Members' embeddings [V,M*E], and what their GRUs' gates and candidates get of them, [V,M*3H], as constants."""
+    """Members' embeddings [V,M*E], and the projections of these to the GRUs' gates, [V,M*3H], as constants."""
     with tf.init_scope():  # computed now, not in what is traced
         embeddings = [tf.convert_to_tensor(member.embedding.embeddings) for member in members]
         from_word = [_dense(words, member.from_word) for words, member in zip(embeddings, members, strict=True)]
@@ -249,7 +249,7 @@ def _output_layer(model: CaptionModel) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _split(whole: tf.Tensor, members: Sequence[CaptionModel]) -> Sequence[tf.Tensor]:
-    """What of a tensor is each member's."""
+    """Each member's part of a tensor."""
     return [whole] if len(members) == 1 else tf.split(whole, len(members), axis=-1)
 
 

@@ -47,9 +47,9 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
 def average_runs(runs: Sequence[Path], folder: Path) -> None:
     """Write into `folder`, which exists, a run with the mean of the weights of `runs`.
 
-    For runs, or epochs of one, that share a beginning: on the way down from the same hill the mean of several lies
-    lower than most (model soups; Wortsman et al., ICML 2022). Of runs that began apart it is worth nothing. The weights
-    of an ensemble are stored in float16, as `join_runs` does. What runs trained of Inception is averaged as well.
+    For runs that share a start, or epochs of one run: their weights lie in one basin of the loss, where the mean is
+    better than most (model soups; Wortsman et al., ICML 2022). The mean of runs with different starts is useless. The
+    weights of an ensemble are stored in float16, as `join_runs` does. What runs trained of Inception is averaged too.
 
     Raises:
         ConfigurationError: as `join_runs`.

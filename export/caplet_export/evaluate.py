@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,13 +23,14 @@ from caplet import Captioner
 from caplet.captioner import join_words
 from caplet.decode import Encoded, search
 from caplet.errors import ImageError
-from caplet.image import load_pixels
+from caplet.machine import describe_cpu, versions
 from caplet.manifest import Decoding, Manifest
 from caplet_export.bigrams import Bigrams
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import (
     METRICS,
+    TITLES,
     ImageStatistics,
     Interval,
     Scores,
@@ -43,6 +41,8 @@ from caplet_export.metrics import (
     references_of,
     tokenize,
 )
+from caplet_export.outputs import write_whole
+from caplet_export.photos import read_photo
 
 SCORER = "caplet_export.metrics (equal to pycocoevalcap 1.2); CIDEr-D document frequencies from the split's references"
 _FORMAT = 2
@@ -112,13 +112,10 @@ class Evaluation:
     def save(self, path: Path) -> None:
         """Write the evaluation as JSON, whole or not at all."""
         content = {"format": _FORMAT, "scorer": SCORER, **dataclasses.asdict(self)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise ConfigurationError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     @classmethod
@@ -247,7 +244,7 @@ def evaluate(
             "unreadable": {name: journal.unreadable[name] for name in names if name in journal.unreadable},
         },
         settings={"limit": limit, "threads": captioner.threads, **dataclasses.asdict(bundle.manifest.decoding)},
-        machine=_machine(),
+        machine={"cpu": describe_cpu(), "packages": versions()},
         results={
             beam: BeamResult.of({name: journal.captions[beam, name] for name in readable}, references, bigrams)
             for beam in beam_sizes
@@ -271,13 +268,14 @@ def _by_score(captions: Mapping[str, CaptionRecord], statistics: ImageStatistics
 def format_table(evaluation: Evaluation) -> str:
     """The scores by beam size as a plain text table, CIDEr-D and BLEU-4 with their intervals."""
     data = evaluation.data
-    columns = ["beam", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "95%", "ROUGE-L", "CIDEr-D", "95%"]
+    *bleu_titles, rouge_title, cider_title = TITLES.values()
+    columns = ["beam", *bleu_titles, "95%", rouge_title, cider_title, "95%"]
     rows = [[*columns, "length", "words", "rep. 3-grams", "dangling", "odd pairs", "ms/photo"]]
     for beam, result in evaluation.results.items():
         scores, bleu, cider = result.scores, result.intervals["bleu_4"], result.intervals["cider_d"]
         cells = [
             str(beam),
-            *(f"{getattr(scores, name):.1f}" for name in METRICS[:4]),
+            *(f"{getattr(scores, name):.1f}" for name in METRICS[: len(bleu_titles)]),
             f"{bleu.low:.1f}-{bleu.high:.1f}",
         ]
         cells += [f"{scores.rouge_l:.1f}", f"{scores.cider_d:.1f}", f"{cider.low:.1f}-{cider.high:.1f}"]
@@ -313,7 +311,7 @@ def _caption_batch(
         if all((decoding.beam_size, name) in journal.captions for decoding in decodings):
             continue
         try:
-            pixels[name] = load_pixels(dataset.path(name), size=(manifest.width, manifest.height))
+            pixels[name] = read_photo(dataset, name, (manifest.width, manifest.height))
         except ImageError as error:
             journal.unreadable[name] = str(error)
     if not pixels:
@@ -347,16 +345,3 @@ def _hashes(manifest: Manifest) -> dict[str, str]:
     """The sha256 of what captions depend on beside the settings, by role."""
     files = {"encoder": manifest.encoder_file, "decoder": manifest.decoder_file, "vocabulary": manifest.vocabulary_file}
     return {role: manifest.files[file].sha256 for role, file in files.items()}
-
-
-def _machine() -> dict[str, Any]:
-    packages = {name: version(name) for name in ("caplet", "onnxruntime", "numpy", "pillow")}
-    return {"platform": platform.platform(), "cpu": _cpu_name(), "cpus": os.cpu_count(), "packages": packages}
-
-
-def _cpu_name() -> str:
-    """The processor's name; Linux tells it only in /proc/cpuinfo."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()

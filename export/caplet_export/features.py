@@ -1,10 +1,10 @@
-"""Run InceptionV3 without its classifier once over every photo, and keep what it saw on disk.
+"""Run InceptionV3 without its classifier once over every photo, and keep the features on disk.
 
 A store is a folder::
 
     store.json    what it was made from (weights digest, augmentation, shape); written first, never changed
     names.txt     image names, one a line, in row order
-    rows.f16      float16 rows, 64×2048 each, in the order of names.txt
+    rows.f16      float16 rows, locations × channels each, in the order of names.txt
     skipped.txt   images that could not be read, one a line; written last, so a store without it is not finished
 
 A row counts only once its name stands in `names.txt` with a newline behind it, and names are appended after their rows
@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet_export.errors import StoreError
+from caplet_export.outputs import whole_file
 from caplet_export.views import apply_view
 
 LOCATIONS, CHANNELS = 64, 2048
@@ -67,10 +68,10 @@ class StoredFeatures(ABC):
 
     @abstractmethod
     def __getitem__(self, name: str) -> NDArray[np.float16]:
-        """Features [64, channels] of a photo. Raises StoreError where there are none."""
+        """Features [locations, channels] of a photo. Raises StoreError where there are none."""
 
     def gather(self, names: Sequence[str]) -> NDArray[np.float16]:
-        """Features of several images, [len(names), 64, channels] float16."""
+        """Features of several images, [len(names), locations, channels] float16."""
         return np.stack([self[name] for name in names])
 
     def readable(self, names: Sequence[str]) -> list[str]:
@@ -86,7 +87,7 @@ class StoredFeatures(ABC):
 class FeatureStore(StoredFeatures):
     """Read-only view of a feature store.
 
-    `store[name]` is a float16 array of shape [64, 2048], read from disk on access.
+    `store[name]` is a float16 array of shape [locations, channels], read from disk on access.
 
     Raises:
         StoreError: no store there, its extraction has not finished, or its files do not fit together.
@@ -224,9 +225,9 @@ def extract(
     """Extract features of every image in `names` that one of the stores does not hold yet.
 
     The stores, by folder, are of the blocks of one pass, and so of one view of the photos. `load` gives uint8 pixels
-    [299,299,3] of a name and may raise; `run` maps a batch [N,299,299,3] to [N,64,2048] for each store. Yields
-    `(name, None)` for each image that is in the stores, and `(name, reason)` for each that cannot be read, so that the
-    caller can show progress; an unreadable image never stops the others.
+    [299,299,3] of a name and may raise; `run` maps a batch [N,299,299,3] to [N,locations,channels] for each store.
+    Yields `(name, None)` for each image that is in the stores, and `(name, reason)` for each that cannot be read, so
+    that the caller can show progress; an unreadable image never stops the others.
     """
     (view,) = {source.view for source in stores.values()}
     with ExitStack() as stack:
@@ -314,9 +315,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def _store_error(folder: Path, error: OSError) -> StoreError:

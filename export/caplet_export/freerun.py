@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from caplet_export.model import Captioner, forbid
+from caplet_export.model import Captioner, mask_special_tokens
 from caplet_export.text import END, PAD, START, Vocabulary
 
 
@@ -38,7 +38,7 @@ class FreeRunner:
         written = tf.TensorArray(tf.int32, self._max_length + 1, element_shape=(None, count))
         for t in tf.range(self._max_length + 1):
             logits, state, _ = self._model.step(token, state, features, keys)
-            likeliest = tf.where(alive[:, None], tf.math.top_k(forbid(logits), count).indices, PAD)
+            likeliest = tf.where(alive[:, None], tf.math.top_k(mask_special_tokens(logits), count).indices, PAD)
             token = likeliest[:, 0]
             written = written.write(t, likeliest)
             alive &= token != END
@@ -59,8 +59,8 @@ def sample(model: Captioner, features: Any, max_length: int, group: int, trainin
 
     Returns:
         ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and the model's float32 logits of
-        each of them, [N*G,T,V], of which the words that `forbid` forbids were not drawn; T is as many steps as the
-        longest caption takes, at most max_length+1.
+        each of them, [N*G,T,V], before `mask_special_tokens`; T is as many steps as the longest caption takes, at most
+        max_length+1.
     """
     features, keys, state = model.encode(features, training)
     state = tf.repeat(state, group, axis=0)
@@ -71,7 +71,7 @@ def sample(model: Captioner, features: Any, max_length: int, group: int, trainin
 
     def step(t: Any, token: Any, alive: Any, state: Any, ids: Any, said: Any) -> tuple[Any, ...]:
         logits, state, _ = model.step(token, state, features, keys, group, training)
-        token = tf.random.categorical(tf.stop_gradient(forbid(logits)), 1, tf.int32)[:, 0]
+        token = tf.random.categorical(tf.stop_gradient(mask_special_tokens(logits)), 1, tf.int32)[:, 0]
         token = tf.where(alive & ((t < max_length) | (token == END)), token, PAD)
         return t + 1, token, alive & (token != END), state, ids.write(t, token), said.write(t, logits)
 
@@ -84,13 +84,6 @@ def sample(model: Captioner, features: Any, max_length: int, group: int, trainin
     )
     written = tf.range(steps)
     return tf.transpose(ids.gather(written)), tf.transpose(said.gather(written), (1, 0, 2))
-
-
-def log_probabilities(ids: Any, logits: Any) -> Any:
-    """With which each word of captions int32 [N,T] was drawn, from `sample`'s logits [N,T,V]; float32 [N,T], 0 at
-    paddings.
-    """
-    return tf.where(ids != PAD, -tf.nn.sparse_softmax_cross_entropy_with_logits(ids, forbid(logits)), 0.0)
 
 
 def captions_of(ids: NDArray[np.int32], vocabulary: Vocabulary, max_length: int) -> list[list[str]]:

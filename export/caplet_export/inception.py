@@ -1,4 +1,4 @@
-"""The feature extractor: InceptionV3 without its classifier, pixels to an 8×8 grid of 2048 channels."""
+"""The feature extractor: InceptionV3 without its classifier, pixels to a grid of features, 8×8×2048 by default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import keras
 from caplet_export.errors import ConfigurationError
 
 INPUT_SIZE = 299
-GRID = 8
 JOINED = "blocks"
 """Name of the layer that puts the outputs of several blocks side by side."""
 
@@ -68,7 +67,7 @@ def tap_blocks(extractor: keras.Model, blocks: Sequence[str]) -> keras.Model:
 
 
 def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:
-    """The output of block `layer`, below the extractor's last, to the 8×8×2048 features; shares the extractor's
+    """The output of block `layer`, below the extractor's last, to the extractor's output; shares the extractor's
     variables, so that what is trained here is trained there.
 
     Raises:

@@ -10,7 +10,6 @@ Words go in, not text: `tokenize` first. Whole-split scores are in percent, so a
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,71 +21,24 @@ from numpy.typing import NDArray
 
 from caplet_export.bigrams import Bigrams
 from caplet_export.flickr8k import Dataset
+from caplet_export.text import END_TOKEN
+from caplet_export.tokenizer import tokenize
 
 Words = Sequence[str]
 References = Mapping[str, Sequence[Words]]
 Hypotheses = Mapping[str, Words]
 _Gram = tuple[str, ...]
 
-END_TOKEN = "<end>"
-METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
-
-# What coco-caption drops. Its brackets are upper case while its text is lower case, so `-lrb-` stays a word there,
-# and here.
-_DROPPED = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--"])
-_DROPPED |= {"...", ";"}
-
-# The Penn Treebank conventions as Stanford's PTBTokenizer 3.4.1 applies them with `-preserveLines -lowerCase`. The
-# alternatives are in order of preference; each says what it keeps together.
-_TOKEN = re.compile(
-    r"""
-      (?!(?i:cannot|gonna|gotta|lemme|gimme|wanna)\b) [A-Za-z]+ (?!\S)
-    | https?://[^\s"<>|()]*[^\s"<>|().!?,;:'-] | [\w-]+(?:\.[\w-]+)*\.(?:com|net|org|edu)/[^\s"<>|(),]+
-    | [A-Za-z0-9][\w.+-]*@(?:[A-Za-z0-9_-]+\.)+[A-Za-z]{2,}
-    | [#@][A-Za-z]\w+
-    | </?[A-Za-z!][^<>\s]*>
-    # clitics that leave a word: can|not, gon|na, do|n't, dog|'s
-    | (?i:can(?=not\b) | gon(?=na\b) | got(?=ta\b) | lem(?=me\b) | gim(?=me\b) | wan(?=na\b) | more(?='n\b))
-    | (?i:'t(?=is\b|was\b) | y'(?=all\b))
-    | (?i:[a-z]*[a-mo-z](?=n't\b) | n't(?![a-z]))
-    | (?i:'(?:[msd]|re|ve|ll)(?![a-z]))
-    | (?i:[a-z]+(?='(?:[msd]|re|ve|ll)(?![a-z])))
-    # words with an apostrophe of their own
-    | (?i:'n(?:'|\b)) | (?i:'(?:em|till?|cause)\b) | '[2-9]0s\b | (?i:(?:ol|dunkin)'(?![a-z]))
-    | [dDoOlLjJ]'(?=[A-Za-z])[A-Za-z0-9]+ | [A-Za-z]*[aeiouyAEIOUY]'[aeiouA-Z][A-Za-z]*
-    # numbers, dates, times
-    | \d{1,2}[-/]\d{1,2}[-/]\d{2,4}\b | \d{1,2}:\d\d(?=[AaPp]\.?[Mm]\b)
-    | [-+]?(?:\d+(?:[.,:]\d+)*|(?:[.,]\d+)+)(?![\w/-])
-    # abbreviations and initials keep their full stop
-    | (?:[A-Za-z]\.){2,} | [A-Za-z]\.(?!\w)
-    | (?i:Mr|Mrs|Ms|Drs?|Profs?|Sens?|Reps?|Lt|Col|Gen|Govs?|Rev|Maj|Sgt|Capt|Ste?|Ave|Mt|Hon|Jr|Sr|Bros|Blvd|Rd|Esq
-        |Inc|Cos?|Corp|Ltd|vs|etc|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thurs?|Fri|ft)\.(?!\w)
-    | (?i:no)\.(?=[ ]?\d) | Ph\.D\.
-    # AT&T; hyphenated and slashed compounds; words with a stop inside (a.b, dot.com)
-    | [A-Z]+(?:[+&][A-Z]+)+
-    | [^\W_]+(?:\.[^\W\d_][^\W_]*)+
-    | [A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*){1,2}
-    | [^\W_]+(?:-[^\W_]+)*
-    | \.{2,} | -+ | [!?]+ | `` | '' | \*+ | \S
-    """,
-    re.VERBOSE,
-)
-_PUNCTUATION_RUN = re.compile(r'"|\.{2,}|-{2,}')
-_WRITTEN_AS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "£": "#", "€": "$"}
-_WRITTEN_AS |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "¢": "cents"}
-_TYPEWRITER = str.maketrans(
-    {"\u2018": "`", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "--", "\u2014": "--", "\u2026": "..."}
-)
-
-
-def tokenize(caption: str) -> list[str]:
-    """The words of a caption as coco-caption scores them: Penn Treebank tokens in lower case, punctuation dropped.
-
-    Equals `pycocoevalcap`'s Java tokeniser on every Flickr8k caption; on text unlike captions (mark-up, telephone
-    numbers, smileys) it comes close and no more.
-    """
-    words = (_WRITTEN_AS.get(token, token).lower() for token in _TOKEN.findall(caption.translate(_TYPEWRITER)))
-    return [word for word in words if word not in _DROPPED and not _PUNCTUATION_RUN.fullmatch(word)]
+TITLES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider_d": "CIDEr-D",
+}
+"""The corpus scores by the names of their fields, as tables call them."""
+METRICS = tuple(TITLES)
 
 
 def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list[str]]]:

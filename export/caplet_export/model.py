@@ -17,7 +17,7 @@ from keras import ops
 
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
-from caplet_export.text import PAD, START, UNKNOWN
+from caplet_export.text import NEVER_SAID
 
 Tensor = Any
 
@@ -65,7 +65,7 @@ class CaptionModel(keras.Model):
         )
 
     def encode(self, features: Tensor, training: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """What of an image does not change from word to word.
+        """Encode images: all that does not change from word to word.
 
         Args:
             features: float [N,L,C].
@@ -89,7 +89,7 @@ class CaptionModel(keras.Model):
     def step(
         self, token: Tensor, state: Tensor, features: Tensor, keys: Tensor, group: int = 1, training: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One word further.
+        """One decoding step.
 
         Args:
             token: int [N*G], the previous word.
@@ -189,7 +189,7 @@ class CaptionModel(keras.Model):
 
 
 class CaptionEnsemble(keras.Model):
-    """Several captioners that speak as one: each keeps a state of its own, and the next word is chosen by the mean of
+    """An ensemble of captioners: each keeps a state of its own, and the next word is chosen by the mean of
     their logits, which is the normalised geometric mean of their distributions (a product of experts; Hinton, 2002).
 
     `encode` and `step` as in `CaptionModel`, with D, A and H the members' sizes taken together, side by side in the
@@ -237,7 +237,7 @@ class CaptionEnsemble(keras.Model):
         return sum(logits) / len(said), sum(attentions) / len(said)
 
     def _by_member(self, *wholes: Tensor) -> list[tuple[Any, ...]]:
-        """Each member with its parts of values that hold all members' side by side."""
+        """Each member with its parts of tensors that hold all members' side by side."""
         parts = [ops.split(whole, len(self.members), axis=-1) for whole in wholes]
         return list(zip(self.members, *parts, strict=True))
 
@@ -257,15 +257,15 @@ class CaptionEnsemble(keras.Model):
 Captioner = CaptionModel | CaptionEnsemble
 
 
-def forbid(logits: Tensor) -> Tensor:
+def mask_special_tokens(logits: Tensor) -> Tensor:
     """Logits [...,V] in which `<pad>`, `<start>` and `<unk>` cannot win."""
     mask = np.zeros(logits.shape[-1], np.float32)
-    mask[[PAD, START, UNKNOWN]] = -1e9
+    mask[list(NEVER_SAID)] = -1e9
     return logits + mask
 
 
 def members_of(model: Captioner) -> Sequence[CaptionModel]:
-    """The captioners that speak as one; a single one is its own only member."""
+    """The captioners of an ensemble; a single one is its own only member."""
     return [model] if isinstance(model, CaptionModel) else model.members
 
 

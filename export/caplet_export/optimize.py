@@ -108,8 +108,8 @@ def pool_after_projection(model: onnx.ModelProto) -> onnx.ModelProto:
 def pool_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
     """Make an average pooling that leaves padding out of its count a depthwise convolution and a product.
 
-    The convolution sums and divides by the size of the whole window; the product makes good for what hangs over the
-    edge there. A ReLU behind commutes with the product, whose factors are positive, and is moved between the two.
+    The convolution sums and divides by the size of the whole window; the product corrects windows that reach over the
+    edge. A ReLU behind commutes with the product, whose factors are positive, and is moved between the two.
     Depthwise convolutions have fast 8-bit kernels where poolings go through tables.
     """
     inferred = onnx.shape_inference.infer_shapes(model).graph

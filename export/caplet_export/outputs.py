@@ -11,7 +11,7 @@ from pathlib import Path
 from caplet_export.errors import ExportError
 
 _MADE = (("encoder.onnx",), ("config.json", "vocabulary.txt"))
-"""Files by which a folder is known that a verb has made: graphs and bundles by the first, runs by both others."""
+"""Files that mark a folder as made by a verb: the first, graphs and bundles; the other two together, runs."""
 
 
 def check_folder(target: Path, inputs: Iterable[Path] = ()) -> Path:
@@ -86,8 +86,24 @@ def whole_folder(target: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         raise ExportError(f"{asked}: cannot write: {error.strerror or error}") from error
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path of a temporary file beside `path`, of the same suffix, that takes its place when the block ends.
+
+    What stood at `path` before stays until then, and for good if the block fails, which leaves no temporary file.
+    Raises OSError.
+    """
+    # Without the process' number: what a killed process has left is overwritten by the next.
+    temporary = path.with_name(f".{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file in UTF-8; the old one stays until the new one is whole. Raises OSError."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

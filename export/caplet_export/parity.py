@@ -16,10 +16,10 @@ import onnxruntime
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from caplet_export.convert import MASKED, take_top_k
+from caplet_export.convert import take_top_k
 from caplet_export.errors import ParityError
 from caplet_export.inception import scale
-from caplet_export.text import END, START
+from caplet_export.text import END, NEVER_SAID, START
 
 if TYPE_CHECKING:
     import keras
@@ -140,14 +140,13 @@ def prove(
     graphs: OnnxCaptioner,
     batches: Iterable[tuple[Sequence[str], NDArray[np.uint8]]],
     max_length: int,
-    parity: Parity | None = None,
 ) -> Parity:
     """Compare every output tensor and whole greedy captions on batches of (names, pixels uint8 [N,h,w,3]).
 
     The steps are compared along Keras' own words, each side carrying its own state, so that differences may add up as
     they do in use. A photo's steps count until its caption ends.
     """
-    parity = parity or Parity()
+    parity = Parity()
     for names, pixels in batches:
         expected, found = reference.encode(pixels), graphs.encode(pixels)
         for name in expected:
@@ -180,7 +179,7 @@ def _compare_steps(
         for name, values in step.items():
             parity.compare(name, values[alive], onnx_step[name][alive])
         allowed = step["log_probs"].copy()
-        allowed[:, list(MASKED)] = -np.inf
+        allowed[:, list(NEVER_SAID)] = -np.inf
         token = np.argmax(allowed, axis=1)
         state, onnx_state = step["next_state"], onnx_step["next_state"]
         written.append(token)

@@ -1,9 +1,10 @@
-"""Photos of a data set as the runtime sees them, a batch at a time."""
+"""Photos of a data set as the runtime sees them: once, a batch at a time, or again and again while training."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,24 @@ from tqdm import tqdm
 
 from caplet.errors import ImageError
 from caplet.image import load_pixels
+from caplet.threads import usable_threads
+from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset
+from caplet_export.memory import usable_memory
+
+_BATCH_SIZE = 8
+_MEMORY_SHARE = 0.25
+
+
+def read_photo(dataset: Dataset, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pixels uint8 [height,width,3] of a photo, squashed to (width, height). Raises caplet's ImageError."""
+    return load_pixels(dataset.path(name), size=size)
 
 
 def photo_batches(
-    dataset: Dataset, names: Sequence[str], *, size: tuple[int, int] = (299, 299), batch_size: int = 8, task: str = ""
+    dataset: Dataset, names: Sequence[str], *, size: tuple[int, int], task: str
 ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
-    """Names and pixels uint8 [N,height,width,3] of photos, read by `caplet.image.load_pixels` when they are needed.
+    """Names and pixels uint8 [N,height,width,3] of photos, read when they are needed.
 
     A photo that cannot be read is named on standard error and left out. Shows progress under the name of the `task`.
     """
@@ -25,12 +37,64 @@ def photo_batches(
     pixels: list[NDArray[np.uint8]] = []
     for name in tqdm(names, desc=task, unit="photo", disable=None, leave=False):
         try:
-            pixels.append(load_pixels(dataset.path(name), size=size))
+            pixels.append(read_photo(dataset, name, size))
             read.append(name)
         except ImageError as error:
             print(f"left out: {error}", file=sys.stderr)
-        if len(read) == batch_size:
+        if len(read) == _BATCH_SIZE:
             yield read, np.stack(pixels)
             read, pixels = [], []
     if read:
         yield read, np.stack(pixels)
+
+
+class PhotoCache:
+    """Pixels uint8 [N,S,S,3] of photos by name, decoded in parallel; kept while they fit into a quarter of memory.
+
+    Args:
+        dataset: where they are.
+        names: those that will be asked for.
+        size: S; photos are squashed to it.
+    """
+
+    def __init__(self, dataset: Dataset, names: Sequence[str], size: int) -> None:
+        self._dataset, self._size = dataset, (size, size)
+        self._pool = ThreadPoolExecutor(usable_threads().count)
+        self._room = int(usable_memory() * _MEMORY_SHARE / (size * size * 3))
+        self._kept: dict[str, NDArray[np.uint8]] = {}
+        found = tqdm(
+            self._pool.map(self._problem, names),
+            desc="photos", total=len(names), unit="photo", disable=None, leave=False,
+        )  # fmt: skip
+        problems = dict(zip(names, found, strict=True))
+        self.unreadable = {name: problem for name, problem in problems.items() if problem}
+
+    def readable(self, names: Sequence[str]) -> list[str]:
+        """Those of these photos that can be read.
+
+        Raises:
+            DataError: there is none.
+        """
+        names = [name for name in names if name not in self.unreadable]
+        if not names:
+            raise DataError("not one photo of a split could be read")
+        return names
+
+    def load(self, names: Sequence[str]) -> NDArray[np.uint8]:
+        """Pixels [len(names),S,S,3]."""
+        return np.stack(list(self._pool.map(self._pixels, names)))
+
+    def _pixels(self, name: str) -> NDArray[np.uint8]:
+        pixels = self._kept.get(name)
+        if pixels is None:
+            pixels = read_photo(self._dataset, name, self._size)
+            if len(self._kept) < self._room:
+                self._kept[name] = pixels
+        return pixels
+
+    def _problem(self, name: str) -> str:
+        try:
+            self._pixels(name)
+        except ImageError as error:
+            return str(error)
+        return ""

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from caplet_export.checkpoint import Checkpoint, empty_model, require_frozen_extractor, save_checkpoint
 from caplet_export.errors import ConfigurationError
 from caplet_export.features import StoredFeatures
-from caplet_export.freerun import log_probabilities, sample
+from caplet_export.freerun import sample
 from caplet_export.model import members_of
+from caplet_export.objectives import log_probabilities
 from caplet_export.stages import cut_stages, write_stages
 
 if TYPE_CHECKING:
@@ -58,9 +59,8 @@ def unit_importances(
     @tf.function(reduce_retracing=True)
     def effects(features: Any) -> Any:
         with tf.GradientTape() as tape:
-            total = tf.reduce_sum(
-                log_probabilities(*sample(model, features, checkpoint.config.text.max_length, _SAMPLES))
-            )
+            sampled = sample(model, features, checkpoint.config.text.max_length, _SAMPLES)
+            total = tf.reduce_sum(log_probabilities(*sampled))
         gradients = tape.gradient(total, tf.nest.map_structure(lambda kernel: kernel.value, kernels))
         return tf.nest.map_structure(lambda kernel, of_it: tf.reduce_sum(kernel * of_it, 1), kernels, gradients)
 

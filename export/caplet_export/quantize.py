@@ -25,9 +25,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from caplet_export.calibrate import LEVELS, Feeds, Range, calibrate
+from caplet_export.calibrate import Feeds, calibrate
 from caplet_export.errors import ConfigurationError
 from caplet_export.onnx_graph import Graph
+from caplet_export.ranges import DEFAULT_METHOD, LEVELS, Range
 
 # Outputs of the first become 8-bit; the second only pass values on, so inputs and outputs have one scale.
 _COMPUTING = ("Conv", "AveragePool", "Relu")
@@ -37,13 +38,13 @@ _FEW_COLUMNS = 4
 _PAIR = 128
 
 
-def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = "mse") -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = DEFAULT_METHOD) -> onnx.ModelProto:
     """An encoder or decoder in 8 bits, its ranges taken from what it does on the calibration feeds.
 
     Args:
         model: a float graph, after `caplet_export.optimize`.
         feeds: starts a pass over inputs of the graph.
-        method: one of `caplet_export.calibrate.METHODS`.
+        method: one of `caplet_export.ranges.METHODS`.
     """
     groups = scale_groups(model)
     # What is moved or picked from values of its group lies in their range.
@@ -235,7 +236,7 @@ def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> None:
 
 
 def _quantize_factors(graph: Graph, node: onnx.NodeProto) -> None:
-    """Positive constant factors in the number of levels that fits them best: a few simple ones come out exact."""
+    """Positive constant factors, in the number of levels that fits them best, in which simple fractions are exact."""
     factors = graph.constants[node.input[1]]
     errors = {
         levels: float(np.abs(np.rint(factors * (levels / factors.max())) / levels * factors.max() - factors).max())
@@ -256,7 +257,7 @@ def _is_scaling(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:
-    """A product with a constant matrix of more than a few columns: one a captioner gains nothing by fewer bits."""
+    """A product with a constant matrix of more than a few columns; attention scores, of one each, gain nothing."""
     matrix = graph.constants.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
     return matrix is not None and matrix.ndim == 2 and matrix.shape[1] > _FEW_COLUMNS
 

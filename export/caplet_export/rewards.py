@@ -1,7 +1,7 @@
 """The reward of sampled captions, on the accelerator: thousands of them take less time than a decoding step.
 
 The same figures as `metrics.CiderD.score`, `metrics.rouge_l` and `bigrams.Bigrams`, which tests hold it to. Words are
-numbers here, and n-grams hashes of 32 bits: a chance of one in twenty thousand, an n-gram, to be taken for another.
+numbers here, and n-grams hashes of 32 bits: the chance that an n-gram is taken for another is one in twenty thousand.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from caplet_export.bigrams import Bigrams
-from caplet_export.metrics import END_TOKEN, References
-from caplet_export.text import END, PAD, START, Vocabulary
+from caplet_export.metrics import References
+from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 Array = Any
 _MULTIPLIERS = np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B)  # of Knuth (1973) and MurmurHash3

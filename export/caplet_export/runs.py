@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from abc import ABC, abstractmethod
@@ -19,15 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from caplet_export.checkpoint import DECODER, EXTRACTOR
+from caplet_export.checkpoint import DECODER, EXTRACTOR, Checkpoint, load_checkpoint
 from caplet_export.config import Config, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
-from caplet_export.outputs import write_whole
+from caplet_export.outputs import whole_file, write_whole
 from caplet_export.stages import ALL, STAGES, Stage, changed_switches, read_stages, write_stages
 from caplet_export.text import Vocabulary, clean
 
 RESUME = "resume.npz"
+DEV_CAPTIONS = 5
+"""Captions of a dev photo that the dev loss is taken over, at most: as many as Flickr8k has of each."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Run(ABC):
         teachers: the runs it learns from, if any.
 
     Raises:
-        ConfigurationError: the folder holds a run of another configuration, or one that cannot go on.
+        ConfigurationError: the folder holds a run of another configuration, or one that cannot go on; there is no
+            teacher and there should be, or the other way round.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Run(ABC):
         start_from: Path | None = None,
         teachers: Sequence[Path] = (),
     ) -> None:
+        if (config.train.objective == "distillation") != bool(teachers):
+            raise ConfigurationError("a teacher is needed to train by distillation, and for nothing else")
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config = config
@@ -110,6 +114,13 @@ class Run(ABC):
     def _set_state(self, state: Sequence[Any]) -> None:
         """Go on from what `_state` gave."""
 
+    def _load_alike(self, run: Path, dtype: str = "float32") -> Checkpoint:
+        """Another run, to learn from. Raises a ConfigurationError if it cannot be read or has another vocabulary."""
+        checkpoint = load_checkpoint(run, dtype)
+        if checkpoint.vocabulary.words != self.vocabulary.words:
+            raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
+        return checkpoint
+
     def _end_epoch(self, epoch: Epoch) -> Epoch:
         """Write the epoch that has just ended, whole; `_save_weights` must see the weights that it was scored with."""
         self.history.append(epoch)
@@ -127,12 +138,10 @@ class Run(ABC):
     def _save_resume(self) -> None:
         arrays = {f"{index}": np.asarray(variable) for index, variable in enumerate(self._state())}
         strings = {"history": np.array(self._history()), "origin": np.array(self._origin)}
-        temporary = self.folder / f".{RESUME}"
         try:
-            np.savez(temporary, **arrays, **strings)  # type: ignore[arg-type]
-            os.replace(temporary, self.folder / RESUME)
+            with whole_file(self.folder / RESUME) as temporary:
+                np.savez(temporary, **arrays, **strings)  # type: ignore[arg-type]
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise self._unwritten(error) from error
         self._write_records()
 
@@ -234,10 +243,9 @@ def plot_history(history: Sequence[Epoch], path: Path) -> None:
     right.set(xlabel="epoch", ylabel="dev CIDEr-D (greedy)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name("." + path.name)
-    figure.savefig(temporary, format="png", dpi=120)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
-    os.replace(temporary, path)
 
 
 def _digest(run: Path | None) -> str | None:

@@ -83,7 +83,7 @@ def average_stages(runs: Sequence[Path]) -> list[Stage]:
 
 
 def cut_stages(run: Path, left: str) -> list[Stage]:
-    """The stages of a run, and what was `left` of it without training."""
+    """The stages of a run, and one more, without training, that says what was `left` of it."""
     return [*read_stages(run), Stage(left, ALL, 0, 0, None, 0.0, {})]
 
 

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.metrics import tokenize
+from caplet_export.tokenizer import tokenize
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+START_TOKEN, END_TOKEN = SPECIALS[START], SPECIALS[END]
+NEVER_SAID = (PAD, START, UNKNOWN)
+"""What no caption may hold, however likely a model finds it."""
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -34,8 +37,9 @@ class Vocabulary:
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
-        if tuple(self.words[:4]) != SPECIALS:
-            raise ConfigurationError(f"a vocabulary starts with {' '.join(SPECIALS)}, not {' '.join(self.words[:4])}")
+        if tuple(self.words[: len(SPECIALS)]) != SPECIALS:
+            found = " ".join(self.words[: len(SPECIALS)])
+            raise ConfigurationError(f"a vocabulary starts with {' '.join(SPECIALS)}, not {found}")
         self._ids = {word: number for number, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             word = next(word for word, count in Counter(self.words).items() if count > 1)

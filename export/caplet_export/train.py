@@ -3,8 +3,8 @@
 Three objectives share everything else: cross-entropy by teacher forcing; self-critical training (Rennie et al.,
 CVPR 2017) with a CIDEr-D reward, the end token included, beside it if asked for ROUGE-L and a price on pairs of words
 that nobody says, and the mean reward of an image's other samples as its baseline (Luo, 2020); and distillation (Hinton
-et al., 2015), to become what a larger captioner is. The first two can train the upper Inception blocks along, from
-their stored inputs.
+et al., 2015), to say each word as probably as a larger captioner does. The first two can train the upper Inception
+blocks along, from their stored inputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from caplet_export.checkpoint import (
     DECODER,
     EXTRACTOR,
     ExtractorPart,
-    load_checkpoint,
     load_weights,
     save_weights,
 )
@@ -36,12 +35,19 @@ from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
-from caplet_export.freerun import FreeRunner, captions_of, log_probabilities, sample
+from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.inception import upper_blocks
-from caplet_export.metrics import END_TOKEN, CiderD, references_of, rouge_l
+from caplet_export.metrics import CiderD, references_of, rouge_l
 from caplet_export.model import Captioner, build_model
-from caplet_export.runs import Epoch, Run, split_words
-from caplet_export.text import END, PAD, START, Vocabulary
+from caplet_export.objectives import (
+    cross_entropy,
+    distillation_loss,
+    log_probabilities,
+    mean_over_words,
+    self_critical_loss,
+)
+from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, split_words
+from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 _EVALUATION_BATCH = 200
 
@@ -118,7 +124,11 @@ class Trainer(Run):
             batch_images=settings.batch_images,
         )
         self._dev = batches(
-            list(words["dev"]), captions=words["dev"], views=[stores.plain], group=5, batch_images=_EVALUATION_BATCH
+            list(words["dev"]),
+            captions=words["dev"],
+            views=[stores.plain],
+            group=DEV_CAPTIONS,
+            batch_images=_EVALUATION_BATCH,
         )
         self._dev_scorer = CiderD.from_references(references_of(dataset, list(words["dev"])))
         self._reward: CiderD | None = None
@@ -137,7 +147,7 @@ class Trainer(Run):
         for step, batch in enumerate(self._train.epoch(number), 1):
             total += self._finite(partial(self._step, *batch), f"epoch {number}, step {step}")
             progress(step, steps, total / step)
-        with _Swapped(self._variables, self._average):
+        with _AveragedWeights(self._variables, self._average):
             dev_loss, dev_cider = self._evaluate()
             self._finite(lambda: dev_loss, f"epoch {number}, dev")
             seconds = time.monotonic() - start
@@ -193,15 +203,11 @@ class Trainer(Run):
         with tf.GradientTape() as tape:
             encoded = self.model.encode(self._features(inputs), training=True)
             logits, attention = self.model.teacher_forced(*encoded, tokens, settings.captions_per_image, training=True)
-            mask = tf.cast(targets != PAD, tf.float32)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-            if settings.label_smoothing:
-                uniform = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
-                losses = (1 - settings.label_smoothing) * losses + settings.label_smoothing * uniform
-            loss = tf.reduce_sum(losses * mask) / tf.reduce_sum(mask)
+            loss = mean_over_words(cross_entropy(logits, targets, settings.label_smoothing), targets)
             objective = loss
             if settings.attention_regularisation:
-                looked = tf.reduce_sum(attention * mask[..., None], axis=1)
+                words = tf.cast(targets != PAD, tf.float32)[..., None]
+                looked = tf.reduce_sum(attention * words, axis=1)
                 objective += settings.attention_regularisation * tf.reduce_mean((1.0 - looked) ** 2)
         return loss + self._descend(tape, objective)
 
@@ -213,10 +219,7 @@ class Trainer(Run):
             features = self._features(inputs)
             ids, logits = sample(self.model, features, self.config.text.max_length, group, training=True)
             rewards = tf.reshape(tf.numpy_function(self._rewards, [rows, ids], tf.float32), (-1, group))
-            others = (tf.reduce_sum(rewards, axis=1, keepdims=True) - rewards) / (group - 1)
-            advantage = tf.reshape(rewards - others, (-1, 1))
-            words = tf.reduce_sum(tf.cast(ids != PAD, tf.float32))
-            objective = -tf.reduce_sum(advantage * log_probabilities(ids, logits)) / words
+            objective = self_critical_loss(log_probabilities(ids, logits), ids, rewards)
         return self._descend(tape, objective) - tf.reduce_mean(rewards)
 
     def _distillation_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
@@ -229,9 +232,10 @@ class Trainer(Run):
             shown = self._plain.gather([self._train.names[row] for row in rows.numpy()])
         if self.config.train.mixing:
             inputs, shown = self._mixed(inputs, shown)
-        ids, logits = self._teacher_says(shown)
+        ids, logits = self._sample_teacher(shown)
         more = padded_length(ids.shape[1], self.config.text.max_length + 1) - ids.shape[1]
-        return self._follow(inputs, tf.pad(ids, ((0, 0), (0, more))), tf.pad(logits, ((0, 0), (0, more), (0, 0))))
+        ids, logits = tf.pad(ids, ((0, 0), (0, more))), tf.pad(logits, ((0, 0), (0, more), (0, 0)))
+        return self._distillation_update(inputs, ids, logits)
 
     @tf.function
     def _mixed(self, *views: Any) -> list[Any]:
@@ -244,20 +248,17 @@ class Trainer(Run):
         return [own * photo + (1.0 - own) * tf.gather(photo, others) for photo in photos]
 
     @tf.function
-    def _teacher_says(self, inputs: Any) -> tuple[Any, Any]:
+    def _sample_teacher(self, inputs: Any) -> tuple[Any, Any]:
         assert self._teacher is not None
         return sample(self._teacher, inputs, self.config.text.max_length, self.config.train.captions_per_image)
 
     @tf.function
-    def _follow(self, inputs: Any, ids: Any, teachers: Any) -> Any:
+    def _distillation_update(self, inputs: Any, ids: Any, teacher_logits: Any) -> Any:
         tokens = tf.concat([tf.fill((ids.shape[0], 1), START), ids[:, :-1]], axis=1)
-        mask = tf.cast(ids != PAD, tf.float32)
-        wanted = tf.nn.log_softmax(teachers)
         with tf.GradientTape() as tape:
             encoded = self.model.encode(inputs, training=True)
             logits, _ = self.model.teacher_forced(*encoded, tokens, self.config.train.captions_per_image, training=True)
-            divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - tf.nn.log_softmax(logits)), axis=-1)
-            objective = tf.reduce_sum(divergence * mask) / tf.reduce_sum(mask)
+            objective = distillation_loss(logits, teacher_logits, ids)
         return objective + self._descend(tape, objective)
 
     def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -309,9 +310,8 @@ class Trainer(Run):
     @tf.function
     def _dev_loss(self, features: Any, tokens: Any, targets: Any) -> tuple[Any, Any]:
         logits, _ = self.model.teacher_forced(*self.model.encode(features), tokens, self._dev.group)
-        mask = tf.cast(targets != PAD, tf.float32)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-        return tf.reduce_sum(losses * mask), tf.reduce_sum(mask)
+        words = tf.reduce_sum(tf.cast(targets != PAD, tf.float32))
+        return mean_over_words(cross_entropy(logits, targets), targets) * words, words
 
     # -- resuming -----------------------------------------------------------------------------------------------------
 
@@ -331,15 +331,11 @@ class Trainer(Run):
             self._part.save(self.upper.trainable_variables, self.folder / EXTRACTOR)
 
     def _load_teacher(self, run: Path | None) -> Captioner | None:
-        if (self.config.train.objective == "distillation") != (run is not None):
-            raise ConfigurationError("a teacher is needed to train by distillation, and for nothing else")
         if run is None:
             return None
         if self.upper is not None:
             raise ConfigurationError("distillation: Inception blocks cannot be trained along")
-        teacher = load_checkpoint(run, self.config.train.precision)
-        if teacher.vocabulary.words != self.vocabulary.words:
-            raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
+        teacher = self._load_alike(run, self.config.train.precision)
         if teacher.config.model.blocks != self.config.model.blocks:
             blocks = " ".join(teacher.config.model.blocks)
             raise ConfigurationError(f"{run}: reads {blocks}, {self.folder} {' '.join(self.config.model.blocks)}")
@@ -358,7 +354,7 @@ class Trainer(Run):
         return upper
 
 
-class _Swapped:
+class _AveragedWeights:
     """Within it, variables hold their averages; afterwards, their own values again."""
 
     def __init__(self, variables: Sequence[Any], averages: Sequence[Any]) -> None:

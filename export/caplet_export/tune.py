@@ -5,13 +5,12 @@ were stored, and leaves most of Inception as it was. Here every step computes In
 batch of new random views. Keras on JAX, which compiles a step to one program for whatever device there is. Two
 objectives: self-critical training with a CIDEr-D reward (Rennie et al., CVPR 2017; baseline: an image's other samples,
 Luo, 2020) with some cross-entropy beside it; and distillation (Hinton et al., 2015) from one or several tuned
-captioners that speak as one, all looking at the very same view (Beyer et al., CVPR 2022).
+captioners that speak as one, all of them given the same view (Beyer et al., CVPR 2022).
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +25,7 @@ import keras
 import numpy as np
 import optax
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from caplet.errors import ImageError
-from caplet.image import load_pixels
 from caplet_export.batches import caption_ids
 from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import (
@@ -37,20 +33,27 @@ from caplet_export.checkpoint import (
     EXTRACTOR,
     ExtractorPart,
     empty_model,
-    load_checkpoint,
     load_extractor_part,
     load_weights,
     save_weights,
 )
 from caplet_export.config import Config
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import ConfigurationError
 from caplet_export.flickr8k import Dataset
 from caplet_export.inception import lower_blocks, scale, upper_blocks
 from caplet_export.metrics import CiderD, references_of
-from caplet_export.model import Captioner, build_model, forbid, members_of
+from caplet_export.model import Captioner, build_model, mask_special_tokens, members_of
+from caplet_export.objectives import (
+    cross_entropy,
+    distillation_loss,
+    log_probabilities,
+    mean_over_words,
+    self_critical_loss,
+)
+from caplet_export.photos import PhotoCache
 from caplet_export.random_views import Views, mix_photos, random_views
 from caplet_export.rewards import CaptionReward, words_before
-from caplet_export.runs import Epoch, Run, split_words
+from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, split_words
 from caplet_export.text import END, PAD, START, Vocabulary
 
 Array = Any
@@ -59,12 +62,12 @@ Values = dict[str, list[Array]]
 
 _EVALUATION_BATCH = 50
 _AHEAD = 3
-_MEMORY_SHARE = 0.25
-_FORGET = 0.99
+"""Batches that are decoded, and steps that are under way, before the one whose loss is told."""
+_ADAM_BETA_2 = 0.99
 """Decay of Adam's second moments: the gradients of rewards change their size faster than its usual 0.999 follows."""
 
 
-class Speaker:
+class StatelessCaptioner:
     """A captioner as functions of its weights, which are arguments, so that they can be traced and differentiated.
 
     Shapes: N photos, G captions of each, T words, V vocabulary; `encoded` is what `CaptionModel.encode` returns.
@@ -86,13 +89,13 @@ class Speaker:
         }
 
     def fixed(self) -> list[list[Array]]:
-        """What of the extractor is not trained: to be passed to jitted functions, lest it become constants."""
+        """The extractor's weights that are not trained; arguments of jitted functions, not constants in them."""
         parts = [self.upper.non_trainable_variables]
         if self._lower is not None:
             parts += [self._lower.trainable_variables, self._lower.non_trainable_variables]
         return [[jnp.array(variable) for variable in part] for part in parts]
 
-    def see(self, fixed: Sequence[list[Array]], values: Values, photos: Array) -> Array:
+    def extract_features(self, fixed: Sequence[list[Array]], values: Values, photos: Array) -> Array:
         """Features float32 [N,L,C] of photos float32 [N,S,S,3] in [-1,1]."""
         if self._lower is not None:
             photos, _ = self._lower.stateless_call(fixed[1], fixed[2], photos, training=False)
@@ -105,7 +108,15 @@ class Speaker:
         with self._with(values, key):
             return tuple(self.model.encode(features, training=key is not None))
 
-    def read(self, values: Values, encoded: Sequence[Array], tokens: Array, key: Array | None = None) -> Array:
+    def encode_photos(
+        self, fixed: Sequence[list[Array]], values: Values, photos: Array, key: Array | None = None
+    ) -> tuple[Array, ...]:
+        """`encode` of the features of photos float32 [N,S,S,3] in [-1,1]."""
+        return self.encode(values, self.extract_features(fixed, values, photos), key)
+
+    def teacher_forced(
+        self, values: Values, encoded: Sequence[Array], tokens: Array, key: Array | None = None
+    ) -> Array:
         """`CaptionModel.teacher_forced` as a loop, which compiles in a fraction of the time: logits [N*G,T,V]."""
         group, training = tokens.shape[0] // encoded[0].shape[0], key is not None
         members = members_of(self.model)
@@ -136,7 +147,7 @@ class Speaker:
         return logits, state
 
     def _with(self, values: Values, key: Array | None = None) -> keras.StatelessScope:
-        """In it the decoder's variables are these values, and dropout draws from the key."""
+        """A scope in which the decoder's variables have these values and dropout draws from the key."""
         mapping = list(zip(self.variables, values["decoder"], strict=True))
         if key is not None:
             keys = jax.random.split(key, max(len(self._seeds), 1))
@@ -147,15 +158,15 @@ class Speaker:
         return keras.StatelessScope(state_mapping=mapping)
 
 
-def speak(
-    speakers: Sequence[Speaker],
+def generate_captions(
+    captioners: Sequence[StatelessCaptioner],
     values: Sequence[Values],
     encoded: Sequence[Sequence[Array]],
     max_length: int,
     group: int = 1,
     key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """What several captioners say as one, by the mean of their logits: drawn with a `key`, else the likeliest words.
+    """Captions of several captioners as one, by the mean of their logits: drawn with a `key`, else greedy.
 
     Returns:
         ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and logits float32 [N*G,T,V]; T
@@ -167,11 +178,11 @@ def speak(
     def word_further(carry: tuple[Any, ...], t: Array) -> tuple[tuple[Any, ...], tuple[Array, Array]]:
         token, alive, states = carry
         steps = [
-            speaker.step(own, token, state, parts, group)
-            for speaker, own, state, parts in zip(speakers, values, states, encoded, strict=True)
+            captioner.step(own, token, state, parts, group)
+            for captioner, own, state, parts in zip(captioners, values, states, encoded, strict=True)
         ]
         logits = sum(logits for logits, _ in steps) / len(steps)
-        allowed = forbid(logits)
+        allowed = mask_special_tokens(logits)
         drawn = jnp.argmax(allowed, -1) if key is None else jax.random.categorical(jax.random.fold_in(key, t), allowed)
         said = jnp.where(alive & ((t < max_length) | (drawn == END)), drawn, PAD).astype(jnp.int32)
         return (said, alive & (said != END), [state for _, state in steps]), (said, logits)
@@ -210,8 +221,6 @@ class Tuner(Run):
         settings = config.train
         if settings.objective == "cross_entropy":
             raise ConfigurationError("train.objective: `tune` trains by `self_critical` or `distillation`")
-        if (settings.objective == "distillation") != bool(teachers):
-            raise ConfigurationError("a teacher is needed to tune by distillation, and for nothing else")
         if not config.trains_extractor:
             raise ConfigurationError("train.extractor_layer: `tune` trains Inception along; name a block")
         words = split_words(dataset, config)
@@ -222,18 +231,18 @@ class Tuner(Run):
         model = build_model(config.model)
         load_weights(model, start_from / DECODER)
         extractor = build(config.model.blocks)
-        self._speaker = Speaker(model, extractor, settings.extractor_layer)
-        self._part = ExtractorPart(extractor, self._speaker.upper.trainable_variables)
+        self._captioner = StatelessCaptioner(model, extractor, settings.extractor_layer)
+        self._part = ExtractorPart(extractor, self._captioner.upper.trainable_variables)
         self._part.take_over(extractor, start_from)
         self._size = extractor.input_shape[1]
         self._teachers = [self._load_teacher(run, build) for run in teachers]
         self._teacher_values = [(teacher.values(), teacher.fixed()) for teacher in self._teachers]
 
-        self._photos = Photos(dataset, [*words["train"], *words["dev"]], self._size)
+        self._photos = PhotoCache(dataset, [*words["train"], *words["dev"]], self._size)
         self._train, self._dev = (self._photos.readable(list(words[split])) for split in ("train", "dev"))
         group = settings.captions_per_image
         self._tokens, self._targets = _ids([words["train"][name] for name in self._train], vocabulary, config, group)
-        self._dev_ids = _ids([words["dev"][name] for name in self._dev], vocabulary, config, 5)
+        self._dev_ids = _ids([words["dev"][name] for name in self._dev], vocabulary, config, DEV_CAPTIONS)
         self._scorer = CiderD.from_references(references_of(dataset, self._dev))
         self._reward = CaptionReward(
             vocabulary,
@@ -244,16 +253,16 @@ class Tuner(Run):
         )
         self._batch = min(settings.batch_images, len(self._train))
         self._views = Views(settings.smallest_crop, settings.tint, settings.erasing)
-        self._fixed = self._speaker.fixed()
-        self._values = self._speaker.values()
+        self._fixed = self._captioner.fixed()
+        self._values = self._captioner.values()
         self._average = jax.tree.map(jnp.copy, self._values)
         self._optimizer = optax.chain(
-            optax.clip_by_global_norm(settings.gradient_norm), optax.scale_by_adam(b2=_FORGET)
+            optax.clip_by_global_norm(settings.gradient_norm), optax.scale_by_adam(b2=_ADAM_BETA_2)
         )
         self._moments = self._optimizer.init(self._values)
         self._key = jax.random.key(settings.seed)
         self._step = jax.jit(self._descend, donate_argnums=(0, 1, 2))
-        self._judge = jax.jit(self._dev_batch)
+        self._evaluate_batch = jax.jit(self._dev_batch)
         self._resume()
 
     @property
@@ -268,7 +277,7 @@ class Tuner(Run):
 
     @property
     def steps_an_epoch(self) -> int:
-        """Batches of an epoch; what is left over of the shuffled photos waits for the next."""
+        """Whole batches of an epoch; the photos left over are not seen in it, and the next epoch shuffles all anew."""
         return len(self._train) // self._batch
 
     def run_epochs(self, progress: Callable[[int, int, float], None] = lambda *_: None) -> Epoch:
@@ -296,7 +305,7 @@ class Tuner(Run):
                 jax.random.fold_in(self._key, step), self._rates(step),
             )  # fmt: skip
             losses.append(loss)
-            if len(losses) > _AHEAD:  # what is under way is not waited for
+            if len(losses) > _AHEAD:  # a loss that is not computed yet would be waited for
                 progress(len(losses), steps, float(losses[-_AHEAD]))
         mean = float(np.mean([float(loss) for loss in losses]))
         dev_loss, dev_cider = self._evaluate()
@@ -326,9 +335,9 @@ class Tuner(Run):
     ) -> tuple[Values, Any, Values, Array]:  # fmt: skip
         """One step of Adam; returns values, moments, average and loss."""
         if self._teachers:
-            objective = partial(self._divergence, fixed=fixed, teachers=teachers, batch=batch, key=key)
+            objective = partial(self._distillation_loss, fixed=fixed, teachers=teachers, batch=batch, key=key)
         else:
-            objective = partial(self._regret, fixed=fixed, tables=tables, batch=batch, key=key)
+            objective = partial(self._self_critical_loss, fixed=fixed, tables=tables, batch=batch, key=key)
         loss, gradients = jax.value_and_grad(objective)(values)
         updates, moments = self._optimizer.update(gradients, moments)
         values = {
@@ -339,66 +348,65 @@ class Tuner(Run):
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, values)
         return values, moments, average, loss
 
-    def _regret(self, values: Values, *, fixed: Any, tables: Any, batch: Any, key: Array) -> Array:
+    def _self_critical_loss(self, values: Values, *, fixed: Any, tables: Any, batch: Any, key: Array) -> Array:
         """Minus the expected reward of sampled captions, to first order, and some cross-entropy of people's."""
         settings, (pixels, rows, tokens, targets) = self.config.train, batch
         group, count = settings.captions_per_image, pixels.shape[0]
         views, encoding, drawing, reading = jax.random.split(key, 4)
         photos = random_views(pixels, views, self._views)
-        encoded = self._speaker.encode(values, self._speaker.see(fixed, values, photos), encoding)
-        still = jax.lax.stop_gradient((values, encoded))
-        ids, _ = speak([self._speaker], [still[0]], [still[1]], self.config.text.max_length, group, drawing)
+        encoded = self._captioner.encode_photos(fixed, values, photos, encoding)
+        detached = jax.lax.stop_gradient((values, encoded))
+        length = self.config.text.max_length
+        ids, _ = generate_captions([self._captioner], [detached[0]], [detached[1]], length, group, drawing)
         rewards = self._reward.total(tables, rows, ids).reshape(count, group)
-        advantages = (rewards - (jnp.sum(rewards, 1, keepdims=True) - rewards) / (group - 1)).reshape(-1, 1)
 
-        def together(said: Array, given: Array) -> Array:
-            return jnp.concatenate([said.reshape(count, group, -1), given], axis=1).reshape(2 * group * count, -1)
+        # Samples and people's captions of a photo side by side, so that both take one pass.
+        inputs = jnp.concatenate([words_before(ids).reshape(count, group, -1), tokens], axis=1)
+        inputs = inputs.reshape(2 * group * count, -1)
+        logits = self._captioner.teacher_forced(values, encoded, inputs, reading)
+        logits = logits.reshape(count, 2, group, inputs.shape[1], -1)
+        of_samples, of_people = logits[:, 0].reshape(*ids.shape, -1), logits[:, 1]
+        loss = self_critical_loss(log_probabilities(ids, of_samples), ids, rewards)
+        losses = cross_entropy(of_people, targets, settings.label_smoothing)
+        return loss + settings.cross_entropy_weight * mean_over_words(losses, targets)
 
-        read = together(words_before(ids), tokens)
-        logits = self._speaker.read(values, encoded, read, reading).reshape(count, 2, group, read.shape[1], -1)
-        own, theirs = logits[:, 0].reshape(*ids.shape, -1), logits[:, 1]
-        drawn = jax.nn.log_softmax(forbid(own))
-        drawn = jnp.take_along_axis(drawn, ids[..., None], -1)[..., 0]
-        words = ids != PAD
-        regret = -jnp.sum(jnp.where(words, advantages * drawn, 0.0)) / jnp.sum(words)
-        return regret + settings.cross_entropy_weight * _cross_entropy(theirs, targets, settings.label_smoothing)
-
-    def _divergence(self, values: Values, *, fixed: Any, teachers: Any, batch: Any, key: Array) -> Array:
+    def _distillation_loss(self, values: Values, *, fixed: Any, teachers: Any, batch: Any, key: Array) -> Array:
         """Mean divergence (Kullback-Leibler) of the next word from the teachers', along captions that they draw."""
         settings, (pixels, *_) = self.config.train, batch
         views, mixing, encoding, drawing, reading = jax.random.split(key, 5)
         photos = mix_photos(random_views(pixels, views, self._views), mixing, settings.mixing)
-        seen = [
-            teacher.encode(own, teacher.see(extractor, own, photos))
-            for teacher, (own, extractor) in zip(self._teachers, teachers, strict=True)
+        encoded = [
+            teacher.encode_photos(own_fixed, own, photos)
+            for teacher, (own, own_fixed) in zip(self._teachers, teachers, strict=True)
         ]
-        theirs = [own for own, _ in teachers]
         length, group = self.config.text.max_length, settings.captions_per_image
-        ids, wanted = jax.lax.stop_gradient(speak(self._teachers, theirs, seen, length, group, drawing))
-        encoded = self._speaker.encode(values, self._speaker.see(fixed, values, photos), encoding)
-        logits = self._speaker.read(values, encoded, words_before(ids), reading)
-        wanted = jax.nn.log_softmax(wanted)
-        divergence = jnp.sum(jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits)), axis=-1)
-        words = ids != PAD
-        return jnp.sum(jnp.where(words, divergence, 0.0)) / jnp.sum(words)
+        ids, teacher_logits = jax.lax.stop_gradient(
+            generate_captions(self._teachers, [own for own, _ in teachers], encoded, length, group, drawing)
+        )
+        own_encoded = self._captioner.encode_photos(fixed, values, photos, encoding)
+        logits = self._captioner.teacher_forced(values, own_encoded, words_before(ids), reading)
+        return distillation_loss(logits, teacher_logits, ids)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     def _dev_batch(self, values: Values, fixed: Any, pixels: Array, tokens: Array, targets: Array) -> Any:
-        encoded = self._speaker.encode(values, self._speaker.see(fixed, values, scale(pixels)))
-        ids, _ = speak([self._speaker], [values], [encoded], self.config.text.max_length)
-        logits = self._speaker.read(values, encoded, tokens.reshape(-1, tokens.shape[-1])).reshape(*tokens.shape, -1)
-        return ids, _cross_entropy(logits, targets, 0.0) * jnp.sum(targets != PAD)
+        encoded = self._captioner.encode_photos(fixed, values, scale(pixels))
+        ids, _ = generate_captions([self._captioner], [values], [encoded], self.config.text.max_length)
+        logits = self._captioner.teacher_forced(values, encoded, tokens.reshape(-1, tokens.shape[-1]))
+        logits = logits.reshape(*tokens.shape, -1)
+        return ids, mean_over_words(cross_entropy(logits, targets), targets) * jnp.sum(targets != PAD)
 
     def _evaluate(self) -> tuple[float, float]:
         """Dev loss per word by teacher forcing, and dev CIDEr-D of greedy captions, of the averaged weights."""
         total, captions, (tokens, targets) = 0.0, [], self._dev_ids
         size = min(_EVALUATION_BATCH, len(self._dev))
         for start in range(0, len(self._dev), size):
-            rows = np.arange(start, start + size) % len(self._dev)  # the last batch begins anew, with nothing to say
+            # The last batch is filled up with the first photos, which are not counted again.
+            rows = np.arange(start, start + size) % len(self._dev)
             new = (np.arange(start, start + size) < len(self._dev))[:, None, None]
             pixels = self._photos.load([self._dev[row] for row in rows])
-            ids, loss = self._judge(self._average, self._fixed, pixels, tokens[rows], np.where(new, targets[rows], PAD))
+            counted = np.where(new, targets[rows], PAD)
+            ids, loss = self._evaluate_batch(self._average, self._fixed, pixels, tokens[rows], counted)
             total += float(loss)
             captions += [self.vocabulary.decode(row)[: self.config.text.max_length] for row in ids.tolist()]
         scores = self._scorer.score_many(self._dev, captions[: len(self._dev)])
@@ -421,14 +429,12 @@ class Tuner(Run):
 
     # -- the run folder -----------------------------------------------------------------------------------------------
 
-    def _load_teacher(self, run: Path, build: Callable[[Sequence[str]], keras.Model]) -> Speaker:
-        checkpoint = load_checkpoint(run)
-        if checkpoint.vocabulary.words != self.vocabulary.words:
-            raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
+    def _load_teacher(self, run: Path, build: Callable[[Sequence[str]], keras.Model]) -> StatelessCaptioner:
+        checkpoint = self._load_alike(run)
         extractor = build(checkpoint.config.model.blocks)
         if (run / EXTRACTOR).exists():
             load_extractor_part(extractor, run / EXTRACTOR)
-        return Speaker(checkpoint.model, extractor)
+        return StatelessCaptioner(checkpoint.model, extractor)
 
     def _save_weights(self) -> None:
         model = empty_model(self.config.model)
@@ -449,70 +455,9 @@ class Tuner(Run):
         self._values, self._moments, self._average = jax.tree.unflatten(jax.tree.structure(whole), arrays)
 
 
-class Photos:
-    """Pixels uint8 [N,S,S,3] of photos by name, decoded on all cores; kept while they fit into a quarter of memory.
-
-    Args:
-        dataset: where they are.
-        names: those that will be asked for.
-        size: S; photos are squashed to it.
-    """
-
-    def __init__(self, dataset: Dataset, names: Sequence[str], size: int) -> None:
-        self._dataset, self._size = dataset, size
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self._room = int(memory * _MEMORY_SHARE / (size * size * 3))
-        self._kept: dict[str, NDArray[np.uint8]] = {}
-        found = tqdm(
-            self._pool.map(self._problem, names),
-            desc="photos", total=len(names), unit="photo", disable=None, leave=False,
-        )  # fmt: skip
-        problems = dict(zip(names, found, strict=True))
-        self.unreadable = {name: problem for name, problem in problems.items() if problem}
-
-    def readable(self, names: Sequence[str]) -> list[str]:
-        """Those of these photos that can be read.
-
-        Raises:
-            DataError: there is none.
-        """
-        names = [name for name in names if name not in self.unreadable]
-        if not names:
-            raise DataError("not one photo of a split could be read")
-        return names
-
-    def load(self, names: Sequence[str]) -> NDArray[np.uint8]:
-        """Pixels [len(names),S,S,3]."""
-        return np.stack(list(self._pool.map(self._pixels, names)))
-
-    def _pixels(self, name: str) -> NDArray[np.uint8]:
-        pixels = self._kept.get(name)
-        if pixels is None:
-            pixels = load_pixels(self._dataset.path(name), size=(self._size, self._size))
-            if len(self._kept) < self._room:
-                self._kept[name] = pixels
-        return pixels
-
-    def _problem(self, name: str) -> str:
-        try:
-            self._pixels(name)
-        except ImageError as error:
-            return str(error)
-        return ""
-
-
 def _ids(
     captions: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary, config: Config, group: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Tokens and targets int32 [photos,group,T]."""
     ids = [caption_ids(of_photo, vocabulary, config.text.max_length, group) for of_photo in captions]
     return np.stack([each.tokens for each in ids]), np.stack([each.targets for each in ids])
-
-
-def _cross_entropy(logits: Array, targets: Array, smoothing: float) -> Array:
-    """Mean over the words of captions int [...,T], from logits [...,T,V]; some of the target on every word."""
-    likely = jax.nn.log_softmax(logits)
-    loss = -jnp.take_along_axis(likely, targets[..., None], -1)[..., 0]
-    loss = (1 - smoothing) * loss - smoothing * jnp.mean(likely, axis=-1)
-    return jnp.sum(jnp.where(targets != PAD, loss, 0.0)) / jnp.maximum(jnp.sum(targets != PAD), 1)

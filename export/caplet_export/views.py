@@ -1,5 +1,5 @@
-"""Views of a photo: as it is, mirrored, or cropped and tinted at random. The more there are, the later it is known by
-heart.
+"""Views of a photo: as it is, mirrored, or cropped and tinted at random. The more there are, the later a captioner
+overfits to the photos.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from PIL import Image
 from caplet import Captioner
 from caplet.bundle import load_bundle
 from caplet.image import load_pixels
-from caplet_export.bundle import Decoding, Licences, write_bundle
+from caplet_export.bundle import Licences, write_bundle
 from caplet_export.card import markdown_table
 from caplet_export.cli import main
 from caplet_export.config import Config
+from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.outputs import whole_folder
 from caplet_export.stages import ALL, Stage
@@ -46,6 +49,8 @@ EVALUATION: dict[str, Any] = {
         }
     },
 }
+
+TERMS = ["--weights-license", "MIT", "--data-license", "my own photos"]
 
 
 def evaluation_of(graphs: Path, **changes: Any) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
         name="tiny",
         golden=golden,
         recipe={"model": {"state_size": 7}},
-        decoding=Decoding(beam_size=4, max_length=9, length_penalty=0.7),
+        decoding=replace(DEFAULT_DECODING, beam_size=4, max_length=9, length_penalty=0.7),
         metrics=evaluation_of(graphs, settings={**EVALUATION["settings"], "max_length": 9, "length_penalty": 0.7}),
         ablations=[ABLATION],
     )
@@ -168,9 +173,6 @@ def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path
     write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=metrics, ablations=tables)
     card = (tmp_path / "bundle/README.md").read_text()
     for phrase in (
-        "Inception-v3",
-        "Apache-2.0",
-        "non-commercial research",
         "| **3** (default) | 61.2 | 42.0 | 29.0 | 20.0 | 46.0 | 55.5 (52.1-58.9) | 1.20 |",
         "## What each part gave",
         "| no gate | 54.0 |",
@@ -193,11 +195,27 @@ def test_card_says_that_several_captioners_speak(graphs: Path, golden: list[Path
     assert "blocks mixed10, mixed9." in card
 
 
-def test_own_terms_replace_those_of_flickr8k(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+def test_the_card_claims_nothing_of_its_own_about_the_data(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden)
+    assert load_bundle(tmp_path / "bundle").manifest.license == {"weights": "not stated", "data": "not stated"}
+    card = (tmp_path / "bundle/README.md").read_text()
+    assert "- Weights: not stated.\n- Data: not stated.\n" in card
+    assert not [claim for claim in ("Flickr", "dogs", "not for") if claim in card]
+
+
+def test_the_card_says_what_it_is_told_of_terms_and_limits(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     licences = Licences(weights="MIT", data="my own photos")
-    write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden, licences=licences)
+    write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden, licences=licences, limits="Not for cats.\n")
     assert load_bundle(tmp_path / "bundle").manifest.license == {"weights": "MIT", "data": "my own photos"}
-    assert "Flickr" not in (tmp_path / "bundle/README.md").read_text()
+    card = (tmp_path / "bundle/README.md").read_text()
+    assert "## What it is not for\n\nNot for cats.\n\n## Licence\n\n- Weights: MIT.\n- Data: my own photos.\n" in card
+
+
+def test_links_of_the_card_stay_inside_the_bundle(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden)
+    links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "bundle/README.md").read_text())
+    assert links == ["attention.jpg"]
+    assert (tmp_path / "bundle/attention.jpg").exists()
 
 
 def test_an_old_bundle_is_replaced_whole_and_kept_on_failure(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
@@ -206,7 +224,7 @@ def test_an_old_bundle_is_replaced_whole_and_kept_on_failure(graphs: Path, golde
     for name in ("encoder.onnx", "old"):
         (output / name).touch()
     with pytest.raises(ConfigurationError, match="caplet can use"):
-        write_bundle(output, graphs, name="tiny", golden=golden, decoding=Decoding(beam_size=99))
+        write_bundle(output, graphs, name="tiny", golden=golden, decoding=replace(DEFAULT_DECODING, beam_size=99))
     assert {path.name for path in output.iterdir()} == {"encoder.onnx", "old"}
     write_bundle(output, graphs, name="tiny", golden=golden)
     assert not (output / "old").exists()
@@ -277,23 +295,36 @@ def verb(graphs: Path, tmp_path: Path, golden: list[Path], *more: str) -> int:
     if not (run / "vocabulary.txt").exists():
         (run / "vocabulary.txt").write_bytes((graphs / "vocabulary.txt").read_bytes())
     arguments = ["bundle", str(graphs), "--run", str(run), "--name", "tiny", "-o", str(tmp_path / "bundle")]
-    return main([*arguments, *more, "--golden", *map(str, golden)])
+    return main([*arguments, *TERMS, *more, "--golden", *map(str, golden)])
 
 
 def test_verb(graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = tmp_path / "evaluation.json"
     metrics.write_text(json.dumps(evaluation_of(graphs)))
-    assert verb(graphs, tmp_path, golden, "--metrics", str(metrics), "--beam", "2") == 0
+    limits = tmp_path / "limits.md"
+    limits.write_text("Not for cats.\n")
+    assert verb(graphs, tmp_path, golden, "--metrics", str(metrics), "--beam", "2", "--limits", str(limits)) == 0
     assert "golden/cat.png (beam 2): " in capsys.readouterr().out
     manifest: dict[str, Any] = json.loads((tmp_path / "bundle/manifest.json").read_text())
     assert manifest["decoding"]["beam_size"] == 2
     assert manifest["decoding"]["max_length"] == Config().text.max_length
+    assert manifest["license"] == {"weights": "MIT", "data": "my own photos"}
+    assert "Not for cats." in (tmp_path / "bundle/README.md").read_text()
     assert manifest["provenance"]["recipe"]["train"]["seed"] == Config().train.seed
 
 
-def test_verb_takes_no_length_of_nothing(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
-    assert verb(graphs, tmp_path, golden, "--max-length", "0") == 1
-    assert not (tmp_path / "bundle").exists()
+@pytest.mark.parametrize("option", ["--weights-license", "--data-license"])
+def test_verb_asks_for_the_terms(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    place = TERMS.index(option)
+    with pytest.raises(SystemExit):
+        main(
+            [
+                *["bundle", "graphs", "--run", "r", "--name", "n", "--golden", "g", "-o", "o"],
+                *TERMS[:place],
+                *TERMS[place + 2 :],
+            ]
+        )
+    assert f"the following arguments are required: {option}" in capsys.readouterr().err
 
 
 def test_verb_refuses_the_run_of_other_graphs(

@@ -227,14 +227,6 @@ def test_what_cannot_be_done_is_told_in_one_line(
     assert message in errors[0]
 
 
-@pytest.mark.parametrize("verb", [["evaluate", "--limit"], ["features", "new", "--batch-size"]])
-@pytest.mark.parametrize("number", ["0", "-2"])
-def test_counts_begin_at_one(verb: list[str], number: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([*verb, number, "--data", "nowhere"])
-    assert f"{number} is not 1 or more" in capsys.readouterr().err
-
-
 def test_no_readable_photo_at_all_is_an_error(
     tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

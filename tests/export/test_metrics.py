@@ -16,7 +16,6 @@ import pytest
 from caplet_export.bigrams import Bigrams
 from caplet_export.flickr8k import read_captions
 from caplet_export.metrics import (
-    END_TOKEN,
     METRICS,
     CiderD,
     ImageStatistics,
@@ -26,6 +25,7 @@ from caplet_export.metrics import (
     paired_bootstrap,
     tokenize,
 )
+from caplet_export.text import END_TOKEN
 
 pytest.importorskip("pycocoevalcap")
 

@@ -166,14 +166,13 @@ def test_the_command_prunes_what_it_is_told(
     assert [stage.run for stage in read_stages(tmp_path / "on")][-2].startswith("pruned to state_size 8")
 
 
-@pytest.mark.parametrize("units", ["15", "0", "-1"])
-def test_more_units_than_there_are_or_none_cannot_be_kept(
-    tmp_path: Path, dataset: Dataset, units: str, capsys: pytest.CaptureFixture[str]
+def test_more_units_than_there_are_cannot_be_kept(
+    tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run", 1, TINY)
     data = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
-    assert main(["prune", str(run), *data, "--state-size", units, "-o", str(tmp_path / "pruned")]) == 1
-    assert f"--state-size {units}: {run} has 14" in capsys.readouterr().err
+    assert main(["prune", str(run), *data, "--state-size", "15", "-o", str(tmp_path / "pruned")]) == 1
+    assert f"--state-size 15: {run} has 14" in capsys.readouterr().err
     assert not (tmp_path / "pruned").exists()
 
 

@@ -14,21 +14,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from caplet_export.calibrate import (
-    BINS,
-    METHODS,
-    Feed,
-    Histogram,
-    calibrate,
-    greedy_feeds,
-    mse_range,
-    percentile_range,
-)
+from caplet_export.bias_correction import correct_biases
+from caplet_export.calibrate import Feed, calibrate, greedy_feeds
 from caplet_export.cli import main
 from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
-from caplet_export.correct import correct_biases
 from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_bytes
 from caplet_export.quantize import activation_scale, quantize, quantize_weights, saturates, scale_groups
+from caplet_export.ranges import BINS, METHODS, Histogram, mse_range, percentile_range
 from caplet_export.text import SPECIALS, Vocabulary
 from tiny_encoder import SIZE, build_tiny_extractor, build_tiny_model
 from tiny_flickr8k import write_tiny_flickr8k

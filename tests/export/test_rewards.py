@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from caplet_export.bigrams import Bigrams
-from caplet_export.metrics import END_TOKEN, CiderD, rouge_l
+from caplet_export.metrics import CiderD, rouge_l
 from caplet_export.rewards import CaptionReward
-from caplet_export.text import END, PAD, SPECIALS, Vocabulary
+from caplet_export.text import END, END_TOKEN, PAD, SPECIALS, Vocabulary
 
 WORDS = ["a", "dog", "runs", "on", "the", "beach", "two", "men", "sit", "red", "ball", "with", "in", "of", "jump"]
 VOCABULARY = Vocabulary([*SPECIALS, *WORDS])

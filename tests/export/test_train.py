@@ -471,7 +471,7 @@ def test_distillation_is_measured_by_the_divergence(tmp_path: Path, dataset: Dat
     teachers = logits_of(teacher)
     wanted, found = log_softmax(teachers), log_softmax(logits_of(trainer.model))
     divergence = (np.exp(wanted) * (wanted - found)).sum(axis=-1)[ids != PAD].mean()
-    assert float(trainer._follow(features, ids, teachers)) == pytest.approx(divergence, rel=1e-4)
+    assert float(trainer._distillation_update(features, ids, teachers)) == pytest.approx(divergence, rel=1e-4)
 
 
 class Blank(JoinedStores):
@@ -489,9 +489,9 @@ def test_what_the_teacher_sees_of_a_photo(tmp_path: Path, dataset: Dataset, stor
     config = with_train(objective="distillation", teacher_view=view)
     trainer = Trainer(tmp_path / "run", config, dataset, Stores([blank], stores.plain), teacher=tmp_path / "teacher")
     seen: dict[str, np.ndarray] = {}
-    says, follow = trainer._teacher_says, trainer._follow
-    trainer._teacher_says = lambda shown: (seen.update(teacher=np.asarray(shown)), says(shown))[1]
-    trainer._follow = lambda inputs, *said: (seen.update(captioner=np.asarray(inputs)), follow(inputs, *said))[1]
+    sampled, update = trainer._sample_teacher, trainer._distillation_update
+    trainer._sample_teacher = lambda shown: (seen.update(teacher=np.asarray(shown)), sampled(shown))[1]
+    trainer._distillation_update = lambda own, *said: (seen.update(captioner=np.asarray(own)), update(own, *said))[1]
     inputs, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
     trainer._step(inputs, tokens, targets, rows)
     assert not seen["captioner"].any()

@@ -137,7 +137,6 @@ def test_without_a_readable_training_photo_there_is_nothing_to_go_by(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--likeliest", "0", "--words", "words.txt"], "at least the likeliest word"),
         (["--features", "features"], "give --data and --features, or --words"),
         (["--words", "words.txt"], "'unheard' is no word of"),
         (["--words", "gone.txt"], "No such file"),

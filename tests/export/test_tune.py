@@ -14,8 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tune_cases
+from caplet_export import objectives
 from caplet_export.config import ModelConfig
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import build_model
@@ -122,6 +124,25 @@ def test_words_are_drawn_as_often_as_they_are_likely(tmp_path: Path, on_jax: On)
     likely /= likely.sum(1, keepdims=True)
     often = np.stack([np.bincount(row, minlength=24) / 4000 for row in words])
     np.testing.assert_allclose(often, likely, atol=0.04)
+
+
+def test_objectives_are_those_of_train(on_jax: On) -> None:
+    random = np.random.default_rng(4)
+    logits, teachers = random.normal(scale=2, size=(2, 6, 4, 9)).astype(np.float32)
+    ids = np.where(np.arange(4) < random.integers(1, 5, (6, 1)), random.integers(2, 9, (6, 4)), PAD).astype(np.int32)
+    ids[ids == UNKNOWN] = END
+    rewards = random.uniform(size=(2, 3)).astype(np.float32)
+    expected = [objectives.cross_entropy(logits, ids, 0.1), objectives.log_probabilities(ids, logits)]
+    said = tf.Variable(logits)
+    with tf.GradientTape(persistent=True) as tape:
+        losses = [
+            objectives.self_critical_loss(objectives.log_probabilities(ids, said), ids, rewards),
+            objectives.distillation_loss(said, teachers, ids),
+        ]
+    for loss in losses:
+        expected += [loss, tape.gradient(loss, said)]
+    for theirs, ours in zip(on_jax(tune_cases.losses, logits, teachers, ids, rewards), expected, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
 
 
 def test_tuning_learns_from_pixels(on_jax: On, data: Path, start: Path, tuned: Path) -> None:

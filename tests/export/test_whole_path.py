@@ -28,7 +28,10 @@ from tiny_flickr8k import COLOURS, SHAPES, write_split, write_tiny_flickr8k
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 BLOCK = re.compile(r"^<!-- test: export -->\n```sh\n(.*?)^```$", re.M | re.S)
 COMMANDS = [
-    line for block in BLOCK.findall(PAGE.read_text(encoding="utf-8")) for line in block.splitlines() if line.strip()
+    line
+    for block in BLOCK.findall(PAGE.read_text(encoding="utf-8"))
+    for line in block.replace("\\\n", "").splitlines()
+    if line.strip()
 ]
 WEIGHTS = "random.weights.h5"
 # A decoder small enough to learn eight pictures by heart in seconds; the later stages are told to change little.
@@ -369,7 +372,8 @@ def no_graphs(_: Path) -> list[str]:
 
 @bad_input("gone.jpg: no such file")
 def no_golden_photo(_: Path) -> list[str]:
-    return ["bundle", "graphs/int8", "--run", "runs/final", "--name", "n", "--golden", "gone.jpg", "-o", "bundles/new"]
+    terms = ["--weights-license", "MIT", "--data-license", "my own"]
+    return ["bundle", "graphs/int8", "--run", "runs/final", "--name", "n", "--golden", "gone.jpg", *terms, "-o", "new"]
 
 
 @bad_input("vocabulary.txt: has been altered")

@@ -126,7 +126,7 @@ def averages(run: Path, data: Path, start: Path) -> list[np.ndarray]:
     return [np.array(value) for value in tuner(run, data, start)._average["extractor"]]
 
 
-def said(weights: Path, config: ModelConfig, features: np.ndarray, tokens: np.ndarray, speakers: int) -> Any:
+def said(weights: Path, config: ModelConfig, features: np.ndarray, tokens: np.ndarray, count: int) -> Any:
     """Of a captioner: greedy ids and their logits, logits by teacher forcing read as a loop and as Keras does it, and
     the logits under a dropout key.
     """
@@ -135,21 +135,24 @@ def said(weights: Path, config: ModelConfig, features: np.ndarray, tokens: np.nd
 
     from caplet_export.checkpoint import load_weights
     from caplet_export.model import build_model
-    from caplet_export.tune import Speaker, speak
+    from caplet_export.tune import StatelessCaptioner, generate_captions
 
     model = build_model(config)
     load_weights(model, weights)
     extractor = tiny_extractor(["mixed10"])
-    speaker = Speaker(model, extractor)
-    values = speaker.values()
-    encoded = speaker.encode(values, jnp.asarray(features))
+    captioner = StatelessCaptioner(model, extractor)
+    values = captioner.values()
+    encoded = captioner.encode(values, jnp.asarray(features))
     ids, logits = jax.jit(
-        lambda values, encoded: speak([speaker] * speakers, [values] * speakers, [encoded] * speakers, 9)
+        lambda values, encoded: generate_captions([captioner] * count, [values] * count, [encoded] * count, 9)
     )(values, encoded)
-    read = jax.jit(speaker.read)(values, encoded, tokens)
+    read = jax.jit(captioner.teacher_forced)(values, encoded, tokens)
     keras_read = model.teacher_forced(*model.encode(features), tokens, tokens.shape[0] // features.shape[0])[0]
     key = jax.random.key(0)
-    dropped = [speaker.read(values, speaker.encode(values, jnp.asarray(features), k), tokens, k) for k in (key, key)]
+    dropped = [
+        captioner.teacher_forced(values, captioner.encode(values, jnp.asarray(features), k), tokens, k)
+        for k in (key, key)
+    ]
     return [np.asarray(part) for part in (ids, logits, read, keras_read, *dropped)]
 
 
@@ -160,15 +163,33 @@ def drawn(weights: Path, config: ModelConfig, features: np.ndarray, count: int) 
 
     from caplet_export.checkpoint import load_weights
     from caplet_export.model import build_model
-    from caplet_export.tune import Speaker, speak
+    from caplet_export.tune import StatelessCaptioner, generate_captions
 
     model = build_model(config)
     load_weights(model, weights)
-    speaker = Speaker(model, tiny_extractor(["mixed10"]))
-    values = speaker.values()
-    encoded = speaker.encode(values, jnp.asarray(features))
-    ids, _ = speak([speaker], [values], [encoded], 9, count, jax.random.key(1))
+    captioner = StatelessCaptioner(model, tiny_extractor(["mixed10"]))
+    values = captioner.values()
+    encoded = captioner.encode(values, jnp.asarray(features))
+    ids, _ = generate_captions([captioner], [values], [encoded], 9, count, jax.random.key(1))
     return np.asarray(ids)[:, 0].reshape(len(features), count)
+
+
+def losses(logits: np.ndarray, teachers: np.ndarray, ids: np.ndarray, rewards: np.ndarray) -> list[np.ndarray]:
+    """Every objective, and the gradients of the self-critical one and of distillation."""
+    import jax
+
+    from caplet_export import objectives
+
+    def self_critical(logits: Any) -> Any:
+        return objectives.self_critical_loss(objectives.log_probabilities(ids, logits), ids, rewards)
+
+    def distillation(logits: Any) -> Any:
+        return objectives.distillation_loss(logits, teachers, ids)
+
+    found = [objectives.cross_entropy(logits, ids, 0.1), objectives.log_probabilities(ids, logits)]
+    for loss in (self_critical, distillation):
+        found += jax.jit(jax.value_and_grad(loss))(logits)
+    return [np.asarray(part) for part in found]
 
 
 def greedy(run: Path, data: Path) -> np.ndarray:
@@ -176,15 +197,17 @@ def greedy(run: Path, data: Path) -> np.ndarray:
     from caplet_export.checkpoint import EXTRACTOR, load_checkpoint, load_extractor_part
     from caplet_export.flickr8k import read_dataset
     from caplet_export.inception import scale
-    from caplet_export.tune import Photos, Speaker, speak
+    from caplet_export.photos import PhotoCache
+    from caplet_export.tune import StatelessCaptioner, generate_captions
 
     extractor = tiny_extractor(CONFIG.model.blocks)
     load_extractor_part(extractor, run / EXTRACTOR)
-    speaker = Speaker(load_checkpoint(run).model, extractor)
-    dataset, values = read_dataset(data), speaker.values()
+    captioner = StatelessCaptioner(load_checkpoint(run).model, extractor)
+    dataset, values = read_dataset(data), captioner.values()
     names = list(dataset.split("dev"))
-    seen = speaker.see(speaker.fixed(), values, scale(Photos(dataset, names, SIZE).load(names)))
-    return np.asarray(speak([speaker], [values], [speaker.encode(values, seen)], CONFIG.text.max_length)[0])
+    photos = scale(PhotoCache(dataset, names, SIZE).load(names))
+    encoded = captioner.encode_photos(captioner.fixed(), values, photos)
+    return np.asarray(generate_captions([captioner], [values], [encoded], CONFIG.text.max_length)[0])
 
 
 def out_of_memory(folder: Path, data: Path, start: Path) -> str:

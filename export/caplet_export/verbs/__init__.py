@@ -1,4 +1,4 @@
-"""The verbs of `caplet-export`, one module each: `HELP`, `add_arguments(parser)`, `run(arguments) -> exit status`."""
+"""The verbs of `caplet-export`, one module each: `add_arguments(parser)` and `run(arguments) -> exit status`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,16 @@ def positive(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """What random numbers are drawn from, as the type of an argument: NumPy's and Keras' take 32 bits."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{number} is not 0 to {2**32 - 1}")
+    return number
+
+
 def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:
-    """What moves a progress bar to a step of so many, and shows the mean loss so far."""
+    """A function that moves a progress bar to a step, and shows the mean loss so far."""
 
     def show(step: int, steps: int, loss: float) -> None:
         bar.total = steps

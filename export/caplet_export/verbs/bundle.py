@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from caplet_export.card import DATA_LICENSE, WEIGHTS_LICENSE
+from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError
+from caplet_export.verbs import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,17 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ablation", type=Path, nargs="+", default=[], metavar="JSON", help="for the card: tables by `ablation`"
     )
     parser.add_argument("--findings", type=Path, metavar="MD", help="for the card: what else was found out")
-    parser.add_argument("--beam", type=int, default=3, help="default beam size (default: %(default)s)")
-    parser.add_argument("--length-penalty", type=float, default=1.0, help="(default: %(default)s)")
-    parser.add_argument("--max-length", type=int, help="words at most (default: as trained)")
-    parser.add_argument("--weights-license", default=WEIGHTS_LICENSE, help="terms of the weights, for the card")
-    parser.add_argument("--data-license", default=DATA_LICENSE, help="terms of the training data, for the card")
+    parser.add_argument("--limits", type=Path, metavar="MD", help="for the card: what it must not be used for")
+    parser.add_argument(
+        "--beam", type=positive, default=DEFAULT_DECODING.beam_size, help="default beam size (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--length-penalty", type=float, default=DEFAULT_DECODING.length_penalty, help="(default: %(default)s)"
+    )
+    parser.add_argument("--max-length", type=positive, help="words at most (default: as trained)")
+    parser.add_argument("--weights-license", required=True, metavar="TEXT", help="terms of the weights")
+    parser.add_argument("--data-license", required=True, metavar="TEXT", help="terms of the training data")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle; replaced if there")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the bundle and print its golden captions."""
-    from caplet_export.bundle import Decoding, Licences, read_ablation, read_json, read_text, write_bundle
+    from caplet_export.bundle import Licences, read_ablation, read_json, read_text, write_bundle
     from caplet_export.config import load_config
     from caplet_export.stages import read_stages
     from caplet_export.text import Vocabulary
@@ -52,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         golden=arguments.golden,
         recipe=dataclasses.asdict(config),
         stages=read_stages(arguments.run),
-        decoding=Decoding(
+        decoding=dataclasses.replace(
+            DEFAULT_DECODING,
             beam_size=arguments.beam,
             max_length=config.text.max_length if arguments.max_length is None else arguments.max_length,
             length_penalty=arguments.length_penalty,
@@ -62,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         comparison=read_text(arguments.comparison) if arguments.comparison else None,
         ablations=[read_ablation(path) for path in arguments.ablation],
         findings=read_text(arguments.findings) if arguments.findings else None,
+        limits=read_text(arguments.limits) if arguments.limits else None,
         inputs=[arguments.run],
     )
     for golden in read_json(arguments.output / "manifest.json")["golden"]:

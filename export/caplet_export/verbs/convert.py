@@ -10,6 +10,7 @@ from pathlib import Path
 from caplet_export.backend import load_tensorflow
 from caplet_export.flickr8k import read_dataset
 from caplet_export.outputs import check_folder, whole_folder
+from caplet_export.verbs import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path (default: %(default)s)")
     parser.add_argument("--data", type=Path, required=True, help="data set whose photos the proof is made on")
     parser.add_argument("--split", default="dev", help="split the photos are taken from (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="prove on the first N photos only")
+    parser.add_argument("--limit", type=positive, metavar="N", help="prove on the first N photos only")
     parser.add_argument(
         "--plain", action="store_true", help="trace the training code as it is and rewrite nothing (for benchmarks)"
     )

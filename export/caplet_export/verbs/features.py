@@ -1,4 +1,4 @@
-"""`caplet-export features`: run InceptionV3 over a data set and store what it saw."""
+"""`caplet-export features`: run InceptionV3 over a data set and store its features."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from caplet.image import load_pixels
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest
 from caplet_export.flickr8k import read_dataset
+from caplet_export.photos import read_photo
 from caplet_export.verbs import positive
 from caplet_export.views import FLIP, PLAIN, check_view
 
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         results = extract(
             stores,
             names,
-            lambda name: load_pixels(dataset.path(name), size=(INPUT_SIZE, INPUT_SIZE)),
+            lambda name: read_photo(dataset, name, (INPUT_SIZE, INPUT_SIZE)),
             lambda batch: [features.numpy() for features in forward(batch)],
             batch_size=arguments.batch_size,
         )

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import read_dataset
+from caplet_export.verbs import positive, seed
 
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
@@ -26,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
     for name, what in (("state", "the GRU"), ("feature", "the encoded photo"), ("attention", "the attention")):
         parser.add_argument(
-            f"--{name}-size", type=int, metavar="N", help=f"units of {what} to keep (default: all of them)"
+            f"--{name}-size", type=positive, metavar="N", help=f"units of {what} to keep (default: all of them)"
         )
-    parser.add_argument("--seed", type=int, default=1, help="of the captions it goes by (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=1, help="of the captions it goes by (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the new run folder; replaced if there")
 
 
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = {size: getattr(arguments, size) for size in SIZES}
     sizes = {size: getattr(whole, size) if units is None else units for size, units in wanted.items()}
     for size, units in sizes.items():
-        if not 1 <= units <= getattr(whole, size):
+        if units > getattr(whole, size):
             option = f"--{size.replace('_', '-')} {units}"
             raise ConfigurationError(f"{option}: {arguments.folder} has {getattr(whole, size)}")
     config = replace(whole, **sizes)

@@ -15,9 +15,11 @@ from typing import Any
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.outputs import check_folder, whole_folder
+from caplet_export.ranges import DEFAULT_METHOD, METHODS
+from caplet_export.verbs import positive, seed
 
 _BIAS_BATCHES = 8
-"""Of 8 photos each: means need fewer than ranges do, and four times as many gave nothing more."""
+"""Of `photo_batches`: means need fewer than ranges do, and four times as many gave nothing more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,15 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("graphs", type=Path, help="folder written by `caplet-export convert`")
     parser.add_argument("--data", type=Path, required=True, help="data set whose training photos calibrate")
     parser.add_argument(
-        "--calibration", type=int, default=256, metavar="N", help="number of photos (default: %(default)s)"
+        "--calibration", type=positive, default=256, metavar="N", help="number of photos (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="which photos (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=1, help="which photos (default: %(default)s)")
     parser.add_argument(
-        "--method", choices=("minmax", "percentile", "mse"), default="mse", help="how ranges are chosen (%(default)s)"
+        "--method",
+        choices=METHODS,
+        default=DEFAULT_METHOD,
+        help="how ranges are chosen (default: %(default)s)",
     )
     parser.add_argument(
         "--evaluate",
-        type=int,
+        type=positive,
         metavar="N",
         help="compare captions of the first N dev photos before and after, greedily",
     )
@@ -46,14 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(arguments.output, inputs)
     dataset = read_dataset(arguments.data)
     train = list(dataset.split("train"))
-    if not train or arguments.calibration < 1:
+    if not train:
         raise DataError("calibration needs at least one training photo")
     names = random.Random(arguments.seed).sample(train, min(arguments.calibration, len(train)))
 
     import onnx
 
+    from caplet_export.bias_correction import correct_biases
     from caplet_export.calibrate import greedy_feeds
-    from caplet_export.correct import correct_biases
     from caplet_export.onnx_graph import load_model
     from caplet_export.optimize import optimize_for_bytes
     from caplet_export.photos import photo_batches

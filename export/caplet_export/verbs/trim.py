@@ -12,6 +12,7 @@ from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import read_dataset
 from caplet_export.outputs import check_folder, whole_folder
+from caplet_export.verbs import positive
 
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=Path, help="folder written by `caplet-export features`")
     parser.add_argument(
         "--likeliest",
-        type=int,
+        type=positive,
         default=5,
         metavar="K",
         help="words to keep: those that are among the K likeliest at any step of the captions of the training photos "
@@ -38,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trim the run's vocabulary."""
-    if arguments.likeliest < 1:
-        raise ConfigurationError(f"--likeliest {arguments.likeliest}: at least the likeliest word must stay")
     if arguments.words is None and None in (arguments.data, arguments.features):
         raise ConfigurationError("which words? give --data and --features, or --words")
 

@@ -1,4 +1,4 @@
-"""Bias correction: what rounding and clipping take from the mean of a channel, its bias gives back."""
+"""Bias correction: rounding and clipping shift the mean of a channel, and its bias is moved to restore it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from caplet_export.onnx_graph import Graph
 
 _RARE = 0.01
 _SELDOM = 0.05
-"""A channel that is positive at fewer places than the first share is left alone; at fewer than the second, it is moved
-as if it were at so many, as the few may be others next time."""
+"""A channel that is positive at a smaller share of places than `_RARE` is left alone; one below `_SELDOM` is corrected
+as if at that share, since so few places are a poor estimate."""
 
 
 def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Iterable[Feed]) -> onnx.ModelProto:
     """The quantised encoder with biases that make the mean of each channel what it is in the float encoder.
 
-    The bias correction of Nagel et al. (ICCV 2019, section 4.2), measured, layer by layer from the pixels on, but of
-    the means after the ReLUs: those before them are ruled by what a ReLU cuts off, and with them equal what passes
-    fades from layer to layer. A mean that is d too low needs a bias that is d / p higher, p being the share of places
-    at which the ReLU lets something pass.
+    The bias correction of Nagel et al. (ICCV 2019, section 4.2), measured, layer by layer from the pixels on. Means are
+    matched after the ReLU, not before: before it they are dominated by values that it removes, and matching those lets
+    the signal that passes shrink layer by layer. A mean that is d too low needs a bias that is d / p higher, p being
+    the share of places at which the ReLU lets something pass.
 
     Args:
         model: the float graph that was quantised.

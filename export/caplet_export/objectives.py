@@ -1,0 +1,63 @@
+"""What training makes smaller, for `train` and `tune` alike, on any Keras backend.
+
+Shapes: N images, G captions of each, T steps, V vocabulary; captions are ids int [...,T], padded after their end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+from caplet_export.model import mask_special_tokens
+from caplet_export.text import PAD
+
+Tensor = Any
+
+
+def mean_over_words(values: Tensor, ids: Tensor) -> Tensor:
+    """Mean of values [...,T] over the words of captions."""
+    words = ids != PAD
+    return ops.sum(ops.where(words, values, 0.0)) / ops.maximum(ops.sum(ops.cast(words, "float32")), 1.0)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Of each word of captions, float32 [...,T], from logits [...,T,V]; some of the target is spread over all words
+    (label smoothing; Szegedy et al., CVPR 2016).
+    """
+    losses = ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+    if smoothing:
+        uniform = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)
+        losses = (1 - smoothing) * losses + smoothing * uniform
+    return losses
+
+
+def log_probabilities(ids: Tensor, logits: Tensor) -> Tensor:
+    """Log-probability with which each sampled word was drawn, float32 [...,T], 0 at paddings; from the logits [...,T,V]
+    that it was drawn by.
+    """
+    return ops.where(ids != PAD, -cross_entropy(mask_special_tokens(logits), ids), 0.0)
+
+
+def self_critical_loss(log_probs: Tensor, ids: Tensor, rewards: Tensor) -> Tensor:
+    """Minus the expected reward of sampled captions, to first order (Rennie et al., CVPR 2017), per word.
+
+    The baseline of a sample is the mean reward of the other samples of its image (Luo, 2020).
+
+    Args:
+        log_probs: [N*G,T], of the words, as `log_probabilities` gives them.
+        ids: int [N*G,T], an image's samples next to each other.
+        rewards: [N,G], G at least 2.
+    """
+    others = (ops.sum(rewards, axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
+    advantages = ops.reshape(rewards - others, (-1, 1))
+    return -mean_over_words(advantages * log_probs, ids)
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, ids: Tensor) -> Tensor:
+    """Mean divergence (Kullback-Leibler) of the next word, by logits [...,T,V], from the teacher's (Hinton et al.,
+    2015), over the words of captions.
+    """
+    wanted = ops.log_softmax(teacher_logits)
+    divergence = ops.sum(ops.exp(wanted) * (wanted - ops.log_softmax(logits)), axis=-1)
+    return mean_over_words(divergence, ids)

@@ -1,0 +1,66 @@
+"""The range of values in which an activation is quantised, chosen from the histogram of what it was seen to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Range = tuple[float, float]
+
+BINS = 2048
+PERCENTILE = 99.999
+LEVELS = 256
+
+
+@dataclass
+class Histogram:
+    """Counts of values in equal bins between `low` and `high`."""
+
+    low: float
+    high: float
+    counts: NDArray[np.int64]
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count more values; those beyond the ends go into the outer bins."""
+        bins = ((values.ravel() - self.low) * (BINS / (self.high - self.low))).astype(np.int32)
+        self.counts += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
+
+    @property
+    def centres(self) -> NDArray[np.float64]:
+        """Middle of each bin."""
+        edges = np.linspace(self.low, self.high, BINS + 1, dtype=np.float64)
+        return (edges[1:] + edges[:-1]) / 2
+
+
+def percentile_range(histogram: Histogram) -> Range:
+    """The range that leaves out the rarest hundred-thousandth of the values at either end."""
+    share = np.cumsum(histogram.counts) / histogram.counts.sum()
+    cut = (100 - PERCENTILE) / 100
+    centres = histogram.centres
+    low, high = (float(centres[min(int(np.searchsorted(share, s)), BINS - 1)]) for s in (cut, 1 - cut))
+    # An end that is zero stays exactly zero: the middle of its bin is not.
+    return min(low, 0.0) if histogram.low < 0 else 0.0, max(high, 0.0) if histogram.high > 0 else 0.0
+
+
+def mse_range(histogram: Histogram) -> Range:
+    """The range, among the full one shrunk in steps of a hundredth, with the smallest mean squared error."""
+    centres, counts = histogram.centres, histogram.counts
+    best, best_error = (histogram.low, histogram.high), np.inf
+    for factor in np.linspace(0.3, 1.0, 71):
+        low, high = factor * histogram.low, factor * histogram.high
+        scale = (high - low) / (LEVELS - 1)
+        inside = np.clip(centres, low, high)
+        error = float(np.sum(counts * (centres - inside) ** 2) + np.sum(counts[inside == centres]) * scale**2 / 12)
+        if error < best_error:
+            best, best_error = (low, high), error
+    return best
+
+
+MINMAX = "minmax"
+"""The method that takes the full range, for which no histogram is needed."""
+RANGE_CHOICES: Mapping[str, Callable[[Histogram], Range]] = {"percentile": percentile_range, "mse": mse_range}
+METHODS = (MINMAX, *RANGE_CHOICES)
+DEFAULT_METHOD = "mse"

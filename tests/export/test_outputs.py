@@ -1,0 +1,49 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caplet_export.outputs import whole_file, write_whole
+
+
+@pytest.mark.parametrize("old", [None, "old"], ids=["nothing there", "an old one there"])
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path, old: str | None) -> None:
+    path = tmp_path / "weights.h5"
+    if old:
+        path.write_text(old)
+    with whole_file(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.suffix == path.suffix, "writers go by it"
+        assert (path.read_text() if old else path.exists()) == (old or False)
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "weights.h5"
+    path.write_text("old")
+
+    def write() -> None:
+        with whole_file(path) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_writes_nothing_fails(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "weights.h5"):
+        pass
+
+
+def test_what_a_killed_process_has_left_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / ".names.txt").write_text("half of the n")
+    write_whole(tmp_path / "names.txt", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["names.txt"]

@@ -1,0 +1,63 @@
+"""What every verb of `caplet-export` does with its arguments, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from caplet_export.cli import main
+from caplet_export.ranges import METHODS
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        ("features", "--batch-size"),
+        ("prune", "--state-size"),
+        ("prune", "--feature-size"),
+        ("prune", "--attention-size"),
+        ("trim", "--likeliest"),
+        ("convert", "--limit"),
+        ("quantize", "--calibration"),
+        ("quantize", "--evaluate"),
+        ("bundle", "--beam"),
+        ("bundle", "--max-length"),
+        ("evaluate", "--beam"),
+        ("evaluate", "--limit"),
+        ("evaluate", "--threads"),
+    ],
+)
+@pytest.mark.parametrize("number", ["0", "-5"])
+def test_counts_begin_at_one(verb: str, option: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, verb, f"{option}={number}") == f"argument {option}: {number} is not 1 or more"
+
+
+@pytest.mark.parametrize("verb", ["prune", "quantize"])
+@pytest.mark.parametrize("number", ["-1", "4294967296"])
+def test_seeds_have_32_bits(verb: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, verb, f"--seed={number}") == f"argument --seed: {number} is not 0 to 4294967295"
+
+
+def refusal(capsys: pytest.CaptureFixture[str], verb: str, *arguments: str) -> str:
+    """The last line of what a verb says to wrong usage, without its own name."""
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "folder", *arguments])
+    assert stopped.value.code == 2
+    name, said = capsys.readouterr().err.splitlines()[-1].split(": error: ")
+    assert name == f"caplet-export {verb}"
+    return said
+
+
+def test_the_help_of_quantize_names_the_methods_without_onnx() -> None:
+    script = """
+import sys
+from caplet_export.cli import main
+try:
+    main(["quantize", "--help"])
+finally:
+    assert not {"onnx", "onnxruntime", "tensorflow"} & set(sys.modules)
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert f"{{{','.join(METHODS)}}}" in process.stdout
