@@ -24,7 +24,7 @@ from caplet_export.metrics import (
     paired_bootstrap,
     references_of,
 )
-from caplet_export.photos import photo_batches
+from caplet_export.photos import photo_batches, readable_photos
 from caplet_export.views import PLAIN
 
 _BATCH = 100
@@ -62,7 +62,7 @@ def compare_runs(
 
     Raises:
         ConfigurationError: a run cannot be read, or began with other Inception weights.
-        DataError: no photo is left, or one cannot be read.
+        DataError: no photo is left.
     """
     checkpoints = [load_checkpoint(folder) for folder in folders]
     stores = [
@@ -72,20 +72,17 @@ def compare_runs(
     names = list(dataset.split(split))
     for stored in filter(None, stores):
         names = stored.readable(names)
+    if None in stores:
+        names = readable_photos(dataset, names)
     if not names:
-        raise DataError(f"no photo of the {split} split has features in every store that is read")
+        raise DataError(f"no photo of the {split} split can be read, or has features in every store that is read")
     references = references_of(dataset, names)
     bigrams = bigrams_of(dataset, apart_from=split)
     rows: list[list[str]] = []
     before: tuple[Config, ImageStatistics] | None = None
     for folder, checkpoint, store in zip(folders, checkpoints, stores, strict=True):
         seen = store.batches(names, _BATCH) if store else _extract(folder, encoder_weights, dataset, names)
-        said = _captions(checkpoint, seen)
-        if len(said) < len(names):
-            raise DataError(
-                f"{len(names) - len(said)} photos of the {split} split cannot be read; take them off its list"
-            )
-        captions = dict(zip(names, said, strict=True))
+        captions = dict(zip(names, _captions(checkpoint, seen), strict=True))
         statistics = ImageStatistics.of(captions, references)
         scores = corpus_scores(captions, references, bigrams)
         interval = bootstrap_interval(statistics)["cider_d"]

@@ -7,6 +7,7 @@ import os
 
 def load_tensorflow() -> None:
     """Import TensorFlow and Keras with standard error aside: some of their start-up lines heed no setting."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the environment asks for: what follows needs it
     aside = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:

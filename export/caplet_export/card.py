@@ -118,14 +118,14 @@ def render_summary(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> s
             rows.append([f"caplet, {name}", *(f"{scores[key]:.1f}{_interval(intervals.get(key))}" for key in shown)])
     if metrics["human"]:
         rows.append(["one person, scored against the others", *(f"{metrics['human'][key]:.1f}" for key in shown)])
-    return markdown_table([f"{metrics['images']} {metrics['split']} photos", *(_SCORES[key] for key in shown)], rows)
+    return markdown_table([f"{metrics['images']} {metrics['split']} photos", *(TITLES[key] for key in shown)], rows)
 
 
 def _human(metrics: Mapping[str, Any]) -> str:
     """What people score by the same rules, if it is known."""
     if not metrics.get("human"):
         return ""
-    scores = ", ".join(f"{title} {metrics['human'][key]:.1f}" for key, title in _SCORES.items())
+    scores = ", ".join(f"{title} {metrics['human'][key]:.1f}" for key, title in TITLES.items())
     return f"\n\nOne person's caption scored against those of the others, mean over all of them: {scores}."
 
 

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 DECODER, EXTRACTOR = "decoder.weights.h5", "extractor.npz"
 _BASE = "base"
+DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a damaged .npz file may raise: bytes of a zip archive's headers name methods, passwords and lengths."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class ExtractorPart:
             position: np.asarray(value, np.float32) - self._before[position]
             for position, value in zip(self._positions, values, strict=True)
         }
-        _write_differences(differences, _checksum(self._before.values()), path)
+        _write_differences(differences, checksum(self._before.values()), path)
 
 
 def load_extractor_part(extractor: keras.Model, path: Path) -> None:
@@ -170,7 +174,7 @@ def load_extractor_part(extractor: keras.Model, path: Path) -> None:
     for position, difference in differences.items():
         if difference.shape != before[position].shape:
             raise ConfigurationError(f"{path}: array {position} is {difference.shape}, not {before[position].shape}")
-    if base != _checksum(before.values()):
+    if base != checksum(before.values()):
         raise ConfigurationError(f"{path}: trained from other weights; give --encoder-weights as then")
     for position, difference in differences.items():
         variables[position].assign(before[position] + difference)
@@ -214,11 +218,12 @@ def _read_differences(path: Path) -> tuple[dict[int, NDArray[np.float32]], int]:
                 value = arrays[f"{position}"].astype(np.float32)
                 differences[position] = value * arrays[f"{position}.scale"] if value.ndim > 1 else value
             return differences, int(arrays[_BASE])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise ConfigurationError(f"{path}: damaged: {error}") from error
 
 
-def _checksum(values: Iterable[NDArray[np.float32]]) -> int:
+def checksum(values: Iterable[NDArray[Any]]) -> int:
+    """CRC-32 of arrays one after the other."""
     checksum = 0
     for value in values:
         checksum = zlib.crc32(value.tobytes(), checksum)

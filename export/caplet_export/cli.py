@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             importlib.import_module(f"caplet_export.verbs.{name}").add_arguments(verb)
     arguments = parser.parse_args(arguments_list)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     try:
         return int(importlib.import_module(f"caplet_export.verbs.{arguments.verb}").run(arguments))
     except ExportError as error:

@@ -157,9 +157,13 @@ class Config:
         """The Inception blocks whose stored outputs training reads, side by side."""
         return (self.train.extractor_layer,) if self.trains_extractor else self.model.blocks
 
+    def as_json(self) -> str:
+        """What `save` writes."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        path.write_text(self.as_json())
 
 
 _TUNE = Config(

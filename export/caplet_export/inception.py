@@ -38,9 +38,10 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
             whole = keras.applications.InceptionV3(
                 include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Keras' download raises no narrower one
         reason = " ".join(str(error).split())[:200]
-        raise ConfigurationError(f"{weights}: not weights of InceptionV3 without top: {reason}") from error
+        told = "Keras' weights cannot be had" if weights == "imagenet" else "not weights of InceptionV3 without top"
+        raise ConfigurationError(f"{weights}: {told}: {reason}") from error
     finally:
         keras.config.set_dtype_policy(before)
     outputs = [_block(whole, block) for block in blocks]
@@ -76,7 +77,10 @@ def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:
     output = _block(extractor, layer)
     if output is extractor.output:
         raise ConfigurationError(f"{layer}: there is nothing above it to train")
-    return keras.Model(output, extractor.output)
+    try:
+        return keras.Model(output, extractor.output)
+    except ValueError as error:  # a block that is read lies below it
+        raise ConfigurationError(f"{layer}: is not below every block that is read; name a lower one") from error
 
 
 def lower_blocks(extractor: keras.Model, layer: str) -> keras.Model:

@@ -18,6 +18,7 @@ from caplet_export.flickr8k import Dataset
 from caplet_export.memory import usable_memory
 
 _BATCH_SIZE = 8
+_SMALL = (8, 8)  # for photos that are read only to see whether they can be
 _MEMORY_SHARE = 0.25
 
 
@@ -46,6 +47,18 @@ def photo_batches(
             read, pixels = [], []
     if read:
         yield read, np.stack(pixels)
+
+
+def readable_photos(dataset: Dataset, names: Sequence[str]) -> list[str]:
+    """Those of these photos that can be read; each of the others is named on standard error."""
+    readable = []
+    for name in names:
+        try:
+            read_photo(dataset, name, _SMALL)
+            readable.append(name)
+        except ImageError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return readable
 
 
 class PhotoCache:

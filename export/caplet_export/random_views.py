@@ -38,14 +38,14 @@ def random_views(pixels: Array, key: Array, views: Views) -> Array:
         return jax.random.uniform(next(keys), (count, *shape), minval=low, maxval=high)
 
     area = uniform(views.smallest_crop, 1.0)
-    aspect = jnp.exp(uniform(-math.log(_ASPECT), math.log(_ASPECT)))
-    across = jnp.minimum(1.0, jnp.sqrt(area * aspect)) * size
-    down = jnp.minimum(1.0, jnp.sqrt(area / aspect)) * size
+    # No further from a square than a window of this area can be inside the photo.
+    aspect = jnp.clip(jnp.exp(uniform(-math.log(_ASPECT), math.log(_ASPECT))), area, 1.0 / area)
+    across, down = jnp.sqrt(area * aspect) * size, jnp.sqrt(area / aspect) * size
     columns = _interpolation(uniform(0, 1) * (size - across), across, size)
     rows = _interpolation(uniform(0, 1) * (size - down), down, size)
     mirrored = uniform(0, 1)[:, None, None] < 0.5
     columns = jnp.where(mirrored, columns[:, ::-1], columns)
-    # 0 to 255 are exact in bfloat16, and what interpolation loses in it is less than a step of 8 bits.
+    # 0 to 255 are exact in bfloat16, and what interpolation loses in it is a step or two of 8 bits.
     half = jnp.bfloat16
     image = jnp.einsum("nyh,nhwc->nywc", rows.astype(half), pixels.astype(half))
     image = jnp.einsum("nxw,nywc->nyxc", columns.astype(half), image).astype(jnp.float32) / 255.0

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from caplet_export.checkpoint import DECODER, EXTRACTOR, Checkpoint, load_checkpoint
+from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, load_checkpoint
 from caplet_export.config import Config, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
@@ -49,6 +48,7 @@ class Run(ABC):
         folder: made if it is not there.
         config: every hyper-parameter, `model.vocabulary_size` included.
         vocabulary: of the captions.
+        words: the captions, as `split_words` gives them.
         start_from: the run it begins with, if any.
         teachers: the runs it learns from, if any.
 
@@ -62,6 +62,7 @@ class Run(ABC):
         folder: Path,
         config: Config,
         vocabulary: Vocabulary,
+        words: Mapping[str, Mapping[str, Sequence[Sequence[str]]]],
         start_from: Path | None = None,
         teachers: Sequence[Path] = (),
     ) -> None:
@@ -79,7 +80,12 @@ class Run(ABC):
         self._check_folder()
         self._stages_before = read_stages(start_from) if start_from else []
         self._taught_by = {"teacher": " ".join(run.name for run in teachers)} if teachers else {}
-        self._origin = json.dumps([_digest(start_from), *(map(_digest, teachers) if teachers else [None])])
+        # What the configuration does not tell, and a run must not go on without; by the option that gives it.
+        self._origin: dict[str, Any] = {
+            "--from": _digest(start_from),
+            "--teacher": [_digest(run) for run in teachers],
+            "--data": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
+        }
 
     @property
     def best(self) -> Epoch | None:
@@ -137,7 +143,7 @@ class Run(ABC):
 
     def _save_resume(self) -> None:
         arrays = {f"{index}": np.asarray(variable) for index, variable in enumerate(self._state())}
-        strings = {"history": np.array(self._history()), "origin": np.array(self._origin)}
+        strings = {"history": np.array(self._history()), "origin": np.array(json.dumps(self._origin))}
         try:
             with whole_file(self.folder / RESUME) as temporary:
                 np.savez(temporary, **arrays, **strings)  # type: ignore[arg-type]
@@ -151,13 +157,14 @@ class Run(ABC):
             return
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                origin = str(arrays["origin"]) if "origin" in arrays else self._origin  # none up to release 0.7
+                origin = json.loads(str(arrays["origin"]))
                 self._set_state([arrays[f"{index}"] for index in range(len(self._state()))])
                 self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise ConfigurationError(f"{path}: damaged ({error}); delete {self.folder} to start again") from error
-        if origin != self._origin:
-            raise ConfigurationError(f"{self.folder}: holds a run with another --from or --teacher; use another folder")
+        for option, value in self._origin.items():
+            if origin.get(option) != value:
+                raise ConfigurationError(f"{self.folder}: holds a run with another {option}; use another folder")
         path = self.folder / "history.json"
         if not (self.folder / STAGES).exists() or not path.exists() or path.read_text() != self._history():
             self._write_records()  # which a run that was killed did not reach
@@ -169,11 +176,23 @@ class Run(ABC):
                 raise ConfigurationError(
                     f"{self.folder}: holds a trained run but no {RESUME} to go on with; use another folder, and --from"
                 )
-            return  # empty, or a run that has not finished an epoch
+            if not self._is_beginning():
+                raise ConfigurationError(f"{self.folder}: holds something else than this run; use another folder")
+            return
         if load_config(self.folder / "config.json") != self.config:
             raise ConfigurationError(f"{self.folder}: holds a run of another configuration; use another folder")
         if Vocabulary.load(self.folder / "vocabulary.txt").words != self.vocabulary.words:
             raise ConfigurationError(f"{self.folder}: holds a run on other captions; use another folder")
+
+    def _is_beginning(self) -> bool:
+        """Whether the folder is empty, or holds nothing but what this run writes before its first epoch is whole."""
+        written = {"vocabulary.txt", "config.json", DECODER, EXTRACTOR, RESUME}
+        names = {path.name for path in self.folder.iterdir()}
+        if not names <= written | {f".{name}" for name in written}:
+            return False
+        ours = {"vocabulary.txt": self.vocabulary.as_lines(), "config.json": self.config.as_json()}
+        # A file that was being written when the process was killed is the beginning of one.
+        return all(ours[name].encode().startswith((self.folder / name).read_bytes()) for name in names & ours.keys())
 
     def _stage(self) -> Stage:
         assert self.best is not None

@@ -74,9 +74,13 @@ class Vocabulary:
                 words.append(self.words[number])
         return words
 
+    def as_lines(self) -> str:
+        """What `save` writes: one word a line; the line number, from 0, is the id."""
+        return "".join(f"{word}\n" for word in self.words)
+
     def save(self, path: Path) -> None:
-        """Write one word a line; the line number, from 0, is the id."""
-        path.write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8")
+        """Write it as text."""
+        path.write_text(self.as_lines(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:

@@ -29,6 +29,7 @@ from caplet_export.checkpoint import (
     EXTRACTOR,
     ExtractorPart,
     load_weights,
+    require_frozen_extractor,
     save_weights,
 )
 from caplet_export.config import Config
@@ -101,7 +102,8 @@ class Trainer(Run):
             )
         )
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
-        super().__init__(Path(folder), config, vocabulary, start_from, [teacher] if teacher else [])
+        super().__init__(Path(folder), config, vocabulary, words, start_from, [teacher] if teacher else [])
+        self._origin["--features"] = stores.plain.source.weights
 
         settings = self.config.train
         keras.utils.set_random_seed(settings.seed)
@@ -336,6 +338,7 @@ class Trainer(Run):
         if self.upper is not None:
             raise ConfigurationError("distillation: Inception blocks cannot be trained along")
         teacher = self._load_alike(run, self.config.train.precision)
+        require_frozen_extractor(teacher, "a teacher here; `tune --teacher` takes it")
         if teacher.config.model.blocks != self.config.model.blocks:
             blocks = " ".join(teacher.config.model.blocks)
             raise ConfigurationError(f"{run}: reads {blocks}, {self.folder} {' '.join(self.config.model.blocks)}")
@@ -344,6 +347,11 @@ class Trainer(Run):
     def _upper_blocks(self, start_from: Path | None) -> keras.Model | None:
         layer = self.config.train.extractor_layer
         if not self.config.trains_extractor:
+            if start_from and (start_from / EXTRACTOR).exists():
+                raise ConfigurationError(
+                    f"{start_from}: trained Inception blocks of its own, which the stored features are not from; set "
+                    "train.extractor_layer as then, or go on with `tune`"
+                )
             return None
         if self._extractor is None:
             raise ConfigurationError(f"train.extractor_layer={layer} needs --encoder-weights")

@@ -32,6 +32,7 @@ from caplet_export.checkpoint import (
     DECODER,
     EXTRACTOR,
     ExtractorPart,
+    checksum,
     empty_model,
     load_extractor_part,
     load_weights,
@@ -223,14 +224,17 @@ class Tuner(Run):
             raise ConfigurationError("train.objective: `tune` trains by `self_critical` or `distillation`")
         if not config.trains_extractor:
             raise ConfigurationError("train.extractor_layer: `tune` trains Inception along; name a block")
+        if settings.teacher_view != "same":
+            raise ConfigurationError("train.teacher_view: in `tune` the teachers see what the captioner sees")
         words = split_words(dataset, config)
         vocabulary = Vocabulary.load(start_from / "vocabulary.txt")
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
-        super().__init__(Path(folder), config, vocabulary, start_from, teachers)
+        super().__init__(Path(folder), config, vocabulary, words, start_from, teachers)
 
         model = build_model(config.model)
         load_weights(model, start_from / DECODER)
         extractor = build(config.model.blocks)
+        self._origin["--encoder-weights"] = checksum(np.array(variable) for variable in extractor.variables)
         self._captioner = StatelessCaptioner(model, extractor, settings.extractor_layer)
         self._part = ExtractorPart(extractor, self._captioner.upper.trainable_variables)
         self._part.take_over(extractor, start_from)
@@ -318,11 +322,12 @@ class Tuner(Run):
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def _rates(self, step: int) -> dict[str, np.float32]:
-        """Learning rates of this step, and the decay of the average, which is a plain mean at first."""
+        """Learning rates of this step, and the decay of the average, which forgets faster at first."""
         settings = self.config.train
-        factor = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        steps = max(settings.epochs * self.steps_an_epoch, 1)
+        factor = min(1.0, (step + 1) / max(min(settings.warmup_steps, steps // 10), 1))
         if settings.decay == "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * step / max(settings.epochs * self.steps_an_epoch, 1)))
+            factor *= 0.5 * (1 + math.cos(math.pi * step / steps))
         return {
             "extractor": np.float32(settings.extractor_learning_rate * factor),
             "decoder": np.float32(settings.learning_rate * factor),
@@ -349,7 +354,10 @@ class Tuner(Run):
         return values, moments, average, loss
 
     def _self_critical_loss(self, values: Values, *, fixed: Any, tables: Any, batch: Any, key: Array) -> Array:
-        """Minus the expected reward of sampled captions, to first order, and some cross-entropy of people's."""
+        """Minus the expected reward of sampled captions, to first order, and some cross-entropy of people's.
+
+        Captions are drawn without the dropout of the decoder and read with it.
+        """
         settings, (pixels, rows, tokens, targets) = self.config.train, batch
         group, count = settings.captions_per_image, pixels.shape[0]
         views, encoding, drawing, reading = jax.random.split(key, 4)

@@ -96,7 +96,7 @@ def test_what_cannot_be_compared_is_said(runs: Runs, tmp_path: Path) -> None:
 
 
 def test_a_run_with_an_extractor_of_its_own_looks_at_the_photos(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned = tmp_path / "tuned"
     shutil.copytree(runs.folder / "slow", tuned)
@@ -123,8 +123,10 @@ def test_a_run_with_an_extractor_of_its_own_looks_at_the_photos(
     assert both[0][1] == both[1][1] and both[1][2] == "+0.0 (+0.0 to +0.0)"
     broken = dataclasses.replace(runs.dataset, images=shutil.copytree(runs.dataset.images, tmp_path / "photos"))
     broken.path(names[0]).write_bytes(b"no photo")
-    with pytest.raises(DataError, match="1 photos of the dev split cannot be read"):
-        compare_runs([tuned], broken, runs.folder / "features")
+    table = compare_runs([runs.folder / "slow", tuned], broken, runs.folder / "features")
+    assert f"Greedy captions of {len(names) - 1} dev photos" in table["note"]
+    assert table["rows"][0][1] == table["rows"][1][1]
+    assert f"left out: {broken.path(names[0])}" in capsys.readouterr().err
 
 
 def test_the_command_finds_a_place_for_its_table(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -42,8 +44,19 @@ def test_it_ends_at_the_block_asked_for_and_goes_on_from_there() -> None:
 def test_blocks_that_are_not_there_or_have_nothing_above() -> None:
     with pytest.raises(ConfigurationError, match="no block 'mixed11'"):
         build_extractor(None, blocks=["mixed11"])
+    with pytest.raises(ConfigurationError, match="mixed9: is not below every block that is read"):
+        upper_blocks(build_extractor(None, blocks=["mixed10", "mixed8"]), "mixed9")
     cut = build_extractor(None, blocks=["mixed8"])
     with pytest.raises(ConfigurationError, match="'mixed9' here"):
         upper_blocks(cut, "mixed9")
     with pytest.raises(ConfigurationError, match="nothing above"):
         upper_blocks(cut, "mixed8")
+
+
+def test_weights_that_cannot_be_downloaded_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(**_: Any) -> None:
+        raise Exception("URL fetch failure on somewhere: None -- Connection refused")
+
+    monkeypatch.setattr(keras.applications, "InceptionV3", offline)
+    with pytest.raises(ConfigurationError, match="imagenet: Keras' weights cannot be had: URL fetch failure"):
+        build_extractor("imagenet")

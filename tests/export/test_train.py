@@ -283,8 +283,10 @@ def test_weights_that_cannot_be_gone_on_with_are_not_written_over(
         assert (folder / "decoder.weights.h5").read_bytes() == before
 
 
-def test_a_run_goes_on_with_what_it_began_with_only(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    """The same captions, the same start, the same teacher."""
+def test_a_run_goes_on_with_what_it_began_with_only(
+    tmp_path: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same captions, the same features, the same start, the same teacher."""
     for name, seed in (("one", 1), ("two", 2)):
         finish(Trainer(tmp_path / name, with_train(epochs=1, seed=seed), dataset, stores))
     config, run = with_train(objective="distillation"), tmp_path / "run"
@@ -294,8 +296,18 @@ def test_a_run_goes_on_with_what_it_began_with_only(tmp_path: Path, dataset: Dat
 
     trainer().run_epoch()
     for other in ({"start_from": "two"}, {"teacher": "one"}):
-        with pytest.raises(ConfigurationError, match="another --from or --teacher"):
+        option = "--from" if "start_from" in other else "--teacher"
+        with pytest.raises(ConfigurationError, match=f"another {option}"):
             trainer(**other)
+    said = {name: [f"{caption} again" for caption in captions] for name, captions in dataset.captions.items()}
+    with pytest.raises(ConfigurationError, match="another --data"):
+        trainer(dataclasses.replace(dataset, captions=said))
+    source = dataclasses.replace(stores.plain.source, weights="others")
+    for store in (*stores.train, stores.plain):
+        monkeypatch.setattr(store, "source", source)
+    with pytest.raises(ConfigurationError, match="another --features"):
+        trainer()
+    monkeypatch.undo()
     (run / "stages.json").unlink()  # as if it had been killed just before
     assert len(trainer().history) == 1
     assert read_stages(run)[-1].epochs == 1
@@ -333,9 +345,29 @@ def test_views_stored_with_other_weights_are_refused(tmp_path: Path, dataset: Da
 def test_a_damaged_resume_file_is_said(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
     path = tmp_path / "resume.npz"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ConfigurationError, match="damaged"):
+    for content in (path.read_bytes()[:1000], b""):  # nothing is what a power cut leaves
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match="damaged"):
+            Trainer(tmp_path, CONFIG, dataset, stores)
+
+
+def test_a_run_that_was_killed_before_its_first_epoch_was_whole_is_begun_again(
+    tmp_path: Path, dataset: Dataset, stores: Stores
+) -> None:
+    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
+    for name in ("resume.npz", "history.json", "stages.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text()[:20])
+    (tmp_path / ".decoder.weights.h5").write_bytes(b"half")
+    assert Trainer(tmp_path, CONFIG, dataset, stores).run_epoch().epoch == 1
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "vocabulary.txt", "config.json"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, dataset: Dataset, stores: Stores, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigurationError, match="holds something else"):
         Trainer(tmp_path, CONFIG, dataset, stores)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_starting_from_a_run_begins_with_its_weights(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:

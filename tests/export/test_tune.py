@@ -227,6 +227,7 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
 
     assert "`self_critical` or `distillation`" in refusal(objective="cross_entropy")
     assert "a teacher is needed" in refusal(objective="distillation")
+    assert "train.teacher_view" in refusal([tuned], objective="distillation", teacher_view="plain")
     assert "a teacher is needed" in refusal([tuned])
     assert "name a block" in refusal(extractor_layer="none")
     assert "no block 'mixed7'" in refusal(extractor_layer="mixed7")
@@ -242,10 +243,23 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
     assert "another configuration" in str(
         on_jax(tune_cases.refusal, tuned, data, start, epochs=60, evaluate_every=20, seed=9)
     )
+    fewer = write_tiny_flickr8k(tmp_path / "fewer", train=12, dev=6)
+    assert "another --data" in str(on_jax(tune_cases.refusal, tuned, fewer, start, epochs=60, evaluate_every=20))
+    assert "another --encoder-weights" in str(
+        on_jax(tune_cases.refusal, tuned, data, start, extractor_seed=4, epochs=60, evaluate_every=20)
+    )
     assert "another --from" in str(
         on_jax(tune_cases.refusal, tuned, data, on_jax(tune_cases.start_run, tmp_path / "b", data, seed=8), epochs=60,
                evaluate_every=20)
     )  # fmt: skip
+
+
+def test_the_rate_rises_within_a_tenth_of_all_steps(tmp_path: Path, on_jax: On, data: Path, start: Path) -> None:
+    """However few there are."""
+    rates = on_jax(tune_cases.rates, tmp_path / "run", data, start, epochs=20, warmup_steps=50, decay="constant")
+    assert len(rates) == 40
+    np.testing.assert_allclose(rates[:4], 0.01 * np.array([0.25, 0.5, 0.75, 1.0]), rtol=1e-6)
+    np.testing.assert_allclose(rates[4:], 0.01, rtol=1e-6)
 
 
 def test_ends_are_drawn_and_learned(on_jax: On, tuned: Path, data: Path) -> None:

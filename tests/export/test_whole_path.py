@@ -124,10 +124,10 @@ def test_features_of_every_photo_and_of_the_mirrored_training_photos(done: Seque
 
 
 def test_each_stage_of_training_leaves_a_run(done: Sequence[Done], folder: Path) -> None:
-    for run in ("first", "tuned", "final", "whole"):
+    for run in ("first", "fine-tuned", "final", "whole"):
         names = {path.name for path in (folder / "runs" / run).iterdir()}
         assert {"config.json", "vocabulary.txt", "decoder.weights.h5", "history.json", "curves.png"} <= names
-        assert ("extractor.npz" in names) == (run in ("tuned", "whole"))
+        assert ("extractor.npz" in names) == (run in ("fine-tuned", "whole"))
 
 
 def test_the_bundle_has_learned_the_tiny_world(done: Sequence[Done], folder: Path) -> None:
@@ -392,6 +392,35 @@ def a_bundle_with_a_missing_file(folder: Path) -> list[str]:
 @bad_input("no such directory")
 def no_bundle(_: Path) -> list[str]:
     return ["evaluate", "bundles/gone", *DATA]
+
+
+@bad_input("stored with other Inception weights; give --encoder-weights as then")
+def upper_blocks_of_other_weights_than_the_stored_ones(folder: Path) -> list[str]:
+    for store in (folder / "features").glob("mixed7-*/store.json"):
+        store.write_text(json.dumps({**json.loads(store.read_text()), "weights": "others"}))
+    return [*TRAIN, "--recipe", "fine_tune", "--from", "runs/first", "--encoder-weights", WEIGHTS]
+
+
+@bad_input("runs/whole: trained Inception blocks of its own, which the stored features are not from")
+def features_that_are_not_a_tuned_runs(_: Path) -> list[str]:
+    return [*TRAIN, "--recipe", "self_critical", "--from", "runs/whole"]
+
+
+@bad_input("runs/whole: trained Inception blocks of its own, and cannot be a teacher here")
+def a_teacher_with_an_extractor_of_its_own(_: Path) -> list[str]:
+    return [*TRAIN, "--recipe", "distillation", "--from", "runs/final", "--teacher", "runs/whole"]
+
+
+@bad_input("bundles/int8: holds something else than this run")
+def a_bundle_in_place_of_a_run(_: Path) -> list[str]:
+    return ["train", "bundles/int8", *DATA, "--features", "features"]
+
+
+@bad_input("mine: holds something else than this run")
+def files_of_somebody_elses_called_like_a_runs(folder: Path) -> list[str]:
+    (folder / "mine").mkdir()
+    (folder / "mine" / "config.json").write_text('{"my": "settings"}')
+    return ["train", "mine", *DATA, "--features", "features"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,21 @@ def start_run(folder: Path, data: Path, config: Config = CONFIG, seed: int = 5) 
     return folder
 
 
-def tuner(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), **switches: Any) -> Any:
+def tuner(
+    folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), extractor_seed: int = 3, **switches: Any
+) -> Any:
     from caplet_export.flickr8k import read_dataset
     from caplet_export.tune import Tuner
 
     config = replace(CONFIG, train=replace(CONFIG.train, **switches))
-    return Tuner(folder, config, read_dataset(data), start_from=start, build=tiny_extractor, teachers=teachers)
+    build = partial(tiny_extractor, seed=extractor_seed)
+    return Tuner(folder, config, read_dataset(data), start_from=start, build=build, teachers=teachers)
+
+
+def rates(folder: Path, data: Path, start: Path, **switches: Any) -> list[float]:
+    """The decoder's learning rate at every step."""
+    run = tuner(folder, data, start, **switches)
+    return [float(run._rates(step)["decoder"]) for step in range(run.config.train.epochs * run.steps_an_epoch)]
 
 
 def tune(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), until: int = 0, **switches: Any) -> Any:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from caplet_export.backend import load_tensorflow
 from caplet_export.config import RECIPES, inherit, load_config, override
+from caplet_export.errors import ConfigurationError
 from caplet_export.flickr8k import read_dataset
 from caplet_export.verbs import shown_by, tell_end, tell_epoch
 from caplet_export.views import PLAIN, check_view
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"caplet-export train: {defect}", file=sys.stderr)
 
     load_tensorflow()
-    from caplet_export.features import open_store
+    from caplet_export.features import open_store, weights_digest
     from caplet_export.inception import build_extractor
     from caplet_export.train import Stores, Trainer
 
@@ -57,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         open_store(arguments.features, config.stored_blocks, check_view(view))
         for view in (PLAIN, *config.train.views.split())
     )
+    if config.trains_extractor and weights_digest(arguments.encoder_weights) != plain.source.weights:
+        raise ConfigurationError(f"{plain.folder}: stored with other Inception weights; give --encoder-weights as then")
     trainer = Trainer(
         arguments.run,
         config,
