@@ -117,17 +117,17 @@ class TrainConfig:
     """Views of a training photo, separated by spaces; each time one is drawn at random (each needs its store)."""
     smallest_crop: float = 0.2
     """Smallest share of a photo that a random crop shows (`tune`)."""
-    tint: float = 0.4
+    color_jitter: float = 0.4
     """By how much brightness, contrast and saturation of a crop change, at most (`tune`)."""
-    erasing: float = 0.0
+    random_erasing: float = 0.0
     """Share of crops in which a random rectangle is grey (`tune`; Zhong et al., AAAI 2020)."""
-    mixing: float = 0.0
+    mixup: float = 0.0
     """Share of the photos into whose features, or in `tune` pixels, up to half of another's are mixed, for teacher and
     captioner alike (distillation; mixup, Zhang et al., ICLR 2018)."""
     teacher_view: str = "same"
     """What the teacher sees: the `same` view of a photo as the captioner, or always the photo as it is, `plain`
     (distillation)."""
-    average_decay: float = 0.995
+    ema_decay: float = 0.995
     """Decay per step of the exponential moving average of the weights that is evaluated and kept; 0 for none."""
     extractor_layer: str = "none"
     """Inception block, below `model.feature_block`, above which all is trained along (needs that block's store); `none`
@@ -179,8 +179,8 @@ _TUNE = Config(
         warmup_steps=50,
         cross_entropy_weight=0.3,
         attention_regularisation=0.0,
-        erasing=0.3,
-        average_decay=0.999,
+        random_erasing=0.3,
+        ema_decay=0.999,
         extractor_layer="mixed2",
         extractor_learning_rate=2e-4,
         evaluate_every=5,
@@ -192,7 +192,7 @@ RECIPES = {
     "cross_entropy": Config(),
     "refine": Config(
         model=ModelConfig(dropout=0.3, channel_dropout=0.5),
-        train=TrainConfig(seed=3, epochs=5, learning_rate=6e-4, attention_regularisation=0.0, average_decay=0.99),
+        train=TrainConfig(seed=3, epochs=5, learning_rate=6e-4, attention_regularisation=0.0, ema_decay=0.99),
     ),
     "self_critical": Config(
         model=ModelConfig(dropout=0.3, channel_dropout=0.5),
@@ -203,7 +203,7 @@ RECIPES = {
             learning_rate=1e-4,
             label_smoothing=0.0,
             attention_regularisation=0.0,
-            average_decay=0.99,
+            ema_decay=0.99,
         ),
     ),
     "distillation": Config(
@@ -215,7 +215,7 @@ RECIPES = {
             learning_rate=5e-4,
             label_smoothing=0.0,
             attention_regularisation=0.0,
-            average_decay=0.99,
+            ema_decay=0.99,
         ),
     ),
     "fine_tune": Config(
@@ -223,7 +223,7 @@ RECIPES = {
             epochs=6,
             patience=2,
             learning_rate=3e-4,
-            average_decay=0.99,
+            ema_decay=0.99,
             extractor_layer="mixed7",
         )
     ),
@@ -239,8 +239,8 @@ RECIPES = {
             learning_rate=3e-4,
             cross_entropy_weight=0.0,
             label_smoothing=0.0,
-            erasing=0.2,
-            mixing=0.3,
+            random_erasing=0.2,
+            mixup=0.3,
         ),
     ),
     "tutorial": Config(
@@ -261,7 +261,7 @@ RECIPES = {
             label_smoothing=0.0,
             attention_regularisation=0.0,
             views="plain",
-            average_decay=0.0,
+            ema_decay=0.0,
         ),
     ),
 }
@@ -311,11 +311,11 @@ _RANGES: dict[str, _Range] = {
     "views": ("at least one view", lambda value: bool(value.split())),
     "cross_entropy_weight": _NOT_NEGATIVE,
     "smallest_crop": ("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "tint": ("0 to 1", lambda value: 0 <= value <= 1),
-    "erasing": ("0 to 1", lambda value: 0 <= value <= 1),
+    "color_jitter": ("0 to 1", lambda value: 0 <= value <= 1),
+    "random_erasing": ("0 to 1", lambda value: 0 <= value <= 1),
     "evaluate_every": _COUNT,
-    "mixing": ("0 to 1", lambda value: 0 <= value <= 1),
-    "average_decay": _BELOW_ONE,
+    "mixup": ("0 to 1", lambda value: 0 <= value <= 1),
+    "ema_decay": _BELOW_ONE,
     "extractor_learning_rate": _NOT_NEGATIVE,
 }
 """What a switch may be, in words and as a condition."""
@@ -335,7 +335,13 @@ def load_config(path: Path) -> Config:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigurationError(f"{path}: not JSON: {error}") from error
+    if isinstance(raw, dict) and isinstance(raw.get("train"), dict):
+        raw["train"] = {_RENAMED.get(switch, switch): value for switch, value in raw["train"].items()}
     return from_dict(Config, raw, str(path))
+
+
+_RENAMED = {"average_decay": "ema_decay", "mixing": "mixup", "erasing": "random_erasing", "tint": "color_jitter"}
+"""Switches of `train` as files of releases up to 0.8 call them."""
 
 
 def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:

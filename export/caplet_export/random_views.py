@@ -20,13 +20,13 @@ class Views:
     """What views are drawn.
 
     smallest_crop: smallest share of the photo's area in a crop (Szegedy et al., CVPR 2015); every other is mirrored.
-    tint: by how much brightness, contrast and saturation change, at most.
-    erasing: share of the views in which a rectangle, of a side of 15 to 50 % of the photo's, is grey.
+    color_jitter: by how much brightness, contrast and saturation change, at most.
+    random_erasing: share of the views in which a rectangle, of a side of 15 to 50 % of the photo's, is grey.
     """
 
     smallest_crop: float
-    tint: float
-    erasing: float
+    color_jitter: float
+    random_erasing: float
 
 
 def random_views(pixels: Array, key: Array, views: Views) -> Array:
@@ -51,13 +51,13 @@ def random_views(pixels: Array, key: Array, views: Views) -> Array:
     image = jnp.einsum("nxw,nywc->nyxc", columns.astype(half), image).astype(jnp.float32) / 255.0
 
     def tinted(image: Array, towards: Array) -> Array:
-        strength = uniform(1 - views.tint, 1 + views.tint, 1, 1, 1)
+        strength = uniform(1 - views.color_jitter, 1 + views.color_jitter, 1, 1, 1)
         return jnp.clip(towards + (image - towards) * strength, 0.0, 1.0)
 
     image = tinted(image, jnp.zeros(()))
     image = tinted(image, jnp.mean(_grey(image), axis=(1, 2), keepdims=True))
     image = tinted(image, _grey(image))
-    erased = _rectangles(uniform(0, 1, 5), size, views.erasing)
+    erased = _rectangles(uniform(0, 1, 5), size, views.random_erasing)
     return jnp.where(erased[..., None], 0.5, image) * 2.0 - 1.0
 
 

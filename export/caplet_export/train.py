@@ -182,7 +182,7 @@ class Trainer(Run):
             self._variables = self._variables + upper
         for optimizer, variables in self._optimizers:
             optimizer.build(variables)
-        self._average = [tf.Variable(v.value) for v in self._variables] if settings.average_decay else []
+        self._average = [tf.Variable(v.value) for v in self._variables] if settings.ema_decay else []
         self._runner = FreeRunner(self.model, self.config.text.max_length)
         steps: dict[str, Callable[..., Any]] = {
             "cross_entropy": tf.function(self._cross_entropy_step),
@@ -232,7 +232,7 @@ class Trainer(Run):
         shown = inputs
         if self.config.train.teacher_view == "plain":
             shown = self._plain.gather([self._train.names[row] for row in rows.numpy()])
-        if self.config.train.mixing:
+        if self.config.train.mixup:
             inputs, shown = self._mixed(inputs, shown)
         ids, logits = self._sample_teacher(shown)
         more = padded_length(ids.shape[1], self.config.text.max_length + 1) - ids.shape[1]
@@ -243,7 +243,7 @@ class Trainer(Run):
     def _mixed(self, *views: Any) -> list[Any]:
         """Views [B,L,C] of the photos of a batch with up to half of another photo mixed into some, the same in each."""
         count = tf.shape(views[0])[0]
-        some = tf.random.uniform((count, 1, 1)) < self.config.train.mixing
+        some = tf.random.uniform((count, 1, 1)) < self.config.train.mixup
         own = tf.where(some, tf.random.uniform((count, 1, 1), 0.5, 1.0), 1.0)
         others = tf.random.shuffle(tf.range(count))
         photos = [tf.cast(view, tf.float32) for view in views]
@@ -287,7 +287,7 @@ class Trainer(Run):
             optimizer.apply(gradients[first : first + len(variables)])
             first += len(variables)
         for average, variable in zip(self._average, self._variables, strict=False):
-            average.assign_sub((1 - settings.average_decay) * (average - variable.value))
+            average.assign_sub((1 - settings.ema_decay) * (average - variable.value))
         return 0.0 * norm
 
     # -- evaluation ---------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ class Tuner(Run):
             penalty=settings.bigram_penalty,
         )
         self._batch = min(settings.batch_images, len(self._train))
-        self._views = Views(settings.smallest_crop, settings.tint, settings.erasing)
+        self._views = Views(settings.smallest_crop, settings.color_jitter, settings.random_erasing)
         self._fixed = self._captioner.fixed()
         self._values = self._captioner.values()
         self._average = jax.tree.map(jnp.copy, self._values)
@@ -331,7 +331,7 @@ class Tuner(Run):
         return {
             "extractor": np.float32(settings.extractor_learning_rate * factor),
             "decoder": np.float32(settings.learning_rate * factor),
-            "average": np.float32(min(settings.average_decay, (1 + step) / (10 + step))),
+            "average": np.float32(min(settings.ema_decay, (1 + step) / (10 + step))),
         }
 
     def _descend(
@@ -382,7 +382,7 @@ class Tuner(Run):
         """Mean divergence (Kullback-Leibler) of the next word from the teachers', along captions that they draw."""
         settings, (pixels, *_) = self.config.train, batch
         views, mixing, encoding, drawing, reading = jax.random.split(key, 5)
-        photos = mix_photos(random_views(pixels, views, self._views), mixing, settings.mixing)
+        photos = mix_photos(random_views(pixels, views, self._views), mixing, settings.mixup)
         encoded = [
             teacher.encode_photos(own_fixed, own, photos)
             for teacher, (own, own_fixed) in zip(self._teachers, teachers, strict=True)

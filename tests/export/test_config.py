@@ -39,7 +39,7 @@ def test_switches_are_set_by_name() -> None:
         ("text.max_length=0", "expected 1 or more"),
         ("train.seed=4294967296", "expected 0 to 4294967295"),
         ("train.views=", "expected at least one view"),
-        ("train.mixing=2", "expected 0 to 1"),
+        ("train.mixup=2", "expected 0 to 1"),
         ("train.gradient_norm=0", "expected above 0"),
         ("train.patience=-1", "expected 0 or more"),
         ("train.learning_rate=Infinity", "found inf"),
@@ -74,3 +74,10 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
         load_config(path)
     with pytest.raises(ConfigurationError, match="No such file"):
         load_config(tmp_path / "gone.json")
+
+
+def test_files_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    config = override(Config(), ["train.ema_decay=0.9", "train.mixup=0.25"])
+    text = config.as_json().replace("ema_decay", "average_decay").replace("mixup", "mixing")
+    (tmp_path / "config.json").write_text(text)
+    assert load_config(tmp_path / "config.json") == config

@@ -9,7 +9,7 @@ import pytest
 
 from caplet_export.random_views import Views, _interpolation, mix_photos, random_views
 
-PLAIN = Views(smallest_crop=1.0, tint=0.0, erasing=0.0)
+PLAIN = Views(smallest_crop=1.0, color_jitter=0.0, random_erasing=0.0)
 SIZE = 24
 
 

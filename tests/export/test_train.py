@@ -39,9 +39,7 @@ CONFIG = Config(
     ModelConfig(
         locations=LOCATIONS, channels=CHANNELS, feature_size=16, attention_size=8, embedding_size=16, state_size=24
     ),
-    TrainConfig(
-        batch_images=4, epochs=3, patience=0, learning_rate=0.01, warmup_steps=2, views="plain", average_decay=0.0
-    ),
+    TrainConfig(batch_images=4, epochs=3, patience=0, learning_rate=0.01, warmup_steps=2, views="plain", ema_decay=0.0),
 )
 
 
@@ -210,7 +208,7 @@ def test_a_run_resumed_equals_a_run_uninterrupted(
     teacher = None
     if objective == "distillation":
         teacher = finish(Trainer(tmp_path / "teacher", with_train(epochs=1, seed=5), dataset, stores)).folder
-    config = with_train(objective=objective, average_decay=0.5, learning_rate=1e-3)
+    config = with_train(objective=objective, ema_decay=0.5, learning_rate=1e-3)
     whole = finish(Trainer(tmp_path / "whole", config, dataset, stores, teacher=teacher))
     for _ in range(3):
         Trainer(tmp_path / "pieces", config, dataset, stores, teacher=teacher).run_epoch()
@@ -534,7 +532,7 @@ def test_what_the_teacher_sees_of_a_photo(tmp_path: Path, dataset: Dataset, stor
 def test_photos_are_mixed_alike_in_all_views(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """Each is at least half itself, the rest one other photo; with 0.5 about half of them have any."""
     finish(Trainer(tmp_path / "teacher", with_train(epochs=1), dataset, stores))
-    config = with_train(objective="distillation", mixing=0.5)
+    config = with_train(objective="distillation", mixup=0.5)
     trainer = Trainer(tmp_path / "run", config, dataset, stores, teacher=tmp_path / "teacher")
     photos = np.eye(400, dtype=np.float16)[:, None, :]  # each of a channel of its own
     mixed, twice = (np.asarray(view)[:, 0] for view in trainer._mixed(photos, 2 * photos))

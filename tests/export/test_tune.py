@@ -191,7 +191,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
 
 
 def test_a_pupil_becomes_like_its_teachers(tmp_path: Path, on_jax: On, data: Path, start: Path, tuned: Path) -> None:
-    switches = {"objective": "distillation", "epochs": 40, "evaluate_every": 10, "mixing": 0.3, "erasing": 0.2}
+    switches = {"objective": "distillation", "epochs": 40, "evaluate_every": 10, "mixup": 0.3, "random_erasing": 0.2}
     history, *_ = on_jax(tune_cases.tune, tmp_path / "pupil", data, start, [tuned, tuned], **switches)
     assert history[-1].train_loss < 0.3 * history[0].train_loss
     assert history[-1].dev_cider > 100
@@ -204,7 +204,7 @@ def test_a_pupil_becomes_like_its_teachers(tmp_path: Path, on_jax: On, data: Pat
 
 def test_patience_keeps_the_best(tmp_path: Path, on_jax: On, data: Path, tuned: Path) -> None:
     run = tmp_path / "run"
-    switches = {"patience": 2, "epochs": 8, "evaluate_every": 1, "learning_rate": 0.3, "average_decay": 0.0}
+    switches = {"patience": 2, "epochs": 8, "evaluate_every": 1, "learning_rate": 0.3, "ema_decay": 0.0}
     history, *_ = on_jax(tune_cases.tune, run, data, tuned, **switches)
     best = max(history, key=lambda epoch: epoch.dev_cider)
     assert read_stages(run)[-1].kept == best.epoch == history[-1].epoch - 2

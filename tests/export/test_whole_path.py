@@ -36,7 +36,7 @@ COMMANDS = [
 WEIGHTS = "random.weights.h5"
 # A decoder small enough to learn eight pictures by heart in seconds; the later stages are told to change little.
 SMALL = ["model.feature_size=64", "model.attention_size=32", "model.embedding_size=32", "model.state_size=64"]
-CALM = ["model.dropout=0", "model.channel_dropout=0", "train.patience=0", "train.average_decay=0"]
+CALM = ["model.dropout=0", "model.channel_dropout=0", "train.patience=0", "train.ema_decay=0"]
 BY_HEART = ["epochs=70", "batch_images=2", "learning_rate=0.002", "label_smoothing=0", "attention_regularisation=0"]
 ONE_EPOCH = ["epochs=1", "batch_images=4", "learning_rate=1e-6", "extractor_learning_rate=1e-6"]
 
