@@ -69,14 +69,14 @@ vocabulary of {manifest["vocabulary"]["size"]} words.{_members(manifest["provena
 
 
 def _members(recipe: Mapping[str, Any]) -> str:
-    """That several captioners speak, if they do."""
+    """That it is an ensemble, if it is one."""
     model = recipe.get("model", {})
     count = model.get("members", 1)
     if count == 1:
         return ""
     blocks = ", ".join(model["feature_block"].split())
-    return f""" {count} captioners speak as one: at each
-word the mean of their logits counts. They read the Inception blocks {blocks}."""
+    return f""" It is an ensemble of {count} captioners, which read
+the Inception blocks {blocks}: at each word the mean of their logits counts."""
 
 
 def _scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ class ModelConfig:
     vocabulary_size: int = 0
     """Set from the vocabulary when training starts."""
     members: int = 1
-    """Captioners that speak as one (`caplet-export join`); the sizes below are those of each."""
+    """Captioners in the ensemble (`caplet-export join`); the sizes below are those of each."""
     feature_block: str = "mixed10"
     """The Inception block whose output the captioner sees: `mixed10`, the last, `mixed9`, of the same shape, or
     `mixed8`, of 1280 channels. The later a block, the better it knows the photos that the extractor was trained on. In

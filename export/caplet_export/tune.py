@@ -5,7 +5,7 @@ were stored, and leaves most of Inception as it was. Here every step computes In
 batch of new random views. Keras on JAX, which compiles a step to one program for whatever device there is. Two
 objectives: self-critical training with a CIDEr-D reward (Rennie et al., CVPR 2017; baseline: an image's other samples,
 Luo, 2020) with some cross-entropy beside it; and distillation (Hinton et al., 2015) from one or several tuned
-captioners that speak as one, all of them given the same view (Beyer et al., CVPR 2022).
+captioners as an ensemble, all of them given the same view (Beyer et al., CVPR 2022).
 """
 
 from __future__ import annotations

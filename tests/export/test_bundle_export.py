@@ -191,8 +191,8 @@ def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path
 def test_card_says_that_several_captioners_speak(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     model = {"members": 2, "feature_block": "mixed10 mixed9"}
     write_bundle(tmp_path / "bundle", graphs, name="two", golden=golden, recipe={"model": model})
-    assert "2 captioners speak as one" in (card := (tmp_path / "bundle/README.md").read_text())
-    assert "blocks mixed10, mixed9." in card
+    assert "an ensemble of 2 captioners" in (card := (tmp_path / "bundle/README.md").read_text())
+    assert "blocks mixed10, mixed9:" in card
 
 
 def test_the_card_claims_nothing_of_its_own_about_the_data(graphs: Path, golden: list[Path], tmp_path: Path) -> None:

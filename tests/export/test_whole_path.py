@@ -157,7 +157,7 @@ def test_int8_and_float_bundles_say_nearly_the_same(done: Sequence[Done], folder
 def test_the_last_commands_caption_a_photo_and_check_the_bundle(done: Sequence[Done]) -> None:
     caption, check = done[-2:]
     assert len(caption.stdout.split()) >= 3
-    assert "8 of 8 golden captions are the same" in check.stdout
+    assert "10 of 10 golden captions are the same" in check.stdout
 
 
 def test_the_same_commands_again_have_nothing_left_to_do(done: Sequence[Done], folder: Path) -> None:
