@@ -7,7 +7,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from caplet.output import INTERRUPTED, end_process
 from caplet_export.errors import ExportError
 
 VERBS = {
@@ -50,8 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(f"caplet-export {arguments.verb}: interrupted; run the same command to go on", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def command() -> NoReturn:
+    """The `caplet-export` script: `main`, and the end of the process."""
+    end_process(main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -1,8 +1,6 @@
 """`python -m caplet` is the `caplet` command."""
 
-import sys
-
-from caplet.cli import main
+from caplet.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

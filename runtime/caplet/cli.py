@@ -13,10 +13,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from caplet import __version__
 from caplet.errors import ArgumentError, CapletError
-from caplet.output import Output, complain
+from caplet.output import INTERRUPTED, Output, complain, end_process
 from caplet.records import FORMATS
 from caplet.targets import objection
 
@@ -54,14 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 1)
     except ImportError as error:
         if _was_interrupted(error):
-            return _complain("interrupted", 130)
+            return _complain("interrupted", INTERRUPTED)
         return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); install caplet again", 1)
     except BrokenPipeError:
         return 1  # whoever read the output has had enough
     except OSError as error:
         return _complain(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", INTERRUPTED)
+
+
+def command() -> NoReturn:
+    """The `caplet` script: `main`, and the end of the process."""
+    end_process(main())
 
 
 def _occupy_standard_streams() -> None:

@@ -11,9 +11,12 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from caplet.errors import printable
+
+INTERRUPTED = 130
+"""Exit status of a command that was ended by Ctrl-C: 128 and the number of SIGINT, as shells have it."""
 
 
 class Output:
@@ -81,6 +84,20 @@ def quiet_libraries() -> Iterator[None]:
         sys.stderr = before
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process, at once if it was interrupted.
+
+    Otherwise it would wait for its worker threads, which may be at a photo on a disk that does not answer, or crash
+    when the interpreter is taken down around them (JAX).
+    """
+    if status == INTERRUPTED:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def complain(message: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import SupportsIndex
 
 from caplet.arguments import whole_number
+from caplet.cgroups import control_groups, read_limit
 
 _log = logging.getLogger(__name__)
 _MOST_THREADS = 1024
@@ -71,34 +72,15 @@ def _omp_num_threads(environ: Mapping[str, str]) -> list[ThreadCount]:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The CPU quota, in CPUs, of this process' control group and of every group around it."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":  # version 2, alone or beside version 1
-            for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
-                for folder in _upwards(root / mount, group):
-                    yield from _quota(*_text(folder / "cpu.max").split()[:2])
-        elif "cpu" in controllers.split(","):
-            for mount in (f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"):
-                for folder in _upwards(root / mount, group):
-                    quota, period = (_text(folder / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period"))
-                    yield from _quota(quota, period)
-
-
-def _upwards(mount: Path, group: str) -> Iterator[Path]:
-    """The group's folder and those around it. In a container the group is often not visible, but the mount is."""
-    parts = [part for part in group.split("/") if part not in ("", "..")]
-    for length in range(len(parts), -1, -1):
-        yield mount.joinpath(*parts[:length])
+    for version, folder in control_groups("cpu", root):
+        if version == 2:
+            yield from _quota(*read_limit(folder / "cpu.max").split()[:2])
+        else:
+            quota, period = (read_limit(folder / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period"))
+            yield from _quota(quota, period)
 
 
 def _quota(quota: str = "", period: str = "") -> Iterator[float]:
     """Microseconds of CPU per microseconds; "max" and -1 mean no limit."""
     if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
         yield int(quota) / int(period)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:  # no such file: another version of control groups, or none at all
-        return ""

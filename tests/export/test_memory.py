@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from caplet_export.memory import usable_memory
+from made_up_machine import machine
 
 MACHINE = 64 * 2**30
 
@@ -34,12 +35,7 @@ def a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_smallest_limit_counts(tmp_path: Path, group: str, files: dict[str, str], expected: int) -> None:
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(group)
-    for name, text in files.items():
-        path = tmp_path / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    machine(tmp_path, group, files)
     assert usable_memory(tmp_path) == expected
 
 

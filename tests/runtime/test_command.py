@@ -1008,3 +1008,30 @@ def test_a_model_in_a_folder_whose_name_is_not_utf_8(
 ) -> None:
     model = shutil.copytree(tiny_bundle, os.fsdecode(bytes(tmp_path) + b"/b\xff\xe9"))
     assert run(photos / "cat.jpg", "--model", model, capfd=capfd) == (0, f"{texts['cat']}\n", "")
+
+
+def test_an_interrupt_waits_for_no_worker(photos: Path, tmp_path: Path) -> None:
+    """Such as one that is at a photo on a disk that does not answer."""
+    program = f"""
+import pathlib, sys, time
+import caplet.captioner
+from caplet.cli import command
+def hang(*_, **__):
+    pathlib.Path({str(tmp_path / "hangs")!r}).touch()
+    time.sleep(60)
+caplet.captioner.load_pixels = hang
+sys.argv[1:] = [{str(photos / "cat.jpg")!r}, {str(photos / "coffee.jpg")!r}, "--threads", "2"]
+command()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "hangs").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, b"caplet: interrupted\n")

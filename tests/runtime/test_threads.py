@@ -12,6 +12,7 @@ import pytest
 
 from caplet.errors import ArgumentError
 from caplet.threads import ThreadCount, usable_threads
+from made_up_machine import machine
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
 
@@ -19,17 +20,6 @@ needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason
 @pytest.fixture(autouse=True)
 def sixteen_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-
-
-def machine(root: Path, group: str, files: dict[str, str]) -> Path:
-    """A made-up file system with /proc/self/cgroup and files under /sys/fs/cgroup."""
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(group)
-    for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 def test_an_explicit_number_wins(tmp_path: Path) -> None:

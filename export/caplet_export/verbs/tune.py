@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from caplet_export.config import RECIPES, Config, inherit, load_config, override
+from caplet_export.config import RECIPES, inherit, load_config, override
 from caplet_export.errors import ConfigurationError
-from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.flickr8k import read_dataset
 from caplet_export.verbs import shown_by, tell_end, tell_epoch
 
 
@@ -56,15 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise ConfigurationError("tune needs JAX and optax: pip install 'caplet[tune]'") from error
 
-    try:
-        _tune(arguments, config, dataset)
-    except KeyboardInterrupt:
-        atexit.register(_leave)
-        raise
-    return 0
-
-
-def _tune(arguments: argparse.Namespace, config: Config, dataset: Dataset) -> None:
     from caplet_export.inception import build_extractor
     from caplet_export.tune import Tuner
 
@@ -84,10 +74,4 @@ def _tune(arguments: argparse.Namespace, config: Config, dataset: Dataset) -> No
             tuner.run_epochs(shown_by(bar))
         tell_epoch(tuner)
     tell_end(tuner)
-
-
-def _leave() -> None:
-    """End the process: threads of JAX that are still at a step crash an interpreter that is taken down around them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(130)
+    return 0

@@ -1,0 +1,36 @@
+"""Control groups (Linux): where the limits of this process are written, such as a container's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[int, Path]]:
+    """Version, 1 or 2, and folder of this process' control group and of every group around it.
+
+    Args:
+        controller: whose limits are wanted: `cpu`, `memory`.
+        root: the root of the file system, where /proc and /sys are.
+    """
+    for line in read_limit(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":  # version 2, alone or beside version 1
+            version, mounts = 2, [".", "unified"]
+        elif controller in controllers.split(","):
+            version, mounts = 1, list(dict.fromkeys([controllers, controller]))
+        else:
+            continue
+        # In a container the group is often not visible, but the mount is.
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        for mount in mounts:
+            for length in range(len(parts), -1, -1):
+                yield version, root.joinpath("sys/fs/cgroup", mount, *parts[:length])
+
+
+def read_limit(path: Path) -> str:
+    """What a file there says; nothing if there is none: another version of control groups, or none at all."""
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
