@@ -55,6 +55,7 @@ _TRANSFORMERS = ("transformers", "torch", "PIL")
 _CAPLET, _ORT, _OV = "engine_caplet:Caplet", "engine_onnx:OnnxRuntime", "engine_onnx:OpenVino"
 _TF, _TORCH = "engine_tensorflow", "engine_transformers"
 # Where there are matrix units (AMX), OpenVINO uses them; most processors have none.
+_BYTES = "int8-ungrouped"
 WITHOUT_AMX = "openvino-int8-vnni"
 _VNNI = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
 
@@ -63,8 +64,8 @@ ROSTER = (
     Peer("caplet-int8-default", "caplet int8, default beam", _CAPLET, _RUNTIME, ("int8",), {"bundle": "int8"}),
     Peer("caplet-fp32", "caplet fp32, greedy", _CAPLET, _RUNTIME, ("fp32",), {"bundle": "fp32", "beam_size": 1}),
     Peer("caplet-fp32-default", "caplet fp32, default beam", _CAPLET, _RUNTIME, ("fp32",), {"bundle": "fp32"}),
-    Peer("openvino-int8", "OpenVINO int8 (caplet's graphs)", _OV, _OPENVINO, ("int8",), {"graphs": "int8"}),
-    Peer(WITHOUT_AMX, "OpenVINO int8, not using AMX", _OV, _OPENVINO, ("int8",), {"graphs": "int8"}, _VNNI),
+    Peer("openvino-int8", "OpenVINO int8 (caplet's graphs)", _OV, _OPENVINO, (_BYTES,), {"graphs": _BYTES}),
+    Peer(WITHOUT_AMX, "OpenVINO int8, not using AMX", _OV, _OPENVINO, (_BYTES,), {"graphs": _BYTES}, _VNNI),
     Peer("openvino-fp32", "OpenVINO fp32 (caplet's graphs)", _OV, _OPENVINO, ("fp32",), {"graphs": "fp32"}),
     Peer("ort-qdq", "onnxruntime, plain static QDQ export", _ORT, _RUNTIME, ("plain-qdq",), {"graphs": "plain-qdq"}),
     Peer("ort-fp32", "onnxruntime, plain fp32 export", _ORT, _RUNTIME, ("plain",), {"graphs": "plain"}),

@@ -32,7 +32,7 @@ from caplet_export.ranges import DEFAULT_METHOD, LEVELS, Range
 
 # Outputs of the first become 8-bit; the second only pass values on, so inputs and outputs have one scale.
 _COMPUTING = ("Conv", "AveragePool", "Relu")
-_SHARING = ("Concat", "MaxPool", "Split", "Transpose", "Reshape")
+_SHARING = ("Concat", "MaxPool", "Split", "Transpose", "Reshape", "Slice")
 _FEW_COLUMNS = 4
 # 255 of an activation times this fits into 16 bits with a sign.
 _PAIR = 128

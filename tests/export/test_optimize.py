@@ -18,6 +18,7 @@ from caplet_export.optimize import (
     fold_batch_norm,
     fold_input_scaling,
     fuse_dense,
+    group_pixels,
     merge_sibling_convolutions,
     optimize_encoder,
     optimize_for_bytes,
@@ -157,6 +158,42 @@ def test_siblings_become_one_convolution() -> None:
     after = merge_sibling_convolutions(before)
     check_equal(before, after, floats(2, 4, 3, 3))
     assert kinds(after) == {"Conv": 2, "Relu": 3, "Split": 1}
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(
+    "width, stride, kernel", [(11, 2, 3), (12, 2, 3), (14, 2, 3), (15, 1, 3), (16, 4, 3), (19, 2, 5)]
+)
+def test_pixels_are_taken_by_fours(width: int, stride: int, kernel: int, relu: bool) -> None:
+    b = Builder("N", 9, width, 3, kind=TensorProto.UINT8)
+    planes = b.node("Cast", b.node("Transpose", "x", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    found = b.conv(planes, 3, 5, kernel, strides=[2, stride])
+    before = b.model(b.conv(b.node("Relu", found) if relu else found, 5, 2))
+    after = group_pixels(before)
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 9, width, 3), np.uint8)
+    check_equal(before, after, pixels)
+    assert kinds(after)["Slice"] == kinds(after)["Pad"] == 1
+    first = next(node for node in after.graph.node if node.op_type == "Conv")
+    weights = {tensor.name: tensor for tensor in after.graph.initializer}[first.input[1]]
+    assert weights.dims[:2] == [4 // stride * 5, 12]
+
+
+@pytest.mark.parametrize(
+    "attributes, shape",
+    [
+        ({"strides": [2, 3]}, (9, 12, 3)),
+        ({"pads": [1, 1, 1, 1]}, (9, 12, 3)),
+        ({"dilations": [1, 2]}, (9, 12, 3)),
+        ({"strides": [2, 2]}, ("H", "W", 3)),
+    ],
+)
+def test_pixels_stay_alone_where_grouping_is_not_exact(
+    attributes: dict[str, list[int]], shape: tuple[Any, ...]
+) -> None:
+    b = Builder("N", *shape, kind=TensorProto.UINT8)
+    planes = b.node("Cast", b.node("Transpose", "x", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    before = b.model(b.conv(planes, 3, 5, 3, **attributes))
+    assert kinds(group_pixels(before)) == kinds(before)
 
 
 def test_dense_layers_take_their_bias_in() -> None:

@@ -62,6 +62,7 @@ def test_rewrites_change_nothing_and_quantisation_little(
     assert counts["Conv"] == 94 and counts["AveragePool"] == 9 and counts["Transpose"] == 2
     counts = kinds(for_bytes)
     assert counts["Conv"] == 75 + 9 and counts["AveragePool"] == 0 and counts["Split"] == 10
+    assert counts["Pad"] == counts["Slice"] == 1  # pixels by fours
 
     def calibration() -> Iterator[Feed]:
         yield {"pixels": pixels}

@@ -61,7 +61,7 @@ def test_the_encoder_runs_few_operators_and_all_convolutions_in_bytes(bundle: Bu
     assert {kind: counts[kind] for kind in UNFUSED if counts[kind]} == {}
     assert 80 <= counts["QLinearConv"] <= 94
     assert counts["QuantizeLinear"] + counts["DequantizeLinear"] <= 6
-    assert counts.total() <= 145
+    assert counts.total() <= 147
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="onnxruntime fuses otherwise on other processors")
