@@ -162,6 +162,8 @@ class Run(ABC):
                 self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
         except DAMAGED as error:
             raise ConfigurationError(f"{path}: damaged ({error}); delete {self.folder} to start again") from error
+        if not isinstance(origin, dict):
+            raise ConfigurationError(f"{self.folder}: begun by an earlier release; use another folder, and --from")
         for option, value in self._origin.items():
             if origin.get(option) != value:
                 raise ConfigurationError(f"{self.folder}: holds a run with another {option}; use another folder")

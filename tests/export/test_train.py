@@ -349,6 +349,15 @@ def test_a_damaged_resume_file_is_said(tmp_path: Path, dataset: Dataset, stores:
             Trainer(tmp_path, CONFIG, dataset, stores)
 
 
+def test_a_run_that_an_earlier_release_began_is_left_alone(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
+    with np.load(tmp_path / "resume.npz") as arrays:
+        content = {**arrays, "origin": np.array('["abc", null]')}
+    np.savez(tmp_path / "resume.npz", **content)
+    with pytest.raises(ConfigurationError, match="begun by an earlier release"):
+        Trainer(tmp_path, CONFIG, dataset, stores)
+
+
 def test_a_run_that_was_killed_before_its_first_epoch_was_whole_is_begun_again(
     tmp_path: Path, dataset: Dataset, stores: Stores
 ) -> None:
