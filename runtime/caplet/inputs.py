@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import itertools
 import os
 import stat
 import sys
@@ -105,8 +106,9 @@ def _open_list(files_from: str) -> BinaryIO:
 def _names(file: BinaryIO, null: bool) -> Iterator[str]:
     """The names of a list that may be longer than memory. Bytes that are not UTF-8 survive as they do in Python."""
     end = b"\0" if null else b"\n"
-    rest = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)  # editors of Windows write one
-    for chunk in iter(lambda: file.read(_CHUNK), b""):
+    rest = b""
+    start = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)  # editors of Windows write one
+    for chunk in itertools.chain([start], iter(lambda: file.read(_CHUNK), b"")):
         *names, rest = (rest + chunk).split(end)
         yield from (os.fsdecode(_clean(name, null)) for name in names if _clean(name, null))
         if len(rest) > _LONGEST_NAME:

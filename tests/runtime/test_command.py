@@ -922,6 +922,19 @@ def test_a_list_by_an_editor_that_marks_utf_8(
     assert (status, out, err) == (0, f"{photos / 'cat.jpg'}\t{texts['cat']}\n", "")
 
 
+@pytest.mark.parametrize("names", ["a", "a\n", "a\nb", "ab\n", "\na", "\n\n\n"])
+def test_the_shortest_lists(
+    names: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No longer than the mark that is looked for at the start of a list."""
+    for name in ("a", "b", "ab"):
+        shutil.copy(photos / "cat.jpg", tmp_path / name)
+    (tmp_path / "list").write_text(names)
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("--files-from", "list", capfd=capfd)
+    assert (status, [line.split("\t")[0] for line in out.splitlines()], err) == (0, names.split(), "")
+
+
 def test_no_name_at_all_is_wrong_usage(capfd: pytest.CaptureFixture[str]) -> None:
     for words in ([""], ["bench", ""]):
         status, out, err = run(*words, capfd=capfd)
