@@ -68,9 +68,13 @@ def prepare(
     folder: Path, run: Path, extractor: keras.Model, model: CaptionModel, bundle: Path | None, photos: Sequence[Path]
 ) -> None:
     """Write every form of a captioner; without a bundle of it, one is quantised on the photos."""
+    import onnx
+
+    from caplet_export.calibrate import greedy_feeds
     from caplet_export.checkpoint import DECODER
     from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
     from caplet_export.optimize import optimize_decoder, optimize_encoder
+    from caplet_export.quantize import quantize
 
     (folder / "keras/run").mkdir(parents=True, exist_ok=True)
     extractor.save(folder / "keras/extractor.keras")
@@ -90,16 +94,17 @@ def prepare(
     decoder = take_top_k(optimize_decoder(convert_decoder(model)))
     words = run / "vocabulary.txt"
     _write_bundle(folder / "fp32", encoder, decoder, words, bundle, photos[0])
-    ungrouped, grouped, byte_decoder = _quantize(encoder, decoder, feeds)
-    _write_graphs(folder / "int8-ungrouped", ungrouped, byte_decoder)
     if bundle is None:
-        _write_bundle(folder / "int8", grouped, byte_decoder, words, bundle, photos[0])
+        byte_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, feeds), method="minmax")
+        _write_bundle(folder / "int8", _quantize_encoder(encoder, feeds), byte_decoder, words, bundle, photos[0])
     elif (bundle / "vocabulary.txt").read_bytes() != words.read_bytes():
         raise SystemExit(f"{bundle}: another vocabulary than {run}; it was not made of this run")
     else:
         shutil.rmtree(folder / "int8", ignore_errors=True)
         shutil.copytree(bundle, folder / "int8")
-        shutil.copyfile(bundle / "decoder.onnx", folder / "int8-ungrouped/decoder.onnx")
+    # Groups of pixels, which serve onnxruntime, cost OpenVINO a tenth.
+    ungrouped = _quantize_encoder(encoder, feeds, group=False)
+    _write_graphs(folder / "int8-ungrouped", ungrouped, onnx.load(folder / "int8/decoder.onnx"))
 
 
 def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> None:
@@ -176,20 +181,11 @@ def _quantize_plainly(encoder: Path, feeds: Feeds) -> onnx.ModelProto:
         return onnx.load(quantized)
 
 
-def _quantize(encoder: onnx.ModelProto, decoder: onnx.ModelProto, feeds: Feeds) -> list[onnx.ModelProto]:
-    """The encoder in 8 bits, without and with its pixels in groups, and the decoder.
-
-    OpenVINO gets the first: groups, which serve onnxruntime, cost it a tenth.
-    """
-    from caplet_export.calibrate import greedy_feeds
-    from caplet_export.optimize import merge_sibling_convolutions, optimize_for_bytes, pool_as_convolution
+def _quantize_encoder(encoder: onnx.ModelProto, feeds: Feeds, *, group: bool = True) -> onnx.ModelProto:
+    from caplet_export.optimize import optimize_for_bytes
     from caplet_export.quantize import quantize
 
-    encoders = [merge_sibling_convolutions(pool_as_convolution(encoder)), optimize_for_bytes(encoder)]
-    return [
-        *(quantize(graph, lambda: feeds, method="minmax") for graph in encoders),
-        quantize(decoder, lambda: greedy_feeds(encoder, decoder, feeds), method="minmax"),
-    ]
+    return quantize(optimize_for_bytes(encoder, group=group), lambda: feeds, method="minmax")
 
 
 def _write_graphs(folder: Path, encoder: onnx.ModelProto, decoder: onnx.ModelProto) -> None:

@@ -80,19 +80,12 @@ def targets(peers: Results, product: Results) -> list[Target]:
     """The table of issue 4, and what the default beam may cost."""
     small, full = "caplet-int8", "caplet-fp32"
     sizes, batch = product["sizes"], product["batch"]
+    without_amx = Target(
+        "the same where OpenVINO does not use AMX", ratio(peers, (small, "encode"), (WITHOUT_AMX, "encode")), 1.15
+    )
     return [
         Target("int8 encoder ÷ OpenVINO int8", ratio(peers, (small, "encode"), ("openvino-int8", "encode")), 1.15),
-        *(
-            [
-                Target(
-                    "the same where OpenVINO does not use AMX",
-                    ratio(peers, (small, "encode"), (WITHOUT_AMX, "encode")),
-                    1.15,
-                )
-            ]
-            if WITHOUT_AMX in peers["peers"]
-            else []
-        ),
+        *([without_amx] if WITHOUT_AMX in peers["peers"] else []),
         Target("fp32 encoder ÷ OpenVINO fp32", ratio(peers, (full, "encode"), ("openvino-fp32", "encode")), 1.0),
         Target("int8 encoder ÷ plain static QDQ export", ratio(peers, (small, "encode"), ("ort-qdq", "encode")), 0.68),
         Target(

@@ -96,7 +96,8 @@ def write_bundle(
             shutil.copyfile(graphs / file, folder / file)
         manifest = _manifest(folder, name, decoding, licences)
         manifest["provenance"] = _provenance(graphs, recipe, stages)
-        sha256 = {role: hashlib.sha256((folder / file).read_bytes()).hexdigest() for role, file in _FILES.items()}
+        hashes = _hashes(folder)
+        sha256 = {role: hashes[file]["sha256"] for role, file in _FILES.items()}
         manifest["metrics"] = summarize_metrics(metrics, name, decoding, sha256)
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)

@@ -224,10 +224,10 @@ def _read_differences(path: Path) -> tuple[dict[int, NDArray[np.float32]], int]:
 
 def checksum(values: Iterable[NDArray[Any]]) -> int:
     """CRC-32 of arrays one after the other."""
-    checksum = 0
+    crc = 0
     for value in values:
-        checksum = zlib.crc32(value.tobytes(), checksum)
-    return checksum
+        crc = zlib.crc32(value.tobytes(), crc)
+    return crc
 
 
 def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:

@@ -24,9 +24,10 @@ def optimize_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def optimize_for_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrites of an optimised encoder that pay only once it is 8-bit."""
-    return group_pixels(merge_sibling_convolutions(pool_as_convolution(model)))
+def optimize_for_bytes(model: onnx.ModelProto, *, group: bool = True) -> onnx.ModelProto:
+    """Rewrites of an optimised encoder that pay only once it is 8-bit; `group_pixels` pays in onnxruntime only."""
+    model = merge_sibling_convolutions(pool_as_convolution(model))
+    return group_pixels(model) if group else model
 
 
 def optimize_decoder(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -206,8 +207,8 @@ def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
 
         pads = np.array([0, 0, 0, 0, 0, 0, groups * _GROUP - width, 0], np.int64)
-        pixels, result = transpose.input[0], conv.output[0]
-        relu = graph.only_reader(result)
+        pixels = transpose.input[0]
+        relu = graph.only_reader(conv.output[0])
         last = relu if relu is not None and relu.op_type == "Relu" else conv
         whole, made = last.output[0], f"{last.output[0]}/grouped"
         last.output[0] = made

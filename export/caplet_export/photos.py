@@ -51,14 +51,7 @@ def photo_batches(
 
 def readable_photos(dataset: Dataset, names: Sequence[str]) -> list[str]:
     """Those of these photos that can be read; each of the others is named on standard error."""
-    readable = []
-    for name in names:
-        try:
-            read_photo(dataset, name, _SMALL)
-            readable.append(name)
-        except ImageError as error:
-            print(f"left out: {error}", file=sys.stderr)
-    return readable
+    return [name for read, _ in photo_batches(dataset, names, size=_SMALL, task="photos") for name in read]
 
 
 class PhotoCache:

@@ -112,9 +112,9 @@ class _Drawings:
         from caplet.explain import is_drawing
 
         found = identity(file)
-        if found is None or found in self._inputs:
-            return found is None
-        return file.is_file() and (file.stat().st_size == 0 or is_drawing(file))
+        if found is None:
+            return True
+        return found not in self._inputs and file.is_file() and (file.stat().st_size == 0 or is_drawing(file))
 
 
 def _file_name(stem: str, number: int) -> str:

@@ -332,9 +332,7 @@ def test_a_photo_whose_search_fails_costs_the_others_nothing(
     assert [str(result) for result in results] == [texts[0], "decoder: failed", *texts[2:]]
 
 
-def test_errors_that_are_kept_hold_no_photo(
-    captioner: Captioner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_that_are_kept_hold_no_photo(captioner: Captioner, photos: Path, tmp_path: Path) -> None:
     Image.open(photos / "cat.jpg").save(tmp_path / "cat.png")
     content = (tmp_path / "cat.png").read_bytes()
     kept = list(captioner.caption_many([content[: len(content) // 2], io.BytesIO(b"none")] * 3, on_error="return"))
