@@ -342,7 +342,7 @@ def write_tiny_bundle(
         text = join_words([words[token] for token in best])
         golden.append({"file": file, "source": f"tests/photos/{name}", "text": text, "score": score, "beam_size": beam})
     manifest = {
-        "format_version": 1,
+        "format_version": 2,
         "name": f"tiny-{seed}",
         "created_with": {"caplet": "0.1.0", "onnx": onnx.__version__},
         "files": {},
@@ -362,6 +362,7 @@ def write_tiny_bundle(
             "max_length": max_length,
             "length_penalty": 1.0,
             "block_repeated_trigrams": True,
+            "repeatable": None,
         },
         "license": {"weights": "CC0-1.0 (random numbers)", "data": "none"},
         "provenance": {"seed": seed},

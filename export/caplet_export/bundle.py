@@ -19,7 +19,7 @@ from PIL import Image
 from caplet import Captioner
 from caplet.errors import CapletError
 from caplet.image import load_pixels
-from caplet.manifest import Decoding
+from caplet.manifest import FORMAT_VERSION, Decoding
 from caplet_export.card import ATTENTION, render_card, render_scores
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
@@ -32,7 +32,7 @@ from caplet_export.text import SPECIALS, Vocabulary
 _PACKAGES = ("caplet", "tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow")
 _FIGURE_WIDTH = 1200
 _FILES = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "vocabulary": "vocabulary.txt"}
-_MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams")
+_MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams", "repeatable")
 """Settings that the card names beside the scores, which are those with these settings."""
 _RECORDS = {
     "conversion": ("parity.json", {"photos", "identical_captions", "max_difference", "encoder_weights"}),
@@ -132,7 +132,7 @@ def summarize_metrics(
     """
     if evaluation is None:
         return {"split": "none", "scorer": "none", "results": {}}
-    settings = vars(decoding)
+    settings = json.loads(json.dumps(vars(decoding)))  # with lists for tuples, as the evaluation was read
     try:
         expected = {"name": name, **{setting: settings[setting] for setting in _MEASURED}}
         measured = {"name": evaluation["bundle"]["name"], **{key: evaluation["settings"][key] for key in _MEASURED}}
@@ -147,6 +147,7 @@ def summarize_metrics(
                     "scores": result["scores"],
                     "intervals": result["intervals"],
                     "cider_d_by_score": result["cider_d_by_score"],
+                    "leave_one_out": result["leave_one_out"],
                     "milliseconds": round(result["milliseconds"], 1),
                 }
                 for beam, result in evaluation["results"].items()
@@ -205,7 +206,7 @@ def _manifest(folder: Path, name: str, decoding: Decoding, licences: Licences) -
     encoder, decoder = (load_model(folder / f"{graph}.onnx") for graph in ("encoder", "decoder"))
     _, height, width, _ = (size.dim_value for size in encoder.graph.input[0].type.tensor_type.shape.dim)
     return {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "name": name,
         "created_with": _versions(),
         "files": {},

@@ -105,28 +105,52 @@ bundle as it ships, through caplet's runtime; percent, with 95% bootstrap interv
 Time is from the file to the sentence, photos in batches of 8.
 Settings: length penalty {decoding["length_penalty"]:g}, at most {decoding["max_length"]} words, repeated trigrams {
         "blocked" if decoding["block_repeated_trigrams"] else "allowed"
-    }.{_human(metrics)}{_by_score(metrics, decoding)}"""
+    }{_once(decoding)}.{_human(metrics, decoding)}{_by_score(metrics, decoding)}"""
 
 
 def render_summary(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
-    """The scores of the default search and of greedy beside those of people, as a Markdown table for the README."""
+    """The scores of the default search and of greedy, and beside people's, as a Markdown table for the README."""
     shown = ("bleu_4", "rouge_l", "cider_d")
     rows = []
     for name, beam in (("as it ships", str(decoding["beam_size"])), ("greedy", "1")):
         if result := metrics["results"].get(beam):
             scores, intervals = result["scores"], result["intervals"]
             rows.append([f"caplet, {name}", *(f"{scores[key]:.1f}{_interval(intervals.get(key))}" for key in shown)])
-    if metrics["human"]:
-        rows.append(["one person, scored against the others", *(f"{metrics['human'][key]:.1f}" for key in shown)])
+    for name, scores in _beside_people(metrics, decoding):
+        rows.append([name, *(f"{scores[key]:.1f}" for key in shown)])
     return markdown_table([f"{metrics['images']} {metrics['split']} photos", *(TITLES[key] for key in shown)], rows)
 
 
-def _human(metrics: Mapping[str, Any]) -> str:
-    """What people score by the same rules, if it is known."""
-    if not metrics.get("human"):
+def _once(decoding: Mapping[str, Any]) -> str:
+    """What may be said twice, if that is limited."""
+    if decoding["repeatable"] is None:
         return ""
-    scores = ", ".join(f"{title} {metrics['human'][key]:.1f}" for key, title in TITLES.items())
-    return f"\n\nOne person's caption scored against those of the others, mean over all of them: {scores}."
+    words, pairs = (sum(len(ngram) == size for ngram in decoding["repeatable"]) for size in (1, 2))
+    return f", words and pairs of words said once but for {words} and {pairs} that people repeat"
+
+
+def _beside_people(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """Scores of the default search and of people against equally many references, if they are known."""
+    result = metrics["results"].get(str(decoding["beam_size"]), {})
+    if not metrics.get("human") or not result.get("leave_one_out"):
+        return []
+    return [
+        ("caplet, against one reference fewer", result["leave_one_out"]),
+        ("one person, against the others (as many)", metrics["human"]),
+    ]
+
+
+def _human(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
+    """How near the default search comes to people, if it is known."""
+    rows = [[name, *(f"{scores[key]:.1f}" for key in TITLES)] for name, scores in _beside_people(metrics, decoding)]
+    if not rows:
+        return ""
+    return f"""
+
+Beside people. A person's caption can only be scored against those of the others, and BLEU and ROUGE-L rise with every
+reference. So here each reference is left out in turn, for caplet as well; the mean over them:
+
+{markdown_table(["default search", *TITLES.values()], rows)}"""
 
 
 def _by_score(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:

@@ -95,16 +95,17 @@ def format_comparison(comparison: Comparison) -> str:
     ]
     for name, title in TITLES.items():
         difference = comparison.differences[name]
-        beyond = "" if difference.low <= 0 <= difference.high else "beyond chance"
+        excludes = "" if difference.low <= 0 <= difference.high else "excludes 0"
         lines.append(
             f"| {title} | {getattr(first.scores, name):.2f} | {getattr(second.scores, name):.2f} "
-            f"| {difference.value:+.2f} | {difference.low:+.2f} to {difference.high:+.2f} | {beyond} |"
+            f"| {difference.value:+.2f} | {difference.low:+.2f} to {difference.high:+.2f} | {excludes} |"
         )
     changed, gained = len(comparison.changes), sum(change.gain > 0 for change in comparison.changes)
     lost = sum(change.gain < 0 for change in comparison.changes)
     lines += [
         "",
-        f"{len(first.captions)} photos; {changed} captions changed, B scores higher on {gained} and lower on {lost}.",
+        f"{len(first.captions)} photos; {changed} captions changed, B scores higher on {gained} and lower on {lost}. "
+        f"Intervals are by themselves, not corrected for there being {len(TITLES)}.",
     ]
     return "\n".join(lines)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from caplet import Captioner
-from caplet.captioner import join_words
-from caplet.decode import Encoded, search
-from caplet.errors import ImageError
+from caplet import Caption, Captioner
+from caplet.errors import CapletError, ImageError
 from caplet.machine import describe_cpu, versions
-from caplet.manifest import Decoding, Manifest
+from caplet.manifest import Manifest
 from caplet_export.bigrams import Bigrams
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
@@ -38,15 +35,14 @@ from caplet_export.metrics import (
     bootstrap_interval,
     corpus_scores,
     human_scores,
+    leave_one_out_scores,
     references_of,
     tokenize,
 )
 from caplet_export.outputs import write_whole
-from caplet_export.photos import read_photo
 
 SCORER = "caplet_export.metrics (equal to pycocoevalcap 1.2); CIDEr-D document frequencies from the split's references"
-_FORMAT = 2
-_BATCH_SIZE = 8
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -57,20 +53,27 @@ class CaptionRecord:
     score: float
     milliseconds: float
 
+    @classmethod
+    def of(cls, caption: Caption) -> CaptionRecord:
+        """What is kept of a caption."""
+        return cls(caption.text, caption.score, round(caption.milliseconds, 2))
+
 
 @dataclass(frozen=True)
 class BeamResult:
     """Captions and scores of one beam size.
 
     `intervals` are 95%, over images. `cider_d_by_score` is the mean CIDEr-D, in percent, of the fifth of the images
-    whose captions have the lowest scores, of the next fifth, and so on. `milliseconds` is the mean a photo in batches
-    of 8, with decoding of the file and the encoder, under whatever load the machine had.
+    whose captions have the lowest scores, of the next fifth, and so on. `leave_one_out` are corpus scores that can be
+    compared with those of people, see `metrics.leave_one_out_scores`. `milliseconds` is the mean of
+    `Caption.milliseconds`, under whatever load the machine had.
     """
 
     captions: Mapping[str, CaptionRecord]
     scores: Scores
     intervals: Mapping[str, Interval]
     cider_d_by_score: Sequence[float]
+    leave_one_out: Mapping[str, float] | None
     milliseconds: float
 
     @classmethod
@@ -89,6 +92,7 @@ class BeamResult:
             corpus_scores(hypotheses, references, bigrams),
             bootstrap_interval(statistics),
             _by_score(captions, statistics),
+            leave_one_out_scores(hypotheses, references),
             mean,
         )
 
@@ -291,44 +295,21 @@ def format_table(evaluation: Evaluation) -> str:
 def _caption(
     captioner: Captioner, dataset: Dataset, names: Sequence[str], beam_sizes: Sequence[int], journal: CaptionJournal
 ) -> None:
-    """Fill the journal, photo by photo and not beam by beam: the encoder, which takes most of the time, runs once."""
-    decodings = [captioner.decoding(beam_size) for beam_size in beam_sizes]
-    with tqdm(total=len(names), unit="photo", disable=None) as progress:
-        for start in range(0, len(names), _BATCH_SIZE):
-            batch = names[start : start + _BATCH_SIZE]
-            _caption_batch(captioner, dataset, batch, decodings, journal)
-            progress.update(len(batch))
-
-
-def _caption_batch(
-    captioner: Captioner, dataset: Dataset, names: Sequence[str], decodings: Sequence[Decoding], journal: CaptionJournal
-) -> None:
-    """What `Captioner.caption_many` does with these photos, for several beam sizes at once."""
-    started = time.perf_counter()
-    manifest, sessions = captioner.bundle.manifest, captioner.sessions
-    pixels = {}
-    for name in names:
-        if all((decoding.beam_size, name) in journal.captions for decoding in decodings):
-            continue
-        try:
-            pixels[name] = read_photo(dataset, name, (manifest.width, manifest.height))
-        except ImageError as error:
-            journal.unreadable[name] = str(error)
-    if not pixels:
-        return
-    # One photo at a time, as the Captioner does: a batch of them is rounded otherwise.
-    separately = [sessions.encode(photo[None]) for photo in pixels.values()]
-    encoded = Encoded(*map(np.concatenate, zip(*separately, strict=True)))
-    encoding_seconds = time.perf_counter() - started
-    for decoding in decodings:
-        if all((decoding.beam_size, name) in journal.captions for name in pixels):
-            continue
-        started = time.perf_counter()
-        found = search(sessions.step, encoded, decoding)
-        milliseconds = 1000 * (encoding_seconds + time.perf_counter() - started) / len(pixels)
-        for name, (best, *_) in zip(pixels, found, strict=True):
-            text = join_words(captioner.bundle.words[token] for token in best.tokens)
-            journal.add(decoding.beam_size, name, CaptionRecord(text, best.score, round(milliseconds, 2)))
+    """Fill the journal with what people get from the Captioner; what it holds already is not captioned again."""
+    with tqdm(total=len(names) * len(beam_sizes), unit="caption", disable=None) as progress:
+        for beam_size in beam_sizes:
+            wanted = [name for name in names if (beam_size, name) not in journal.captions]
+            progress.update(len(names) - len(wanted))
+            paths = [dataset.path(name) for name in wanted]
+            captions = captioner.caption_many(paths, beam_size=beam_size, on_error="return")
+            for name, caption in zip(wanted, captions, strict=True):
+                if isinstance(caption, ImageError):
+                    journal.unreadable[name] = str(caption)
+                elif isinstance(caption, CapletError):  # the graphs failed, and with them the evaluation
+                    raise caption
+                else:
+                    journal.add(beam_size, name, CaptionRecord.of(caption))
+                progress.update()
 
 
 def _result_from_json(content: Mapping[str, Any]) -> BeamResult:
@@ -337,6 +318,7 @@ def _result_from_json(content: Mapping[str, Any]) -> BeamResult:
         scores=Scores(**content["scores"]),
         intervals={name: Interval(**interval) for name, interval in content["intervals"].items()},
         cider_d_by_score=content["cider_d_by_score"],
+        leave_one_out=content["leave_one_out"],
         milliseconds=content["milliseconds"],
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -254,19 +254,31 @@ class ImageStatistics:
 
 
 def human_scores(references: References) -> dict[str, float] | None:
-    """What people score by the same rules: each caption against the others of its image, in percent, by metric.
+    """What people score: each caption against the others of its image, in percent, by metric.
 
     The mean over first captions, second captions and so on, as many as every image has; None where some image has
     only one.
     """
+    return _leave_one_out(references, lambda number: {name: texts[number] for name, texts in references.items()})
+
+
+def leave_one_out_scores(hypotheses: Hypotheses, references: References) -> dict[str, float] | None:
+    """Scores in percent, by metric, against as many references as `human_scores` has: each left out in turn, the mean.
+
+    BLEU and ROUGE-L rise with every reference, so that scores against all of them cannot be compared with those of
+    people, who have one fewer. None where some image has only one.
+    """
+    return _leave_one_out(references, lambda _: hypotheses)
+
+
+def _leave_one_out(references: References, spoken: Callable[[int], Hypotheses]) -> dict[str, float] | None:
     captions = min(map(len, references.values()))
     if captions < 2:
         return None
     rounds = []
     for number in range(captions):
         others = {name: [*texts[:number], *texts[number + 1 :]] for name, texts in references.items()}
-        spoken = {name: texts[number] for name, texts in references.items()}
-        rounds.append(ImageStatistics.of(spoken, others).scores())
+        rounds.append(ImageStatistics.of(spoken(number), others).scores())
     return {metric: sum(scores[metric] for scores in rounds) / captions for metric in METRICS}
 
 

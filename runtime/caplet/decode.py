@@ -5,7 +5,7 @@ Nothing here knows onnxruntime: the decoder is any callable that takes one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ def search(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypoth
     Args:
         step: one decoder step.
         encoded: what the encoder made of N photos.
-        decoding: beam size, longest sentence, length penalty, trigram block.
+        decoding: beam size, longest sentence, length penalty, what may be said twice.
 
     Returns:
         For each photo 1 to `beam_size` hypotheses.
@@ -94,6 +94,46 @@ def _score(log_prob: float, tokens: int, decoding: Decoding) -> float:
     return log_prob / float(tokens**decoding.length_penalty)
 
 
+class _Repeats:
+    """Which words may not come next, because they would say something for the second time."""
+
+    def __init__(self, decoding: Decoding) -> None:
+        self._trigrams = decoding.block_repeated_trigrams
+        self._repeatable = None if decoding.repeatable is None else frozenset(decoding.repeatable)
+        # Whether a word may be said twice, by its id; the last place stands for all larger ids.
+        ids = [ngram[0] for ngram in self._repeatable or () if len(ngram) == 1]
+        self._words = np.zeros(max(ids, default=0) + 2, bool)
+        self._words[ids] = True
+
+    def forbid(self, token: int, words: Sequence[int], said: Container[tuple[int, ...]]) -> bool:
+        """Whether `token` may not follow `words`; `said` are their n-grams of one to three words."""
+        if self._trigrams and (*words[-2:], token) in said:
+            return True
+        if self._repeatable is None or (token,) not in said:
+            return False
+        pair = (*words[-1:], token)
+        return (token,) not in self._repeatable or (pair in said and pair not in self._repeatable)
+
+    def rule_out(self, words: _Ids, tokens: _Ids, totals: NDArray[np.float64]) -> None:
+        """Make minus infinity in `totals` [P,W,K] what `forbid` says of `tokens` [P,W,K] after `words` [P,W,t]."""
+        said = tokens[..., None] == words[:, :, None]  # [P,W,K,t]: at which word the token stands already
+        if self._repeatable is not None:
+            known = self._words[np.minimum(tokens, len(self._words) - 1)]
+            totals[said.any(axis=3) & ~known] = -np.inf
+        last = words[..., :-1] == words[..., -1:]  # [P,W,t-1]: at which word the last one stood before
+        if not last.any():
+            return
+        pairs = said[..., 1:] & last[:, :, None]
+        if self._repeatable is not None:
+            for photo, place, rank in np.argwhere(pairs.any(axis=3)).tolist():
+                pair = int(words[photo, place, -1]), int(tokens[photo, place, rank])
+                if pair not in self._repeatable:
+                    totals[photo, place, rank] = -np.inf
+        if self._trigrams:
+            before = words[..., :-2] == words[..., -2:-1]
+            totals[(pairs[..., 1:] & before[:, :, None]).any(axis=3)] = -np.inf
+
+
 class _Sentence:
     """One photo's sentence in greedy search, with the sum of its log-probabilities."""
 
@@ -101,16 +141,12 @@ class _Sentence:
         self.words: list[int] = []
         self.log_probs: list[float] = []
         self.attention: list[Floats] = []
-        self.trigrams: set[tuple[int, int, int]] = set()
+        self.said: set[tuple[int, ...]] = set()  # words, and two and three words in a row
         self.total = 0.0
 
-    def repeats(self, token: int) -> bool:
-        return len(self.words) >= 3 and (self.words[-2], self.words[-1], token) in self.trigrams
-
     def add(self, token: int, log_prob: float, attention: Floats) -> None:
-        if len(self.words) >= 2:
-            self.trigrams.add((self.words[-2], self.words[-1], token))
         self.words.append(token)
+        self.said.update(tuple(self.words[-size:]) for size in (1, 2, 3))
         self.log_probs.append(log_prob)
         self.attention.append(attention)
 
@@ -127,6 +163,7 @@ class _Sentence:
 def _greedy(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypothesis]]:
     """The likeliest word at each step. Plain lists: for one photo that costs less than arrays would."""
     features, keys, state = encoded
+    repeats = _Repeats(decoding)
     results: list[list[Hypothesis]] = [[] for _ in state]
     live = [(photo, _Sentence()) for photo in range(len(state))]
     token = np.full(len(state), START, np.int64)
@@ -136,7 +173,7 @@ def _greedy(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypot
         chosen: list[int] = []
         rows = zip(live, result.tokens.tolist(), result.log_probs.tolist(), strict=True)
         for row, ((photo, sentence), tokens, log_probs) in enumerate(rows):
-            best = _likeliest(sentence, tokens, log_probs, decoding)
+            best = _likeliest(sentence, tokens, log_probs, repeats)
             if best is None:
                 results[photo] = sentence.finish(decoding, ended=False)
                 continue
@@ -159,14 +196,10 @@ def _greedy(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypot
     return results
 
 
-def _likeliest(
-    sentence: _Sentence, tokens: Sequence[int], log_probs: Sequence[float], decoding: Decoding
-) -> int | None:
+def _likeliest(sentence: _Sentence, tokens: Sequence[int], log_probs: Sequence[float], repeats: _Repeats) -> int | None:
     """The rank of the best word that may follow, or None. The decoder gives words in descending order."""
     for rank, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True)):
-        if not np.isfinite(log_prob):
-            continue
-        if not (decoding.block_repeated_trigrams and sentence.repeats(token)):
+        if np.isfinite(log_prob) and not repeats.forbid(token, sentence.words, sentence.said):
             return rank
     return None
 
@@ -200,18 +233,17 @@ class _Beams:
         nothing = np.empty((photos, 1, 0), np.int64)
         return cls(np.zeros((photos, 1)), nothing, np.empty((photos, 1, 0), np.float32), nothing)
 
-    def expand(self, result: StepResult, decoding: Decoding) -> tuple[_Beams, _Ids, _Ids]:
+    def expand(self, result: StepResult, beam_size: int, repeats: _Repeats) -> tuple[_Beams, _Ids, _Ids]:
         """The best continuations; also the row [P,W] each comes from and its new token [P,W]."""
         photos, width = self.total.shape
         top = result.tokens.shape[1]
         tokens = result.tokens.reshape(photos, width, top)
         log_probs = result.log_probs.reshape(photos, width, top)
         totals = self.total[:, :, None] + log_probs
-        if decoding.block_repeated_trigrams:
-            self._block_repeated_trigrams(tokens, totals)
+        repeats.rule_out(self.words, tokens, totals)
         totals = np.where(np.isfinite(totals), totals, -np.inf).reshape(photos, width * top)
         # A stable sort: equal totals keep the decoder's order, so that the same photo always gives the same words.
-        best = np.argsort(-totals, axis=1, kind="stable")[:, : decoding.beam_size]
+        best = np.argsort(-totals, axis=1, kind="stable")[:, :beam_size]
         photo = np.arange(photos)[:, None]
         parent = best // top
         rows = photo * width + parent
@@ -224,16 +256,6 @@ class _Beams:
             np.concatenate([self.rows[photo, parent], rows[..., None]], axis=2),
         )
         return grown, rows, token
-
-    def _block_repeated_trigrams(self, tokens: _Ids, totals: NDArray[np.float64]) -> None:
-        """Rule out, in `totals` [P,W,K], every token that would make three words in a row for the second time."""
-        words = self.words
-        if words.shape[2] < 3:
-            return
-        seen = (words[..., :-2] == words[..., -2:-1]) & (words[..., 1:-1] == words[..., -1:])
-        if seen.any():
-            repeats = (tokens[..., None] == words[:, :, None, 2:]) & seen[:, :, None]
-            totals[repeats.any(axis=3)] = -np.inf
 
     def keep(self, photos: NDArray[Any]) -> None:
         self.total, self.words = self.total[photos], self.words[photos]
@@ -256,13 +278,13 @@ def _beam(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypothe
     finished: list[list[_Finished]] = [[] for _ in encoded.state]
     attention: list[Floats] = []
     photos = np.arange(len(finished))  # which photo each place of the arrays below is
-    beams = _Beams.start(len(photos))
+    beams, repeats = _Beams.start(len(photos)), _Repeats(decoding)
     features, keys, state = encoded
     token = np.full(len(photos), START, np.int64)
     while len(photos):
         result = step(token, state, features, keys)
         attention.append(result.attention)
-        grown, rows, tokens = beams.expand(result, decoding)
+        grown, rows, tokens = beams.expand(result, decoding.beam_size, repeats)
         at_limit = len(attention) == decoding.max_length
         done = np.zeros(len(photos), bool)
         for place, photo in enumerate(photos):

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from caplet.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_WITHOUT_REPEATABLE = 1  # the format before `decoding.repeatable`; otherwise the same
 LONGEST_CAPTION = 1000  # words; a limit for `max_length`, far above any sentence
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -34,12 +35,15 @@ class Decoding:
         max_length: words at most.
         length_penalty: exponent of the length that a hypothesis' log-probability is divided by.
         block_repeated_trigrams: never say the same three words in a row twice.
+        repeatable: ids of the words, and of the pairs of words in a row, that may be said twice, every other only
+            once; None for all of them.
     """
 
     beam_size: int
     max_length: int
     length_penalty: float
     block_repeated_trigrams: bool
+    repeatable: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,14 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise BundleError(where, "not a JSON object", "get the bundle again")
     top = _Fields(data, "", where)
     version = top.integer("format_version", 0, 2**31)
-    if version != FORMAT_VERSION:
+    if version not in (_WITHOUT_REPEATABLE, FORMAT_VERSION):
         remedy = "upgrade caplet" if version > FORMAT_VERSION else "export the bundle again"
-        raise BundleError(where, f"format_version is {version}, this caplet reads {FORMAT_VERSION}", remedy)
+        raise BundleError(
+            where, f"format_version is {version}, this caplet reads {_WITHOUT_REPEATABLE} and {FORMAT_VERSION}", remedy
+        )
     files = top.fields("files")
     graphs, vocabulary = top.fields("graphs"), top.fields("vocabulary")
+    words = vocabulary.integer("size", 5, 2**24)
     for graph in ("encoder", "decoder"):
         graphs.fields(graph).integer("opset", 1, 2**31 - 1)  # for people; nothing here goes by it
     manifest = Manifest(
@@ -114,10 +121,10 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         # A list, so that both are looked at, whatever the first says.
         saturates=True in [graphs.fields(graph).flag("saturates", True) for graph in ("encoder", "decoder")],
         vocabulary_file=vocabulary.file("file"),
-        vocabulary_size=vocabulary.integer("size", 5, 2**24),
+        vocabulary_size=words,
         **_image_size(top.fields("preprocessing")),
         specials=_specials(top.fields("tokens")),
-        decoding=_decoding(top.fields("decoding")),
+        decoding=_decoding(top.fields("decoding"), words, repeatable=version != _WITHOUT_REPEATABLE),
         license=_license(top.fields("license")),
         provenance=top.fields("provenance").data,
         metrics=top.fields("metrics").data,
@@ -188,6 +195,23 @@ class _Fields:
             self.fail(key, "is not true or false")
         return value
 
+    def ngrams(self, key: str, *, longest: int, words: int) -> tuple[tuple[int, ...], ...] | None:
+        """Words in a row, by their ids in a vocabulary of `words`; None for null."""
+        value = self._get(key)
+        if value is None:
+            return None
+
+        def is_ngram(entry: Any) -> bool:
+            return (
+                isinstance(entry, list)
+                and 1 <= len(entry) <= longest
+                and all(type(word) is int and 0 <= word < words for word in entry)
+            )
+
+        if not isinstance(value, list) or not all(map(is_ngram, value)):
+            self.fail(key, f"is neither null nor a list of lists of 1 to {longest} ids below {words}")
+        return tuple(map(tuple, value))
+
     def file(self, key: str) -> str:
         return self.checked_file_name(self.text(key), key)
 
@@ -229,12 +253,13 @@ def _specials(fields: _Fields) -> tuple[str, str, str, str]:
     return fields.text("pad"), fields.text("start"), fields.text("end"), fields.text("unknown")
 
 
-def _decoding(fields: _Fields) -> Decoding:
+def _decoding(fields: _Fields, words: int, *, repeatable: bool) -> Decoding:
     return Decoding(
         beam_size=fields.integer("beam_size", 1, 1000),
         max_length=fields.integer("max_length", 1, LONGEST_CAPTION),
         length_penalty=fields.number("length_penalty", 0.0, 10.0),
         block_repeated_trigrams=fields.flag("block_repeated_trigrams"),
+        repeatable=fields.ngrams("repeatable", longest=2, words=words) if repeatable else None,
     )
 
 

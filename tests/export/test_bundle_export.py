@@ -17,7 +17,7 @@ from caplet import Captioner
 from caplet.bundle import load_bundle
 from caplet.image import load_pixels
 from caplet_export.bundle import Licences, write_bundle
-from caplet_export.card import markdown_table
+from caplet_export.card import markdown_table, render_scores
 from caplet_export.cli import main
 from caplet_export.config import Config
 from caplet_export.decoding import DEFAULT_DECODING
@@ -30,7 +30,7 @@ HUMAN = {"bleu_1": 60.0, "bleu_2": 41.0, "bleu_3": 28.0, "bleu_4": 21.75, "rouge
 EVALUATION: dict[str, Any] = {
     "scorer": "a scorer",
     "bundle": {"name": "tiny"},
-    "settings": {"max_length": 20, "length_penalty": 1.0, "block_repeated_trigrams": True},
+    "settings": {"max_length": 20, "length_penalty": 1.0, "block_repeated_trigrams": True, "repeatable": None},
     "data": {"split": "dev", "images": 7, "human": {**HUMAN}},
     "results": {
         "3": {
@@ -45,6 +45,7 @@ EVALUATION: dict[str, Any] = {
             },
             "intervals": {"cider_d": {"low": 52.1, "high": 58.9}},
             "cider_d_by_score": [31.0, 42.0, 53.0, 64.0, 75.0],
+            "leave_one_out": {**HUMAN, "bleu_4": 18.25, "cider_d": 55.375},
             "milliseconds": 24.0,
         }
     },
@@ -167,6 +168,12 @@ def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Pat
     assert "| both | all, as one | 5 | 1 | 57.0 |  |" in card
 
 
+def test_card_says_what_may_be_repeated() -> None:
+    metrics = {**EVALUATION["data"], "scorer": "s", "results": EVALUATION["results"]}
+    decoding = {**vars(DEFAULT_DECODING), "repeatable": ((4,), (5,), (5, 4))}
+    assert "said once but for 2 and 1 that people repeat." in render_scores(metrics, decoding)
+
+
 def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     tables = [ABLATION, SECOND]
     metrics = evaluation_of(graphs, results={"1": GREEDY, **EVALUATION["results"]})
@@ -179,7 +186,9 @@ def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path
         "## What each switch gives",
         "| no smoothing |",
         "One seed each.",
-        "BLEU-4 21.8, ROUGE-L 49.5, CIDEr-D 83.2.",
+        "| caplet, against one reference fewer | 60.0 | 41.0 | 28.0 | 18.2 | 49.5 | 55.4 |",
+        "| one person, against the others (as many) | 60.0 | 41.0 | 28.0 | 21.8 | 49.5 | 83.2 |",
+        "repeated trigrams blocked.",
         "| CIDEr-D | 31.0 | 42.0 | 53.0 | 64.0 | 75.0 |",
         "9 of 9 greedy captions",
         "ranges by mse on 8 training photos",
@@ -313,6 +322,23 @@ def test_verb(graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.C
     assert manifest["provenance"]["recipe"]["train"]["seed"] == Config().train.seed
 
 
+def test_verb_lets_captions_repeat_what_the_data_repeats(
+    graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = Vocabulary.load(graphs / "vocabulary.txt").words[4:6]
+    data = tmp_path / "data"
+    (data / "Images").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(data / "Images/a.jpg")
+    (data / "my.token.txt").write_text("".join(f"a.jpg#{n}\t{first} {second} {first}\n" for n in range(10)))
+    (data / "trainImages.txt").write_text("a.jpg\n")
+    assert verb(graphs, tmp_path, golden, "--data", str(data)) == 0
+    assert load_bundle(tmp_path / "bundle").manifest.decoding.repeatable == ((4,),)
+    assert verb(graphs, tmp_path, golden) == 0
+    assert load_bundle(tmp_path / "bundle").manifest.decoding.repeatable is None
+    assert verb(graphs, tmp_path, golden, "--data", str(tmp_path / "none")) == 1
+    assert "no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--weights-license", "--data-license"])
 def test_verb_asks_for_the_terms(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     place = TERMS.index(option)
@@ -342,6 +368,7 @@ def test_verb_refuses_the_run_of_other_graphs(
         ({"bundle": {"name": "tiny"}}, "not what `caplet-export evaluate --json` writes"),
         ({"settings": {**EVALUATION["settings"], "length_penalty": 0.5}}, "length_penalty 0.5, not 1.0"),
         ({"settings": {**EVALUATION["settings"], "max_length": 9}}, "max_length 9, not 20"),
+        ({"settings": {**EVALUATION["settings"], "repeatable": [[4]]}}, r"repeatable \[\[4\]\], not None"),
         ({"results": {}}, "not what `caplet-export evaluate --json` writes"),
         ({"results": None}, "not what `caplet-export evaluate --json` writes"),
         ({"results": {"3": {**GREEDY, "scores": {}}}}, "not what `caplet-export evaluate --json` writes"),

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import caplet_export.evaluate
 from caplet import Captioner
-from caplet.decode import Encoded, Hypothesis, Step, search
-from caplet.manifest import Decoding
 from caplet_export.bigrams import Bigrams
 from caplet_export.cli import main
 from caplet_export.errors import ConfigurationError
@@ -126,20 +125,21 @@ def test_captions_are_those_of_the_captioner(tiny_bundle: Path, made_up_data: Pa
         assert [(record.text, record.score) for record in records[beam_size].captions.values()] == expected
 
 
-class WatchedSearch:
-    """Notes beam size and number of photos of every search, and presses Ctrl-C in front of one of them."""
+class WatchedJournal:
+    """Counts the captions that are made by beam size, and presses Ctrl-C in front of one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[tuple[int, int]] = []
+        self.made: Counter[int] = Counter()
         self.interrupt_at: int | None = None
+        add = CaptionJournal.add
 
-        def watched(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypothesis]]:
-            if len(self.calls) == self.interrupt_at:
+        def watched(journal: CaptionJournal, beam_size: int, name: str, record: CaptionRecord) -> None:
+            if self.made.total() == self.interrupt_at:
                 raise KeyboardInterrupt
-            self.calls.append((decoding.beam_size, len(encoded.state)))
-            return search(step, encoded, decoding)
+            self.made[beam_size] += 1
+            add(journal, beam_size, name, record)
 
-        monkeypatch.setattr(caplet_export.evaluate, "search", watched)
+        monkeypatch.setattr(CaptionJournal, "add", watched)
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
@@ -147,25 +147,37 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
 ) -> None:
     command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--beam", "1", "3", "--json"]
     assert main([*command, str(tmp_path / "whole.json")]) == 0
-    watched = WatchedSearch(monkeypatch)
-    watched.interrupt_at = 3
+    watched = WatchedJournal(monkeypatch)
+    watched.interrupt_at = DEV + 4
     assert main([*command, str(tmp_path / "dev.json")]) == 130
-    assert watched.calls == [(1, 8), (3, 8), (1, 3)]
+    assert watched.made == {1: DEV, 3: 4}
     assert not (tmp_path / "dev.json").exists()
 
-    # The last line is cut short, as a power failure may leave it: one of the second batch's three greedy captions.
+    # The last line is cut short, as a power failure may leave it.
     journal = tmp_path / "dev.json.captions.jsonl"
     journal.write_bytes(journal.read_bytes()[:-9])
 
-    watched.calls.clear()
+    watched.made.clear()
     watched.interrupt_at = None
     assert main([*command, str(tmp_path / "dev.json")]) == 0
-    assert watched.calls == [(1, 3), (3, 3)]
+    assert watched.made == {3: DEV - 3}
     assert not journal.exists()
     whole, resumed = (Evaluation.load(tmp_path / name) for name in ("whole.json", "dev.json"))
     for beam_size in (1, 3):
         assert texts(whole, beam_size) == texts(resumed, beam_size)
         assert whole.results[beam_size].scores == resumed.results[beam_size].scores
+
+
+def test_graphs_that_fail_are_one_line(tmp_path: Path, made_up_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def forget_words(manifest: dict[str, Any]) -> None:
+        manifest["vocabulary"]["size"] = 16
+
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    (bundle / "vocabulary.txt").write_text("".join(f"{word}\n" for word in vocabulary(36)[:16]))
+    rehash(bundle, forget_words)
+    assert main(["evaluate", str(bundle), "--data", str(made_up_data)]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and "no words" in errors[0]
 
 
 def test_captions_of_another_run_are_not_taken_up(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from caplet_export.metrics import (
     bootstrap_interval,
     corpus_scores,
     human_scores,
+    leave_one_out_scores,
     paired_bootstrap,
     tokenize,
 )
@@ -368,6 +369,21 @@ def test_paired_bootstrap_wants_the_same_images() -> None:
     second = ImageStatistics.of(fewer, {key: references[key] for key in fewer})
     with pytest.raises(ValueError, match="same images"):
         paired_bootstrap(first, second)
+
+
+def test_captions_are_scored_against_as_many_references_as_people_are() -> None:
+    hypotheses, references = random_corpus(20, 12)
+    three = {name: [*texts, ["a", "dog"], ["the", "man"]][:3] for name, texts in references.items()}
+    found = leave_one_out_scores(hypotheses, three)
+    assert found is not None
+    rounds = [
+        corpus_scores(hypotheses, {name: [*texts[:n], *texts[n + 1 :]] for name, texts in three.items()})
+        for n in range(3)
+    ]
+    for metric in METRICS:
+        assert found[metric] == pytest.approx(sum(getattr(scores, metric) for scores in rounds) / 3)
+    assert found["rouge_l"] < corpus_scores(hypotheses, three).rouge_l
+    assert leave_one_out_scores(hypotheses, {**three, "0.jpg": [["one"]]}) is None
 
 
 def test_people_are_scored_against_one_another() -> None:

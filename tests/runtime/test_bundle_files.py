@@ -248,11 +248,25 @@ def test_a_manifest_that_is_no_manifest(content: bytes, cause: str, bundle: Path
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(2, "upgrade caplet"), (0, "export the bundle again")])
+@pytest.mark.parametrize(("version", "remedy"), [(3, "upgrade caplet"), (0, "export the bundle again")])
 def test_another_format_version(version: int, remedy: str, bundle: Path) -> None:
     edit(bundle, lambda m: m.update(format_version=version))
     with pytest.raises(BundleError, match=rf"format_version is {version}.*{remedy}"):
         load_bundle(bundle)
+
+
+def test_the_format_before_repeatable_is_read_and_lets_everything_be_repeated(bundle: Path) -> None:
+    def as_before(manifest: Manifest) -> None:
+        manifest["format_version"] = 1
+        del manifest["decoding"]["repeatable"]
+
+    edit(bundle, as_before)
+    assert load_bundle(bundle).manifest.decoding.repeatable is None
+
+
+def test_repeatable_words_are_read(bundle: Path) -> None:
+    edit(bundle, lambda m: m["decoding"].update(repeatable=[[4], [5, 4]]))
+    assert load_bundle(bundle).manifest.decoding.repeatable == ((4,), (5, 4))
 
 
 REQUIRED = [
@@ -262,6 +276,7 @@ REQUIRED = [
     "preprocessing.height", "preprocessing.width", "preprocessing.color", "preprocessing.dtype", "preprocessing.resize",
     "preprocessing.resample", "tokens", "tokens.pad", "tokens.start", "tokens.end", "tokens.unknown", "decoding",
     "decoding.beam_size", "decoding.max_length", "decoding.length_penalty", "decoding.block_repeated_trigrams",
+    "decoding.repeatable",
     "license", "license.weights", "license.data", "provenance", "metrics", "golden", "golden.0.file", "golden.0.source",
     "golden.0.text", "golden.0.score", "golden.0.beam_size",
 ]  # fmt: skip
@@ -317,6 +332,13 @@ def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Pa
         pytest.param("golden.0.score", -(10**400), id="score of 401 digits"),
         ("graphs.encoder.opset", 0),
         ("decoding.block_repeated_trigrams", 1),
+        ("decoding.repeatable", [4]),
+        ("decoding.repeatable", [[]]),
+        ("decoding.repeatable", [[4, 5, 4]]),
+        ("decoding.repeatable", [["a"]]),
+        ("decoding.repeatable", [[True]]),
+        ("decoding.repeatable", [[-1]]),
+        ("decoding.repeatable", [[10**6]]),
         ("graphs.decoder.saturates", None),
         ("graphs.encoder.saturates", "no"),
         ("vocabulary.size", 35),

@@ -69,6 +69,18 @@ def has_repeated_trigram(words: tuple[int, ...]) -> bool:
     return len(set(trigrams)) < len(trigrams)
 
 
+def says_again(words: tuple[int, ...], repeatable: tuple[tuple[int, ...], ...] | None) -> bool:
+    """Whether a word or a pair of words that may be said only once is said twice."""
+    if repeatable is None:
+        return False
+    ngrams = [*zip(words, strict=True), *itertools.pairwise(words)]
+    return any(ngrams.count(ngram) > 1 and ngram not in repeatable for ngram in ngrams)
+
+
+def is_blocked(words: tuple[int, ...], decoding: Decoding) -> bool:
+    return (decoding.block_repeated_trigrams and has_repeated_trigram(words)) or says_again(words, decoding.repeatable)
+
+
 def all_sentences(decoder: TableDecoder, photo: int, decoding: Decoding) -> list[tuple[float, tuple[int, ...]]]:
     """Every sentence the decoder can say with its score, best first, by enumeration."""
 
@@ -80,7 +92,7 @@ def all_sentences(decoder: TableDecoder, photo: int, decoding: Decoding) -> list
         for token, log_prob in zip(decoder.tokens, decoder.log_probs(photo, history).tolist(), strict=True):
             if token == END:
                 yield (total + log_prob) / length**decoding.length_penalty, words
-            elif decoding.block_repeated_trigrams and has_repeated_trigram((*words, token)):
+            elif is_blocked((*words, token), decoding):
                 continue
             elif length == decoding.max_length:
                 yield (total + log_prob) / length**decoding.length_penalty, (*words, token)
@@ -90,18 +102,39 @@ def all_sentences(decoder: TableDecoder, photo: int, decoding: Decoding) -> list
     return sorted(extend((), 0.0, 0, START), key=lambda sentence: -sentence[0])
 
 
-def decoding(beam_size: int = 3, max_length: int = 5, length_penalty: float = 1.0, block: bool = True) -> Decoding:
-    return Decoding(beam_size, max_length, length_penalty, block)
+def decoding(
+    beam_size: int = 3,
+    max_length: int = 5,
+    length_penalty: float = 1.0,
+    block: bool = True,
+    repeatable: tuple[tuple[int, ...], ...] | None = None,
+) -> Decoding:
+    return Decoding(beam_size, max_length, length_penalty, block, repeatable)
 
 
-@pytest.mark.parametrize("block", [False, True])
+SOME_REPEATABLE = ((4,), (5,), (4, 5))
+"""4 and 5 may be said twice, but not one of them twice in a row, nor 5 before 4 twice; 6 only once."""
+
+
+@pytest.mark.parametrize(
+    ("block", "repeatable", "least"),
+    [
+        (False, None, 300),
+        (True, None, 300),
+        (True, SOME_REPEATABLE, 100),
+        (False, SOME_REPEATABLE, 100),
+        (True, (), 10),
+    ],
+)
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0])
-def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_sentences(length_penalty: float, block: bool) -> None:
-    options = decoding(1000, 5, length_penalty, block)
+def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_sentences(
+    length_penalty: float, block: bool, repeatable: tuple[tuple[int, ...], ...] | None, least: int
+) -> None:
+    options = decoding(1000, 5, length_penalty, block, repeatable)
     decoder = TableDecoder(11)
     for photo, found in enumerate(search(decoder, decoder.encoded(3), options)):
         expected = all_sentences(decoder, photo, options)
-        assert len(found) == len(expected) > 100
+        assert len(found) == len(expected) > least
         np.testing.assert_allclose([h.score for h in found], [score for score, _ in expected], rtol=1e-6)
         assert found[0].tokens == expected[0][1]
         assert {h.tokens for h in found} == {words for _, words in expected}
@@ -172,9 +205,12 @@ def test_greedy_is_the_likeliest_word_at_each_step(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("block", [False, True])
-def test_greedy_is_beam_search_with_a_beam_of_one(seed: int, block: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("repeatable", [None, SOME_REPEATABLE, ()])
+def test_greedy_is_beam_search_with_a_beam_of_one(
+    seed: int, block: bool, repeatable: tuple[tuple[int, ...], ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = TableDecoder(seed, (END, 4, 5))
-    options = decoding(1, 12, 0.7, block)
+    options = decoding(1, 12, 0.7, block, repeatable)
     greedy = search(decoder, decoder.encoded(5), options)
     monkeypatch.setattr("caplet.decode._greedy", sys.modules["caplet.decode"]._beam)
     assert_same(search(decoder, decoder.encoded(5), options), greedy)
@@ -230,6 +266,20 @@ def test_no_three_words_in_a_row_are_said_twice(beam_size: int) -> None:
         repeated += any(has_repeated_trigram(h.tokens) for h in free)
         assert not any(has_repeated_trigram(h.tokens) for h in blocked)
     assert repeated > 3  # the block had something to do
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3])
+def test_words_and_pairs_are_said_twice_only_if_they_may_be(beam_size: int) -> None:
+    again, may = 0, 0
+    for seed in range(60):
+        decoder = TableDecoder(seed, (END, *WORDS))
+        free = search(decoder, decoder.encoded(1), decoding(beam_size, 20))[0]
+        once = search(decoder, decoder.encoded(1), decoding(beam_size, 20, repeatable=SOME_REPEATABLE))[0]
+        again += any(says_again(h.tokens, SOME_REPEATABLE) for h in free)
+        may += any(h.tokens.count(4) > 1 and says_again(h.tokens, ()) for h in once)
+        assert not any(says_again(h.tokens, SOME_REPEATABLE) for h in once)
+    assert again > 10  # the rule had something to do
+    assert may > 3  # and leaves what it should
 
 
 class Chant:

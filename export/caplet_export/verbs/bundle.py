@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("graphs", type=Path, help="folder written by `caplet-export quantize` or `convert`")
     parser.add_argument("--run", type=Path, required=True, help="run folder the graphs come from")
     parser.add_argument("--name", required=True, help="what the bundle calls itself")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="data set it was trained on: what its captions seldom repeat is never said twice (default: no such limit)",
+    )
     parser.add_argument("--golden", type=Path, nargs="+", required=True, metavar="PHOTO", help="photos free to share")
     parser.add_argument("--metrics", type=Path, metavar="JSON", help="written by `caplet-export evaluate --json`")
     parser.add_argument(
@@ -42,8 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the bundle and print its golden captions."""
     from caplet_export.bundle import Licences, read_ablation, read_json, read_text, write_bundle
     from caplet_export.config import load_config
+    from caplet_export.flickr8k import read_dataset
+    from caplet_export.repeats import repeatable_ngrams
     from caplet_export.stages import read_stages
-    from caplet_export.text import Vocabulary
+    from caplet_export.text import Vocabulary, clean
 
     config = load_config(arguments.run / "config.json")
     graphs, run = (Vocabulary.load(folder / "vocabulary.txt") for folder in (arguments.graphs, arguments.run))
@@ -51,6 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(
             f"{arguments.graphs}: another vocabulary than that of {arguments.run}, so of another run"
         )
+    repeatable = None
+    if arguments.data:
+        dataset = read_dataset(arguments.data)
+        captions = (text for name in dataset.split("train") for text in dataset.captions[name])
+        repeatable = repeatable_ngrams((clean(text, config.text.rules) for text in captions), graphs)
     write_bundle(
         arguments.output,
         arguments.graphs,
@@ -63,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             beam_size=arguments.beam,
             max_length=config.text.max_length if arguments.max_length is None else arguments.max_length,
             length_penalty=arguments.length_penalty,
+            repeatable=repeatable,
         ),
         licences=Licences(arguments.weights_license, arguments.data_license),
         metrics=read_json(arguments.metrics) if arguments.metrics else None,
