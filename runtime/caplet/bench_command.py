@@ -30,14 +30,15 @@ _WARM_UP = 3  # captions before measuring: memory is set up in the first ones
 _SWEEP_BATCHES = (1, 4, 8, 16)
 _FRESH_STARTS = 3
 # Runs the command in a process of its own and tells that process' peak memory. VmHWM starts anew with a program;
-# getrusage's figure would include this process, which the child was forked from. `_fresh_start` imports sys for it.
+# getrusage's figure would include this process, which the child was forked from. Bytes, because the program's name, cut
+# to 15 of them, stands there too. `_fresh_start` imports sys for it.
 _FRESH = """
 from pathlib import Path
 from caplet.cli import main
 status = main(sys.argv[1:])
 memory = Path("/proc/self/status")
-lines = memory.read_text().splitlines() if memory.exists() else []
-peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+lines = memory.read_bytes().splitlines() if memory.exists() else []
+peak = next((int(line.split()[1]) for line in lines if line.startswith(b"VmHWM")), 0)
 print(f"peak kilobytes: {peak}", file=sys.stderr)
 sys.exit(status)
 """

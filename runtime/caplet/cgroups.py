@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[in
         controller: whose limits are wanted: `cpu`, `memory`.
         root: the root of the file system, where /proc and /sys are.
     """
-    for line in read_limit(root / "proc/self/cgroup").splitlines():
+    # A group's name may hold any byte but these two: "/" between groups, a newline at the end.
+    for line in os.fsdecode(_read(root / "proc/self/cgroup")).split("\n"):
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if controllers == "":  # version 2, alone or beside version 1
             version, mounts = 2, [".", "unified"]
@@ -30,7 +32,11 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[in
 
 def read_limit(path: Path) -> str:
     """What a file there says; nothing if there is none: another version of control groups, or none at all."""
+    return _read(path).decode("ascii", "replace")
+
+
+def _read(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="ascii", errors="replace")
+        return path.read_bytes()
     except OSError:
-        return ""
+        return b""

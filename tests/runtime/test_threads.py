@@ -78,6 +78,13 @@ def test_a_group_around_this_one_may_be_the_narrow_one(tmp_path: Path) -> None:
     assert usable_threads(environ={}, root=tmp_path) == ThreadCount(3, "CPU quota of 2.5")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text on this system")
+@pytest.mark.parametrize("group", ["jöb", "名前", "a\x85b", os.fsdecode(b"\xff\xfe"), "a b"])
+def test_a_group_may_have_any_name(group: str, tmp_path: Path) -> None:
+    machine(tmp_path, f"0::/{group}\n", {f"{group}/cpu.max": "50000 100000"})
+    assert usable_threads(environ={}, root=tmp_path) == ThreadCount(1, "CPU quota of 0.5")
+
+
 def test_in_a_container_the_group_is_not_visible_but_its_limit_is(tmp_path: Path) -> None:
     machine(tmp_path, "0::/../../docker/123\n", {"cpu.max": "200000 100000"})
     assert usable_threads(environ={}, root=tmp_path).count == 2

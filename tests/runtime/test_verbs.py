@@ -278,6 +278,20 @@ def test_bench_runs_nothing_from_the_current_folder(
     assert not Path("executed").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_bench_by_a_python_whose_name_is_not_utf_8(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As any long name may be in /proc/self/status, where it is cut after 15 bytes."""
+    python = tmp_path / os.fsdecode(b"python\xff")
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("caplet.bench_command._FRESH_STARTS", 1)
+    status, out, err = run("bench", "--model", bundle, "--runs", 1, "--batch-size", 1, "--json", capfd=capfd)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["peak_rss_mb"] > 30
+
+
 @pytest.mark.parametrize(
     ("program", "told"),
     [
