@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     formatter = Formatter(arguments.format, with_path=several)
     failed = written.failed
     with Output(arguments.output, append=arguments.resume) as output, quiet_libraries():
-        progress = _progress(arguments)
+        progress = _progress(arguments, written.paths)
         if not written.paths:
             output.write(formatter.header())
         for job, result in results:
@@ -61,10 +61,10 @@ def _several(arguments: argparse.Namespace) -> bool:
     return only is None or is_folder(only)
 
 
-def _progress(arguments: argparse.Namespace) -> Progress:
-    """A bar on standard error, unless captions would run through it on the same terminal."""
+def _progress(arguments: argparse.Namespace, done: Counter[str]) -> Progress:
+    """A bar for photos not in `done`, on standard error, unless captions would run through it on the same terminal."""
     captions_on_terminal = arguments.output is None and sys.stdout.isatty()
-    total = len(arguments.photos) if arguments.files_from is None else None
+    total = (Counter(arguments.photos) - done).total() if arguments.files_from is None else None
     if any(is_folder(photo) for photo in arguments.photos):
         total = None
     return Progress(None if arguments.quiet or captions_on_terminal else sys.stderr, total)

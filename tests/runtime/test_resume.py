@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -80,6 +81,21 @@ def test_done_means_done(photos: Path, tmp_path: Path) -> None:
     assert resume([*good, str(photos / "rocket.jpg")], out) == 0
     assert out.read_bytes().startswith(before)
     assert len(records(out)) == 4
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_counts_what_is_left_to_do(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caplet.progress._INTERVAL", 0)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    names = [str(photos / f"{name}.jpg") for name in ("cat", "cat", "coffee", "rocket")]
+    resume([*names[1:], "nowhere.jpg"], tmp_path / "out")  # all but the second cat, and another
+    command = [*names, "--format", "jsonl", "-o", str(tmp_path / "out"), "--resume"]
+    assert main(command) == 1
+    assert [shown.split(",")[0] for shown in terminal.getvalue().split("\r") if "photos" in shown] == ["1/1 photos"]
 
 
 def test_errors_of_the_first_part_count(inputs: list[str], photos: Path, tmp_path: Path) -> None:
