@@ -11,7 +11,6 @@ import multiprocessing
 import operator
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from PIL import Image
 import caplet
 from caplet import ArgumentError, CapletError, Caption, Captioner, ImageError, ImageNotFoundError, InferenceError
 from caplet.captioner import join_words
+from caplet.explain import plot_attention
 from caplet.image import load_pixels
 from tiny_bundle import END, TinyModel, reference_search, vocabulary, write_tiny_bundle
 
@@ -151,10 +151,16 @@ def test_an_empty_caption_is_a_caption(tmp_path: Path, photos: Path) -> None:
     assert caption.plot(photos / "rocket.jpg").size > (100, 100)
 
 
-def test_plot_draws_the_photo_and_every_word(captioner: Captioner, photos: Path) -> None:
+def test_plot_is_the_drawing_of_the_captions_own_words_attention_and_probabilities(
+    captioner: Captioner, photos: Path
+) -> None:
     caption = captioner.caption(photos / "cat.jpg")
-    shorter = captioner.caption(photos / "cat.jpg", max_length=1)
-    assert np.asarray(caption.plot(photos / "cat.jpg")).shape > np.asarray(shorter.plot(photos / "cat.jpg")).shape
+    caption = dataclasses.replace(caption, text="another text", word_scores=(0.001, *caption.word_scores[1:]))
+    probabilities = [1.0, *np.exp(caption.word_scores[1:])]  # rounding may leave a word above 1
+    expected = plot_attention(
+        photos / "cat.jpg", caption.words, caption.attention, probabilities, caption="another text"
+    )
+    assert caption.plot(photos / "cat.jpg").tobytes() == expected.tobytes()
 
 
 def test_a_smaller_photo_size_and_few_candidates_work(tmp_path: Path, photos: Path) -> None:
@@ -621,18 +627,6 @@ def test_a_caption_comes_back_read_only(captioner: Captioner, photos: Path) -> N
 
 
 # What it does to the process around it.
-
-
-def test_no_network(tiny_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    captioner = Captioner(tiny_bundle)
-    assert captioner.caption(photos / "cat.jpg").plot(photos / "cat.jpg")
-    assert list(captioner.caption_many([photos / "cat.jpg"]))
 
 
 def test_silent_until_asked(
