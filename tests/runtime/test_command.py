@@ -290,12 +290,18 @@ def test_standard_input_that_is_no_photo() -> None:
 
 @pytest.mark.parametrize("listed", [False, True])
 def test_standard_input_that_does_not_wait(listed: bool, photos: Path, texts: dict[str, str]) -> None:
-    """As Node and ssh may leave it: a read before anything is there finds nothing."""
+    """As Node and ssh may leave it: a read before anything is there finds nothing.
+
+    Whether a pipe waits is the same for all who hold it, so here is seen that the command, about to read, has it wait.
+    """
     taken, given = os.pipe()
     os.set_blocking(taken, False)
     process = start(*(["--files-from", "-"] if listed else ["-"]), stdin=taken)
+    deadline = time.monotonic() + 60
+    while not os.get_blocking(taken) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert os.get_blocking(taken)
     os.close(taken)
-    time.sleep(1.5)
     with open(given, "wb") as file:
         file.write(os.fsencode(photos / "cat.jpg") if listed else (photos / "cat.jpg").read_bytes())
     out, err = process.communicate(timeout=60)
