@@ -2,71 +2,107 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import inspect
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+import caplet.bundle
 import caplet.captioner
+import caplet.decode
+import caplet.image
 from caplet import Captioner
 from caplet.check_command import check_golden
 from caplet.sessions import Sessions
 from tiny_bundle import rehash
 
 HERE = Path(__file__).resolve().parent
-# File of the package, what stands there once, what is put in its place.
-SOURCE_BREAKS = {
+PHOTOS = HERE.parent / "photos"
+
+
+def beside(name: str) -> ModuleType:
+    """A module of tests in this folder, under another name than pytest's, which would collect its tests here again."""
+    specification = importlib.util.spec_from_file_location(f"noticing_{name}", HERE / f"{name}.py")
+    assert specification is not None and specification.loader is not None
+    module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+bundle_files, captions, pixels, formats = map(
+    beside, ("test_bundle_files", "test_captioner", "test_image", "test_image_formats")
+)
+
+
+def caption_of_a_cat(bundle: Path, beam_size: int) -> None:
+    captioner = Captioner(bundle, threads=1)
+    captions.test_captions_are_those_of_the_same_model_in_numpy("cat", beam_size, captioner, PHOTOS)
+
+
+# Module, what stands there once, what is put in its place, and the test that has to notice, given a bundle.
+SOURCE_BREAKS: dict[str, tuple[ModuleType, str, str, Callable[[Path], None]]] = {
     "two words of the vocabulary swapped": (
-        "bundle.py",
+        caplet.bundle,
         "    return words\n",
         "    return (*words[:8], words[9], words[8], *words[10:])\n",
+        bundle_files.test_a_whole_bundle_is_read,
     ),
-    "state not carried on in greedy search": ("decode.py", "        state = result.state\n", ""),
+    "state not carried on in greedy search": (
+        caplet.decode,
+        "        state = result.state\n",
+        "",
+        lambda bundle: caption_of_a_cat(bundle, beam_size=1),
+    ),
     "state not carried on in beam search": (
-        "decode.py",
+        caplet.decode,
         "state, token = result.state[rows.ravel()], tokens.ravel()",
         "state, token = np.zeros_like(result.state[rows.ravel()]), tokens.ravel()",
+        lambda bundle: caption_of_a_cat(bundle, beam_size=3),
     ),
-    "EXIF skipped": ("image.py", "        return int(image.getexif().get(0x0112, 1))\n", "        return 1\n"),
-    "BGR": ("image.py", "described), dtype=np.uint8)", "described), dtype=np.uint8)[..., ::-1]"),
+    "EXIF skipped": (
+        caplet.image,
+        "        return int(image.getexif().get(0x0112, 1))\n",
+        "        return 1\n",
+        lambda _: formats.test_jpeg_orientation_agrees_with_pillow(6, (120, 80)),
+    ),
+    "BGR": (
+        caplet.image,
+        "described), dtype=np.uint8)",
+        "described), dtype=np.uint8)[..., ::-1]",
+        lambda _: pixels.test_channels_stay_in_order(),
+    ),
 }
-NOTICING = ["test_bundle_files.py", "test_captioner.py", "test_image.py", "test_image_formats.py"]
 
 
-def run_tests(package: Path) -> subprocess.CompletedProcess[str]:
-    """The tests of captions and pixels, on another copy of the package."""
-    selected = "whole_bundle or numpy or orientation or photo_of_ordinary_size or channels or red_and_blue"
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", selected, *NOTICING]
-    environ = {**os.environ, "PYTHONPATH": str(package.parent), "PYTEST_ADDOPTS": ""}
-    return subprocess.run(command, cwd=HERE, env=environ, capture_output=True, text=True, check=False)
+def break_source(module: ModuleType, sound: str, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the function of the module in which `sound` stands the code that it has with `broken` there.
 
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A copy that a test may break."""
-    return Path(shutil.copytree(HERE.parents[1] / "runtime" / "caplet", tmp_path / "caplet"))
-
-
-def test_unbroken_the_source_passes(package: Path) -> None:
-    done = run_tests(package)
-    assert done.returncode == 0, done.stdout
+    Its code is replaced, and not the function itself, which other modules may have imported.
+    """
+    assert inspect.getsource(module).count(sound) == 1
+    functions = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    (function,) = [each for each in functions if inspect.isfunction(each) and sound in inspect.getsource(each)]
+    source = "from __future__ import annotations\n" + inspect.getsource(function).replace(sound, broken)
+    namespace = dict(vars(module))
+    exec(compile(source, f"broken {function.__name__}", "exec"), namespace)
+    monkeypatch.setattr(function, "__code__", namespace[function.__name__].__code__)
 
 
 @pytest.mark.parametrize("name", SOURCE_BREAKS)
-def test_the_tests_notice(name: str, package: Path) -> None:
-    file, sound, broken = SOURCE_BREAKS[name]
-    source = (package / file).read_text(encoding="utf-8")
-    assert source.count(sound) == 1
-    (package / file).write_text(source.replace(sound, broken), encoding="utf-8")
-    done = run_tests(package)
-    assert done.returncode == 1 and "AssertionError" in done.stdout, done.stdout + done.stderr
+def test_a_test_notices(name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, sound, broken, notice = SOURCE_BREAKS[name]
+    notice(tiny_bundle)
+    break_source(module, sound, broken, monkeypatch)
+    with pytest.raises(AssertionError):
+        notice(tiny_bundle)
 
 
 Break = Callable[[pytest.MonkeyPatch, Path], None]
