@@ -85,7 +85,7 @@ class Worker:
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise WorkerError(self._last_words()) from None
+            raise WorkerError(self._error_text()) from None
         answer = self._answer()
         self.memory = answer["memory"]
         if answer["text"] is not None:
@@ -105,18 +105,19 @@ class Worker:
             raise WorkerError(f"no answer for {_ANSWER_SECONDS} s")
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(self._last_words())
+            raise WorkerError(self._error_text())
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _last_words(self) -> str:
+    def _error_text(self) -> str:
+        """The last line that the process wrote on standard error before it ended, or with which status it ended."""
         self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
         return lines[-1][:300] if lines else f"ended with status {self._process.returncode}"
 
 
-class Field:
+class Contest:
     """The engines that run, and what is known of all; one that fails leaves, and the others go on."""
 
     def __init__(self, peers: Iterable[Peer], folder: Path, plan: Plan, say: Callable[[str], None]) -> None:
@@ -199,17 +200,17 @@ def compare(
 ) -> dict[str, Any]:
     """Measure all peers that can be; the others are in the result with the reason why not."""
     machine = describe_machine()
-    field = Field(peers, folder, plan, say)
+    contest = Contest(peers, folder, plan, say)
     try:
-        words = field.caption_lengths(photos)
-        times = field.warm_up(photos[0], words[photos[0].name])
+        words = contest.caption_lengths(photos)
+        times = contest.warm_up(photos[0], words[photos[0].name])
         for number in range(plan.rounds):
             say(f"round {number + 1} of {plan.rounds}")
             photo = photos[number % len(photos)]
-            field.round(number, photo, words[photo.name], times)
-        results = field.finish()
+            contest.round(number, photo, words[photo.name], times)
+        results = contest.finish()
     finally:
-        field.close()
+        contest.close()
     return {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,

@@ -57,8 +57,8 @@ def percentile(values: Iterable[float], percent: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
-def telling(peers: Results) -> Results:
-    """The results without the engine that is told not to use AMX, where the processor has none: it is another again."""
+def without_duplicates(peers: Results) -> Results:
+    """The results without `WITHOUT_AMX` where the processor has no AMX: there it is the same as `openvino-int8`."""
     if "amx_int8" in peers["machine"]["cpu"]["features"]:
         return peers
     return {**peers, "peers": {name: peer for name, peer in peers["peers"].items() if name != WITHOUT_AMX}}
@@ -347,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         peers, product, operators = (
             json.loads((arguments.results / f"{name}.json").read_text()) for name in ("peers", "product", "operators")
         )
-        peers = telling(peers)
+        peers = without_duplicates(peers)
         readme = insert(arguments.readme.read_text(encoding="utf-8"), readme_table(peers))
     except FileNotFoundError as error:
         parser.exit(1, f"{error.filename}: no such file; run benchmarks.peers, .product and .operators first\n")
