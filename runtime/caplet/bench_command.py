@@ -27,7 +27,7 @@ from caplet.output import Output
 from caplet.threads import usable_threads
 
 _WARM_UP = 3  # captions before measuring: memory is set up in the first ones
-_SWEEP_BATCHES = (1, 4, 8, 16)
+_SWEEP_BATCHES = (1, 4, 8)  # more are not searched together
 _FRESH_STARTS = 3
 # Runs the command in a process of its own and tells that process' peak memory. VmHWM starts anew with a program;
 # getrusage's figure would include this process, which the child was forked from. Bytes, because the program's name, cut

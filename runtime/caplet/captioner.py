@@ -254,7 +254,8 @@ class Captioner:
 
         Args:
             images: the photos; see `caption`.
-            batch_size: photos that may be under way at a time, and up to 8 of whose sentences are searched together.
+            batch_size: photos whose sentences are searched together, 8 at most; each is encoded by itself. Above 8 it
+                only sets how far photos are read ahead (with one thread, not even that).
             on_error: "raise" to stop at the first photo that fails, "return" to give its error in its place.
             beam_size: see `caption`.
             max_length: see `caption`.
