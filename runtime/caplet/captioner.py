@@ -134,7 +134,10 @@ class Captioner:
 
         Args:
             model: the bundle's directory; None for the environment variable CAPLET_MODEL, or the bundled model.
-            threads: threads to compute with; None for as many as this process may use (see `caplet.threads`).
+            threads: threads that encode one photo; None for as many as this process may use (see `caplet.threads`).
+                With 1, everything runs in the calling thread. More are no upper limit in `caption_many`, which encodes
+                up to 4 photos side by side while it searches: `threads + min(threads, 4)` threads may want a CPU at
+                once there. To limit the CPUs that are used, set an affinity mask or a CPU quota.
             providers: onnxruntime execution providers; None for the CPU.
             verify: compare every file of the bundle with its hash.
 
@@ -162,7 +165,7 @@ class Captioner:
 
     @property
     def threads(self) -> int:
-        """Threads the encoder computes with."""
+        """Threads that encode one photo; `caption_many` may have more at work (see `__init__`)."""
         return self._threads
 
     @property
