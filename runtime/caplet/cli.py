@@ -25,9 +25,9 @@ STDOUT = "-"
 _EPILOG = """\
 verbs:
   caplet info             versions, model, licence, hashes, CPU, threads
-  caplet check            verify the model's files and repeat its golden captions on this machine
+  caplet check            verify the model's files, and that this machine gives the captions stored with them
   caplet bench [PHOTO]    measure speed and memory on this machine
-A photo that is called like a verb is given as ./info.
+To caption a photo that is named like a verb, write ./info.
 
 exit status: 0 every photo was captioned, 1 some were not, 2 wrong usage, 130 interrupted
 """
@@ -140,12 +140,17 @@ def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.
 def _add_model_options(parser: argparse.ArgumentParser, *, may_skip_hashes: bool = False) -> argparse.ArgumentParser:
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", type=_name, metavar="DIR", help="the bundle; default $CAPLET_MODEL or the one that comes along"
+        "--model", type=_name, metavar="DIR", help="folder of the model; default: $CAPLET_MODEL, or the bundled model"
     )
-    model.add_argument("--threads", type=_whole, metavar="N", help="default: as many as this process may use")
+    model.add_argument(
+        "--threads",
+        type=_whole,
+        metavar="N",
+        help="threads per photo (many photos may use more in total); default: as many as this process may use",
+    )
     if may_skip_hashes:
         model.add_argument(
-            "--no-verify", action="store_true", help="do not compare the model's files with their hashes"
+            "--no-verify", action="store_true", help="do not check the model's files against their hashes"
         )
     return parser
 
@@ -157,28 +162,49 @@ def _caption_parser() -> argparse.ArgumentParser:
         "photos", nargs="*", type=_name, metavar="PHOTO", help="a file, a folder, or - for standard input"
     )
     photos = parser.add_argument_group("photos")
-    photos.add_argument("-r", "--recursive", action="store_true", help="also the folders in the folders")
+    photos.add_argument("-r", "--recursive", action="store_true", help="also search subfolders")
     photos.add_argument(
-        "--files-from", type=_name, metavar="FILE", help="read names of files and folders, - for standard input"
+        "--files-from",
+        type=_name,
+        metavar="FILE",
+        help="read names of photos and folders from FILE, one per line; - for standard input",
     )
-    photos.add_argument("--null", action="store_true", help="names in that list end with a null byte")
-    photos.add_argument("--allow-truncated", action="store_true", help="accept photos that break off")
-    photos.add_argument("--max-pixels", type=_whole, metavar="N", help="largest photo to accept; default 120 million")
+    photos.add_argument("--null", action="store_true", help="names in that list end with a null byte, not a newline")
+    photos.add_argument(
+        "--allow-truncated", action="store_true", help="caption what there is of photos that are cut off"
+    )
+    photos.add_argument(
+        "--max-pixels", type=_whole, metavar="N", help="largest width x height to accept; default: 120 million"
+    )
     captions = parser.add_argument_group("captions")
-    captions.add_argument("--beam", type=_whole, metavar="N", help="hypotheses per word, 1 is greedy; default: model's")
-    captions.add_argument("--max-length", type=_whole, metavar="N", help="words at most; default: model's")
-    captions.add_argument("--batch-size", type=_whole, default=8, metavar="N", help="photos at a time; default 8")
+    captions.add_argument(
+        "--beam", type=_whole, metavar="N", help="beam size; 1 is greedy search; default: the model's"
+    )
+    captions.add_argument(
+        "--max-length", type=_whole, metavar="N", help="most words in a caption; default: the model's"
+    )
+    captions.add_argument(
+        "--batch-size",
+        type=_whole,
+        default=8,
+        metavar="N",
+        help="photos whose words are searched together, 8 at most; more are only read ahead; default: 8",
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--format", choices=FORMATS, default="text", help="default text")
-    output.add_argument("-o", "--output", type=_name, metavar="FILE", help="default, and -: standard output")
-    output.add_argument("--resume", action="store_true", help="go on with an interrupted run; jsonl with -o only")
+    output.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    output.add_argument(
+        "-o", "--output", type=_name, metavar="FILE", help="write to FILE; default, or for -: standard output"
+    )
+    output.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run; needs --format jsonl and -o FILE"
+    )
     output.add_argument(
         "--attention",
         type=_name,
         metavar="PATH",
         help="draw where each word looked: a PNG for one photo, a folder for several",
     )
-    output.add_argument("-q", "--quiet", action="store_true", help="no progress, no message about single photos")
+    output.add_argument("-q", "--quiet", action="store_true", help="no progress, no messages about photos that fail")
     output.add_argument("--fail-fast", action="store_true", help="stop at the first photo that fails")
     return _add_model_options(parser, may_skip_hashes=True)
 
@@ -211,24 +237,29 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
 
 def _info_parser() -> argparse.ArgumentParser:
     parser = _parser("caplet info", "Print versions, model, licence, hashes, CPU and threads.")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return _add_model_options(parser)
 
 
 def _check_parser() -> argparse.ArgumentParser:
-    parser = _parser("caplet check", "Verify the model's files and repeat its golden captions on this machine.")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    about = "Verify the model's files, and that this machine gives the captions stored with them."
+    parser = _parser("caplet check", about)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return _add_model_options(parser)
 
 
 def _bench_parser() -> argparse.ArgumentParser:
     parser = _parser("caplet bench", "Measure speed and memory on this machine.")
-    parser.add_argument("photo", nargs="?", type=_name, metavar="PHOTO", help="default: a photo of the model's own")
-    parser.add_argument("--runs", type=_whole, default=30, metavar="N", help="measured captions; default 30")
-    parser.add_argument("--beam", type=_whole, metavar="N", help="hypotheses per word; default: model's")
-    parser.add_argument("--batch-size", type=_whole, default=8, metavar="N", help="for the throughput; default 8")
-    parser.add_argument("--sweep", action="store_true", help="also other numbers of threads and batch sizes")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "photo", nargs="?", type=_name, metavar="PHOTO", help="default: a photo that comes with the model"
+    )
+    parser.add_argument("--runs", type=_whole, default=30, metavar="N", help="captions to measure; default: 30")
+    parser.add_argument("--beam", type=_whole, metavar="N", help="beam size; default: the model's")
+    parser.add_argument(
+        "--batch-size", type=_whole, default=8, metavar="N", help="batch size for throughput; default: 8"
+    )
+    parser.add_argument("--sweep", action="store_true", help="also measure other numbers of threads and batch sizes")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return _add_model_options(parser)
 
 
