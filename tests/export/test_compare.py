@@ -94,7 +94,9 @@ def test_different_images_are_not_compared(dataset: Dataset, vague: dict[str, st
         compare(evaluation(dataset, vague), evaluation(dataset, fewer), dataset)
 
 
-def test_the_table_says_which_intervals_exclude_zero(dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]) -> None:
+def test_the_table_says_which_intervals_exclude_zero(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]
+) -> None:
     better = format_comparison(compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset))
     same = format_comparison(compare(evaluation(dataset, vague), evaluation(dataset, vague), dataset))
     row = next(line for line in better.splitlines() if line.startswith("| CIDEr-D"))
