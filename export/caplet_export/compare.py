@@ -12,12 +12,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from caplet.errors import ImageError
+from caplet.image import load_picture
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.evaluate import BeamResult, Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import TITLES, Interval, paired_bootstrap, references_of
 
-_THUMBNAIL = (224, 224)
+_THUMBNAIL = 224
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,12 @@ def write_report(comparison: Comparison, dataset: Dataset, folder: Path, *, show
     try:
         (folder / "thumbnails").mkdir(parents=True, exist_ok=True)
         for change in [*losses, *gains]:
-            with Image.open(dataset.path(change.image)) as photo:
-                thumbnail = photo.convert("RGB")
-                thumbnail.thumbnail(_THUMBNAIL)
-                thumbnail.save(folder / _thumbnail(change))
+            picture = load_picture(dataset.path(change.image), longest_side=_THUMBNAIL)
+            Image.fromarray(picture).save(folder / _thumbnail(change))
         report = folder / "report.md"
         parts = ["# A and B, photo by photo", format_comparison(comparison), *_section("B gains most", gains, dataset)]
         report.write_text("\n\n".join([*parts, *_section("B loses most", losses, dataset)]) + "\n", encoding="utf-8")
-    except OSError as error:
+    except (OSError, ImageError) as error:
         raise ConfigurationError(f"{folder}: the report cannot be written ({error})") from error
     return report
 

@@ -40,6 +40,9 @@ TITLES = {
 """The corpus scores by the names of their fields, as tables call them."""
 METRICS = tuple(TITLES)
 
+_ORDERS = 4  # n-grams of one to so many words count, in BLEU and in CIDEr-D
+_SIGMA = 6.0  # width of CIDEr-D's penalty on a difference in length
+
 
 def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list[str]]]:
     """Tokenised references of the images named, in that order."""
@@ -109,20 +112,10 @@ class CiderD:
     Scores are coco-caption's per-image ones, from 0 to 10; the CIDEr-D of a split in percent is 100 times their mean.
     """
 
-    def __init__(
-        self,
-        references: References,
-        document_frequency: Mapping[_Gram, int],
-        documents: int,
-        *,
-        n: int = 4,
-        sigma: float = 6.0,
-    ) -> None:
+    def __init__(self, references: References, document_frequency: Mapping[_Gram, int], documents: int) -> None:
         """Take document frequencies from elsewhere: in how many of `documents` images each n-gram (a tuple of words)
         occurs. `from_references` counts them in the references themselves.
         """
-        self.n = n
-        self.sigma = sigma
         self._log_documents = math.log(documents)
         self._idf = {gram: self._log_documents - math.log(count) for gram, count in document_frequency.items()}
         self._images = {key: self._cook(captions) for key, captions in references.items()}
@@ -130,9 +123,7 @@ class CiderD:
         self._penalties = [self._penalty(difference) for difference in range(2 * longest + 2)]
 
     @classmethod
-    def from_references(
-        cls, references: References, *, n: int = 4, sigma: float = 6.0, with_end: bool = False
-    ) -> CiderD:
+    def from_references(cls, references: References, *, with_end: bool = False) -> CiderD:
         """Take the document frequencies from the references themselves, one document an image, as coco-caption does.
 
         With `with_end`, `END_TOKEN` is appended to every reference and counts as a word. Hypotheses are then passed as
@@ -143,18 +134,18 @@ class CiderD:
             references = {key: [[*words, END_TOKEN] for words in captions] for key, captions in references.items()}
         document_frequency: Counter[_Gram] = Counter()
         for captions in references.values():
-            document_frequency.update({gram for words in captions for gram in _count_grams(words, n)})
-        return cls(references, document_frequency, len(references), n=n, sigma=sigma)
+            document_frequency.update({gram for words in captions for gram in _count_grams(words)})
+        return cls(references, document_frequency, len(references))
 
     def score(self, key: str, words: Words) -> float:
         """CIDEr-D of one hypothesis, from 0 to 10. `KeyError` for an image without references."""
         image = self._images[key]
         length = self._length(words)
         penalties = [self._penalties_at(abs(length - other)) for other in image.lengths]
-        squares = [0.0] * self.n
-        products = [0.0] * self.n
+        squares = [0.0] * _ORDERS
+        products = [0.0] * _ORDERS
         idf_of, postings_of = self._idf.get, image.postings.get
-        for gram, count in _count_grams(words, self.n).items():
+        for gram, count in _count_grams(words).items():
             level = len(gram) - 1
             # An n-gram of no reference counts as if one image had it (document frequency 1).
             idf = idf_of(gram, self._log_documents)
@@ -165,7 +156,7 @@ class CiderD:
                 # Clipping at the reference's weight is CIDEr-D's answer to captions that repeat what scores.
                 products[level] += min(weight, other) * other * image.inverse_norms[caption][level] * penalties[caption]
         cosines = sum(product / math.sqrt(square) for product, square in zip(products, squares, strict=True) if square)
-        return 10.0 * cosines / (self.n * len(image.lengths))
+        return 10.0 * cosines / (_ORDERS * len(image.lengths))
 
     def score_many(self, keys: Sequence[str], hypotheses: Sequence[Words]) -> NDArray[np.float64]:
         """CIDEr-D of hypotheses[i] against the references of keys[i], float64 [len(keys)]; keys may repeat."""
@@ -177,8 +168,8 @@ class CiderD:
         postings: dict[_Gram, tuple[tuple[int, int], ...]] = {}
         inverse_norms: list[tuple[float, ...]] = []
         for index, words in enumerate(captions):
-            squares = [0.0] * self.n
-            for gram, count in _count_grams(words, self.n).items():
+            squares = [0.0] * _ORDERS
+            for gram, count in _count_grams(words).items():
                 squares[len(gram) - 1] += (count * self._idf.get(gram, self._log_documents)) ** 2
                 postings[gram] = (*postings.get(gram, ()), (index, count))
             inverse_norms.append(tuple(1 / math.sqrt(square) if square else 0.0 for square in squares))
@@ -186,10 +177,10 @@ class CiderD:
 
     def _length(self, words: Words) -> int:
         # coco-caption takes the number of bigrams for a caption's length; only the difference matters.
-        return max(len(words) - 1, 0) if self.n > 1 else 0
+        return max(len(words) - 1, 0)
 
     def _penalty(self, difference: int) -> float:
-        return math.exp(-(difference**2) / (2 * self.sigma**2))
+        return math.exp(-(difference**2) / (2 * _SIGMA**2))
 
     def _penalties_at(self, difference: int) -> float:
         return self._penalties[difference] if difference < len(self._penalties) else self._penalty(difference)
@@ -320,9 +311,10 @@ def _intervals(values: Mapping[str, float], samples: NDArray[np.float64], confid
     return {name: Interval(values[name], float(low[i]), float(high[i])) for i, name in enumerate(METRICS)}
 
 
-def _count_grams(words: Words, n: int) -> Counter[_Gram]:
-    """How often each n-gram of 1 to `n` words occurs."""
-    return Counter(chain.from_iterable(zip(*(words[i:] for i in range(k)), strict=False) for k in range(1, n + 1)))
+def _count_grams(words: Words) -> Counter[_Gram]:
+    """How often each n-gram occurs."""
+    orders = range(1, _ORDERS + 1)
+    return Counter(chain.from_iterable(zip(*(words[i:] for i in range(n)), strict=False) for n in orders))
 
 
 def _bleu_statistics(words: Words, references: Sequence[Words]) -> list[int]:
@@ -331,9 +323,9 @@ def _bleu_statistics(words: Words, references: Sequence[Words]) -> list[int]:
         raise ValueError("BLEU needs at least one reference for every image")
     clip: Counter[_Gram] = Counter()
     for reference in references:
-        clip |= _count_grams(reference, 4)
+        clip |= _count_grams(reference)
     matched = [0] * 4
-    for gram, count in _count_grams(words, 4).items():
+    for gram, count in _count_grams(words).items():
         matched[len(gram) - 1] += min(count, clip[gram])
     closest = min((abs(len(reference) - len(words)), len(reference)) for reference in references)[1]
     return [len(words), closest, *(max(len(words) - k, 0) for k in range(4)), *matched]
@@ -344,7 +336,7 @@ def _bleu(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     small, tiny = 1e-9, 1e-15
     length, closest, guessed, matched = totals[..., 0], totals[..., 1], totals[..., 2:6], totals[..., 6:10]
     log_precisions = np.log((matched + tiny) / (guessed + small))
-    geometric_means = np.exp(np.cumsum(log_precisions, axis=-1) / np.arange(1, 5))
+    geometric_means = np.exp(np.cumsum(log_precisions, axis=-1) / np.arange(1, _ORDERS + 1))
     ratio = (length + tiny) / (closest + small)
     brevity_penalty = np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
     return np.asarray(geometric_means * brevity_penalty[..., None])
