@@ -10,8 +10,18 @@ from pathlib import Path
 
 from caplet_export.errors import ExportError
 
-_MADE = (("encoder.onnx",), ("config.json", "vocabulary.txt"))
-"""Files that mark a folder as made by a verb: the first, graphs and bundles; the other two together, runs."""
+_KINDS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
+    (
+        frozenset({"encoder.onnx", "decoder.onnx", "vocabulary.txt"}),
+        frozenset({"parity.json", "quantization.json", "manifest.json", "README.md", "attention.jpg", "golden"}),
+    ),
+    (
+        frozenset({"config.json", "vocabulary.txt", "decoder.weights.h5"}),
+        frozenset({"extractor.npz", "stages.json", "history.json", "curves.png", "resume.npz"}),
+    ),
+)
+"""What verbs write into a folder: graphs and bundles, then runs. Of each kind the files that are always there, by which
+a folder is known as one that a verb has made, and those that may be."""
 
 
 def check_folder(target: Path, inputs: Iterable[Path] = ()) -> Path:
@@ -32,10 +42,23 @@ def check_folder(target: Path, inputs: Iterable[Path] = ()) -> Path:
         return resolved
     if not resolved.is_dir():
         raise ExportError(f"{target}: is a file, not a folder")
-    made = any(all((resolved / name).exists() for name in names) for names in _MADE)
-    if not made and any(resolved.iterdir()):
-        raise ExportError(f"{target}: holds something else than caplet-export writes, and is not replaced")
+    foreign = _foreign(resolved)
+    if foreign:
+        raise ExportError(f"{target}: holds something else than caplet-export writes ({foreign}), and is not replaced")
     return resolved
+
+
+def _foreign(folder: Path) -> str | None:
+    """The first name in a folder for which it is not to be replaced: all must be of one kind in `_KINDS`, and whole."""
+    names = sorted(path.name for path in folder.iterdir())
+    for always, maybe in _KINDS:
+        if always <= set(names):
+            # A killed process leaves what it was writing under a name with a dot, see `whole_file`.
+            ours = always | maybe | {f".{name}" for name in always | maybe}
+            photos = sorted(path.name for path in (folder / "golden").glob("*") if path.suffix != ".png")
+            foreign = [*(name for name in names if name not in ours), *(f"golden/{name}" for name in photos)]
+            return foreign[0] if foreign else None
+    return names[0] if names else None
 
 
 def check_file(target: Path) -> None:

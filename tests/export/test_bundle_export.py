@@ -229,14 +229,14 @@ def test_links_of_the_card_stay_inside_the_bundle(graphs: Path, golden: list[Pat
 
 def test_an_old_bundle_is_replaced_whole_and_kept_on_failure(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    output.mkdir()
-    for name in ("encoder.onnx", "old"):
-        (output / name).touch()
+    write_bundle(output, graphs, name="tiny", golden=golden)
+    before = {path.name for path in output.iterdir()}
+    (output / "parity.json").touch()
     with pytest.raises(ConfigurationError, match="caplet can use"):
         write_bundle(output, graphs, name="tiny", golden=golden, decoding=replace(DEFAULT_DECODING, beam_size=99))
-    assert {path.name for path in output.iterdir()} == {"encoder.onnx", "old"}
+    assert {path.name for path in output.iterdir()} == {*before, "parity.json"}
     write_bundle(output, graphs, name="tiny", golden=golden)
-    assert not (output / "old").exists()
+    assert {path.name for path in output.iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"graphs", "bundle"}
 
 
@@ -259,7 +259,10 @@ def test_what_stands_behind_a_link_is_replaced(tmp_path: Path) -> None:
         ("file/below", "no folder that can be written to"),
         (".", "working folder"),
         ("/", "working folder"),
-        ("photos", "holds something else"),
+        ("photos", r"holds something else than caplet-export writes \(cat\.jpg\)"),
+        ("graph", r"something else .*\(encoder\.onnx\)"),
+        ("thesis", r"something else .*\(thesis\.txt\)"),
+        ("album", r"something else .*\(golden/cat\.jpg\)"),
         ("run", "would replace what is read"),
         ("../here/run", "would replace what is read"),
     ],
@@ -268,10 +271,15 @@ def test_what_is_not_to_be_replaced_stays(
     tmp_path: Path, target: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
-    for folder in ("photos", "run/graphs"):
-        (here / folder).mkdir(parents=True)
-    for file in ("file", "photos/cat.jpg", "run/config.json", "run/vocabulary.txt"):
-        (here / file).touch()
+    whole = {
+        "thesis": ("encoder.onnx", "decoder.onnx", "vocabulary.txt", "thesis.txt"),
+        "album": ("encoder.onnx", "decoder.onnx", "vocabulary.txt", "golden/cat.jpg"),
+        "run": ("config.json", "vocabulary.txt", "decoder.weights.h5", "graphs/encoder.onnx"),
+    }
+    for folder, names in {"photos": ["cat.jpg"], "graph": ["encoder.onnx"], **whole, ".": ["file"]}.items():
+        for name in names:
+            (here / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (here / folder / name).touch()
     (here / "link").symlink_to("file")
     monkeypatch.chdir(here)
     before = sorted(tmp_path.rglob("*"))

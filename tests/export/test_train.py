@@ -27,6 +27,7 @@ from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, tokenize
 from caplet_export.model import CaptionModel
+from caplet_export.outputs import check_folder
 from caplet_export.runs import plot_history
 from caplet_export.stages import ALL, read_stages
 from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
@@ -684,3 +685,11 @@ def test_curves_are_a_picture(tmp_path: Path, dataset: Dataset, stores: Stores) 
     trainer = Trainer(tmp_path, with_train(epochs=1), dataset, stores)
     plot_history([trainer.run_epoch()], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_may_be_replaced(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """By verbs that make a run of another: nothing that training writes is taken for somebody's own."""
+    trainer = Trainer(tmp_path, with_train(epochs=1), dataset, stores)
+    plot_history([trainer.run_epoch()], tmp_path / "curves.png")
+    (tmp_path / "extractor.npz").touch()
+    assert check_folder(tmp_path) == tmp_path
