@@ -78,7 +78,7 @@ def fold_input_scaling(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         transpose = node
         conv = graph.only_reader(transpose.output[0])
-        if conv is None or conv.op_type != "Conv" or any(attribute(conv, "pads", [0])):
+        if conv is None or conv.op_type != "Conv" or not _is_unpadded(conv):
             continue
         weights, bias = _weights_and_bias(graph, conv)
         _set_weights_and_bias(graph, conv, weights * factor, bias + shift * weights.sum(axis=(1, 2, 3)))
@@ -101,7 +101,7 @@ def pool_after_projection(model: onnx.ModelProto) -> onnx.ModelProto:
         conv = graph.only_reader(pool.output[0])
         if conv is None or conv.op_type != "Conv" or not _is_pointwise(graph, conv):
             continue
-        pads_counted = attribute(pool, "count_include_pad", 0) and any(attribute(pool, "pads", [0]))
+        pads_counted = attribute(pool, "count_include_pad", 0) and not _is_unpadded(pool)
         outputs, inputs = graph.constants[conv.input[1]].shape[:2]
         if pads_counted or attribute(pool, "ceil_mode", 0) or outputs >= inputs:
             continue
@@ -132,6 +132,8 @@ def pool_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
         if len(source) != 4 or not all(source[1:]) or not unit_stride or attribute(pool, "ceil_mode", 0):
             continue
         if attribute(pool, "count_include_pad", 0) or relu is None or relu.op_type != "Relu":
+            continue
+        if not _pads_by_numbers(pool):
             continue
         channels, size = source[1], kernel[0] * kernel[1]
         weights = np.full((channels, 1, *kernel), 1 / size, np.float32)
@@ -195,7 +197,7 @@ def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
         weights, bias = _weights_and_bias(graph, conv)
         stride_down, stride = attribute(conv, "strides", [1, 1])
         _, height, width, channels = shapes.get(transpose.input[0], [0, 0, 0, 0])
-        plain = not any(attribute(conv, "pads", [])) and attribute(conv, "dilations", [1, 1]) == [1, 1]
+        plain = _is_unpadded(conv) and attribute(conv, "dilations", [1, 1]) == [1, 1]
         if not plain or channels != weights.shape[1] or not height or not width or _GROUP % stride:
             continue
         together = _GROUP // stride  # outputs of a group
@@ -293,8 +295,20 @@ def _is_pointwise(graph: Graph, conv: onnx.NodeProto) -> bool:
         and weights.shape[2:] == (1, 1)
         and attribute(conv, "group", 1) == 1
         and all(stride == 1 for stride in attribute(conv, "strides", [1]))
-        and not any(attribute(conv, "pads", [0]))
+        and _is_unpadded(conv)
     )
+
+
+def _is_unpadded(node: onnx.NodeProto) -> bool:
+    """Whether a convolution or pooling pads nothing."""
+    return _pads_by_numbers(node) and not any(attribute(node, "pads", []))
+
+
+def _pads_by_numbers(node: onnx.NodeProto) -> bool:
+    """Whether the `pads` of a convolution or pooling say how it pads. `SAME_UPPER` and `SAME_LOWER` pad without them,
+    by as much as the size of the input asks for.
+    """
+    return attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
 
 
 def _scalar(graph: Graph, node: onnx.NodeProto) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -100,28 +100,31 @@ def test_batch_norm_stays_where_something_else_reads_the_convolution() -> None:
     assert kinds(fold_batch_norm(before)) == {"Conv": 1, "BatchNormalization": 1, "Relu": 1}
 
 
-def scaled_pixels(pads: Sequence[int]) -> onnx.ModelProto:
+def scaled_pixels(**padding: Any) -> onnx.ModelProto:
     b = Builder("N", 9, 9, 3, kind=TensorProto.UINT8)
     scaled = b.node("Sub", b.node("Div", b.node("Cast", "x", to=1), b.constant(value=127.5)), b.constant(value=1.0))
     nchw = b.node("Transpose", scaled, perm=[0, 3, 1, 2])
-    return b.model(b.conv(nchw, 3, 4, 3, strides=[2, 2], pads=pads))
+    return b.model(b.conv(nchw, 3, 4, 3, strides=[2, 2], **padding))
 
 
-def test_scaling_goes_into_a_convolution_without_padding() -> None:
-    before = scaled_pixels([0, 0, 0, 0])
+@pytest.mark.parametrize("padding", [{}, {"pads": [0, 0, 0, 0]}, {"auto_pad": "VALID"}])
+def test_scaling_goes_into_a_convolution_without_padding(padding: dict[str, Any]) -> None:
+    before = scaled_pixels(**padding)
     after = fold_input_scaling(before)
     check_equal(before, after, np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), np.uint8))
     assert [node.op_type for node in after.graph.node] == ["Transpose", "Cast", "Conv"]
 
 
-def test_scaling_stays_before_a_convolution_with_padding() -> None:
-    before = scaled_pixels([1, 1, 1, 1])
+@pytest.mark.parametrize("padding", [{"pads": [1, 1, 1, 1]}, {"auto_pad": "SAME_UPPER"}])
+def test_scaling_stays_before_a_convolution_with_padding(padding: dict[str, Any]) -> None:
+    before = scaled_pixels(**padding)
     assert kinds(fold_input_scaling(before)) == kinds(before)
 
 
 def pooled(outputs: int, **attributes: Any) -> onnx.ModelProto:
     b = Builder("N", 6, 7, 5)
-    pool = b.node("AveragePool", "x", kernel_shape=[3, 3], pads=[1, 1, 1, 1], **attributes)
+    padding = {} if "auto_pad" in attributes else {"pads": [1, 1, 1, 1]}
+    pool = b.node("AveragePool", "x", kernel_shape=[3, 3], **padding, **attributes)
     return b.model(b.node("Relu", b.conv(pool, 6, outputs)))
 
 
@@ -132,8 +135,12 @@ def test_projection_comes_before_pooling() -> None:
     assert [node.op_type for node in after.graph.node] == ["Conv", "AveragePool", "Relu"]
 
 
-@pytest.mark.parametrize("outputs, attributes", [(6, {}), (2, {"count_include_pad": 1})], ids=["no gain", "not exact"])
-def test_pooling_stays_where_moving_it_gains_nothing_or_is_not_exact(outputs: int, attributes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "outputs, attributes",
+    [(6, {}), (2, {"count_include_pad": 1}), (2, {"count_include_pad": 1, "auto_pad": "SAME_UPPER"})],
+    ids=["no gain", "not exact", "not exact by rule"],
+)
+def test_pooling_stays_where_moving_it_gains_nothing_or_is_not_exact(outputs: int, attributes: dict[str, Any]) -> None:
     after = pool_after_projection(pooled(outputs, **attributes))
     assert [node.op_type for node in after.graph.node] == ["AveragePool", "Conv", "Relu"]
 
@@ -147,6 +154,14 @@ def test_pooling_becomes_a_depthwise_convolution(kernel: list[int], pads: list[i
     after = pool_as_convolution(before)
     check_equal(before, after, floats(2, 4, 7, 5))
     assert kinds(after) == {"Conv": 2, "Relu": 1, "Mul": 1, "MaxPool": 1}
+
+
+def test_pooling_that_pads_by_rule_stays() -> None:
+    """How much it pads is nowhere said in numbers."""
+    b = Builder("N", 4, 7, 5)
+    pool = b.node("AveragePool", b.conv("x", 4, 4), kernel_shape=[3, 3], auto_pad="SAME_UPPER")
+    before = b.model(b.node("MaxPool", b.node("Relu", pool), kernel_shape=[2, 2]))
+    assert kinds(pool_as_convolution(before)) == kinds(before)
 
 
 def test_siblings_become_one_convolution() -> None:
@@ -183,13 +198,12 @@ def test_pixels_are_taken_by_fours(width: int, stride: int, kernel: int, relu: b
     [
         ({"strides": [2, 3]}, (9, 12, 3)),
         ({"pads": [1, 1, 1, 1]}, (9, 12, 3)),
+        ({"auto_pad": "SAME_UPPER"}, (9, 12, 3)),
         ({"dilations": [1, 2]}, (9, 12, 3)),
         ({"strides": [2, 2]}, ("H", "W", 3)),
     ],
 )
-def test_pixels_stay_alone_where_grouping_is_not_exact(
-    attributes: dict[str, list[int]], shape: tuple[Any, ...]
-) -> None:
+def test_pixels_stay_alone_where_grouping_is_not_exact(attributes: dict[str, Any], shape: tuple[Any, ...]) -> None:
     b = Builder("N", *shape, kind=TensorProto.UINT8)
     planes = b.node("Cast", b.node("Transpose", "x", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
     before = b.model(b.conv(planes, 3, 5, 3, **attributes))
