@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from caplet_export.calibrate import Feeds, calibrate
 from caplet_export.errors import ConfigurationError
-from caplet_export.onnx_graph import Graph
+from caplet_export.onnx_graph import Graph, attribute
 from caplet_export.ranges import DEFAULT_METHOD, LEVELS, Range
 
 # Outputs of the first become 8-bit; the second only pass values on, so inputs and outputs have one scale.
@@ -180,7 +180,8 @@ def saturates(model: onnx.ModelProto) -> bool:
 
 
 def _output_axis(node: onnx.NodeProto) -> int:
-    return 0 if node.op_type == "Conv" else 1
+    """The axis of a node's weights that is its output channels."""
+    return 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
 
 
 def _rows(weights: NDArray[Any], axis: int) -> tuple[NDArray[Any], Callable[[NDArray[Any]], NDArray[Any]]]:
@@ -259,7 +260,7 @@ def _is_scaling(graph: Graph, node: onnx.NodeProto) -> bool:
 def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:
     """A product with a constant matrix of more than a few columns; attention scores, of one each, gain nothing."""
     matrix = graph.constants.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
-    return matrix is not None and matrix.ndim == 2 and matrix.shape[1] > _FEW_COLUMNS
+    return matrix is not None and matrix.ndim == 2 and matrix.shape[_output_axis(node)] > _FEW_COLUMNS
 
 
 def _is_lookup(graph: Graph, node: onnx.NodeProto) -> bool:

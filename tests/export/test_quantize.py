@@ -308,6 +308,40 @@ def test_graphs_that_may_saturate_are_told_from_those_that_do_not(graphs: Graphs
         assert not saturates(changed)
 
 
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("heavy", ["in a channel", "across channels"])
+def test_a_gemm_is_read_by_its_output_channels(transposed: int, heavy: str) -> None:
+    """Two large neighbours saturate where they are weights of one channel, and not where they are of two."""
+    weights = np.zeros((6, 8), np.int8)  # [output channels, input channels]
+    weights[(0, slice(2)) if heavy == "in a channel" else (slice(2), 0)] = 127
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name, size in (("x", 8), ("y", 6)))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["weights"]),
+        helper.make_node("Gemm", ["x", "weights"], ["y"], transB=transposed),
+    ]
+    stored = np.ascontiguousarray(weights if transposed else weights.T)
+    constants = [numpy_helper.from_array(stored, "w"), numpy_helper.from_array(np.float32(0.1), "scale")]
+    graph = helper.make_graph(nodes, "gemm", [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert saturates(model) == (heavy == "in a channel")
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_gemm_gets_a_scale_for_each_output_channel(transposed: int) -> None:
+    random = np.random.default_rng(8)
+    matrix = random.normal(size=(16, 6)) * 10.0 ** np.arange(6)  # [input channels, output channels]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name, size in (("x", 16), ("y", 6)))
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=transposed)
+    stored = np.ascontiguousarray(matrix.T if transposed else matrix).astype(np.float32)
+    constants = [numpy_helper.from_array(stored, "w"), numpy_helper.from_array(np.ones(6, np.float32), "b")]
+    graph = helper.make_graph([node], "gemm", [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = {"x": random.normal(size=(64, 16)).astype(np.float32)}
+    exact, rough = (run(made, feed)["y"] for made in (model, quantize(model, lambda: [feed])))
+    for channel in range(6):
+        assert signal_to_noise(exact[:, channel], rough[:, channel]) > 25
+
+
 def test_every_processor_computes_the_same(small: Graphs) -> None:
     """With onnxruntime's exact kernels and without. It tells where instructions are those of x86 without VNNI."""
     feed = next(photos(seed=8))
