@@ -86,7 +86,8 @@ def read_dataset(root: Path | str) -> Dataset:
     """Read the data set below `root`.
 
     Raises:
-        DataError: the folder, its token file, its images, or every split list is missing, or nothing in it is usable.
+        DataError: the folder, its token file, its images, or every split list is missing; there are two token files, or
+            two lists of one split; or nothing in it is usable.
     """
     root = Path(root)
     if not root.is_dir():
@@ -94,7 +95,7 @@ def read_dataset(root: Path | str) -> Dataset:
     images = next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), None)
     if images is None:
         raise DataError(f"{root}: no image folder (looked for {', '.join(_IMAGE_FOLDERS)})")
-    token_file = _only(root, "*.token.txt")
+    token_file = _token_file(root)
     captions, defects = read_captions(token_file)
     present = {entry.name for entry in images.iterdir() if entry.is_file()}
     for name in captions:
@@ -107,8 +108,9 @@ def read_dataset(root: Path | str) -> Dataset:
         found = sorted(root.glob(f"*{split}Images.txt"))
         if not found:
             continue
+        split_list = _only(root, found, f"*{split}Images.txt")
         names: list[str] = []
-        for number, line in _lines(found[0]):
+        for number, line in _lines(split_list):
             name = line.strip()
             problem = None
             if name not in present:
@@ -118,7 +120,7 @@ def read_dataset(root: Path | str) -> Dataset:
             elif name in owner:
                 problem = f"image is already in {owner[name]}: {name}"
             if problem:
-                defects.append(Defect(found[0].name, number, problem))
+                defects.append(Defect(split_list.name, number, problem))
                 continue
             owner[name] = split
             names.append(name)
@@ -131,11 +133,20 @@ def read_dataset(root: Path | str) -> Dataset:
     return Dataset(images, captions, splits, tuple(defects))
 
 
-def _only(root: Path, pattern: str) -> Path:
-    found = sorted(path for path in root.glob(pattern) if path.name.count(".") == 2)
+def _token_file(root: Path) -> Path:
+    matching = sorted(root.glob("*.token.txt"))
+    # Flickr8k comes with Flickr8k.lemma.token.txt as well: the words of its captions without their endings.
+    found = [path for path in matching if path.name.count(".") == 2]
+    if matching and not found:
+        names = ", ".join(path.name for path in matching)
+        raise DataError(f"{root}: {names}: captions are read from NAME.token.txt, with no other dot in its name")
+    return _only(root, found, "*.token.txt")
+
+
+def _only(root: Path, found: Sequence[Path], pattern: str) -> Path:
     if len(found) != 1:
-        what = "no" if not found else f"{len(found)}"
-        raise DataError(f"{root}: {what} files match {pattern}; exactly one is needed")
+        searched = f"{pattern} ({', '.join(path.name for path in found)})" if found else pattern
+        raise DataError(f"{root}: {len(found) or 'no'} files match {searched}; exactly one is needed")
     return found[0]
 
 

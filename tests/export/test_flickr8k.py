@@ -102,6 +102,27 @@ def test_what_is_missing_altogether_is_an_error(data: Path, remove: str, said: s
         read_dataset(data)
 
 
+@pytest.mark.parametrize(("name", "pattern"), [("A_trainImages.txt", "trainImages"), ("A.token.txt", ".token")])
+def test_a_second_file_of_a_kind_is_an_error(data: Path, name: str, pattern: str) -> None:
+    (data / name).touch()
+    with pytest.raises(DataError, match=rf"2 files match \*{pattern}\.txt \({name}, Flickr.*\); exactly one is needed"):
+        read_dataset(data)
+
+
+def test_lemmas_are_no_captions(data: Path) -> None:
+    """Flickr8k comes with both."""
+    (data / "Flickr8k.lemma.token.txt").write_text("0000_square.jpg#5\ta red square hang\n")
+    assert len(read_dataset(data).captions["0000_square.jpg"]) == 5
+
+
+def test_a_dot_too_many_in_the_name_is_said(data: Path) -> None:
+    (data / "Flickr8k.token.txt").rename(data / "my.photos.token.txt")
+    with pytest.raises(
+        DataError, match=r"my\.photos\.token\.txt: captions are read from NAME\.token\.txt, with no other dot"
+    ):
+        read_dataset(data)
+
+
 def test_lists_that_name_nothing_usable_are_an_error(data: Path) -> None:
     write_split(data, "train", ["gone.jpg"])
     write_split(data, "dev", [])
