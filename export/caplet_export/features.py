@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet_export.errors import StoreError
-from caplet_export.outputs import whole_file
+from caplet_export.outputs import write_whole
 from caplet_export.views import apply_view
 
 LOCATIONS, CHANNELS = 64, 2048
@@ -172,7 +172,7 @@ class FeatureWriter:
                 if have != source:
                     raise StoreError(f"{self.folder}: holds features of another source ({have}); use another folder")
             else:
-                _write_atomically(self.folder / "store.json", json.dumps({"format": _FORMAT, **asdict(source)}))
+                write_whole(self.folder / "store.json", json.dumps({"format": _FORMAT, **asdict(source)}))
             (self.folder / _SKIPPED).unlink(missing_ok=True)
             self.names = _lines(self.folder / _NAMES)
             rows = self.folder / _ROWS
@@ -209,7 +209,7 @@ class FeatureWriter:
     def finish(self, skipped: Iterable[str]) -> None:
         """Say that the store is whole but for the images `skipped`."""
         try:
-            _write_atomically(self.folder / _SKIPPED, "".join(f"{name}\n" for name in skipped))
+            write_whole(self.folder / _SKIPPED, "".join(f"{name}\n" for name in skipped))
         except OSError as error:
             raise _store_error(self.folder, error) from error
 
@@ -312,11 +312,6 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def _store_error(folder: Path, error: OSError) -> StoreError:

@@ -128,5 +128,6 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file in UTF-8; the old one stays until the new one is whole. Raises OSError."""
+    # File names may hold bytes that are not UTF-8, which Python keeps as surrogates.
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -47,3 +47,8 @@ def test_what_a_killed_process_has_left_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".names.txt").write_text("half of the n")
     write_whole(tmp_path / "names.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["names.txt"]
+
+
+def test_a_name_that_is_not_utf_8_is_written_as_it_is(tmp_path: Path) -> None:
+    write_whole(tmp_path / "names.txt", "caf\udce9.jpg\n")  # as `os.fsdecode` keeps it
+    assert (tmp_path / "names.txt").read_bytes() == b"caf\xe9.jpg\n"
