@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from caplet_export.errors import ConfigurationError
+from caplet_export.outputs import write_whole
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(self.as_json())
+        """Write as JSON; the old file stays until the new one is whole."""
+        write_whole(path, self.as_json())
 
 
 _TUNE = Config(

@@ -193,8 +193,7 @@ class Run(ABC):
         if not names <= written | {f".{name}" for name in written}:
             return False
         ours = {"vocabulary.txt": self.vocabulary.as_lines(), "config.json": self.config.as_json()}
-        # A file that was being written when the process was killed is the beginning of one.
-        return all(ours[name].encode().startswith((self.folder / name).read_bytes()) for name in names & ours.keys())
+        return all(ours[name].encode() == (self.folder / name).read_bytes() for name in names & ours.keys())
 
     def _stage(self) -> Stage:
         assert self.best is not None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.outputs import write_whole
 from caplet_export.tokenizer import tokenize
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
@@ -79,8 +80,8 @@ class Vocabulary:
         return "".join(f"{word}\n" for word in self.words)
 
     def save(self, path: Path) -> None:
-        """Write it as text."""
-        path.write_text(self.as_lines(), encoding="utf-8")
+        """Write it as text; the old file stays until the new one is whole."""
+        write_whole(path, self.as_lines())
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from caplet_export.config import Config
 from caplet_export.outputs import whole_file, write_whole
+from caplet_export.text import SPECIALS, Vocabulary
 
 
 @pytest.mark.parametrize("old", [None, "old"], ids=["nothing there", "an old one there"])
@@ -34,6 +37,23 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: B
 
     with pytest.raises(type(error)):
         write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("written", [Config(), Vocabulary([*SPECIALS, "dog"])], ids=["configuration", "vocabulary"])
+def test_what_a_run_begins_with_is_whole_or_the_old_one(
+    tmp_path: Path, written: Config | Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        written.save(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
