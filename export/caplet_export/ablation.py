@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import keras
 
 from caplet_export.checkpoint import EXTRACTOR, Checkpoint, load_checkpoint, load_extractor
-from caplet_export.config import Config
+from caplet_export.config import Config, changed_switches
 from caplet_export.errors import DataError
 from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset
@@ -135,10 +134,5 @@ def _changes(before: Config | None, now: Config) -> list[str]:
     """The switches that differ, as `name value`."""
     if before is None:
         return ["(the baseline)"]
-    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
-    return [
-        f"{name} {value}"
-        for section, switches in new.items()
-        for name, value in switches.items()
-        if value != old[section][name] and name not in ("seed", "vocabulary_size", "precision")
-    ]
+    told = {switch.partition(".")[2]: value for switch, value in changed_switches(now, before).items()}
+    return [f"{name} {value}" for name, value in told.items() if name not in ("seed", "precision")]

@@ -167,6 +167,8 @@ class Config:
         write_whole(path, self.as_json())
 
 
+_DEFAULTS = Config()
+
 _TUNE = Config(
     model=ModelConfig(dropout=0.1, channel_dropout=0.5),
     train=TrainConfig(
@@ -190,7 +192,7 @@ _TUNE = Config(
 )
 
 RECIPES = {
-    "cross_entropy": Config(),
+    "cross_entropy": _DEFAULTS,
     "refine": Config(
         model=ModelConfig(dropout=0.3, channel_dropout=0.5),
         train=TrainConfig(seed=3, epochs=5, learning_rate=6e-4, attention_regularisation=0.0, ema_decay=0.99),
@@ -376,6 +378,17 @@ def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
         # A sample is rewarded for what it scores more than the others.
         raise ConfigurationError(f"{subject}: captions_per_image: self-critical training needs 2 or more")
     return made
+
+
+def changed_switches(now: Config, before: Config = _DEFAULTS) -> dict[str, Any]:
+    """The switches that are not as before, by `section.switch`; but for the vocabulary's size, which nobody sets."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    return {
+        f"{section}.{name}": value
+        for section, switches in new.items()
+        for name, value in switches.items()
+        if value != old[section][name] and name != "vocabulary_size"
+    }
 
 
 def inherit(config: Config, earlier: Config) -> Config:

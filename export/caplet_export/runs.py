@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, load_checkpoint
-from caplet_export.config import Config, inherit, load_config
+from caplet_export.config import Config, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import whole_file, write_whole
-from caplet_export.stages import ALL, STAGES, Stage, changed_switches, read_stages, write_stages
+from caplet_export.stages import ALL, STAGES, Stage, read_stages, write_stages
 from caplet_export.text import Vocabulary, clean
 
 RESUME = "resume.npz"

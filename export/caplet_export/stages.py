@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import write_whole
 
@@ -41,17 +40,6 @@ class Stage:
     seconds: float | None
     switches: Mapping[str, Any]
     device: str | None = None
-
-
-def changed_switches(config: Config) -> dict[str, Any]:
-    """The switches that are not at their defaults, by `section.switch`."""
-    default, now = dataclasses.asdict(Config()), dataclasses.asdict(config)
-    return {
-        f"{section}.{name}": value
-        for section, switches in now.items()
-        for name, value in switches.items()
-        if value != default[section][name] and name != "vocabulary_size"
-    }
 
 
 def read_stages(folder: Path) -> list[Stage]:

@@ -7,7 +7,16 @@ from typing import get_type_hints
 
 import pytest
 
-from caplet_export.config import _RANGES, Config, ModelConfig, TextConfig, TrainConfig, load_config, override
+from caplet_export.config import (
+    _RANGES,
+    Config,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+    changed_switches,
+    load_config,
+    override,
+)
 from caplet_export.errors import ConfigurationError
 
 
@@ -21,6 +30,13 @@ def test_switches_are_set_by_name() -> None:
     config = override(Config(), ["train.learning_rate=1", "model.initial_state=zero"])
     assert config.train.learning_rate == 1.0
     assert config.model.initial_state == "zero"
+
+
+def test_what_changed_is_told_by_section() -> None:
+    before = override(Config(), ["train.seed=7"])
+    now = override(before, ["model.state_size=64", "model.vocabulary_size=9", "train.views=plain"])
+    assert changed_switches(now, before) == {"model.state_size": 64, "train.views": "plain"}
+    assert changed_switches(before) == {"train.seed": 7}
 
 
 @pytest.mark.parametrize(
