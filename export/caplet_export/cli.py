@@ -51,8 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"caplet-export {arguments.verb}: {f'{file}: ' if file else ''}{reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"caplet-export {arguments.verb}: interrupted; run the same command to go on", file=sys.stderr)
+        advice = "; run the same command to go on" if _goes_on(arguments) else ""
+        print(f"caplet-export {arguments.verb}: interrupted{advice}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _goes_on(arguments: argparse.Namespace) -> bool:
+    """Whether the same command goes on where it was interrupted; others begin again."""
+    if arguments.verb == "evaluate":
+        # Captions are kept beside what they are for.
+        return arguments.json is not None or arguments.report is not None
+    return arguments.verb in ("features", "train", "tune")
 
 
 def command() -> NoReturn:

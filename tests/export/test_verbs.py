@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -38,6 +39,37 @@ def test_counts_begin_at_one(verb: str, option: str, number: str, capsys: pytest
 @pytest.mark.parametrize("number", ["-1", "4294967296"])
 def test_seeds_have_32_bits(verb: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, verb, f"--seed={number}") == f"argument --seed: {number} is not 0 to 4294967295"
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [
+        ("features out --data d", True),
+        ("train run --data d --features f", True),
+        ("tune run --data d --from r", True),
+        ("evaluate bundle --data d --json out.json", True),
+        ("evaluate --compare a b --data d --report r", True),
+        ("evaluate bundle --data d", False),
+        ("join a b -o out", False),
+        ("trim run --words w -o out", False),
+        ("prune run --data d --features f -o out", False),
+        ("ablation a b --data d --features f -o out.json", False),
+        ("convert run --data d -o out", False),
+        ("quantize graphs --data d -o out", False),
+    ],
+)
+def test_only_what_goes_on_is_said_to(
+    command: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb = command.split()[0]
+
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(f"caplet_export.verbs.{verb}"), "run", interrupted)
+    assert main(command.split()) == 130
+    said = "interrupted; run the same command to go on" if goes_on else "interrupted"
+    assert capsys.readouterr().err == f"caplet-export {verb}: {said}\n"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], verb: str, *arguments: str) -> str:
