@@ -365,8 +365,9 @@ def test_a_run_that_was_killed_before_its_first_epoch_was_whole_is_begun_again(
     Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
     for name in ("resume.npz", "history.json", "stages.json"):
         (tmp_path / name).unlink()
-    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text()[:20])
-    (tmp_path / ".decoder.weights.h5").write_bytes(b"half")
+    for name in ("config.json", "decoder.weights.h5"):
+        (tmp_path / f".{name}").write_bytes((tmp_path / name).read_bytes()[:20])
+        (tmp_path / name).unlink()
     assert Trainer(tmp_path, CONFIG, dataset, stores).run_epoch().epoch == 1
 
 
