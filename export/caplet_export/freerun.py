@@ -45,8 +45,10 @@ class FreeRunner:
         return tf.transpose(written.stack(), (1, 0, 2))
 
 
-def sample(model: Captioner, features: Any, max_length: int, group: int, training: bool = False) -> tuple[Any, Any]:
-    """Draw captions from the model, differentiably in its logits.
+def sample(
+    model: Captioner, features: Any, max_length: int, group: int, seed: Any, training: bool = False
+) -> tuple[Any, Any]:
+    """Draw captions from the model, differentiably in its logits; the same ones for the same seed.
 
     With `training`, dropout is active, and the very masks a caption was drawn under are those of its gradient.
 
@@ -55,6 +57,7 @@ def sample(model: Captioner, features: Any, max_length: int, group: int, trainin
         features: [N,L,C].
         max_length: words at most.
         group: G, captions drawn for each image.
+        seed: int64 [2], which all words are drawn from.
         training: whether dropout is active.
 
     Returns:
@@ -71,7 +74,9 @@ def sample(model: Captioner, features: Any, max_length: int, group: int, trainin
 
     def step(t: Any, token: Any, alive: Any, state: Any, ids: Any, said: Any) -> tuple[Any, ...]:
         logits, state, _ = model.step(token, state, features, keys, group, training)
-        token = tf.random.categorical(tf.stop_gradient(mask_special_tokens(logits)), 1, tf.int32)[:, 0]
+        allowed = tf.stop_gradient(mask_special_tokens(logits))
+        here = tf.random.fold_in(seed, tf.cast(t, tf.int64))
+        token = tf.random.stateless_categorical(allowed, 1, here, tf.int32)[:, 0]
         token = tf.where(alive & ((t < max_length) | (token == END)), token, PAD)
         return t + 1, token, alive & (token != END), state, ids.write(t, token), said.write(t, logits)
 

@@ -36,7 +36,7 @@ Units = Mapping[str, NDArray[Any]]
 
 
 def unit_importances(
-    checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str]
+    checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str], seed: int
 ) -> Iterator[tuple[int, list[Units]]]:
     """How much the likelihood of what a captioner says would change without each of its units, batch by batch.
 
@@ -48,6 +48,7 @@ def unit_importances(
         checkpoint: the run.
         store: features of the blocks it reads.
         names: photos to take them from.
+        seed: of the captions.
 
     Yields:
         for each batch how many photos it had, and each member's importances [units]; to be summed over the batches.
@@ -57,17 +58,18 @@ def unit_importances(
     kernels = [[own[size] for size in SIZES] for own in readers]
 
     @tf.function(reduce_retracing=True)
-    def effects(features: Any) -> Any:
+    def effects(features: Any, number: Any) -> Any:
         with tf.GradientTape() as tape:
-            sampled = sample(model, features, checkpoint.config.text.max_length, _SAMPLES)
+            drawn_from = tf.stack([tf.constant(seed, tf.int64), number])
+            sampled = sample(model, features, checkpoint.config.text.max_length, _SAMPLES, drawn_from)
             total = tf.reduce_sum(log_probabilities(*sampled))
         gradients = tape.gradient(total, tf.nest.map_structure(lambda kernel: kernel.value, kernels))
         return tf.nest.map_structure(lambda kernel, of_it: tf.reduce_sum(kernel * of_it, 1), kernels, gradients)
 
-    for features in store.batches(names, _BATCH):
+    for number, features in enumerate(store.batches(names, _BATCH)):
         members: list[Units] = [
             {size: np.sum(parts, axis=0) ** 2 for size, parts in zip(SIZES, member, strict=True)}
-            for member in effects(features)
+            for member in effects(features, tf.constant(number, tf.int64))
         ]
         yield len(features), members
 

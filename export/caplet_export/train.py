@@ -51,6 +51,8 @@ from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, split_words
 from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 _EVALUATION_BATCH = 200
+_CAPTIONS, _MIXING = range(2)
+"""What random numbers are for, see `Trainer._seed`."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,17 @@ class Trainer(Run):
         }
         self._step = steps[settings.objective]
 
+    def _seed(self, purpose: int) -> Any:
+        """The seed int64 [2] of this step's random numbers for one purpose.
+
+        It depends only on the configuration and the number of steps taken, which is saved with the optimizer, so that a
+        resumed run draws what it would have drawn uninterrupted. Dropout has a counter of its own among the model's
+        variables, which are saved too.
+        """
+        step = tf.cast(self._optimizers[0][0].iterations, tf.int64)
+        seed = tf.stack([tf.constant(self.config.train.seed, tf.int64), step])
+        return tf.random.fold_in(seed, tf.constant(purpose, tf.int64))
+
     def _features(self, inputs: Any) -> Any:
         if self.upper is None:
             return inputs
@@ -219,7 +232,8 @@ class Trainer(Run):
         group = self.config.train.captions_per_image
         with tf.GradientTape() as tape:
             features = self._features(inputs)
-            ids, logits = sample(self.model, features, self.config.text.max_length, group, training=True)
+            length = self.config.text.max_length
+            ids, logits = sample(self.model, features, length, group, self._seed(_CAPTIONS), training=True)
             rewards = tf.reshape(tf.numpy_function(self._rewards, [rows, ids], tf.float32), (-1, group))
             objective = self_critical_loss(log_probabilities(ids, logits), ids, rewards)
         return self._descend(tape, objective) - tf.reduce_mean(rewards)
@@ -243,16 +257,18 @@ class Trainer(Run):
     def _mixed(self, *views: Any) -> list[Any]:
         """Views [B,L,C] of the photos of a batch with up to half of another photo mixed into some, the same in each."""
         count = tf.shape(views[0])[0]
-        some = tf.random.uniform((count, 1, 1)) < self.config.train.mixup
-        own = tf.where(some, tf.random.uniform((count, 1, 1), 0.5, 1.0), 1.0)
-        others = tf.random.shuffle(tf.range(count))
+        which, how_much, order = tf.unstack(tf.random.split(self._seed(_MIXING), 3))
+        some = tf.random.stateless_uniform((count, 1, 1), which) < self.config.train.mixup
+        own = tf.where(some, tf.random.stateless_uniform((count, 1, 1), how_much, 0.5, 1.0), 1.0)
+        others = tf.random.experimental.stateless_shuffle(tf.range(count), order)
         photos = [tf.cast(view, tf.float32) for view in views]
         return [own * photo + (1.0 - own) * tf.gather(photo, others) for photo in photos]
 
     @tf.function
     def _sample_teacher(self, inputs: Any) -> tuple[Any, Any]:
         assert self._teacher is not None
-        return sample(self._teacher, inputs, self.config.text.max_length, self.config.train.captions_per_image)
+        length, group = self.config.text.max_length, self.config.train.captions_per_image
+        return sample(self._teacher, inputs, length, group, self._seed(_CAPTIONS))
 
     @tf.function
     def _distillation_update(self, inputs: Any, ids: Any, teacher_logits: Any) -> Any:

@@ -29,20 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}-size", type=positive, metavar="N", help=f"units of {what} to keep (default: all of them)"
         )
-    parser.add_argument("--seed", type=seed, default=1, help="of the captions it goes by (default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=seed,
+        default=1,
+        help="random seed for the sampled captions that importance is estimated on (default: %(default)s)",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the new run folder; replaced if there")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prune the run."""
     load_tensorflow()
-    import keras
-
     from caplet_export.checkpoint import load_checkpoint
     from caplet_export.outputs import whole_folder
     from caplet_export.prune import SIZES, prune_run
 
-    keras.utils.set_random_seed(arguments.seed)
     checkpoint = load_checkpoint(arguments.folder)
     whole = checkpoint.config.model
     wanted = {size: getattr(arguments, size) for size in SIZES}
@@ -72,7 +74,7 @@ def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[
         raise DataError(f"{arguments.data}: no training photo that could be read, so none to prune by")
     batches: list[list[Units]] = []
     with tqdm(total=len(names), desc="importance", unit="photo", disable=None, leave=False) as bar:
-        for photos, members in unit_importances(checkpoint, store, names):
+        for photos, members in unit_importances(checkpoint, store, names, arguments.seed):
             batches.append(members)
             bar.update(photos)
     by_member = zip(*batches, strict=True)
