@@ -88,7 +88,7 @@ class Run(ABC):
         }
 
     @property
-    def best(self) -> Epoch | None:
+    def kept(self) -> Epoch | None:
         """The epoch whose weights are kept."""
         if not self.history:
             return None
@@ -97,11 +97,11 @@ class Run(ABC):
     @property
     def finished(self) -> bool:
         """Whether every epoch is done, or patience has run out."""
-        settings, best = self.config.train, self.best
-        if best is None:
+        settings, kept = self.config.train, self.kept
+        if kept is None:
             return False
         done = self.history[-1].epoch
-        return done >= settings.epochs or bool(settings.patience and done - best.epoch >= settings.patience)
+        return done >= settings.epochs or bool(settings.patience and done - kept.epoch >= settings.patience)
 
     @property
     def device(self) -> str | None:
@@ -135,7 +135,7 @@ class Run(ABC):
             if not (self.folder / RESUME).exists():
                 self.vocabulary.save(self.folder / "vocabulary.txt")
                 self.config.save(self.folder / "config.json")
-            if self.best is epoch:
+            if self.kept is epoch:
                 self._save_weights()
         except OSError as error:
             raise self._unwritten(error) from error
@@ -196,13 +196,13 @@ class Run(ABC):
         return all(ours[name].encode() == (self.folder / name).read_bytes() for name in names & ours.keys())
 
     def _stage(self) -> Stage:
-        assert self.best is not None
+        assert self.kept is not None
         return Stage(
             self.folder.name,
             1 if self.config.model.members == 1 else ALL,
             self.history[-1].epoch,
-            self.best.epoch,
-            self.best.dev_cider,
+            self.kept.epoch,
+            self.kept.dev_cider,
             round(sum(epoch.seconds for epoch in self.history), 1),
             changed_switches(self.config) | self._taught_by,
             self.device,
@@ -243,8 +243,8 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
     return words
 
 
-def plot_history(history: Sequence[Epoch], path: Path) -> None:
-    """Draw losses and dev CIDEr-D over the epochs into a PNG."""
+def plot_history(history: Sequence[Epoch], kept: Epoch, path: Path) -> None:
+    """Draw losses and dev CIDEr-D over the epochs into a PNG, with a mark at the epoch whose weights are kept."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -256,10 +256,9 @@ def plot_history(history: Sequence[Epoch], path: Path) -> None:
     left.plot(epochs, [epoch.dev_loss for epoch in history], label="dev", color="#1f5fa8")
     left.set(xlabel="epoch", ylabel="loss per word")
     left.legend(frameon=False)
-    best = max(history, key=lambda epoch: epoch.dev_cider)
     right.plot(epochs, [epoch.dev_cider for epoch in history], color="#1f5fa8")
-    right.plot([best.epoch], [best.dev_cider], "o", color="#d1495b")
-    right.annotate(f"{best.dev_cider:.1f}", (best.epoch, best.dev_cider), xytext=(4, -12), textcoords="offset points")
+    right.plot([kept.epoch], [kept.dev_cider], "o", color="#d1495b")
+    right.annotate(f"{kept.dev_cider:.1f}", (kept.epoch, kept.dev_cider), xytext=(4, -12), textcoords="offset points")
     right.set(xlabel="epoch", ylabel="dev CIDEr-D (greedy)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -50,8 +50,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         trainer = Trainer(folder / name, config, dataset, stores)
         while not trainer.finished:
             trainer.run_epoch()
-        assert trainer.best is not None
-        kept[name] = trainer.best.dev_cider
+        assert trainer.kept is not None
+        kept[name] = trainer.kept.dev_cider
     return Runs(folder, dataset, kept)
 
 

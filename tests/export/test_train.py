@@ -184,9 +184,9 @@ def test_the_loss_is_the_masked_mean_over_words(tmp_path: Path, dataset: Dataset
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     trainer = finish(Trainer(tmp_path, with_train(epochs=40, patience=2), dataset, stores))
     best = max(epoch.dev_cider for epoch in trainer.history)
-    assert trainer.best is not None
-    assert trainer.best.dev_cider == best
-    assert len(trainer.history) == min(40, trainer.best.epoch + 2)
+    assert trainer.kept is not None
+    assert trainer.kept.dev_cider == best
+    assert len(trainer.history) == min(40, trainer.kept.epoch + 2)
     checkpoint = load_checkpoint(tmp_path)
     names = dataset.split("dev")
     ids = FreeRunner(checkpoint.model, 9).greedy(stores.plain.gather(names))
@@ -684,13 +684,15 @@ def test_sampling_draws_from_the_models_distribution(tmp_path: Path, dataset: Da
 
 def test_curves_are_a_picture(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     trainer = Trainer(tmp_path, with_train(epochs=1), dataset, stores)
-    plot_history([trainer.run_epoch()], tmp_path / "curves.png")
+    epoch = trainer.run_epoch()
+    plot_history([epoch], epoch, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_may_be_replaced(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """By verbs that make a run of another: nothing that training writes is taken for somebody's own."""
     trainer = Trainer(tmp_path, with_train(epochs=1), dataset, stores)
-    plot_history([trainer.run_epoch()], tmp_path / "curves.png")
+    epoch = trainer.run_epoch()
+    plot_history([epoch], epoch, tmp_path / "curves.png")
     (tmp_path / "extractor.npz").touch()
     assert check_folder(tmp_path) == tmp_path

@@ -5,11 +5,17 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from caplet_export.cli import main
 from caplet_export.ranges import METHODS
+from caplet_export.runs import Epoch
+from caplet_export.verbs import tell_epoch
 
 
 @pytest.mark.parametrize(
@@ -93,3 +99,28 @@ finally:
 """
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert f"{{{','.join(METHODS)}}}" in process.stdout
+
+
+@pytest.mark.parametrize("patience", [0, 3])
+def test_what_is_kept_is_told_and_drawn(
+    patience: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With patience the best epoch, without it the last, which is not called the best."""
+    history = [Epoch(number, 2.0, 2.0, dev_cider, 1.0) for number, dev_cider in ((1, 50.0), (2, 60.0), (3, 40.0))]
+    marks: list[str] = []
+    save = Figure.savefig
+
+    def marked(figure: Figure, *arguments: Any, **options: Any) -> None:
+        marks.extend(text.get_text() for text in figure.axes[1].texts)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", marked)
+    for done in range(1, 4):
+        kept = max(history[:done], key=lambda epoch: epoch.dev_cider) if patience else history[done - 1]
+        train = SimpleNamespace(patience=patience)
+        tell_epoch(
+            SimpleNamespace(history=history[:done], kept=kept, folder=tmp_path, config=SimpleNamespace(train=train))
+        )
+    assert marks == (["50.0", "60.0", "60.0"] if patience else ["50.0", "60.0", "40.0"])
+    said = [line.endswith("  best") for line in capsys.readouterr().out.splitlines()]
+    assert said == ([True, True, False] if patience else [False] * 3)

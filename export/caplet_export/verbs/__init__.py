@@ -40,20 +40,23 @@ def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:
 
 
 def tell_epoch(run: Run) -> None:
-    """Print the epoch that a run has just kept, and draw its curves."""
+    """Print the epoch that a run has just ended, and draw its curves."""
     from caplet_export.runs import plot_history
 
-    epoch = run.history[-1]
+    epoch, kept = run.history[-1], run.kept
+    assert kept is not None
+    # Without patience the last epoch is kept, however good it is.
+    best = run.config.train.patience and kept is epoch
     print(
         f"epoch {epoch.epoch:3d}  train loss {epoch.train_loss:7.3f}  dev loss {epoch.dev_loss:.3f}  "
-        f"dev CIDEr-D {epoch.dev_cider:5.1f}  {epoch.seconds:.0f} s{'  best' if run.best is epoch else ''}",
+        f"dev CIDEr-D {epoch.dev_cider:5.1f}  {epoch.seconds:.0f} s{'  best' if best else ''}",
         flush=True,
     )
-    plot_history(run.history, run.folder / "curves.png")
+    plot_history(run.history, kept, run.folder / "curves.png")
 
 
 def tell_end(run: Run) -> None:
     """Print which epoch a finished run has kept."""
-    best = run.best
-    assert best is not None
-    print(f"kept epoch {best.epoch}: dev CIDEr-D {best.dev_cider:.1f}; weights in {run.folder}")
+    kept = run.kept
+    assert kept is not None
+    print(f"kept epoch {kept.epoch}: dev CIDEr-D {kept.dev_cider:.1f}; weights in {run.folder}")
