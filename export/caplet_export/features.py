@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.errors import ImageError
 from caplet_export.errors import StoreError
 from caplet_export.outputs import write_whole
 from caplet_export.views import apply_view
@@ -225,9 +226,9 @@ def extract(
     """Extract features of every image in `names` that one of the stores does not hold yet.
 
     The stores, by folder, are of the blocks of one pass, and so of one view of the photos. `load` gives uint8 pixels
-    [299,299,3] of a name and may raise; `run` maps a batch [N,299,299,3] to [N,locations,channels] for each store.
-    Yields `(name, None)` for each image that is in the stores, and `(name, reason)` for each that cannot be read, so
-    that the caller can show progress; an unreadable image never stops the others.
+    [299,299,3] of a name, or raises caplet's ImageError; `run` maps a batch [N,299,299,3] to [N,locations,channels] for
+    each store. Yields `(name, None)` for each image that is in the stores, and `(name, reason)` for each that cannot be
+    read, so that the caller can show progress; an unreadable image never stops the others.
     """
     (view,) = {source.view for source in stores.values()}
     with ExitStack() as stack:
@@ -253,11 +254,12 @@ def extract(
                 yield name, None
                 continue
             try:
-                batch.append((name, apply_view(view, name, load(name))))
-            except Exception as error:
+                pixels = load(name)
+            except ImageError as error:
                 skipped.append(name)
                 yield name, str(error)
                 continue
+            batch.append((name, apply_view(view, name, pixels)))
             if len(batch) == batch_size:
                 yield from flush()
         yield from flush()

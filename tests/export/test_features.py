@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from caplet.errors import ImageError
 from caplet_export import features
 from caplet_export.errors import StoreError
 from caplet_export.features import FeatureStore, StoredFeatures, StoreSource, extract, open_store, weights_digest
@@ -103,7 +104,7 @@ def test_stores_of_several_blocks_are_read_as_one(tmp_path: Path) -> None:
 def test_a_photo_that_one_block_lacks_is_lacking(tmp_path: Path) -> None:
     def broken(name: str) -> NDArray[np.uint8]:
         if name == NAMES[2]:
-            raise ValueError("not a photo")
+            raise ImageError(name, "not a photo")
         return load(name)
 
     for (folder, source), read in zip(both_blocks(tmp_path).items(), (load, broken), strict=True):
@@ -135,14 +136,24 @@ def test_mirrored_view(tmp_path: Path) -> None:
 def test_an_unreadable_image_costs_no_other(tmp_path: Path) -> None:
     def load_some(name: str) -> NDArray[np.uint8]:
         if name == "4.jpg":
-            raise OSError("cannot identify image file")
+            raise ImageError(name, "cannot identify image file")
         return load(name)
 
     results = fill(tmp_path, load=load_some)
-    assert dict(results)["4.jpg"] == "cannot identify image file"
+    assert dict(results)["4.jpg"] == "4.jpg: cannot identify image file"
     store = FeatureStore(tmp_path)
     assert len(store) == 9
     assert store.skipped == {"4.jpg"}
+
+
+def test_a_mistake_of_our_own_is_no_unreadable_image(tmp_path: Path) -> None:
+    def mistaken(name: str) -> NDArray[np.uint8]:
+        raise TypeError("missing argument")
+
+    with pytest.raises(TypeError, match="missing argument"):
+        fill(tmp_path, load=mistaken)
+    with pytest.raises(StoreError, match="has not finished"):
+        FeatureStore(tmp_path)
 
 
 def test_a_finished_store_is_not_computed_again(tmp_path: Path) -> None:
