@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -278,9 +278,29 @@ _CHOICES = {
     "initial_state": ("mean", "zero"),
     "decay": ("cosine", "constant"),
     "teacher_view": ("same", "plain"),
+    "extractor_layer": ("none", *(f"mixed{number}" for number in range(11))),
     "objective": ("cross_entropy", "self_critical", "distillation"),
     "precision": ("float32", "bfloat16"),
 }
+
+_Where = dict[str, tuple[str, ...]]
+_TUNES: _Where = {"tune": ("self_critical", "distillation")}
+_REWARDS: _Where = {"train": ("self_critical",), "tune": ("self_critical",)}
+_EFFECTIVE: dict[str, _Where] = {
+    "train.reward_rouge": _REWARDS,
+    "train.bigram_penalty": _REWARDS,
+    "train.label_smoothing": {"train": ("cross_entropy",), "tune": ("self_critical",)},
+    "train.cross_entropy_weight": {"tune": ("self_critical",)},
+    "train.attention_regularisation": {"train": ("cross_entropy",)},
+    "train.views": {"train": _CHOICES["objective"]},
+    "train.smallest_crop": _TUNES,
+    "train.color_jitter": _TUNES,
+    "train.random_erasing": _TUNES,
+    "train.mixup": {"train": ("distillation",), "tune": ("distillation",)},
+    "train.teacher_view": {"train": ("distillation",)},
+    "train.evaluate_every": _TUNES,
+}
+"""Where a switch does anything: the verbs, and their objectives. Those that are not here do everywhere."""
 
 _Range = tuple[str, Callable[[Any], bool]]
 _COUNT: _Range = ("1 or more", lambda value: value >= 1)
@@ -397,6 +417,19 @@ def inherit(config: Config, earlier: Config) -> Config:
         earlier.model, dropout=config.model.dropout, channel_dropout=config.model.channel_dropout
     )
     return dataclasses.replace(config, text=earlier.text, model=model)
+
+
+def require_effect(assignments: Sequence[str], verb: str, objective: str) -> None:
+    """Raise a ConfigurationError if a switch given with `--set` would do nothing in this verb with this objective.
+
+    Files and recipes may hold such switches: a configuration is whole, and the next stage goes on from it.
+    """
+    for assignment in assignments:
+        switch = assignment.partition("=")[0]
+        effective = _EFFECTIVE.get(switch)
+        if effective is not None and objective not in effective.get(verb, ()):
+            where = " and ".join(f"`{name}` by {' or '.join(objectives)}" for name, objectives in effective.items())
+            raise ConfigurationError(f"--set {assignment}: no effect on `{verb}` by {objective}, only on {where}")
 
 
 def override(config: Config, assignments: list[str]) -> Config:

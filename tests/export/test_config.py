@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
+from caplet_export.cli import main
 from caplet_export.config import (
+    _EFFECTIVE,
     _RANGES,
     Config,
     ModelConfig,
@@ -16,8 +19,11 @@ from caplet_export.config import (
     changed_switches,
     load_config,
     override,
+    require_effect,
 )
 from caplet_export.errors import ConfigurationError
+
+RELEASED = Path(__file__).parents[2] / "models" / "checkpoints" / "flickr8k-gru"
 
 
 def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
@@ -48,6 +54,7 @@ def test_what_changed_is_told_by_section() -> None:
         ("train.epochs=1.5", "expected int, found 1.5"),
         ("train.seed=true", "expected int, found True"),
         ("model.initial_state=random", "expected one of mean, zero"),
+        ("train.extractor_layer=foo", "expected one of none, mixed0, mixed1"),
         ("model.feature_block= ", "expected one of mixed8"),
         ("model.dropout=NaN", "dropout: expected 0 or more and below 1, found nan"),
         ("model.dropout=1", "below 1, found 1.0"),
@@ -64,6 +71,57 @@ def test_what_changed_is_told_by_section() -> None:
 def test_a_wrong_switch_is_named(assignment: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         override(Config(), [assignment])
+
+
+@pytest.mark.parametrize(
+    ("verb", "objective", "switch", "only"),
+    [
+        ("train", "cross_entropy", "mixup", "`train` by distillation and `tune` by distillation"),
+        ("train", "self_critical", "mixup", "`train` by distillation and `tune` by distillation"),
+        ("train", "cross_entropy", "bigram_penalty", "`train` by self_critical and `tune` by self_critical"),
+        ("train", "self_critical", "cross_entropy_weight", "`tune` by self_critical"),
+        ("train", "cross_entropy", "teacher_view", "`train` by distillation"),
+        ("train", "distillation", "evaluate_every", "`tune` by self_critical or distillation"),
+        ("train", "self_critical", "attention_regularisation", "`train` by cross_entropy"),
+        ("tune", "self_critical", "attention_regularisation", "`train` by cross_entropy"),
+        ("tune", "self_critical", "views", "`train` by cross_entropy or self_critical or distillation"),
+    ],
+)
+def test_a_switch_that_would_do_nothing_is_refused(verb: str, objective: str, switch: str, only: str) -> None:
+    said = f"--set train.{switch}=1: no effect on `{verb}` by {objective}, only on {only}"
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(said)}$"):
+        require_effect(["train.seed=1", f"train.{switch}=1"], verb, objective)
+
+
+def test_a_switch_that_does_something_is_not_refused() -> None:
+    for verb, objective, switches in (
+        ("train", "cross_entropy", ["views", "label_smoothing", "attention_regularisation", "extractor_layer"]),
+        ("train", "self_critical", ["views", "reward_rouge", "bigram_penalty"]),
+        ("train", "distillation", ["views", "mixup", "teacher_view"]),
+        ("tune", "self_critical", ["random_erasing", "cross_entropy_weight", "label_smoothing", "evaluate_every"]),
+        ("tune", "distillation", ["random_erasing", "smallest_crop", "color_jitter", "mixup"]),
+    ):
+        require_effect(["model.dropout=0", *(f"train.{switch}=1" for switch in switches)], verb, objective)
+
+
+def test_switches_that_have_no_effect_everywhere_are_switches() -> None:
+    assert {switch.partition(".")[2] for switch in _EFFECTIVE} <= set(get_type_hints(TrainConfig))
+
+
+@pytest.mark.parametrize("verb", ["train", "tune"])
+def test_verbs_refuse_switches_that_would_do_nothing(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is read."""
+    switch, objective = (
+        ("evaluate_every=2", "cross_entropy") if verb == "train" else ("teacher_view=same", "self_critical")
+    )
+    options = ["--features", "nowhere"] if verb == "train" else ["--from", str(RELEASED)]
+    assert main([verb, "run", "--data", "nowhere", *options, "--set", f"train.{switch}"]) == 1
+    assert f"--set train.{switch}: no effect on `{verb}` by {objective}" in capsys.readouterr().err
+
+
+def test_the_configuration_of_the_released_model_is_read() -> None:
+    config = load_config(RELEASED / "config.json")
+    assert config.train.extractor_layer == "mixed2" and config.train.views == "plain flip"
 
 
 def test_every_number_has_a_range() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from caplet_export.config import RECIPES, inherit, load_config, override
+from caplet_export.config import RECIPES, inherit, load_config, override, require_effect
 from caplet_export.errors import ConfigurationError
 from caplet_export.flickr8k import read_dataset
 from caplet_export.verbs import shown_by, tell_end, tell_epoch
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.config:
         config = inherit(config, load_config(arguments.start_from / "config.json"))
     config = override(config, arguments.set)
+    require_effect(arguments.set, "tune", config.train.objective)
     dataset = read_dataset(arguments.data)
     for defect in dataset.defects:
         print(f"caplet-export tune: {defect}", file=sys.stderr)
