@@ -26,7 +26,7 @@ _WORTH_A_ROW = 0.02  # milliseconds
 
 @dataclass(frozen=True)
 class Target:
-    """A bound that issue 4 sets, and what was measured; None where something for it was not."""
+    """One of the project's performance targets, a bound, and what was measured; None where something for it was not."""
 
     quantity: str
     value: float | None
@@ -77,7 +77,7 @@ def ratio(peers: Results, over: tuple[str, str], under: tuple[str, str]) -> floa
 
 
 def targets(peers: Results, product: Results) -> list[Target]:
-    """The table of issue 4, and what the default beam may cost."""
+    """The project's performance targets (docs/benchmarking.md) beside what was measured."""
     small, full = "caplet-int8", "caplet-fp32"
     sizes, batch = product["sizes"], product["batch"]
     without_amx = Target(

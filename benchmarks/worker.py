@@ -42,7 +42,7 @@ class Tasks:
 
 
 def burst(work: Callable[[], Any], times: int) -> tuple[list[float], Any]:
-    """Milliseconds of each run, and what the last one gave. One more comes first: others had the caches."""
+    """Milliseconds of each run, and what the last one gave. Preceded by one untimed run, to refill the caches."""
     result = work()
     milliseconds = []
     for _ in range(times):

@@ -24,7 +24,7 @@ def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: It
     The bias correction of Nagel et al. (ICCV 2019, section 4.2), measured, layer by layer from the pixels on. Means are
     matched after the ReLU, not before: before it they are dominated by values that it removes, and matching those lets
     the signal that passes shrink layer by layer. A mean that is d too low needs a bias that is d / p higher, p being
-    the share of places at which the ReLU lets something pass.
+    the share of places where the ReLU's output is positive.
 
     Args:
         model: the float graph that was quantised.

@@ -32,8 +32,8 @@ def calibrate(
     Args:
         model: a float graph.
         groups: names of values to observe, and of the group each belongs to.
-        feeds: starts a pass over the calibration set: inputs of the graph, batch by batch. It is called once for
-            `minmax` and twice for the others.
+        feeds: function that returns a new iterator over the calibration set (inputs of the graph, batch by batch);
+            called once per pass: once for `minmax`, twice for the other methods.
         method: one of `caplet_export.ranges.METHODS`.
     """
     extremes = _extremes(model, groups, feeds())

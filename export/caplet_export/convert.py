@@ -150,7 +150,7 @@ def _encode(model: Captioner, grids: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf
 def _step(
     model: Captioner, token: tf.Tensor, state: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`step` of M members, fused wherever they do the same: each operator has a cost of its own, and the products of
+    """`step` of M members, fused wherever they do the same: every operator has a fixed overhead, and the products of
     one word are small.
 
     The embedding and its projection to the GRU gates depend only on the word, so both are precomputed per word and

@@ -10,9 +10,10 @@ would depend on what else is in the batch, or in the beam.
 
 No sum saturates. x86 without VNNI multiplies unsigned by signed bytes and adds the products of two neighbours in 16
 bits (`vpmaddubsw`), where 255·127 twice does not fit; VNNI and ARM64 add in 32. So here the weights of two neighbours
-of one sign add up to 128 at most. That costs less than a decibel, where the whole bit of onnxruntime's `reduce_range`
-costs more than three, and such processors need no exact kernels (`session.x64quantprecision`), which take half as long
-again: whoever runs the graphs gets the same numbers everywhere.
+of one sign add up to 128 at most. That lowers the signal-to-quantisation-noise ratio of the features by less than 1 dB,
+where the whole bit of onnxruntime's `reduce_range` lowers it by more than 3 dB, and such processors need no exact
+kernels (`session.x64quantprecision`), which take half as long again: whoever runs the graphs gets the same numbers
+everywhere.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = DEFAULT_METH
 
     Args:
         model: a float graph, after `caplet_export.optimize`.
-        feeds: starts a pass over inputs of the graph.
+        feeds: function that returns a new iterator over inputs of the graph; called once per pass.
         method: one of `caplet_export.ranges.METHODS`.
     """
     groups = scale_groups(model)

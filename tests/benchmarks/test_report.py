@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,13 @@ def test_targets_are_judged_and_what_is_missing_is_said(peers: dict[str, Any], p
     assert verdicts["batch of 32, photos per second ÷ one at a time"] == "met"
     assert verdicts["idle CPU 0.2 s after a caption"] == "met"
     assert verdicts["wheel"] == "not measured"
+
+
+def test_the_page_lists_the_targets(peers: dict[str, Any], product: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text(encoding="utf-8")
+    table = page.partition("## Performance targets")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| (.+) \| ([≤≥] .+) \|$", table, re.M)
+    assert listed == [(quantity, bound) for quantity, _, bound, _ in (t.row for t in report.targets(peers, product))]
 
 
 def test_the_readme_table_has_a_line_for_everybody(peers: dict[str, Any]) -> None:
