@@ -348,6 +348,12 @@ def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Pa
         ("golden.0.file", "golden/dog.png"),
         ("graphs.encoder.file", "README"),
         ("name", "x" * 500),
+        ("name", "x" * 201),
+        ("preprocessing.height", 4097),
+        ("preprocessing.width", 4097),
+        ("decoding.beam_size", 1001),
+        ("decoding.max_length", 1001),
+        ("decoding.length_penalty", 10.1),
     ],
 )
 def test_a_value_out_of_range_is_an_error(path: str, value: Any, bundle: Path) -> None:
@@ -358,6 +364,33 @@ def test_a_value_out_of_range_is_an_error(path: str, value: Any, bundle: Path) -
     edit(bundle, replace)
     with pytest.raises(BundleError):
         load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("preprocessing.height", 1),
+        ("preprocessing.height", 4096),
+        ("preprocessing.width", 1),
+        ("preprocessing.width", 4096),
+        ("decoding.beam_size", 1),
+        ("decoding.beam_size", 1000),
+        ("decoding.max_length", 1),
+        ("decoding.max_length", 1000),
+        ("decoding.length_penalty", 0),
+        ("decoding.length_penalty", 10),
+        ("golden.0.beam_size", 1),
+        ("graphs.encoder.opset", 1),
+        ("name", "x" * 200),
+    ],
+)
+def test_the_ends_of_a_range_are_in_it(path: str, value: Any, bundle: Path) -> None:
+    def replace(manifest: Manifest) -> None:
+        parent, key = parent_of(manifest, path)
+        parent[key] = value
+
+    edit(bundle, replace)
+    load_bundle(bundle)
 
 
 @pytest.mark.parametrize("entry", [{"bytes": 5}, {"sha256": "0" * 64}, {"bytes": 5, "sha256": "A" * 64}, 7])

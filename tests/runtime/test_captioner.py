@@ -163,6 +163,19 @@ def test_plot_is_the_drawing_of_the_captions_own_words_attention_and_probabiliti
     assert caption.plot(photos / "cat.jpg").tobytes() == expected.tobytes()
 
 
+def test_plot_is_told_how_likely_each_word_was(
+    captioner: Captioner, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr("caplet.explain.plot_attention", lambda *arguments, **_: told.append(arguments[3]))
+    caption = captioner.caption(photos / "cat.jpg")
+    caption.plot(photos / "cat.jpg")
+    assert told[0] == pytest.approx(np.exp(caption.word_scores))
+    rounded = dataclasses.replace(caption, word_scores=(1e-7,) * len(caption.words))  # log-softmax in float32 may
+    rounded.plot(photos / "cat.jpg")
+    assert told[1] == [1.0] * len(caption.words)
+
+
 def test_a_smaller_photo_size_and_few_candidates_work(tmp_path: Path, photos: Path) -> None:
     captioner = Captioner(write_tiny_bundle(tmp_path, height=64, width=96, top_k=3))
     assert captioner.caption(photos / "cat.jpg").words
@@ -350,6 +363,36 @@ def test_errors_that_are_kept_hold_no_photo(captioner: Captioner, photos: Path, 
         if error is not None:
             assert error.__traceback__ is None  # its frames would hold the pixels
             waiting += [error.__cause__, error.__context__]
+
+
+def say(captioner: Captioner, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the decoder give nothing but this token."""
+    step = captioner.sessions.step
+
+    def insist(*feeds: Any) -> Any:
+        result = step(*feeds)
+        return result._replace(tokens=np.full_like(result.tokens, token))
+
+    monkeypatch.setattr(captioner.sessions, "step", insist)
+
+
+@pytest.mark.parametrize("token", [-1, 0, 1, 3, 36])
+def test_a_decoder_that_says_what_is_no_word_is_an_error(
+    token: int, tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = Captioner(tiny_bundle)
+    say(captioner, token, monkeypatch)
+    with pytest.raises(InferenceError, match="tokens that are no words"):
+        captioner.caption(paths[0], beam_size=1, max_length=1)
+
+
+@pytest.mark.parametrize("token", [4, 35])
+def test_the_first_and_the_last_word_can_be_said(
+    token: int, tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = Captioner(tiny_bundle)
+    say(captioner, token, monkeypatch)
+    assert captioner.caption(paths[0], beam_size=1, max_length=1).words == (vocabulary(36)[token],)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

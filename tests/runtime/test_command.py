@@ -603,6 +603,14 @@ def test_a_photo_is_never_overwritten(photos: Path, tmp_path: Path, capfd: pytes
     assert photo.read_bytes() == (photos / "cat.jpg").read_bytes()
 
 
+def test_a_photo_that_is_no_picture_is_not_overwritten_either(tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "scan").write_bytes(b"what is left of a picture")
+    status, _, err = run(tmp_path / "scan", "-o", tmp_path / "scan", capfd=capfd)
+    assert status == 2
+    assert "-o would overwrite a photo" in err
+    assert (tmp_path / "scan").read_bytes() == b"what is left of a picture"
+
+
 @pytest.mark.parametrize("name", ["IMG1", "p.heic"])
 def test_a_picture_is_known_by_its_content(name: str, photos: Path, tmp_path: Path, capfd: Any) -> None:
     picture = tmp_path / name

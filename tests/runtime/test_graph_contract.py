@@ -215,10 +215,13 @@ def hiding_places() -> dict[str, onnx.ModelProto]:
     nested = helper.make_graph([], "outer", [], [])
     nested.node.append(in_attribute(graph).graph.node[0])
     sparse = onnx.SparseTensorProto(values=helper.make_tensor("v", 1, [1], [1.0]), indices=tensor(), dims=[2])
+    values = onnx.SparseTensorProto(values=tensor(), indices=helper.make_tensor("i", 7, [1], [0]), dims=[2])
     with_sparse = helper.make_model(helper.make_graph([], "g", [], []))
     with_sparse.graph.sparse_initializer.append(sparse)
     training = helper.make_model(helper.make_graph([], "g", [], []))
     training.training_info.add().algorithm.CopyFrom(graph)
+    before_training = helper.make_model(helper.make_graph([], "g", [], []))
+    before_training.training_info.add().initialization.CopyFrom(graph)
     function = helper.make_model(helper.make_graph([], "g", [], []))
     function.functions.add(name="f").node.append(in_attribute(tensor()).graph.node[0])
     default = helper.make_model(helper.make_graph([], "g", [], []))
@@ -233,7 +236,9 @@ def hiding_places() -> dict[str, onnx.ModelProto]:
         "graph in an attribute": in_attribute(graph),
         "graphs in an attribute": in_attribute([graph]),
         "graph in a graph in an attribute": in_attribute(nested),
+        "values of a sparse attribute": in_attribute(values),
         "training": training,
+        "initialization of training": before_training,
         "function": function,
         "function's default": default,
     }
@@ -288,6 +293,7 @@ def varint(number: int) -> bytes:
         (b"\x3a\x05ab", "cut off"),
         (b"\x3a\xff\xff\xff\xff\xff\x01", "too long"),
         (b"\x08" + b"\xff" * 11, "too long"),
+        (b"\x08" + b"\xff" * 10 + b"\x01", "too long"),
         (b"\x0b", "unknown wire type"),
         (b"\x0d\x01", "cut off"),
         (b"\x38\x01", "wrong type"),
@@ -301,6 +307,8 @@ def test_malformed_protobuf_is_refused(content: bytes, cause: str) -> None:
 
 def test_numbers_of_every_wire_type_are_passed_over() -> None:
     check_self_contained(b"\x08\x08" + b"\x0d\0\0\0\0" + b"\x09" + bytes(8) + b"\x12\x03abc", "x.onnx")
+    longest = b"\x92\x80\x80\x80\0" + b"\x83\x80\x80\x80\0abc"  # a tag and a length in as many bytes as they may take
+    check_self_contained(longest + b"\x08" + b"\xff" * 9 + b"\x01", "x.onnx")  # and minus one as a number
 
 
 # Execution providers.

@@ -305,6 +305,8 @@ def test_folders_and_unreadable_paths_say_so(tmp_path: Path) -> None:
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(100), "HEIC"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(100), "AVIF"),
         (b"\0\0\0\x14ftypmif1\0\0\0\0mif1heic" + bytes(100), "AVIF"),
+        (b"\0\0\0\x18metaavif\0\0\0\0avif" + bytes(100), "not an image"),
+        (b"\0\0\0\x18metaheic\0\0\0\0heic" + bytes(100), "not an image"),
     ],
 )
 def test_bytes_that_are_no_image_say_so(data: bytes, cause: str) -> None:
@@ -314,6 +316,16 @@ def test_bytes_that_are_no_image_say_so(data: bytes, cause: str) -> None:
         assert cause in str(error)
     assert str(refusal(data)).startswith("<bytes>: ")
     assert str(refusal(io.BytesIO(data))).startswith("<file object>: ")
+
+
+@pytest.mark.parametrize("first", [b"", b"mif1", b"msf1"])
+@pytest.mark.parametrize(
+    ("brands", "kind"), [(b"heic heix heim heis hevc hevx", "HEIC photo"), (b"avif avis", "AVIF")], ids=str
+)
+def test_every_brand_of_heic_and_avif_is_known(first: bytes, brands: bytes, kind: str) -> None:
+    for brand in brands.split():
+        head = b"\0\0\0\x18ftyp" + (first or brand) + b"\0\0\0\0miaf" + brand
+        assert kind in str(refusal(head + bytes(100)))
 
 
 @pytest.mark.parametrize("file_format", ["EPS", "PDF", "ICO", "TGA", "SPIDER", "PCX"])
@@ -359,6 +371,16 @@ def test_a_file_object_that_fails_is_an_image_error() -> None:
     image = Image.open(PHOTOS[0])
     image.close()
     assert isinstance(refusal(image), ImageError)
+
+
+def test_what_pillow_says_of_a_damaged_file_is_told() -> None:
+    data = encoded(Image.new("RGB", (40, 40)), "PNG")
+    rows = data.index(b"IDAT") + 4
+    error = refusal(data[: rows + 5] + b"zzzzzz" + data[rows + 11 :])
+    assert isinstance(error.__cause__, OSError)  # one of Pillow's own, which has a text and no `strerror`
+    assert f"cannot be decoded ({error.__cause__})" in str(error)
+    damaged_header = data[:29] + bytes([data[29] ^ 1]) + data[30:]
+    assert "damaged PNG file" in str(refusal(damaged_header))  # which is whole, and not truncated
 
 
 def test_a_decoder_this_pillow_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

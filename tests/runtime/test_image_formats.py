@@ -161,6 +161,17 @@ def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
         np.testing.assert_array_equal(load_pixels(encoded(Image.fromarray(sixteen), file_format)), expected)
 
 
+@pytest.mark.parametrize(
+    ("signature", "order", "options"),
+    [(b"II*\0", "<u2", {}), (b"MM\0*", ">u2", {}), (b"II+\0", "<u2", {"big_tiff": True})],
+)
+def test_tiffs_of_either_byte_order_are_known(signature: bytes, order: str, options: dict[str, Any]) -> None:
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    data = encoded(Image.fromarray((eight * np.uint16(257)).astype(order)), "TIFF", **options)
+    assert data.startswith(signature)
+    np.testing.assert_array_equal(load_pixels(data), load_pixels(eight))
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I"])
 def test_grey_converted_to_16_bits_by_pillow_which_does_not_scale_is_still_the_same(
     photo: Image.Image, mode: str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import signal
 import struct
 import threading
 import time
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from caplet import image as image_module
 from caplet.errors import CapletError
 from caplet.image import load_pixels
 from pictures import encoded, refusal
@@ -61,10 +64,10 @@ def gif_bomb(width: int, height: int, frame: tuple[int, int] | None = None) -> b
     return screen + comment + control + b"," + frame_size + b"\0" + b"\x02\x02\x4c\x01\0;"
 
 
-def webp_bomb(kind: bytes) -> bytes:
+def webp_bomb(kind: bytes, width: int = 16383, height: int = 16383) -> bytes:
     side = 16383
     if kind == b"VP8X":
-        body = struct.pack("<I", 0) + (side - 1).to_bytes(3, "little") * 2
+        body = struct.pack("<I", 0) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     elif kind == b"VP8L":
         body = b"\x2f" + ((side - 1) | (side - 1) << 14).to_bytes(4, "little") + bytes(20)
     else:
@@ -97,6 +100,8 @@ BOMBS = {
     "GIF": gif_bomb(50_000, 50_000),
     "GIF frame": gif_bomb(10, 10, (50_000, 50_000)),
     "WebP extended": webp_bomb(b"VP8X"),
+    "WebP wide": webp_bomb(b"VP8X", 2**24, 8),
+    "WebP high": webp_bomb(b"VP8X", 8, 2**24),
     "WebP lossless": webp_bomb(b"VP8L"),
     "WebP lossy": webp_bomb(b"VP8 "),
     **{name: patched(name, 50_000) for name in ("JPEG", "BMP", "TIFF", "JPEG2000", "PPM")},
@@ -154,6 +159,34 @@ def test_a_strip_one_pixel_wide_is_resized_in_little_memory() -> None:
     before = resident_memory()
     assert (load_pixels(strip) == [10, 20, 30]).all()
     assert peak_memory() - before < 200 << 20  # rows first, as Pillow does it, would take 2.4 GB
+
+
+def gif(screen: tuple[int, int], corner: tuple[int, int]) -> bytes:
+    """A frame of 300x20 that lies on, or sticks out of, a screen of this size."""
+    data = bytearray(encoded(Image.new("P", (300, 20)), "GIF"))
+    frame = data.index(struct.pack("<cHHHH", b",", 0, 0, 300, 20))
+    struct.pack_into("<HH", data, 6, *screen)
+    struct.pack_into("<HH", data, frame + 1, *corner)
+    return bytes(data)
+
+
+CANVASES = {
+    "GIF": (gif((300, 20), (0, 0)), (300, 20)),
+    "GIF screen": (gif((400, 600), (0, 0)), (400, 600)),
+    "GIF wide frame": (gif((10, 600), (50, 0)), (350, 600)),
+    "GIF high frame": (gif((400, 10), (0, 7)), (400, 27)),
+    "WebP extended": (encoded(Image.new("RGBA", (300, 520)), "WEBP"), (300, 520)),
+    "WebP lossless": (encoded(Image.new("RGB", (300, 520)), "WEBP", lossless=True), (300, 520)),
+    "WebP lossy": (encoded(Image.new("RGB", (300, 520)), "WEBP"), (300, 520)),
+}
+
+
+@pytest.mark.parametrize("name", CANVASES)
+def test_a_canvas_is_measured_to_the_pixel_before_pillow_makes_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, (width, height) = CANVASES[name]
+    load_pixels(data, max_pixels=width * height)
+    monkeypatch.delattr("caplet.image_file._open")
+    assert f"too large: {width}x{height} is" in str(refusal(data, max_pixels=width * height - 1))
 
 
 @pytest.mark.parametrize("door", ["bytes", "PIL", "array"])
@@ -318,6 +351,21 @@ def test_leniency_belongs_to_the_call_and_not_to_the_process(photo: Image.Image)
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(outcome, [True, False] * 4))
     assert switches == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_while_another_thread_decodes_leaves_no_lock_behind() -> None:
+    with image_module._decoding:  # as that thread holds it at the fork
+        child = os.fork()
+        if child == 0:
+            # Nothing may leave this block: the child is a copy of the whole test run.
+            try:
+                signal.alarm(20)  # ends it if it waits for the thread that is not there
+                load_pixels(Image.new("RGB", (8, 8)))
+                os._exit(7)
+            finally:
+                os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])

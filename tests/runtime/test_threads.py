@@ -27,6 +27,11 @@ def test_an_explicit_number_wins(tmp_path: Path) -> None:
     assert usable_threads(7, environ={"OMP_NUM_THREADS": "2"}, root=tmp_path) == ThreadCount(7, "as asked")
 
 
+@pytest.mark.parametrize("asked", [1, 1024])
+def test_the_limits_of_an_explicit_number_may_be_asked_for(asked: int) -> None:
+    assert usable_threads(asked, environ={}) == ThreadCount(asked, "as asked")
+
+
 def test_a_number_of_numpy_is_a_number(tmp_path: Path) -> None:
     assert usable_threads(np.int64(2), environ={}, root=tmp_path) == ThreadCount(2, "as asked")
 
@@ -95,6 +100,12 @@ def test_quota_of_version_1(mount: str, tmp_path: Path) -> None:
     files = {f"{mount}/job/cpu.cfs_quota_us": "350000\n", f"{mount}/job/cpu.cfs_period_us": "100000\n"}
     machine(tmp_path, f"5:memory:/x\n4:{mount}:/job\n", files)
     assert usable_threads(environ={}, root=tmp_path) == ThreadCount(4, "CPU quota of 3.5")
+
+
+def test_the_group_of_another_controller_of_version_1_limits_nothing(tmp_path: Path) -> None:
+    files = {"cpu/x/cpu.cfs_quota_us": "100000\n", "cpu/x/cpu.cfs_period_us": "100000\n"}
+    machine(tmp_path, "5:memory:/x\n4:cpu:/job\n", files)
+    assert usable_threads(environ={}, root=tmp_path).count == 16
 
 
 def test_no_quota_of_version_1(tmp_path: Path) -> None:
