@@ -153,8 +153,9 @@ def test_a_folder_that_nobody_may_look_into_is_an_error(bundle: Path, monkeypatc
         return stat(self, **options)
 
     monkeypatch.setattr(Path, "stat", refuse)  # file modes do not stop root
-    with pytest.raises(BundleError, match="Permission denied"):
+    with pytest.raises(BundleError, match="Permission denied") as caught:
         load_bundle(bundle)
+    assert caught.value.subject == str(bundle / "manifest.json")
 
 
 def test_graphs_are_hashed_also_where_no_thread_can_be_started(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,15 @@ def test_a_name_with_a_line_break_stays_one_record(
         assert json.loads(lines[0])["path"] == str(tmp_path / name)
 
 
+def test_a_backslash_in_a_name_is_no_escape_of_a_table(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(photos / "cat.jpg", tmp_path / "a\\tb.jpg")
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = run("a\\tb.jpg", "--format", "tsv", capfd=capfd)
+    assert out.splitlines()[1].split("\t")[0] == "a\\\\tb.jpg"
+
+
 def test_output_goes_to_a_file(
     photos: Path, tmp_path: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -620,6 +629,23 @@ def test_a_picture_is_known_by_its_content(name: str, photos: Path, tmp_path: Pa
     assert run("--files-from", tmp_path / "list", "-o", picture, capfd=capfd)[0] == 2
     assert run(photos / "cat.jpg", "-o", picture, capfd=capfd)[0] == 2
     assert picture.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"what is left of a picture"])
+def test_a_picture_is_known_by_its_name(content: bytes, photos: Path, tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "DAMAGED.JPG").write_bytes(content)
+    status, _, err = run(photos / "cat.jpg", "-o", tmp_path / "DAMAGED.JPG", capfd=capfd)
+    assert status == 2
+    assert "-o would overwrite a picture" in err
+    assert (tmp_path / "DAMAGED.JPG").read_bytes() == content
+    assert run(photos / "cat.jpg", "-o", tmp_path / "new.jpg", capfd=capfd)[0] == 0  # there is none to lose
+
+
+@pytest.mark.parametrize("picture", [b"P3\n1 1\n255\n9 9 9\n", b"P5 2 1 255\n\1\2", b"BM\x46\0\0\0\0\0\0\0"])
+def test_a_picture_that_starts_like_a_caption_is_one(picture: bytes, photos: Path, tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "out").write_bytes(picture)
+    assert run(photos / "cat.jpg", "-o", tmp_path / "out", capfd=capfd)[0] == 2
+    assert (tmp_path / "out").read_bytes() == picture
 
 
 @pytest.mark.parametrize("text", ["P1000123.JPG\ta dog\n", "BMW.jpg\ta car in a street\n", ""])

@@ -321,6 +321,14 @@ def test_photos_in_another_colour_space_are_brought_to_srgb(photo: Image.Image) 
     assert mean_difference(plain(Image.open(io.BytesIO(data))), plain(photo)) > 5
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_pictures_with_alpha_or_a_palette_are_brought_to_srgb_too(photo: Image.Image, mode: str) -> None:
+    image = photo.convert(mode)
+    expected = load_pixels(encoded(image.convert("RGB"), icc_profile=swapped_profile()))
+    np.testing.assert_array_equal(load_pixels(encoded(image, icc_profile=swapped_profile())), expected)
+    assert mean_difference(expected, plain(image)) > 5
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damaged_profiles_spoil_no_picture(data: st.DataObject) -> None:

@@ -247,6 +247,15 @@ def test_a_header_without_end_is_given_up_soon(name: str) -> None:
     assert time.thread_time() - start < 5  # a tenth of that, unless coverage counts every line
 
 
+def test_pixels_may_come_in_any_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)))
+    start, end = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
+    part = lambda byte: b"\0\0\0\1IDAT" + byte + zlib.crc32(b"IDAT" + byte).to_bytes(4, "big")  # noqa: E731
+    parts = b"".join(part(data[at : at + 1]) for at in range(start + 8, end - 4))
+    monkeypatch.setattr("caplet.image_file._MOST_READS", 100)
+    np.testing.assert_array_equal(load_pixels(data[:start] + parts + data[end:]), load_pixels(data))
+
+
 # -- truncated files --------------------------------------------------------------------------------------------------
 
 
