@@ -85,7 +85,7 @@ def search(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypoth
     """
     run = _greedy if decoding.beam_size == 1 else _beam
     found = run(step, encoded, decoding)
-    if not all(sentences and np.isfinite(sentences[0].score) for sentences in found):
+    if not all(found):
         raise InferenceError("decoder", "gives no usable probabilities", "run `caplet check`")
     return found
 
