@@ -4,7 +4,7 @@
 
     config.json             every hyper-parameter
     vocabulary.txt          one word a line
-    decoder.weights.h5      the captioner's weights at the best dev CIDEr-D
+    decoder.weights.h5      the captioner's weights at the best dev CIDEr-D, or without patience the last
     extractor.npz           what was trained of Inception, as differences from the weights it began with (only if any)
     history.json, curves.png
     stages.json             how it came about, from random weights on
