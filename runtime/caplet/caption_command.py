@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from caplet.captioner import Caption, Captioner
 from caplet.errors import CapletError, InferenceError
 from caplet.image import MAX_PIXELS, ImageSource
-from caplet.inputs import STDIN, Input, find_inputs, is_folder
+from caplet.inputs import STDIN, Input, find_inputs, is_folder, is_pipe, with_contents
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Formatter, Record, Written, resume
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
     several = _several(arguments)
     written = resume(arguments.output, captioner.bundle.digest) if arguments.resume else Written(Counter(), 0)
-    drawings = _Drawings(arguments.attention, arguments.photos, several=several)
+    drawings = _Drawings(arguments, several=several)
     results = _results(captioner, arguments, drawings, written.paths)
     formatter = Formatter(arguments.format, with_path=several)
     failed = written.failed
@@ -84,22 +84,26 @@ class _Drawings:
     existing file is overwritten only if caplet drew it and it is none of the inputs.
     """
 
-    def __init__(self, path: str | None, photos: Iterable[str], *, several: bool) -> None:
-        """Make the folder, if there is to be one. Raises OSError."""
+    def __init__(self, arguments: argparse.Namespace, *, several: bool) -> None:
+        """Make the folder, if there is to be one. Raises OSError, and ArgumentError for a list that breaks off."""
+        path = arguments.attention
         self._path = None if path is None else Path(path)
         self._folder = path is not None and (several or is_folder(path) or path.endswith(os.sep))
         self._photos: Counter[str] = Counter()
         self._taken: set[Path] = set()
-        self._inputs: set[tuple[int, int] | None] = set()
         if self._path is not None and self._folder:
             self._path.mkdir(parents=True, exist_ok=True)
-            self._inputs.update(map(identity, photos))
+            self._replaceable = _identities(self._path.iterdir())
+            # A list that can be read only once may name any of them further down.
+            if arguments.files_from == STDIN or (arguments.files_from and is_pipe(arguments.files_from)):
+                self._replaceable.clear()
+            if self._replaceable:  # else there is no reason to go through all inputs
+                self._replaceable -= _identities(photo.name for photo in _inputs(arguments))
 
     def job(self, photo: Input) -> _Job:
         """The next photo with its file. Photos that are done already have to come by too, or the numbers change."""
         if self._path is None or not self._folder:
             return _Job(photo, self._path)
-        self._inputs.add(identity(photo.name))
         stem = Path(photo.name).stem if photo.name != STDIN else "stdin"
         while True:
             self._photos[stem] += 1
@@ -109,12 +113,15 @@ class _Drawings:
                 return _Job(photo, file)
 
     def _may_be_drawn_over(self, file: Path) -> bool:
+        """Not over a file that is new since the start, either: such as the results, which may be there, still empty."""
         from caplet.explain import is_drawing
 
         found = identity(file)
-        if found is None:
-            return True
-        return found not in self._inputs and file.is_file() and (file.stat().st_size == 0 or is_drawing(file))
+        return found is None or (found in self._replaceable and file.is_file() and is_drawing(file))
+
+
+def _identities(files: Iterable[str | Path]) -> set[tuple[int, int]]:
+    return {found for file in files if (found := identity(file)) is not None}
 
 
 def _file_name(stem: str, number: int) -> str:
@@ -148,6 +155,16 @@ def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"allow_truncated": arguments.allow_truncated, "max_pixels": arguments.max_pixels or MAX_PIXELS}
 
 
+def _inputs(arguments: argparse.Namespace) -> Iterator[Input]:
+    return find_inputs(
+        arguments.photos,
+        arguments.files_from,
+        null=arguments.null,
+        recursive=arguments.recursive,
+        drawings=arguments.attention,
+    )
+
+
 def _results(
     captioner: Captioner, arguments: argparse.Namespace, drawings: _Drawings, done: Counter[str]
 ) -> Iterator[tuple[_Job, Caption | CapletError]]:
@@ -157,15 +174,8 @@ def _results(
         ArgumentError, OSError: at once, before anything is written, for an option without sense and a missing list.
     """
     waiting: deque[_Job] = deque()
-    photos = find_inputs(
-        arguments.photos,
-        arguments.files_from,
-        null=arguments.null,
-        recursive=arguments.recursive,
-        drawings=arguments.attention,
-    )
     captions = captioner.caption_many(
-        _sources(photos, drawings, done.copy(), waiting),
+        _sources(_inputs(arguments), drawings, done.copy(), waiting),
         batch_size=arguments.batch_size,
         on_error="return",
         beam_size=arguments.beam,
@@ -184,9 +194,10 @@ def _sources(
         if done[photo.name] > 0:
             done[photo.name] -= 1
             continue
-        waiting.append(job)
-        if photo.problem is None:
-            yield photo.source
+        opened = with_contents(photo)
+        waiting.append(job._replace(photo=opened))
+        if opened.problem is None:
+            yield opened.source
 
 
 def _in_turn(

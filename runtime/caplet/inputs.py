@@ -28,10 +28,14 @@ _LONGEST_NAME = 2**16  # bytes; no system takes a path of more than half of that
 
 @dataclass(frozen=True)
 class Input:
-    """One photo to caption: its name as given or found, or what is wrong with what was given."""
+    """One photo to caption: its name as given or found, or what is wrong with what was given.
+
+    What comes by a pipe can be read only once: `with_contents` does, at the photo's turn.
+    """
 
     name: str
     problem: CapletError | None = None
+    piped: bool = False
     contents: bytes | None = None
 
     @property
@@ -43,7 +47,7 @@ class Input:
 def find_inputs(
     photos: Sequence[str], files_from: str | None, *, null: bool, recursive: bool, drawings: str | None = None
 ) -> Iterator[Input]:
-    """Every photo, lazily, in the order given; the photos of a folder in the order of their names.
+    """Every photo, lazily, in the order given; the photos of a folder in the order of their names. None is read yet.
 
     Args:
         photos: files, folders, "-" for a photo on standard input.
@@ -64,11 +68,18 @@ def _inputs(
     photos: Sequence[str], listing: BinaryIO | None, null: bool, recursive: bool, drawings: str | None
 ) -> Iterator[Input]:
     for name in photos:
-        yield from [_from_stdin()] if name == STDIN else _expand(name, recursive, drawings)
+        yield from [Input(STDIN, piped=True)] if name == STDIN else _expand(name, recursive, drawings)
     if listing is not None:
         with listing:
             for name in _names(listing, null):
                 yield from _expand(name, recursive, drawings)
+
+
+def with_contents(photo: Input) -> Input:
+    """The photo as it is, or with its contents (or the problem with them) if they come by a pipe."""
+    if not photo.piped:
+        return photo
+    return _from_stdin() if photo.name == STDIN else _from_pipe(photo.name)
 
 
 def is_folder(name: str) -> bool:
@@ -125,7 +136,7 @@ def _clean(name: bytes, null: bool) -> bytes:
 def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]:
     """A file as it is, a folder as the photos in it."""
     if not is_folder(name):
-        yield _from_pipe(name) if _is_pipe(name) else Input(name)
+        yield Input(name, piped=is_pipe(name))
         return
     empty = True
     for found in _photos_in(name, recursive, drawings):
@@ -136,7 +147,8 @@ def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]
         yield Input(name, ImageError(name, "a folder without photos", remedy))
 
 
-def _is_pipe(name: str) -> bool:
+def is_pipe(name: str) -> bool:
+    """Whether there is a pipe of that name, which gives what it holds only once."""
     try:
         return stat.S_ISFIFO(os.stat(name).st_mode)  # noqa: PTH116
     except (OSError, ValueError):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -1047,12 +1048,45 @@ def test_a_drawing_is_whole_or_not_there(
     assert {path.name: path.read_bytes() for path in drawings.iterdir()} == {"cat.png": before}
 
 
-def test_an_empty_file_is_drawn_over(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "drawings").mkdir()
-    (tmp_path / "drawings/cat.png").touch()  # as an older caplet left it when it was killed
-    assert run(photos / "cat.jpg", "--attention", tmp_path / "drawings", capfd=capfd)[0] == 0
-    assert [path.name for path in (tmp_path / "drawings").iterdir()] == ["cat.png"]
-    assert (tmp_path / "drawings/cat.png").stat().st_size > 0
+def test_the_results_are_not_drawn_over(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Although they are an empty file at first, also where the shell has made it."""
+    results, drawings = tmp_path / "drawings/cat.png", tmp_path / "drawings"
+    command = [photos / "cat.jpg", photos / "coffee.jpg", "--format", "jsonl", "--attention", drawings]
+    assert run(*command, "-o", results, capfd=capfd)[0] == 0
+    assert len(results.read_text().splitlines()) == 2
+    with results.open("wb") as shell:
+        subprocess.run([sys.executable, "-m", "caplet", *map(str, command)], stdout=shell, check=True)
+    assert len(results.read_text().splitlines()) == 2
+    assert sorted(path.name for path in drawings.iterdir()) == ["cat-2.png", "cat.png", "coffee.png"]
+
+
+@pytest.mark.parametrize("way", ["list", "standard input", "pipe", "link"])
+def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
+    way: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """However far down a list it stands, or if a link in a folder that is searched leads to it."""
+    drawings, listing = tmp_path / "drawings", tmp_path / "list"
+    shutil.copy(photos / "coffee.jpg", tmp_path / "cat.jpg")
+    assert run(tmp_path / "cat.jpg", "--attention", f"{drawings}/", capfd=capfd)[0] == 0
+    before = (drawings / "cat.png").read_bytes()
+    listing.write_text(f"{photos / 'cat.jpg'}\n{drawings / 'cat.png'}\n")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/a.png").symlink_to(drawings / "cat.png")
+    inputs: list[Any] = {
+        "list": ["--files-from", listing],
+        "standard input": ["--files-from", "-"],
+        "pipe": ["--files-from", tmp_path / "pipe"],
+        "link": [photos / "cat.jpg", tmp_path / "links"],
+    }[way]
+    if way == "pipe":
+        os.mkfifo(tmp_path / "pipe")
+        threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(listing.read_bytes()), daemon=True).start()
+    with listing.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        # Drawn one by one, so that the first drawing is written before the second photo comes by.
+        assert run(*inputs, "--attention", drawings, "--batch-size", 1, "--threads", 1, capfd=capfd)[0] == 0
+    assert (drawings / "cat.png").read_bytes() == before
+    assert (drawings / "cat-2.png").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
