@@ -16,7 +16,7 @@ from caplet.image import MAX_PIXELS, ImageSource
 from caplet.inputs import STDIN, Input, find_inputs, is_folder, is_pipe, with_contents
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
-from caplet.records import Formatter, Record, Written, resume
+from caplet.records import Formatter, Origin, Record, Written, resume
 from caplet.targets import identity
 
 _LONGEST_FILE_NAME = 255  # bytes, on the file systems there are
@@ -30,8 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         OSError: a list cannot be read or a result cannot be written.
     """
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
+    origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
     several = _several(arguments)
-    written = resume(arguments.output, captioner.bundle.digest) if arguments.resume else Written(Counter(), 0)
+    written = resume(arguments.output, origin) if arguments.resume else Written(Counter(), 0)
     drawings = _Drawings(arguments, several=several)
     results = _results(captioner, arguments, drawings, written.paths)
     formatter = Formatter(arguments.format, with_path=several)
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         for job, result in results:
             problem = result if isinstance(result, CapletError) else _draw(job, result, arguments)
             progress.advance()
-            output.write(formatter.line(Record.of(job.photo.name, result, captioner.bundle)))
+            output.write(formatter.line(Record(job.photo.name, result, origin)))
             if problem is not None:
                 failed += 1
                 if not arguments.quiet:

@@ -15,33 +15,54 @@ from caplet.errors import ArgumentError, CapletError
 if TYPE_CHECKING:
     from caplet.bundle import Bundle
     from caplet.captioner import Caption
+    from caplet.manifest import Decoding
 
 FORMATS = ("text", "jsonl", "csv", "tsv")
-FIELDS = ("path", "caption", "score", "words", "milliseconds", "model", "model_sha256", "error")
+FIELDS = (
+    "path",
+    "caption",
+    "score",
+    "words",
+    "milliseconds",
+    "model",
+    "model_sha256",
+    "beam_size",
+    "max_length",
+    "error",
+)
 _RECORD_START = b'{"path": "'
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _LINE_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What captions come from: a model and a search. Those of one file all have the same."""
+
+    model: str
+    model_sha256: str
+    beam_size: int
+    max_length: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, decoding: Decoding) -> Origin:
+        """That of captions which `bundle` gives when searched as `decoding` says."""
+        return cls(bundle.manifest.name, bundle.digest, decoding.beam_size, decoding.max_length)
+
+
+@dataclass(frozen=True)
 class Record:
-    """A photo's caption or error, with the model that was asked."""
+    """A photo's caption or error, with the model and the search that were asked."""
 
     path: str
     result: Caption | CapletError
-    model: str
-    model_sha256: str
-
-    @classmethod
-    def of(cls, path: str, result: Caption | CapletError, bundle: Bundle) -> Record:
-        """The record of one photo captioned with `bundle`."""
-        return cls(path, result, bundle.manifest.name, bundle.digest)
+    origin: Origin
 
     def fields(self) -> dict[str, Any]:
         """The members of the JSON object: those in FIELDS that apply, and the alternatives, which fit in no table."""
-        model = {"model": self.model, "model_sha256": self.model_sha256}
+        origin = vars(self.origin)
         if isinstance(self.result, CapletError):
-            return {"path": self.path, **model, "error": str(self.result)}
+            return {"path": self.path, **origin, "error": str(self.result)}
         caption = self.result
         words = zip(caption.words, caption.word_scores, strict=True)
         return {
@@ -54,7 +75,7 @@ class Record:
                 for alternative in caption.alternatives
             ],
             "milliseconds": round(caption.milliseconds, 3),
-            **model,
+            **origin,
         }
 
 
@@ -102,11 +123,11 @@ class Written:
     failed: int
 
 
-def resume(path: str, model_sha256: str) -> Written:
+def resume(path: str, origin: Origin) -> Written:
     """Read the records of an interrupted run and cut off a last line that is not whole.
 
     Raises:
-        ArgumentError: the file holds something else, or captions of another model.
+        ArgumentError: the file holds something else, or captions of another model or search.
         OSError: it cannot be read or written.
     """
     paths: Counter[str] = Counter()
@@ -122,8 +143,12 @@ def resume(path: str, model_sha256: str) -> Written:
                     raise _not_ours(f"{path} line {number}")
                 break
             record = _parse(line, f"{path} line {number}")
-            if record["model_sha256"] != model_sha256:
+            if record["model_sha256"] != origin.model_sha256:
                 raise ArgumentError("--resume", f"{path} was written with another model", "choose another -o FILE")
+            beam_size, max_length = record.get("beam_size"), record.get("max_length")
+            if (beam_size, max_length) != (origin.beam_size, origin.max_length):
+                search = f"--beam {beam_size} --max-length {max_length}"
+                raise ArgumentError("--resume", f"{path} was written with {search}", "give these, or another -o FILE")
             paths[record["path"]] += 1
             failed += "error" in record
             whole += len(line)

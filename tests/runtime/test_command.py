@@ -91,6 +91,7 @@ def test_jsonl_has_every_field(
 ) -> None:
     status, out, err = run(photos / "cat.jpg", "nowhere.jpg", "--format", "jsonl", capfd=capfd)
     good, bad = map(json.loads, out.splitlines())
+    decoding = Captioner(tiny_bundle).bundle.manifest.decoding
     caption = Captioner(tiny_bundle).caption(photos / "cat.jpg")
     assert status == 1
     assert good["path"] == str(photos / "cat.jpg")
@@ -104,7 +105,10 @@ def test_jsonl_has_every_field(
     )
     assert good["milliseconds"] > 0
     assert (good["model"], good["model_sha256"]) == ("tiny-6", Captioner(tiny_bundle).bundle.digest)
-    assert set(bad) == {"path", "model", "model_sha256", "error"}
+    assert all(
+        (each["beam_size"], each["max_length"]) == (decoding.beam_size, decoding.max_length) for each in (good, bad)
+    )
+    assert set(bad) == {"path", "model", "model_sha256", "beam_size", "max_length", "error"}
     assert "nowhere.jpg" in bad["error"]
     assert err == f"caplet: {bad['error']}\n"
 

@@ -140,6 +140,21 @@ def test_captions_of_another_model_are_not_mixed_in(
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("option", [["--beam", "1"], ["--max-length", "3"]])
+def test_captions_of_another_search_are_not_mixed_in(
+    option: list[str], photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert resume([str(photos / "cat.jpg")], out, *option) == 0
+    before = out.read_bytes()
+    both = [str(photos / "cat.jpg"), str(photos / "rocket.jpg")]
+    assert resume(both, out) == 2
+    err = capfd.readouterr().err
+    assert err.startswith(f"caplet: --resume: {out} was written with --beam ") and " ".join(option) in err
+    assert out.read_bytes() == before
+    assert resume(both, out, *err.split(" with ")[1].split(";")[0].split()) == 0  # with what the message says
+
+
 def test_a_folder_as_output(inputs: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert resume(inputs, tmp_path) == 2
     assert "is not a file" in capfd.readouterr().err
