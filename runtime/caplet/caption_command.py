@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
     origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
     several = _several(arguments)
-    written = resume(arguments.output, origin) if arguments.resume else Written(Counter(), 0)
-    drawings = _Drawings(arguments, several=several)
+    written = resume(arguments.output, origin) if arguments.resume else Written()
+    drawings = _Drawings(arguments, written.drawings, several=several)
     results = _results(captioner, arguments, drawings, written.paths)
     formatter = Formatter(arguments.format, with_path=several)
     failed = written.failed
@@ -42,9 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
         if not written.paths:
             output.write(formatter.header())
         for job, result in results:
+            caption = None if isinstance(result, CapletError) else result
             problem = result if isinstance(result, CapletError) else _draw(job, result, arguments)
             progress.advance()
-            output.write(formatter.line(Record(job.photo.name, result, origin)))
+            drawing = job.drawing if problem is None else None
+            output.write(formatter.line(Record(job.photo.name, caption, origin, drawing, problem)))
             if problem is not None:
                 failed += 1
                 if not arguments.quiet:
@@ -82,16 +84,17 @@ class _Drawings:
     """Where the drawings go: to the path itself for one photo, into it as a folder for several, nowhere without a path.
 
     In a folder they are called like their photos, those of photos of one name numbered in the order of the photos. An
-    existing file is overwritten only if caplet drew it and it is none of the inputs.
+    existing file is overwritten only if caplet drew it, it is none of the inputs, and none of the drawings that the
+    records of an interrupted run name.
     """
 
-    def __init__(self, arguments: argparse.Namespace, *, several: bool) -> None:
+    def __init__(self, arguments: argparse.Namespace, finished: Iterable[str], *, several: bool) -> None:
         """Make the folder, if there is to be one. Raises OSError, and ArgumentError for a list that breaks off."""
         path = arguments.attention
         self._path = None if path is None else Path(path)
         self._folder = path is not None and (several or is_folder(path) or path.endswith(os.sep))
         self._photos: Counter[str] = Counter()
-        self._taken: set[Path] = set()
+        self._taken = set(map(os.path.abspath, finished))
         if self._path is not None and self._folder:
             self._path.mkdir(parents=True, exist_ok=True)
             self._replaceable = _identities(self._path.iterdir())
@@ -102,15 +105,16 @@ class _Drawings:
                 self._replaceable -= _identities(photo.name for photo in _inputs(arguments))
 
     def job(self, photo: Input) -> _Job:
-        """The next photo with its file. Photos that are done already have to come by too, or the numbers change."""
+        """The next photo with its file."""
         if self._path is None or not self._folder:
             return _Job(photo, self._path)
         stem = Path(photo.name).stem if photo.name != STDIN else "stdin"
         while True:
             self._photos[stem] += 1
             file = self._path / _file_name(stem, self._photos[stem])
-            if file not in self._taken and self._may_be_drawn_over(file):
-                self._taken.add(file)
+            name = os.path.abspath(file)  # noqa: PTH100 - unlike Path.absolute, this takes ".." away
+            if name not in self._taken and self._may_be_drawn_over(file):
+                self._taken.add(name)
                 return _Job(photo, file)
 
     def _may_be_drawn_over(self, file: Path) -> bool:
@@ -191,12 +195,11 @@ def _sources(
 ) -> Iterator[ImageSource]:
     """What the captioner gets; `waiting` gets the jobs, also those it is not asked about."""
     for photo in photos:
-        job = drawings.job(photo)
         if done[photo.name] > 0:
             done[photo.name] -= 1
             continue
         opened = with_contents(photo)
-        waiting.append(job._replace(photo=opened))
+        waiting.append(drawings.job(opened))
         if opened.problem is None:
             yield opened.source
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ FIELDS = (
     "model_sha256",
     "beam_size",
     "max_length",
+    "drawing",
     "error",
 )
 _RECORD_START = b'{"path": "'
@@ -52,31 +53,46 @@ class Origin:
 
 @dataclass(frozen=True)
 class Record:
-    """A photo's caption or error, with the model and the search that were asked."""
+    """A photo's caption or error, with the model and the search that were asked, and what became of its drawing.
+
+    Attributes:
+        path: the photo.
+        caption: None if it failed.
+        origin: the model and the search.
+        drawing: the file of its drawing, if there is one.
+        problem: why there is no caption; or no drawing, although one was asked for.
+    """
 
     path: str
-    result: Caption | CapletError
+    caption: Caption | None
     origin: Origin
+    drawing: Path | None
+    problem: CapletError | None
 
     def fields(self) -> dict[str, Any]:
         """The members of the JSON object: those in FIELDS that apply, and the alternatives, which fit in no table."""
-        origin = vars(self.origin)
-        if isinstance(self.result, CapletError):
-            return {"path": self.path, **origin, "error": str(self.result)}
-        caption = self.result
-        words = zip(caption.words, caption.word_scores, strict=True)
-        return {
-            "path": self.path,
-            "caption": caption.text,
-            "score": round(caption.score, 6),
-            "words": [{"word": word, "log_prob": round(log_prob, 6)} for word, log_prob in words],
-            "alternatives": [
-                {"caption": alternative.text, "score": round(alternative.score, 6)}
-                for alternative in caption.alternatives
-            ],
-            "milliseconds": round(caption.milliseconds, 3),
-            **origin,
-        }
+        fields: dict[str, Any] = {"path": self.path}
+        if self.caption is not None:
+            fields |= _caption_fields(self.caption)
+        fields |= vars(self.origin)
+        if self.drawing is not None:
+            fields["drawing"] = str(self.drawing)
+        if self.problem is not None:
+            fields["error"] = str(self.problem)
+        return fields
+
+
+def _caption_fields(caption: Caption) -> dict[str, Any]:
+    words = zip(caption.words, caption.word_scores, strict=True)
+    return {
+        "caption": caption.text,
+        "score": round(caption.score, 6),
+        "words": [{"word": word, "log_prob": round(log_prob, 6)} for word, log_prob in words],
+        "alternatives": [
+            {"caption": alternative.text, "score": round(alternative.score, 6)} for alternative in caption.alternatives
+        ],
+        "milliseconds": round(caption.milliseconds, 3),
+    }
 
 
 class Formatter:
@@ -93,10 +109,10 @@ class Formatter:
     def line(self, record: Record) -> str:
         """The record as a line; an empty string for an error in text, which stands on standard error only."""
         if self._form == "text":
-            if isinstance(record.result, CapletError):
+            if record.caption is None:
                 return ""
             path = record.path.translate(_LINE_ESCAPES) + "\t" if self._with_path else ""
-            return f"{path}{record.result.text}\n"
+            return f"{path}{record.caption.text}\n"
         if self._form == "jsonl":
             # ASCII: bytes of a name that are not UTF-8 travel as lone surrogates, which json.loads understands.
             return json.dumps(record.fields()) + "\n"
@@ -115,12 +131,13 @@ class Formatter:
         return [str(fields.get(name, "")) for name in FIELDS]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Written:
-    """What a JSONL file holds: how often each path stands in it, and how many records are errors."""
+    """What a JSONL file holds: how often each path stands in it, those that failed, and the drawings."""
 
-    paths: Counter[str]
-    failed: int
+    paths: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    drawings: set[str] = field(default_factory=set)
 
 
 def resume(path: str, origin: Origin) -> Written:
@@ -130,12 +147,12 @@ def resume(path: str, origin: Origin) -> Written:
         ArgumentError: the file holds something else, or captions of another model or search.
         OSError: it cannot be read or written.
     """
-    paths: Counter[str] = Counter()
-    failed = whole = 0
+    written = Written()
     if not Path(path).exists():
-        return Written(paths, failed)
+        return written
     if not Path(path).is_file():
         raise ArgumentError("--resume", f"{path} is not a file", "choose another -o FILE")
+    whole = 0
     with open(path, "r+b") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -149,11 +166,13 @@ def resume(path: str, origin: Origin) -> Written:
             if (beam_size, max_length) != (origin.beam_size, origin.max_length):
                 search = f"--beam {beam_size} --max-length {max_length}"
                 raise ArgumentError("--resume", f"{path} was written with {search}", "give these, or another -o FILE")
-            paths[record["path"]] += 1
-            failed += "error" in record
+            written.paths[record["path"]] += 1
+            written.failed += "error" in record
+            if isinstance(drawing := record.get("drawing"), str):
+                written.drawings.add(drawing)
             whole += len(line)
         file.truncate(whole)
-    return Written(paths, failed)
+    return written
 
 
 def _may_be_ours(line: bytes) -> bool:

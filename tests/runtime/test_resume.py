@@ -176,6 +176,46 @@ def test_drawings_of_photos_of_one_name_keep_their_numbers(photos: Path, tmp_pat
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
 
 
+def test_drawings_of_photos_that_are_done_stay(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a photo of the same name, found before them in its folder, comes later."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("a", "b"):
+        (tmp_path / "in" / part).mkdir(parents=True)
+    shutil.copy(photos / "cat.jpg", "in/b/x.jpg")
+    assert resume(["-r", "in"], Path("out"), "--attention", "drawings") == 0
+    before = Path("drawings/x.png").read_bytes()
+    shutil.copy(photos / "rocket.jpg", "in/a/x.jpg")
+    # However the folder is written now.
+    assert resume(["-r", "in"], Path("out"), "--attention", str(tmp_path / "in/../drawings")) == 0
+    assert Path("drawings/x.png").read_bytes() == before
+    drawings = {record["path"]: Path(record["drawing"]).resolve() for record in records(Path("out"))}
+    assert drawings == {"in/b/x.jpg": tmp_path / "drawings/x.png", "in/a/x.jpg": tmp_path / "drawings/x-2.png"}
+
+
+def test_a_drawing_that_failed_is_told_by_the_record(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """So that continuing the run does not end as if all was well, and the photo can be found and drawn again."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out, drawings = tmp_path / "out", tmp_path / "drawings"
+    command = [str(photos / "cat.jpg"), str(photos / "rocket.jpg")], out, "--attention", str(drawings)
+    with monkeypatch.context() as patched:
+        patched.setattr("caplet.explain.save_drawing", refuse)
+        assert resume(*command) == 1
+    failed = records(out)
+    assert all(record["caption"] and "No space left" in record["error"] for record in failed)
+    assert not any("drawing" in record for record in failed)
+    assert resume(*command) == 1
+    assert records(out) == failed
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(line for line in lines if '"error": ' not in line))  # as the documentation advises
+    assert resume(*command) == 0
+    assert {record["drawing"] for record in records(out)} == {str(path) for path in drawings.iterdir()}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_killed_at_random_again_and_again(inputs: list[str], tmp_path: Path) -> None:
     """Every run is killed at a random moment: while it starts, reads the file, captions, writes."""
