@@ -32,14 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
     origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
     several = _several(arguments)
-    written = resume(arguments.output, origin) if arguments.resume else Written()
-    drawings = _Drawings(arguments, written.drawings, several=several)
-    results = _results(captioner, arguments, drawings, written.paths)
+    drawings = _Drawings(arguments, several=several)
     formatter = Formatter(arguments.format, with_path=several)
-    failed = written.failed
-    with Output(arguments.output, append=arguments.resume) as output, quiet_libraries():
+    # Opened, and so kept from other runs, before what it holds is read.
+    with Output(arguments.output) as output, quiet_libraries():
+        written = resume(arguments.output, origin) if arguments.resume else Written()
+        drawings.leave(written.drawings)
+        results = _results(captioner, arguments, drawings, written.paths)
         progress = _progress(arguments, written.paths)
-        if not written.paths:
+        failed = written.failed
+        if not arguments.resume:
+            output.clear()
             output.write(formatter.header())
         for job, result in results:
             caption = None if isinstance(result, CapletError) else result
@@ -84,17 +87,16 @@ class _Drawings:
     """Where the drawings go: to the path itself for one photo, into it as a folder for several, nowhere without a path.
 
     In a folder they are called like their photos, those of photos of one name numbered in the order of the photos. An
-    existing file is overwritten only if caplet drew it, it is none of the inputs, and none of the drawings that the
-    records of an interrupted run name.
+    existing file is overwritten only if caplet drew it, it is none of the inputs, and none that has to be left.
     """
 
-    def __init__(self, arguments: argparse.Namespace, finished: Iterable[str], *, several: bool) -> None:
+    def __init__(self, arguments: argparse.Namespace, *, several: bool) -> None:
         """Make the folder, if there is to be one. Raises OSError, and ArgumentError for a list that breaks off."""
         path = arguments.attention
         self._path = None if path is None else Path(path)
         self._folder = path is not None and (several or is_folder(path) or path.endswith(os.sep))
         self._photos: Counter[str] = Counter()
-        self._taken = set(map(os.path.abspath, finished))
+        self._taken: set[str] = set()
         if self._path is not None and self._folder:
             self._path.mkdir(parents=True, exist_ok=True)
             self._replaceable = _identities(self._path.iterdir())
@@ -103,6 +105,10 @@ class _Drawings:
                 self._replaceable.clear()
             if self._replaceable:  # else there is no reason to go through all inputs
                 self._replaceable -= _identities(photo.name for photo in _inputs(arguments))
+
+    def leave(self, files: Iterable[str]) -> None:
+        """Draw over none of these files, which an interrupted run has drawn."""
+        self._taken.update(map(os.path.abspath, files))
 
     def job(self, photo: Input) -> _Job:
         """The next photo with its file."""

@@ -9,11 +9,12 @@ import contextlib
 import errno
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from typing import IO, Any, NoReturn
 
-from caplet.errors import printable
+from caplet.errors import CapletError, printable
 
 INTERRUPTED = 130
 """Exit status of a command that was ended by Ctrl-C: 128 and the number of SIGINT, as shells have it."""
@@ -22,10 +23,20 @@ INTERRUPTED = 130
 class Output:
     """A file or standard output that takes whole lines."""
 
-    def __init__(self, path: str | None = None, *, append: bool = False) -> None:
-        """Open `path`, or standard output if it is None. Raises OSError."""
+    def __init__(self, path: str | None = None) -> None:
+        """Open `path`, to add to it, and keep other runs from writing to it; or standard output if it is None.
+
+        Raises:
+            CapletError: another run is writing to the file.
+            OSError: it cannot be opened.
+        """
+        self._is_file = False
         if path is not None:
-            self._file = io.FileIO(path, "ab" if append else "wb")
+            self._file = io.FileIO(path, "ab")
+            self._is_file = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
+            if self._is_file and not _lock(self._file.fileno()):
+                self._file.close()
+                raise CapletError(path, "another caplet is writing to it", "wait for it to end, or give another file")
         elif sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), "<standard output>")
         else:
@@ -33,6 +44,11 @@ class Output:
             make_blocking(sys.stdout)
             self._file = io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
         self._name = path or "<standard output>"
+
+    def clear(self) -> None:
+        """Remove what the file held before; standard output, pipes and devices stay as they are. Raises OSError."""
+        if self._is_file:
+            self._file.truncate(0)
 
     def write(self, line: str) -> None:
         """Write a line, in UTF-8; file names that are not UTF-8 get their own bytes back. Raises OSError."""
@@ -53,6 +69,26 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether no other process has the file locked; this one has it then, until it closes the file or ends."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            # Nobody else may read the byte that is locked, so it is one that results hardly reach.
+            os.lseek(descriptor, 2**31 - 2, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system that knows no locks
+        pass
+    return True
 
 
 def make_blocking(stream: IO[Any]) -> None:

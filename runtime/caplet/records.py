@@ -148,10 +148,6 @@ def resume(path: str, origin: Origin) -> Written:
         OSError: it cannot be read or written.
     """
     written = Written()
-    if not Path(path).exists():
-        return written
-    if not Path(path).is_file():
-        raise ArgumentError("--resume", f"{path} is not a file", "choose another -o FILE")
     whole = 0
     with open(path, "r+b") as file:
         for number, line in enumerate(file, start=1):

@@ -20,6 +20,8 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "-o would overwrite a photo"
     if output and _is_picture(output):
         return "-o would overwrite a picture"
+    if arguments.resume and os.path.exists(output) and not os.path.isfile(output):  # noqa: PTH110, PTH113 - as in `is_folder`
+        return "--resume: what -o names is not a file"
     listing = "/dev/stdin" if arguments.files_from == STDIN else arguments.files_from
     if output and listing and _same_file(output, listing):
         return "-o would overwrite the list of files"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from caplet.cli import main
+from caplet.output import Output
 
 LONG = os.environ.get("CAPLET_LONG") == "1"
 NAMES = ("astronaut", "cameraman", "cat", "coffee", "rocket")
@@ -214,6 +216,29 @@ def test_a_drawing_that_failed_is_told_by_the_record(
     out.write_text("".join(line for line in lines if '"error": ' not in line))  # as the documentation advises
     assert resume(*command) == 0
     assert {record["drawing"] for record in records(out)} == {str(path) for path in drawings.iterdir()}
+
+
+@pytest.mark.parametrize("options", [["--format", "jsonl", "--resume"], ["--format", "csv"]])
+def test_a_file_is_written_by_one_run_at_a_time(
+    options: list[str], photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with Output(str(out)) as output:
+        output.write("by the other run")
+        assert main([str(photos / "cat.jpg"), "-o", str(out), *options]) == 1
+        assert capfd.readouterr().err.startswith(f"caplet: {out}: another caplet is writing to it; ")
+        assert out.read_text() == "by the other run"
+        output.clear()
+    assert main([str(photos / "cat.jpg"), "-o", str(out), *options]) == 0
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_system_without_locks(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert resume([str(photos / "cat.jpg")], tmp_path / "out") == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
