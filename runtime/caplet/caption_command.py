@@ -38,9 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     with Output(arguments.output) as output, quiet_libraries():
         written = resume(arguments.output, origin) if arguments.resume else Written()
         drawings.leave(written.drawings)
-        results = _results(captioner, arguments, drawings, written.paths)
+        results = _results(captioner, arguments, drawings, written)
         progress = _progress(arguments, written.paths)
-        failed = written.failed
+        failed = False
         if not arguments.resume:
             output.clear()
             output.write(formatter.header())
@@ -51,14 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
             drawing = job.drawing if problem is None else None
             output.write(formatter.line(Record(job.photo.name, caption, origin, drawing, problem)))
             if problem is not None:
-                failed += 1
+                failed = True
                 if not arguments.quiet:
                     progress.clear()
                     complain(str(problem))
                 if arguments.fail_fast:
                     break
         progress.clear()
-    return 1 if failed else 0
+        if written.failed and not arguments.quiet:
+            cause = "has errors of photos that are not tried again"
+            complain(f"{arguments.output}: {cause}; remove their records to have them tried again")
+    return 1 if failed or written.failed else 0
 
 
 def _several(arguments: argparse.Namespace) -> bool:
@@ -177,16 +180,16 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[Input]:
 
 
 def _results(
-    captioner: Captioner, arguments: argparse.Namespace, drawings: _Drawings, done: Counter[str]
+    captioner: Captioner, arguments: argparse.Namespace, drawings: _Drawings, written: Written
 ) -> Iterator[tuple[_Job, Caption | CapletError]]:
-    """Each input that `done` does not hold yet, with its caption or error, in order.
+    """Each input that is not written yet, with its caption or error, in order.
 
     Raises:
         ArgumentError, OSError: at once, before anything is written, for an option without sense and a missing list.
     """
     waiting: deque[_Job] = deque()
     captions = captioner.caption_many(
-        _sources(_inputs(arguments), drawings, done.copy(), waiting),
+        _sources(_inputs(arguments), drawings, written, waiting),
         batch_size=arguments.batch_size,
         on_error="return",
         beam_size=arguments.beam,
@@ -197,12 +200,11 @@ def _results(
 
 
 def _sources(
-    photos: Iterable[Input], drawings: _Drawings, done: Counter[str], waiting: deque[_Job]
+    photos: Iterable[Input], drawings: _Drawings, written: Written, waiting: deque[_Job]
 ) -> Iterator[ImageSource]:
     """What the captioner gets; `waiting` gets the jobs, also those it is not asked about."""
     for photo in photos:
-        if done[photo.name] > 0:
-            done[photo.name] -= 1
+        if written.take(photo.name):
             continue
         opened = with_contents(photo)
         waiting.append(drawings.job(opened))

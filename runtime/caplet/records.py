@@ -133,11 +133,27 @@ class Formatter:
 
 @dataclass
 class Written:
-    """What a JSONL file holds: how often each path stands in it, those that failed, and the drawings."""
+    """What a JSONL file holds, taken out photo by photo.
+
+    Attributes:
+        paths: how many records there are of each photo.
+        errors: photos of which a record has an error.
+        drawings: the files that were drawn.
+        failed: whether a photo that was taken out is one of `errors`.
+    """
 
     paths: Counter[str] = field(default_factory=Counter)
-    failed: int = 0
+    errors: set[str] = field(default_factory=set)
     drawings: set[str] = field(default_factory=set)
+    failed: bool = False
+
+    def take(self, path: str) -> bool:
+        """Take out a record of a photo; whether there was one."""
+        if self.paths[path] == 0:
+            return False
+        self.paths[path] -= 1
+        self.failed |= path in self.errors
+        return True
 
 
 def resume(path: str, origin: Origin) -> Written:
@@ -163,7 +179,8 @@ def resume(path: str, origin: Origin) -> Written:
                 search = f"--beam {beam_size} --max-length {max_length}"
                 raise ArgumentError("--resume", f"{path} was written with {search}", "give these, or another -o FILE")
             written.paths[record["path"]] += 1
-            written.failed += "error" in record
+            if "error" in record:
+                written.errors.add(record["path"])
             if isinstance(drawing := record.get("drawing"), str):
                 written.drawings.add(drawing)
             whole += len(line)

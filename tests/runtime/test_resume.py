@@ -96,14 +96,23 @@ def test_progress_counts_what_is_left_to_do(photos: Path, tmp_path: Path, monkey
     names = [str(photos / f"{name}.jpg") for name in ("cat", "cat", "coffee", "rocket")]
     resume([*names[1:], "nowhere.jpg"], tmp_path / "out")  # all but the second cat, and another
     command = [*names, "--format", "jsonl", "-o", str(tmp_path / "out"), "--resume"]
-    assert main(command) == 1
+    assert main(command) == 0
     assert [shown.split(",")[0] for shown in terminal.getvalue().split("\r") if "photos" in shown] == ["1/1 photos"]
 
 
-def test_errors_of_the_first_part_count(inputs: list[str], photos: Path, tmp_path: Path) -> None:
+def test_errors_of_the_first_part_count(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, good = tmp_path / "out", str(photos / "cat.jpg")
+    resume(["nowhere.jpg"], out)
+    assert resume(["nowhere.jpg", good], out) == 1
+    assert len(records(out)) == 2
+    assert main([good, "nowhere.jpg", "--format", "jsonl", "-o", str(out), "--resume"]) == 1
+    assert capfd.readouterr().err.startswith(f"caplet: {out}: has errors of photos that are not tried again; ")
+
+
+def test_errors_of_photos_that_are_not_given_do_not_count(photos: Path, tmp_path: Path) -> None:
     resume(["nowhere.jpg"], tmp_path / "out")
-    assert resume(["nowhere.jpg", str(photos / "cat.jpg")], tmp_path / "out") == 1
-    assert len(records(tmp_path / "out")) == 2
+    for _ in range(2):
+        assert resume([str(photos / "cat.jpg")], tmp_path / "out") == 0
 
 
 @pytest.mark.parametrize(
