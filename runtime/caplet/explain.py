@@ -95,9 +95,12 @@ def save_drawing(drawing: Image.Image, path: Path) -> None:
     if target.exists() and not target.is_file():  # a pipe or a device
         drawing.save(target, format="PNG", pnginfo=text)
         return
-    temporary = target.with_name(f".caplet-{os.getpid()}.png")
+    # A name nobody can foresee, and a file that must be new: else a link of that name would be followed.
+    temporary = target.with_name(f".caplet-{os.urandom(8).hex()}.png")
+    file = temporary.open("xb")
     try:
-        drawing.save(temporary, format="PNG", pnginfo=text)
+        with file:
+            drawing.save(file, format="PNG", pnginfo=text)
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from PIL import Image
@@ -1042,8 +1042,8 @@ def test_a_drawing_is_whole_or_not_there(
     run(photos / "cat.jpg", "--attention", f"{drawings}/", capfd=capfd)
     before = (drawings / "cat.png").read_bytes()
 
-    def break_off(_: Image.Image, target: Path, **__: Any) -> None:
-        Path(target).write_bytes(b"half")
+    def break_off(_: Image.Image, target: BinaryIO, **__: Any) -> None:
+        target.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw
 from skimage import color as skimage_color
 
 from caplet.errors import ArgumentError, ImageNotFoundError
-from caplet.explain import heat_colours, plot_attention
+from caplet.explain import heat_colours, plot_attention, save_drawing
 
 PHOTOS = Path(__file__).parents[1] / "photos"
 
@@ -175,3 +176,17 @@ def test_panels_too_small_to_read_and_missing_photos_are_errors() -> None:
 
 def test_attention_that_is_zero_everywhere_is_cold() -> None:
     plot_attention(PHOTOS / "cat.jpg", ["a"], np.zeros((1, 8, 8)), [0])
+
+
+def test_a_drawing_on_its_way_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as somebody may put where all can write: neither under a name that can be foreseen, nor by chance."""
+    monkeypatch.setattr(os, "urandom", bytes)
+    precious, drawing = tmp_path / "precious", Image.new("RGB", (9, 9))
+    precious.write_text("kept")
+    links = [tmp_path / f".caplet-{name}.png" for name in (os.getpid(), bytes(8).hex())]
+    links[0].symlink_to(precious)
+    save_drawing(drawing, tmp_path / "drawing.png")
+    links[1].symlink_to(precious)
+    with pytest.raises(FileExistsError):
+        save_drawing(drawing, tmp_path / "drawing.png")
+    assert precious.read_text() == "kept" and all(link.is_symlink() for link in links)
