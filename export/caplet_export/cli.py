@@ -33,15 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="caplet-export", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     wanted = next((word for word in arguments_list if not word.startswith("-")), None)
-    for name, summary in VERBS.items():
-        verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        # Only the verb that runs is imported: `caplet-export --help` must not wait for TensorFlow.
-        if name == wanted:
-            importlib.import_module(f"caplet_export.verbs.{name}").add_arguments(verb)
-    arguments = parser.parse_args(arguments_list)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
+        for name, summary in VERBS.items():
+            verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+            # Only the verb that runs is imported: `caplet-export --help` must not wait for TensorFlow.
+            if name == wanted:
+                importlib.import_module(f"caplet_export.verbs.{name}").add_arguments(verb)
+        arguments = parser.parse_args(arguments_list)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         return int(importlib.import_module(f"caplet_export.verbs.{arguments.verb}").run(arguments))
+    except ModuleNotFoundError as error:
+        extra = "tune" if wanted == "tune" else "export"
+        print(f"caplet-export {wanted}: {error.name} is missing; pip install 'caplet[{extra}]'", file=sys.stderr)
+        return 1
     except ExportError as error:
         print(f"caplet-export {arguments.verb}: {error}", file=sys.stderr)
         return 1

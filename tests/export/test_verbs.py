@@ -124,3 +124,16 @@ def test_what_is_kept_is_told_and_drawn(
     assert marks == (["50.0", "60.0", "60.0"] if patience else ["50.0", "60.0", "40.0"])
     said = [line.endswith("  best") for line in capsys.readouterr().out.splitlines()]
     assert said == ([True, True, False] if patience else [False] * 3)
+
+
+@pytest.mark.parametrize(("verb", "extra"), [("train", "export"), ("tune", "tune")])
+def test_what_a_plain_installation_lacks_is_one_line(verb: str, extra: str) -> None:
+    script = f"""
+import sys
+from caplet_export.cli import main
+sys.modules["tqdm"] = None  # as if it was not installed
+sys.exit(main(["{verb}", "folder", "--data", "data"]))
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    expected = f"caplet-export {verb}: tqdm is missing; pip install 'caplet[{extra}]'\n"
+    assert (process.returncode, process.stdout, process.stderr) == (1, "", expected)
