@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1  # whoever read the output has had enough
     except OSError as error:
         return _complain(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except MemoryError:
+        return _complain("not enough memory; free some, or try --threads 1", 1)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
 

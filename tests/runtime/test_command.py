@@ -766,7 +766,12 @@ def test_interrupt_keeps_what_was_done(photos: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "status", "message"),
-    [(KeyboardInterrupt(), 130, "caplet: interrupted\n"), (BrokenPipeError(), 1, ""), (OSError("odd"), 1, "odd\n")],
+    [
+        (KeyboardInterrupt(), 130, "caplet: interrupted\n"),
+        (BrokenPipeError(), 1, ""),
+        (OSError("odd"), 1, "odd\n"),
+        (MemoryError(), 1, "caplet: not enough memory; free some, or try --threads 1\n"),
+    ],
 )
 def test_how_a_run_ends(
     error: BaseException, status: int, message: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
