@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import errno
-import itertools
 import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,7 +65,7 @@ def find_inputs(
 
 
 def _inputs(
-    photos: Sequence[str], listing: BinaryIO | None, null: bool, recursive: bool, drawings: str | None
+    photos: Sequence[str], listing: BufferedReader | None, null: bool, recursive: bool, drawings: str | None
 ) -> Iterator[Input]:
     for name in photos:
         yield from [Input(STDIN, piped=True)] if name == STDIN else _expand(name, recursive, drawings)
@@ -105,7 +105,7 @@ def _read_once(name: str, pipe: BinaryIO) -> Input:
     return Input(name, contents=contents)
 
 
-def _open_list(files_from: str) -> BinaryIO:
+def _open_list(files_from: str) -> BufferedReader:
     if files_from != STDIN:
         return open(files_from, "rb")
     if sys.stdin is None:
@@ -114,23 +114,26 @@ def _open_list(files_from: str) -> BinaryIO:
     return open(sys.stdin.fileno(), "rb", closefd=False)
 
 
-def _names(file: BinaryIO, null: bool) -> Iterator[str]:
+def _names(file: BufferedReader, null: bool) -> Iterator[str]:
     """The names of a list that may be longer than memory. Bytes that are not UTF-8 survive as they do in Python."""
-    end = b"\0" if null else b"\n"
+    for number, line in enumerate(_lines(file, null)):
+        name = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line  # editors of Windows write one
+        if not null:
+            name = name.removesuffix(b"\r")
+        if name:
+            yield os.fsdecode(name)
+
+
+def _lines(file: BufferedReader, null: bool) -> Iterator[bytes]:
+    """What stands between the ends of names, as soon as it can be read: a list may come from a program that goes on."""
     rest = b""
-    start = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)  # editors of Windows write one
-    for chunk in itertools.chain([start], iter(lambda: file.read(_CHUNK), b"")):
-        *names, rest = (rest + chunk).split(end)
-        yield from (os.fsdecode(_clean(name, null)) for name in names if _clean(name, null))
+    while chunk := file.read1(_CHUNK):
+        *lines, rest = (rest + chunk).split(b"\0" if null else b"\n")
+        yield from lines
         if len(rest) > _LONGEST_NAME:
             ends = "null bytes" if null else "newlines"
             raise ArgumentError("--files-from", f"has {len(rest):,} bytes without an end", f"end names by {ends}")
-    if _clean(rest, null):
-        yield os.fsdecode(_clean(rest, null))
-
-
-def _clean(name: bytes, null: bool) -> bytes:
-    return name if null else name.removesuffix(b"\r")
+    yield rest
 
 
 def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]:

@@ -23,6 +23,7 @@ import caplet.explain
 import caplet.output
 from caplet import Caption, Captioner, ImageNotFoundError, InferenceError
 from caplet.cli import main
+from caplet.inputs import find_inputs
 
 NAMES = ("astronaut", "cameraman", "cat", "coffee", "rocket")
 needs_bytes_in_names = pytest.mark.skipif(sys.platform != "linux", reason="file names are text on this system")
@@ -416,6 +417,27 @@ def test_a_list_on_standard_input(photos: Path) -> None:
     out, _ = process.communicate(names)
     assert process.returncode == 0
     assert [Path(line.split("\t")[0]).stem for line in out.decode().splitlines()] == list(NAMES)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\0"])
+def test_names_are_taken_as_they_come(end: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a program that goes on, such as one that watches a folder."""
+    written = iter([b"a" + end, b"b.j", b"pg" + end + b"c"])
+    asked = []
+
+    class Program(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, room: Any) -> int:
+            piece = next(written, b"")
+            asked.append(piece)
+            room[: len(piece)] = piece
+            return len(piece)
+
+    monkeypatch.setattr("caplet.inputs.open", lambda *_: io.BufferedReader(Program()), raising=False)
+    found = find_inputs([], "list", null=end == b"\0", recursive=False)
+    assert [(photo.name, len(asked)) for photo in found] == [("a", 1), ("b.jpg", 3), ("c", 4)]
 
 
 def test_a_list_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
