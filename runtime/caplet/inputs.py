@@ -18,7 +18,10 @@ from caplet.output import make_blocking
 
 STDIN = "-"
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .avif .gif .tif .tiff .bmp .ppm .pgm .pbm .jp2 .j2k .heic .heif".split()  # noqa: SIM905
+    """
+    .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .avifs .gif .tif .tiff .bmp .ppm .pgm .pbm .pnm .pfm
+    .jp2 .j2k .j2c .jpc .jpf .jpx .heic .heif .hif
+    """.split()  # noqa: SIM905
 )
 """Of what counts as a photo in a folder. HEIC is an error, but one that says what to do, not a photo passed over."""
 _LARGEST_PIPE = 512 * 2**20

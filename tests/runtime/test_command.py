@@ -208,6 +208,17 @@ def test_a_heic_photo_in_a_folder_is_not_passed_over(
     assert "IMG_0001.HEIC: is a HEIC photo" in err and "convert it to JPEG" in err
 
 
+def test_every_suffix_of_the_formats_counts(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rare = ("avifs", "apng", "hif", "j2c", "jpc", "jpf", "jpx", "mpo", "pfm", "pnm")
+    for suffix in rare:
+        shutil.copy(photos / "cat.jpg", tmp_path / f"x.{suffix}")
+    status, out, _ = run(tmp_path, capfd=capfd)
+    assert (status, [line.split("\t")[0] for line in out.splitlines()]) == (
+        0,
+        [f"{tmp_path}/x.{s}" for s in sorted(rare)],
+    )
+
+
 def test_recursive_gives_the_folders_in_it_too(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run("-r", folder, capfd=capfd)
     assert status == 0
