@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from caplet import __version__
@@ -228,6 +229,11 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
         parser.error("give a photo, a folder, or --files-from FILE")
     if [*arguments.photos, arguments.files_from].count("-") > 1:
         parser.error("standard input can be given only once")
+    if arguments.attention == STDOUT:
+        parser.error("--attention draws into files; for one called -, write ./-")
+    only = arguments.photos[0] if len(arguments.photos) == 1 else None
+    if only in _VERBS and not Path(only).exists():
+        parser.error(f"there is no photo {only}, and the verb comes before its options: caplet {only} ...")
     if arguments.null and arguments.files_from is None:
         parser.error("--null needs --files-from")
     if arguments.resume and (arguments.format != "jsonl" or arguments.output is None):

@@ -617,6 +617,8 @@ def test_a_folder_with_broken_photos_keeps_its_order(photos: Path, tmp_path: Pat
         ["a.jpg", "--max-pixels", "0"],
         ["a.jpg", "--max-pixels", str(10**20)],
         ["a.jpg", "-o", ""],
+        ["a.jpg", "--attention", "-"],
+        ["--threads", "1", "info"],
         ["a.jpg", "--attention", ""],
         ["a.jpg", "--model", ""],
         ["--files-from", ""],
