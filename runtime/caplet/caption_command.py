@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caplet.captioner import Caption, Captioner
-from caplet.errors import CapletError, InferenceError
+from caplet.errors import ArgumentError, CapletError, InferenceError
 from caplet.image import MAX_PIXELS, ImageSource
-from caplet.inputs import STDIN, Input, find_inputs, is_folder, is_pipe, with_contents
+from caplet.inputs import STDIN, Input, find_inputs, is_folder, with_contents
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Formatter, Origin, Record, Written, resume
@@ -103,9 +103,8 @@ class _Drawings:
         if self._path is not None and self._folder:
             self._path.mkdir(parents=True, exist_ok=True)
             self._replaceable = _identities(self._path.iterdir())
-            # A list that can be read only once may name any of them further down.
-            if arguments.files_from == STDIN or (arguments.files_from and is_pipe(arguments.files_from)):
-                self._replaceable.clear()
+            if arguments.files_from and not _can_be_read_twice(arguments.files_from):
+                self._replaceable.clear()  # any of them may come further down
             if self._replaceable:  # else there is no reason to go through all inputs
                 self._replaceable -= _identities(photo.name for photo in _inputs(arguments))
 
@@ -114,8 +113,12 @@ class _Drawings:
         self._taken.update(map(os.path.abspath, files))
 
     def job(self, photo: Input) -> _Job:
-        """The next photo with its file."""
-        if self._path is None or not self._folder:
+        """The next photo with its file. Raises ArgumentError if the only file there is has to be left."""
+        if self._path is None:
+            return _Job(photo, None)
+        if not self._folder:
+            if os.path.abspath(self._path) in self._taken:  # noqa: PTH100 - as below
+                raise ArgumentError("--attention", f"{self._path} is the drawing of another photo", "give another PATH")
             return _Job(photo, self._path)
         stem = Path(photo.name).stem if photo.name != STDIN else "stdin"
         while True:
@@ -132,6 +135,11 @@ class _Drawings:
 
         found = identity(file)
         return found is None or (found in self._replaceable and file.is_file() and is_drawing(file))
+
+
+def _can_be_read_twice(listing: str) -> bool:
+    """Whether a list is a file, and not standard input by any name, which on macOS is read on from where it was."""
+    return listing != STDIN and not listing.startswith("/dev/") and os.path.isfile(listing)  # noqa: PTH113
 
 
 def _identities(files: Iterable[str | Path]) -> set[tuple[int, int]]:

@@ -142,7 +142,7 @@ def _lines(file: BufferedReader, null: bool) -> Iterator[bytes]:
 def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]:
     """A file as it is, a folder as the photos in it."""
     if not is_folder(name):
-        yield Input(name, piped=is_pipe(name))
+        yield Input(name, piped=_is_pipe(name))
         return
     empty = True
     for found in _photos_in(name, recursive, drawings):
@@ -153,8 +153,7 @@ def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]
         yield Input(name, ImageError(name, "a folder without photos", remedy))
 
 
-def is_pipe(name: str) -> bool:
-    """Whether there is a pipe of that name, which gives what it holds only once."""
+def _is_pipe(name: str) -> bool:
     try:
         return stat.S_ISFIFO(os.stat(name).st_mode)  # noqa: PTH116
     except (OSError, ValueError):

@@ -185,8 +185,8 @@ def resume(path: str, origin: Origin) -> Written:
                 raise ArgumentError("--resume", f"{path} was written with another model", "choose another -o FILE")
             beam_size, max_length = record.get("beam_size"), record.get("max_length")
             if (beam_size, max_length) != (origin.beam_size, origin.max_length):
-                search = f"--beam {beam_size} --max-length {max_length}"
-                raise ArgumentError("--resume", f"{path} was written with {search}", "give these, or another -o FILE")
+                cause = f"{path} was written with --beam {beam_size} --max-length {max_length}"
+                raise ArgumentError("--resume", cause, "give these, or another -o FILE")
             written.paths[record["path"]] += 1
             if "error" in record:
                 written.errors.add(record["path"])

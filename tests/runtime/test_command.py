@@ -1104,7 +1104,7 @@ def test_the_results_are_not_drawn_over(photos: Path, tmp_path: Path, capfd: pyt
     assert sorted(path.name for path in drawings.iterdir()) == ["cat-2.png", "cat.png", "coffee.png"]
 
 
-@pytest.mark.parametrize("way", ["list", "standard input", "pipe", "link"])
+@pytest.mark.parametrize("way", ["list", "standard input", "device", "pipe", "link"])
 def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
     way: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -1119,6 +1119,7 @@ def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
     inputs: list[Any] = {
         "list": ["--files-from", listing],
         "standard input": ["--files-from", "-"],
+        "device": ["--files-from", "/dev/fd/"],
         "pipe": ["--files-from", tmp_path / "pipe"],
         "link": [photos / "cat.jpg", tmp_path / "links"],
     }[way]
@@ -1127,6 +1128,10 @@ def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
         threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(listing.read_bytes()), daemon=True).start()
     with listing.open() as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.chdir(tmp_path)
+        Path("-").touch()  # no list by that name is meant
+        if way == "device":
+            inputs[-1] += str(stdin.fileno())
         # Drawn one by one, so that the first drawing is written before the second photo comes by.
         assert run(*inputs, "--attention", drawings, "--batch-size", 1, "--threads", 1, capfd=capfd)[0] == 0
     assert (drawings / "cat.png").read_bytes() == before

@@ -217,6 +217,17 @@ def test_drawings_of_photos_that_are_done_stay(photos: Path, tmp_path: Path, mon
     assert drawings == {"in/b/x.jpg": tmp_path / "drawings/x.png", "in/a/x.jpg": tmp_path / "drawings/x-2.png"}
 
 
+def test_a_drawing_of_one_photo_that_is_done_stays(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, drawing = tmp_path / "out", tmp_path / "x.png"
+    for photo, status in (("cat.jpg", 0), ("rocket.jpg", 2), ("cat.jpg", 0)):
+        assert resume([str(photos / photo)], out, "--attention", str(drawing)) == status
+        if photo == "rocket.jpg":
+            assert capfd.readouterr().err.startswith(f"caplet: --attention: {drawing} is the drawing of another photo;")
+    assert [record["path"] for record in records(out)] == [str(photos / "cat.jpg")]
+
+
 def test_a_drawing_that_failed_is_told_by_the_record(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
