@@ -102,11 +102,11 @@ class _Drawings:
         self._taken: set[str] = set()
         if self._path is not None and self._folder:
             self._path.mkdir(parents=True, exist_ok=True)
-            self._replaceable = _identities(self._path.iterdir())
+            self._replaceable = set(_identities(self._path.iterdir()))
             if arguments.files_from and not _can_be_read_twice(arguments.files_from):
                 self._replaceable.clear()  # any of them may come further down
             if self._replaceable:  # else there is no reason to go through all inputs
-                self._replaceable -= _identities(photo.name for photo in _inputs(arguments))
+                self._replaceable.difference_update(_identities(photo.name for photo in _inputs(arguments)))
 
     def leave(self, files: Iterable[str]) -> None:
         """Draw over none of these files, which an interrupted run has drawn."""
@@ -142,8 +142,8 @@ def _can_be_read_twice(listing: str) -> bool:
     return listing != STDIN and not listing.startswith("/dev/") and os.path.isfile(listing)  # noqa: PTH113
 
 
-def _identities(files: Iterable[str | Path]) -> set[tuple[int, int]]:
-    return {found for file in files if (found := identity(file)) is not None}
+def _identities(files: Iterable[str | Path]) -> Iterator[tuple[int, int]]:
+    return (found for file in files if (found := identity(file)) is not None)
 
 
 def _file_name(stem: str, number: int) -> str:
