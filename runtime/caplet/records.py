@@ -32,7 +32,6 @@ FIELDS = (
     "error",
 )
 _RECORD_START = b'{"path": "'
-_LONGEST_LINE = 2**20  # bytes; no record comes near
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _LINE_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -157,12 +156,6 @@ class Written:
         return True
 
 
-def starts_with_record(path: str) -> bool:
-    """Whether the first line of a file is a record as JSON. Raises OSError."""
-    with open(path, "rb") as file:
-        return _parse(file.readline(_LONGEST_LINE)) is not None
-
-
 def resume(path: str, origin: Origin) -> Written:
     """Read the records of an interrupted run and cut off a last line that is not whole.
 
@@ -178,9 +171,7 @@ def resume(path: str, origin: Origin) -> Written:
                 if not _may_be_ours(line):
                     raise _not_ours(f"{path} line {number}")
                 break
-            record = _parse(line)
-            if record is None:
-                raise _not_ours(f"{path} line {number}")
+            record = _parse(line, f"{path} line {number}")
             if record["model_sha256"] != origin.model_sha256:
                 raise ArgumentError("--resume", f"{path} was written with another model", "choose another -o FILE")
             beam_size, max_length = record.get("beam_size"), record.get("max_length")
@@ -206,11 +197,11 @@ def _not_ours(where: str) -> ArgumentError:
     return ArgumentError("--resume", f"{where} is not a record of caplet", "choose another -o FILE")
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """A record; None if the line is none."""
+def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    is_ours = isinstance(record, dict) and isinstance(record.get("path"), str) and "model_sha256" in record
-    return record if is_ours else None
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("path"), str) or "model_sha256" not in record:
+        raise _not_ours(where)
+    return record

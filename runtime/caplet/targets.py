@@ -8,22 +8,18 @@ from pathlib import Path
 
 from caplet.errors import CapletError
 from caplet.inputs import STDIN, SUFFIXES, is_folder
-from caplet.records import starts_with_record
 
 
 def objection(arguments: argparse.Namespace) -> str | None:
     """Why results may not go where these arguments say; None if they may.
 
-    They may not overwrite what they are made of, the results of a run that can be continued, or each other, or be taken
-    for photos the next time.
+    They may not overwrite what they are made of, or each other, or be taken for photos the next time.
     """
     output, drawings, photos = arguments.output, arguments.attention, arguments.photos
     if output and any(_same_file(output, photo) for photo in photos):
         return "-o would overwrite a photo"
     if output and _is_picture(output):
         return "-o would overwrite a picture"
-    if output and not arguments.resume and _holds_records(output):
-        return "-o holds captions already: add --resume to go on with them, or remove the file"
     if arguments.resume and os.path.exists(output) and not os.path.isfile(output):  # noqa: PTH110, PTH113 - as in `is_folder`
         return "--resume: what -o names is not a file"
     listing = "/dev/stdin" if arguments.files_from == STDIN else arguments.files_from
@@ -71,14 +67,6 @@ def _holds_something(path: str) -> bool:
     """Whether there is a file of that name with anything in it. Pipes and devices are none."""
     try:
         return os.path.isfile(path) and os.path.getsize(path) > 0  # noqa: PTH113, PTH202 - as in `is_folder`
-    except OSError:
-        return False
-
-
-def _holds_records(path: str) -> bool:
-    """Whether a file that is there holds results that a run can go on with."""
-    try:
-        return _holds_something(path) and starts_with_record(path)
     except OSError:
         return False
 

@@ -166,20 +166,6 @@ def test_captions_of_another_search_are_not_mixed_in(
     assert resume(both, out, *err.split(" with ")[1].split(";")[0].split()) == 0  # with what the message says
 
 
-def test_records_are_not_overwritten_for_a_forgotten_resume(
-    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    out, cat = tmp_path / "out", str(photos / "cat.jpg")
-    resume([cat], out)
-    before = out.read_bytes()
-    for form in ("text", "jsonl"):
-        assert main([cat, "-o", str(out), "--format", form]) == 2
-        assert "add --resume" in capfd.readouterr().err
-        assert out.read_bytes() == before
-    out.write_text(json.dumps({"path": "x"}) + "\n")  # of something else
-    assert main([cat, "-o", str(out)]) == 0
-
-
 def test_a_folder_as_output(inputs: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert resume(inputs, tmp_path) == 2
     assert "is not a file" in capfd.readouterr().err
