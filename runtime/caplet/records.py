@@ -174,7 +174,9 @@ def resume(path: str, origin: Origin) -> Written:
             record = _parse(line, f"{path} line {number}")
             if record["model_sha256"] != origin.model_sha256:
                 raise ArgumentError("--resume", f"{path} was written with another model", "choose another -o FILE")
-            beam_size, max_length = record.get("beam_size"), record.get("max_length")
+            # Records of caplet 0.9 and older do not say.
+            beam_size = record.get("beam_size", origin.beam_size)
+            max_length = record.get("max_length", origin.max_length)
             if (beam_size, max_length) != (origin.beam_size, origin.max_length):
                 cause = f"{path} was written with --beam {beam_size} --max-length {max_length}"
                 raise ArgumentError("--resume", cause, "give these, or another -o FILE")

@@ -166,6 +166,17 @@ def test_captions_of_another_search_are_not_mixed_in(
     assert resume(both, out, *err.split(" with ")[1].split(";")[0].split()) == 0  # with what the message says
 
 
+def test_records_that_do_not_say_how_they_were_searched_are_gone_on_with(photos: Path, tmp_path: Path) -> None:
+    """Those of caplet 0.9 and older."""
+    out = tmp_path / "out"
+    assert resume([str(photos / "cat.jpg")], out) == 0
+    record = json.loads(out.read_bytes())
+    del record["beam_size"], record["max_length"]
+    out.write_text(json.dumps(record) + "\n")
+    assert resume([str(photos / "cat.jpg"), str(photos / "rocket.jpg")], out) == 0
+    assert len(out.read_bytes().splitlines()) == 2
+
+
 def test_a_folder_as_output(inputs: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert resume(inputs, tmp_path) == 2
     assert "is not a file" in capfd.readouterr().err
