@@ -23,7 +23,7 @@ from PIL import Image, ImageFile
 
 from caplet.arguments import whole_number
 from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
-from caplet.image_file import HEAD, cause_of, check_size, decode_file, identify
+from caplet.image_file import HEAD, Box, cause_of, check_size, decode_file, identify
 
 ImageSource: TypeAlias = (
     str | os.PathLike[str] | os.PathLike[bytes] | bytes | bytearray | memoryview | IO[bytes] | Image.Image
@@ -97,14 +97,14 @@ def load_picture(
     longest_side = whole_number("longest_side", longest_side, _LONGEST_SIDE)
     max_pixels = whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
 
-    def fit(width: int, height: int) -> tuple[int, int]:
+    def fit(width: float, height: float) -> tuple[int, int]:
         scale, least = longest_side / max(width, height), max(longest_side // 8, 1)
         return max(round(width * scale), least), max(round(height * scale), least)
 
     return _load(source, fit, longest_side, max_pixels, allow_truncated)
 
 
-_Fit: TypeAlias = Callable[[int, int], tuple[int, int]]
+_Fit: TypeAlias = Callable[[float, float], tuple[int, int]]
 """Width and height of the result from those of the upright picture."""
 
 
@@ -126,10 +126,10 @@ def _load(
                 return _finish(opened, fit)
         with _as_file(content, subject, max_pixels) as file:
             # Twice the longest side both ways, as the orientation, known only later, may swap them.
-            image = decode_file(
+            image, box = decode_file(
                 file, subject, least_side=2 * longest_side, max_pixels=max_pixels, allow_truncated=allow_truncated
             )
-            return _finish(image, fit, like=opened)
+            return _finish(image, fit, like=opened, box=box)
     except CapletError:
         raise
     except FileNotFoundError as error:
@@ -275,15 +275,27 @@ def _is_undecoded_jpeg(image: ImageFile.ImageFile) -> bool:
     return as_opened and image.format in ("JPEG", "MPO")
 
 
-def _finish(image: Image.Image, fit: _Fit, like: Image.Image | None = None) -> NDArray[np.uint8]:
-    """The steps every image takes once its samples are in memory; orientation and profile may be those of another."""
+def _finish(
+    image: Image.Image, fit: _Fit, like: Image.Image | None = None, box: Box | None = None
+) -> NDArray[np.uint8]:
+    """The steps every image takes once its samples are in memory; orientation and profile may be those of another.
+
+    The picture may be only a part of the image, `box`, as `decode_file` gives it.
+    """
     image.load()
     colours = _to_rgb(image)
     described = image if like is None else like
-    method = _TRANSPOSITIONS.get(_orientation(described))
+    orientation = _orientation(described)
+    method = _TRANSPOSITIONS.get(orientation)
+    if box is not None:  # squashed before it is turned, as the box does not turn with it
+        _, _, width, height = box
+        size = fit(height, width)[::-1] if orientation in _ON_ITS_SIDE else fit(width, height)
+        colours = colours.resize(size, Image.Resampling.BILINEAR, box)
     if method is not None:
         colours = colours.transpose(method)
-    return np.array(_to_srgb(_squash(colours, fit(*colours.size)), described), dtype=np.uint8)
+    if box is None:
+        colours = _squash(colours, fit(*colours.size))
+    return np.array(_to_srgb(colours, described), dtype=np.uint8)
 
 
 _TRANSPOSITIONS = {
@@ -296,6 +308,9 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation (CIPA DC-008, tag 0x0112) to what puts the picture upright; 1 is upright."""
+
+_ON_ITS_SIDE = range(5, 9)
+"""Orientations that swap width and height."""
 
 
 def _orientation(image: Image.Image) -> int:

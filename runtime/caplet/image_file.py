@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections.abc import Iterable
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -199,9 +199,13 @@ class _Reader(io.RawIOBase):
         return self._file.tell()
 
 
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, upper, right and lower edge of a part of a picture, in pixels."""
+
+
 def decode_file(
     file: BinaryIO, subject: str, *, least_side: int, max_pixels: int, allow_truncated: bool
-) -> ImageFile.ImageFile:
+) -> tuple[ImageFile.ImageFile, Box | None]:
     """The first picture in an image file, its pixels in memory, neither turned upright nor converted.
 
     Args:
@@ -210,6 +214,10 @@ def decode_file(
         least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as no side gets shorter than this.
         max_pixels: most pixels (width x height) it may have; looked up before anything is decoded.
         allow_truncated: use what there is of a file that breaks off, where the format allows.
+
+    Returns:
+        The picture; and where it is in it, if it was decoded at a part of its size. That is not all of it unless its
+        sides can be divided: the last pixels of a row and of a column then stand for less than a pixel.
 
     Raises:
         ImageError: the file is unreadable, damaged, truncated, empty, too large, or in another format.
@@ -222,10 +230,11 @@ def decode_file(
         reader.seek(0)
         image = _open(reader, file_format, subject)
         check_size(image.size, max_pixels, subject)
+        full, drafted = image.size, None
         if file_format is _JPEG:
-            image.draft(None, (least_side, least_side))
+            drafted = image.draft(None, (least_side, least_side))
         _load(image, reader, file_format, subject, allow_truncated)
-        return image
+        return image, None if drafted is None or image.size == full else drafted[1]
     except CapletError:
         raise
     except Exception as error:

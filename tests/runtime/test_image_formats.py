@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from skimage import color as skimage_color
 
-from caplet.image import load_pixels
+from caplet.image import load_picture, load_pixels
 from caplet.image_file import decode_file
 from pictures import encoded, plain
 
@@ -365,6 +365,31 @@ def test_large_jpegs_differ_by_less_than_a_level_from_the_plain_path(path: Path,
     assert difference.max() <= 12
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shape", [(1601, 1607), (1609, 833), (401, 1203), (411, 433)], ids=str)
+def test_sides_that_cannot_be_divided_are_not_stretched(shape: tuple[int, int], orientation: int) -> None:
+    """libjpeg rounds up: the last of 201 pixels that stand for 1601 stands for an eighth of what the others do."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = large_photo(PHOTOS[0], shape, quality=90, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    for size in ((100, 100), (60, 90)):
+        difference = np.abs(load_pixels(data, size=size).astype(int) - plain(upright, size))
+        assert difference.mean() < 1
+        assert difference.max() <= 15
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_picture_keeps_its_proportions_and_edges(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = large_photo(PHOTOS[0], (1607, 811), quality=90, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    picture = load_picture(data, longest_side=100)
+    size = (50, 100) if orientation > 4 else (100, 50)
+    assert mean_difference(picture, plain(upright, size)) < 0.7
+
+
 @pytest.mark.parametrize("shape", [(1195, 3000), (3000, 1195), (1000, 800), (4000, 20)], ids=str)
 def test_jpegs_below_four_times_the_target_are_decoded_in_full(shape: tuple[int, int]) -> None:
     data = large_photo(PHOTOS[0], shape, quality=90)
@@ -374,7 +399,7 @@ def test_jpegs_below_four_times_the_target_are_decoded_in_full(shape: tuple[int,
 def test_a_large_jpeg_is_decoded_at_the_least_size_that_is_enough() -> None:
     data = encoded(Image.open(PHOTOS[0]).resize((4000, 3000)), "JPEG")
     for least_side, expected in ((598, (1000, 750)), (375, (500, 375)), (1501, (4000, 3000))):
-        image = decode_file(
+        image, _ = decode_file(
             io.BytesIO(data), "photo", least_side=least_side, max_pixels=12_000_000, allow_truncated=False
         )
         assert image.size == expected
