@@ -201,6 +201,7 @@ class Captioner:
             ImageError: the photo is missing or cannot be used.
             ArgumentError: an option makes no sense.
             InferenceError: the graphs failed.
+            BundleError: in a forked child, the bundle is no longer what it was when it was loaded.
         """
         decoding, load = self.decoding(beam_size, max_length), self._loader(allow_truncated, max_pixels)
         result = self._caption_batch([self._encode(image, load)], decoding)[0]

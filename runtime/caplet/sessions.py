@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from caplet.bundle import Bundle
+from caplet.bundle import Bundle, load_bundle
 from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
 from caplet.errors import ArgumentError, BundleError, InferenceError
 from caplet.machine import describe_cpu
@@ -44,7 +44,8 @@ _DECODER_OUTPUTS: dict[str, tuple[str, _Shape]] = {
 class Sessions:
     """The encoder and decoder of one bundle, ready to run; safe to share between threads.
 
-    A process made by fork has none of its parent's threads, so the graphs are opened again on first use there.
+    A process made by fork has none of its parent's threads, so the graphs are opened again on first use there, which
+    raises BundleError if the bundle is not what it was.
     """
 
     def __init__(self, bundle: Bundle, threads: int, providers: Sequence[Any] | None = None) -> None:
@@ -95,7 +96,13 @@ class Sessions:
         if self._process != os.getpid():
             with self._lock:
                 if self._process != os.getpid():
+                    self._check_unchanged()
                     self._open()
+
+    def _check_unchanged(self) -> None:
+        """Raise BundleError unless the files are those that the words and options in memory belong to."""
+        if load_bundle(self._bundle.path, verify=self._bundle.verified).digest != self._bundle.digest:
+            raise BundleError(str(self._bundle.path), "is another model than was loaded", "make a new Captioner")
 
     def _keep_inherited(self) -> None:
         """In a forked child, keep the inherited sessions from being destroyed.

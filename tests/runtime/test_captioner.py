@@ -11,6 +11,7 @@ import multiprocessing
 import operator
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,7 +26,16 @@ import pytest
 from PIL import Image
 
 import caplet
-from caplet import ArgumentError, CapletError, Caption, Captioner, ImageError, ImageNotFoundError, InferenceError
+from caplet import (
+    ArgumentError,
+    BundleError,
+    CapletError,
+    Caption,
+    Captioner,
+    ImageError,
+    ImageNotFoundError,
+    InferenceError,
+)
 from caplet.captioner import join_words
 from caplet.explain import plot_attention
 from caplet.image import load_pixels
@@ -647,6 +657,22 @@ def test_in_another_process_the_graphs_are_opened_once(
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: captioner.caption(photos / "cat.jpg").text, range(8))) == {texts[1]}
     assert opened == 1
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["one graph", "the whole bundle"])
+def test_another_process_opens_no_other_graphs(
+    whole: bool, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the fork and the child's first photo the files may be replaced, as by an update."""
+    captioner = Captioner(write_tiny_bundle(tmp_path / "bundle"), threads=1)
+    other = write_tiny_bundle(tmp_path / "other", seed=7)
+    for file in other.glob("*.*") if whole else [other / "decoder.onnx"]:
+        shutil.copy(file, tmp_path / "bundle" / file.name)
+    assert captioner.caption(photos / "cat.jpg")
+    captioner.sessions._keep_inherited()  # what happens at the fork
+    monkeypatch.setattr("caplet.sessions.os.getpid", lambda: 1)
+    with pytest.raises(BundleError, match="is another model than was loaded" if whole else "has been altered"):
+        captioner.caption(photos / "cat.jpg")
 
 
 def test_pickled_it_comes_back_the_same(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
