@@ -409,7 +409,7 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
     if not isinstance(profile, bytes) or profile[16:20] != b"RGB " or source.mode not in ("RGB", "RGBA", "P"):
         return pixels
     # Most profiles are sRGB and have it in their name, as ASCII (version 2) or UTF-16 (version 4).
-    if b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile:
+    if b"sRGB" in profile or b"\0s\0R\0G\0B" in profile:
         return pixels
     try:
         from PIL import ImageCms  # only here: Pillow can be built without it

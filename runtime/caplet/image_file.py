@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import math
@@ -59,6 +60,21 @@ _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 HEAD = 64
 """Bytes that tell every format apart."""
+
+
+def _import_all() -> None:
+    """Import what a photo of any format may need of Pillow; otherwise the first that does imports it.
+
+    A child forked while another thread imports something would wait for that thread, which it does not have, for ever.
+    """
+    formats = (*(file_format for _, file_format in _SIGNATURES), _WEBP, _AVIF)
+    for name in (*(file_format.plugin for file_format in formats), "ImageCms"):
+        with contextlib.suppress(ImportError):  # not all are in every Pillow
+            importlib.import_module(f"PIL.{name}")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_import_all)
 
 
 def identify(head: bytes, subject: str) -> _Format:

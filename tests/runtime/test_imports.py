@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, features
+
+from pictures import encoded
 
 HEAVY = {"numpy", "onnxruntime", "PIL"}
 EXPORT_ONLY = {"caplet_export", "tensorflow", "keras", "onnx", "tf2onnx", "torch", "matplotlib", "tqdm"}
@@ -51,6 +55,37 @@ assert main(["check", "--model", model]) == 0
     loaded = modules_after(code, str(tiny_bundle), str(photos / "cat.jpg"))
     assert loaded >= HEAVY
     assert not loaded & EXPORT_ONLY
+
+
+IN_A_CHILD = """
+import os, sys
+from caplet import Captioner
+
+captioner = Captioner(sys.argv[1], threads=1)
+photos = sys.stdin.buffer.read().split(b"-- next --")
+if os.fork() == 0:
+    loaded = set(sys.modules)
+    for photo in photos:
+        captioner.caption(photo)
+    print(len(photos), sorted(set(sys.modules) - loaded), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_no_photo_makes_a_forked_child_import_anything(tiny_bundle: Path) -> None:
+    """It would wait for ever if another thread of its parent was at the same import when it was forked."""
+    photo = Image.new("RGB", (8, 8), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    formats = ["JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", *["AVIF"] * features.check("avif")]
+    files = [encoded(photo, each) for each in formats]
+    files += [encoded(photo, each, exif=exif, icc_profile=bytes(16) + b"RGB ") for each in ("JPEG", "PNG", "WEBP")]
+    files += [encoded(photo.convert(mode), "TIFF") for mode in ("LAB", "CMYK", "F", "L")]
+    command = [sys.executable, "-c", IN_A_CHILD, str(tiny_bundle)]
+    done = subprocess.run(command, input=b"-- next --".join(files), capture_output=True, check=True)
+    assert done.stdout.decode() == f"{len(files)} []\n"
 
 
 def test_python_m_caplet_ends_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
