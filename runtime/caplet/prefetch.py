@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from caplet.errors import InferenceError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,6 +27,9 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         work: called in the worker threads; what it raises is raised at the item's turn.
         workers: number of threads; with 0 the work is done here, an item at a time.
         ahead: most items in the works.
+
+    Raises:
+        InferenceError: in a forked child that goes on with its parent's iterator, as the threads are the parent's.
     """
     if workers == 0:
         yield from map(work, items)
@@ -33,9 +39,12 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
     rest: Iterator[T] = iter(())
     failure: Exception | None = None
     drained = False
+    process = os.getpid()
     executor = ThreadPoolExecutor(workers, thread_name_prefix="caplet-photo")
     try:
         while True:
+            if os.getpid() != process:
+                raise InferenceError("caption_many", "was begun in the parent process", "call it in each process")
             while not drained and len(pending) < ahead:
                 try:
                     item = next(source)

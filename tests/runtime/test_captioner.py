@@ -12,6 +12,7 @@ import operator
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -636,6 +637,27 @@ def test_a_forked_child_may_caption_drop_and_end(
         time.sleep(0.02)
     assert (tmp_path / "out").read_text() == texts[1]
     assert captioner.caption(photos / "cat.jpg").text == texts[1]  # the parent goes on
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_cannot_go_on_with_what_its_parent_began(
+    captioner: Captioner, paths: list[Path], texts: list[str]
+) -> None:
+    found = captioner.caption_many(paths * 4, batch_size=1)
+    assert next(found).text == texts[0]
+    child = os.fork()
+    if child == 0:
+        # Nothing may leave this block: the child is a copy of the whole test run.
+        status = 1
+        try:
+            signal.alarm(60)  # it would wait for the parent's threads for ever
+            next(found)
+        except InferenceError as error:
+            status = 0 if "call it in each process" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [caption.text for caption in found] == (texts * 4)[1:]
 
 
 def test_in_another_process_the_graphs_are_opened_once(
