@@ -347,12 +347,15 @@ class Captioner:
         """The best sentences of each photo, searched together; each alone if that fails, as it may for one of them."""
         if not photos:
             return []
-        together = photos[0] if len(photos) == 1 else Encoded(*map(np.concatenate, zip(*photos, strict=True)))
         try:
+            together = photos[0] if len(photos) == 1 else Encoded(*map(np.concatenate, zip(*photos, strict=True)))
             return search(self._sessions.step, together, decoding)
         except CapletError as error:
             if len(photos) == 1:
                 return [without_frames(error)]
+        except MemoryError:
+            if len(photos) == 1:
+                return [InferenceError("search", "needs more memory than there is", "search with a smaller beam")]
         return [self._search([photo], decoding)[0] for photo in photos]
 
     def _write(self, hypotheses: Sequence[Hypothesis], milliseconds: float) -> Caption | CapletError:

@@ -345,8 +345,18 @@ def test_a_decoder_that_fails_is_an_error_for_every_photo_of_the_batch(
         captioner.caption(paths[0])
 
 
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [(InferenceError("decoder", "failed"), "decoder: failed"), (MemoryError(), "search: needs more memory than")],
+    ids=["error", "no memory"],
+)
 def test_a_photo_whose_search_fails_costs_the_others_nothing(
-    tiny_bundle: Path, paths: list[Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
+    failure: Exception,
+    told: str,
+    tiny_bundle: Path,
+    paths: list[Path],
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     captioner = Captioner(tiny_bundle)
     bad = captioner.sessions.encode(load_pixels(paths[1])[None]).features[0]
@@ -354,12 +364,13 @@ def test_a_photo_whose_search_fails_costs_the_others_nothing(
 
     def fail_for_one(token: Any, state: Any, features: Any, keys: Any) -> Any:
         if any(np.array_equal(each, bad) for each in features):
-            raise InferenceError("decoder", "failed")
+            raise failure
         return step(token, state, features, keys)
 
     monkeypatch.setattr(captioner.sessions, "step", fail_for_one)
     results = list(captioner.caption_many(paths, on_error="return"))
-    assert [str(result) for result in results] == [texts[0], "decoder: failed", *texts[2:]]
+    assert isinstance(results[1], InferenceError) and str(results[1]).startswith(told)
+    assert [str(result) for result in results[:1] + results[2:]] == texts[:1] + texts[2:]
 
 
 def test_errors_that_are_kept_hold_no_photo(captioner: Captioner, photos: Path, tmp_path: Path) -> None:
