@@ -113,11 +113,18 @@ def _is_heic(brands: list[bytes]) -> bool:
     return next((brand in _HEIC_BRANDS for brand in brands if brand in (*_HEIC_BRANDS, b"avif", b"avis")), False)
 
 
+_ROW = 16
+"""Pixels that a row counts as at least: Pillow keeps a pointer to each and pads it, 40 bytes for a single pixel."""
+_ROWS_ALLOWED = 2**16
+"""Rows that no limit refuses: they take no memory to speak of."""
+
+
 def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
-    """Refuse pictures without pixels and pictures with too many.
+    """Refuse pictures without pixels and pictures with too many pixels or rows.
 
     Raises:
-        ImageError: no side may be zero, and width x height may not exceed `max_pixels`.
+        ImageError: no side may be zero, width x height may not exceed `max_pixels`, and neither may 16 x height unless
+            the height is at most 65,536.
     """
     width, height = size
     if width < 1 or height < 1:
@@ -126,6 +133,13 @@ def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
         raise ImageError(
             subject,
             f"too large: {width}x{height} is {width * height:,} pixels, the limit is {max_pixels:,}",
+            "shrink it, or raise max_pixels if you trust it",
+        )
+    most = max(max_pixels // _ROW, _ROWS_ALLOWED)
+    if height > most:
+        raise ImageError(
+            subject,
+            f"too large: {width}x{height} is {height:,} rows, the limit is {most:,} with {max_pixels:,} pixels",
             "shrink it, or raise max_pixels if you trust it",
         )
 

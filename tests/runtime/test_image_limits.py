@@ -189,6 +189,16 @@ def test_a_canvas_is_measured_to_the_pixel_before_pillow_makes_it(name: str, mon
     assert f"too large: {width}x{height} is" in str(refusal(data, max_pixels=width * height - 1))
 
 
+def test_rows_of_a_pixel_are_limited_as_pillow_needs_memory_for_each() -> None:
+    before = resident_memory()
+    error = refusal(png_bomb(1, 119_999_999))
+    assert "1x119999999 is 119,999,999 rows, the limit is 7,500,000" in str(error)
+    assert peak_memory() - before < 4 << 20
+    load_pixels(np.zeros((65_536, 1), np.uint8), max_pixels=65_536)  # small in any case
+    load_pixels(np.zeros((80_000, 1), np.uint8), max_pixels=80_000 * 16)
+    assert "rows" in str(refusal(np.zeros((80_000, 1), np.uint8), max_pixels=80_000 * 16 - 1))
+
+
 @pytest.mark.parametrize("door", ["bytes", "PIL", "array"])
 def test_the_limit_is_inclusive_and_holds_at_every_door(door: str) -> None:
     image = Image.new("RGB", (30, 20))
