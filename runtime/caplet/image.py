@@ -2,10 +2,11 @@
 
 Every source becomes a Pillow image, and every Pillow image takes the same steps: RGB, with alpha over white;
 orientation as its EXIF says; squashed to the size the encoder wants; sRGB. Nothing here sets or goes by Pillow's
-process-wide switches (`Image.MAX_IMAGE_PIXELS`, `ImageFile.LOAD_TRUNCATED_IMAGES`, the warning filters): limits and
-leniency belong to the call, so calls in several threads, and the caller's own use of Pillow, do not disturb each other.
-Two of Pillow's decoders look at the first switch by themselves: a TIFF, or the frame of a GIF, draws Pillow's warning
-above it and is refused above twice of it.
+process-wide switches (`Image.MAX_IMAGE_PIXELS`, `ImageFile.LOAD_TRUNCATED_IMAGES`): limits and leniency belong to the
+call, so calls in several threads, and the caller's own use of Pillow, do not disturb each other. Two of Pillow's
+decoders look at the first switch by themselves: a TIFF, or the frame of a GIF, draws Pillow's warning above it and is
+refused above twice of it. Warnings, of odd EXIF for one, go where the process has them go: filters are process-wide
+too, and `warnings.catch_warnings` would undo what other threads do.
 """
 
 from __future__ import annotations
@@ -135,6 +136,9 @@ def _load(
     except FileNotFoundError as error:
         remedy = "caplet reads no URLs: download it first" if "://" in subject else "check the path"
         raise ImageNotFoundError(subject, remedy=remedy) from error
+    except Warning as warning:
+        cause = f"Pillow warns of it ({warning}), and warnings are errors in this process"
+        raise ImageError(subject, cause, "warnings.filterwarnings('ignore', module='PIL')") from warning
     # Damaged bytes make Pillow raise almost anything: OSError, SyntaxError, ValueError, struct.error, zlib.error,
     # KeyError, IndexError, OverflowError, MemoryError, RecursionError and more, which also differs between versions.
     except Exception as error:
@@ -316,6 +320,8 @@ _ON_ITS_SIDE = range(5, 9)
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(0x0112, 1))
+    except Warning:
+        raise
     except Exception:  # damaged EXIF spoils no picture
         return 1
 

@@ -251,6 +251,7 @@ def decode_file(
 
     Raises:
         ImageError: the file is unreadable, damaged, truncated, empty, too large, or in another format.
+        Warning: one of Pillow's, where the process makes errors of warnings.
     """
     file_format = identify(file.read(HEAD), subject)
     file.seek(0)
@@ -265,7 +266,7 @@ def decode_file(
             drafted = image.draft(None, (least_side, least_side))
         _load(image, reader, file_format, subject, allow_truncated)
         return image, None if drafted is None or image.size == full else drafted[1]
-    except CapletError:
+    except (CapletError, Warning):
         raise
     except Exception as error:
         if reader.ran_dry or _says_truncated(error):

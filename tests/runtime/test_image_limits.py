@@ -218,6 +218,19 @@ def test_a_limit_above_pillows_own_is_obeyed_without_its_warning() -> None:
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "PIL"])
+def test_a_warning_of_pillow_is_an_error_only_where_the_process_says_so_and_is_called_that(file_format: str) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0x010F, 2, 100, 5000) + bytes(4)  # beyond its end
+    picture = Image.new("RGB", (8, 8))
+    data = encoded(picture, "PNG" if file_format == "PIL" else file_format, exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        error = refusal(Image.open(io.BytesIO(data)) if file_format == "PIL" else data)
+        assert "warnings are errors in this process" in str(error) and "damaged" not in str(error)
+        warnings.filterwarnings("ignore", module="PIL")  # the remedy
+        load_pixels(data)
+
+
 def test_where_pillows_own_limit_holds_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.new("1", (300, 200)), "TIFF")
     load_pixels(data)
