@@ -268,10 +268,19 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int) -> by
         if isinstance(image, ImageFile.ImageFile) and _is_undecoded_jpeg(image):
             contents = _read_stream(image.fp, subject, max_pixels).getvalue()
         else:
-            image.load()
+            _decode(image, subject)
             contents = None
         _orientation(image)  # parsed here once, which threads may not do side by side either
         return contents
+
+
+def _decode(image: Image.Image, subject: str) -> None:
+    try:
+        image.load()
+    except Exception as error:
+        if isinstance(image, ImageFile.ImageFile) and image.fp is None:
+            raise ImageError(subject, "was closed", "pass it before you close it") from error
+        raise
 
 
 def _is_undecoded_jpeg(image: ImageFile.ImageFile) -> bool:

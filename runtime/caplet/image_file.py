@@ -336,4 +336,4 @@ def cause_of(error: Exception) -> str:
         return f"cannot be read ({error.strerror})"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
-    return f"cannot be decoded ({error or type(error).__name__})"
+    return f"cannot be decoded ({str(error) or type(error).__name__})"

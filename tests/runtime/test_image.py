@@ -368,9 +368,29 @@ def test_a_file_object_that_fails_is_an_image_error() -> None:
     closed = io.BytesIO(PHOTOS[0].read_bytes())
     closed.close()
     assert "closed file" in str(refusal(closed))
-    image = Image.open(PHOTOS[0])
-    image.close()
-    assert isinstance(refusal(image), ImageError)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_a_pil_image_that_was_closed_is_called_that(file_format: str, tmp_path: Path) -> None:
+    path = tmp_path / "photo"
+    path.write_bytes(encoded(Image.open(PHOTOS[0]), file_format))
+    with Image.open(path) as after_with:
+        pass
+    closed = Image.open(path)
+    closed.close()
+    for image in (after_with, closed):
+        assert str(refusal(image)) == "<PIL image>: was closed; pass it before you close it"
+    with Image.open(path) as loaded:
+        loaded.load()
+    np.testing.assert_array_equal(load_pixels(loaded), load_pixels(path))
+
+
+def test_an_error_without_a_message_is_called_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Image.Image, "resize", fail)
+    assert "cannot be decoded (AssertionError)" in str(refusal(PHOTOS[0]))
 
 
 def test_what_pillow_says_of_a_damaged_file_is_told() -> None:
