@@ -122,7 +122,7 @@ def _load(
         content: Any = source
         if opened is not None:
             check_size(opened.size, max_pixels, subject)
-            content = _contents_or_decode(opened, subject, max_pixels)
+            content = _contents_or_decode(opened, subject, max_pixels, allow_truncated)
             if content is None:
                 return _finish(opened, fit)
         with _as_file(content, subject, max_pixels) as file:
@@ -257,15 +257,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it at the fork
 
 
-def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int) -> bytes | None:
+def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow_truncated: bool) -> bytes | None:
     """The file's contents for a JPEG that Pillow has opened and nobody has decoded; any other image is decoded.
 
     Taken through the decoder for files, they give the pixels that the path would give, also where that decodes a large
     photo at a part of its size, and the caller's image stays undecoded. An image that the caller has drafted or that
-    stands at another frame than the first is another picture than its file.
+    stands at another frame than the first is another picture than its file. Of the formats that may be truncated, all
+    go that way where it is allowed: Pillow's own leniency is a switch of the process.
     """
+    formats = _JPEG + _MAY_BE_TRUNCATED if allow_truncated else _JPEG
     with _decoding:
-        if isinstance(image, ImageFile.ImageFile) and _is_undecoded_jpeg(image):
+        if isinstance(image, ImageFile.ImageFile) and image.format in formats and _is_as_opened(image):
             contents = _read_stream(image.fp, subject, max_pixels).getvalue()
         else:
             _decode(image, subject)
@@ -283,9 +285,12 @@ def _decode(image: Image.Image, subject: str) -> None:
         raise
 
 
-def _is_undecoded_jpeg(image: ImageFile.ImageFile) -> bool:
-    as_opened = bool(image.tile) and image.fp is not None and not image.decoderconfig and image.tell() == 0
-    return as_opened and image.format in ("JPEG", "MPO")
+_JPEG = ("JPEG", "MPO")
+_MAY_BE_TRUNCATED = ("PNG", "GIF", "BMP", "PPM", "TIFF")
+
+
+def _is_as_opened(image: ImageFile.ImageFile) -> bool:
+    return bool(image.tile) and image.fp is not None and not image.decoderconfig and image.tell() == 0
 
 
 def _finish(

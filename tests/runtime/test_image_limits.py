@@ -328,6 +328,21 @@ def test_the_part_of_a_truncated_file_that_is_there_can_be_had(
         assert difference.mean() > 5  # the rest is missing
 
 
+@pytest.mark.parametrize(("file_format", "options"), SEQUENTIAL, ids=str)
+def test_the_part_of_a_truncated_file_can_be_had_also_when_pillow_opened_it(
+    photo: Image.Image, file_format: str, options: dict[str, Any]
+) -> None:
+    whole = encoded(photo, file_format, **options)
+    data = whole[: 2 * len(whole) // 3]
+    assert "truncated" in str(refusal(Image.open(io.BytesIO(data))))
+    image = Image.open(io.BytesIO(data))
+    expected = load_pixels(data, allow_truncated=True)
+    np.testing.assert_array_equal(load_pixels(image, allow_truncated=True), expected)
+    np.testing.assert_array_equal(load_pixels(image, allow_truncated=True), expected)  # it is left as it was
+    whole_image = Image.open(io.BytesIO(whole))
+    np.testing.assert_array_equal(load_pixels(whole_image, allow_truncated=True), load_pixels(whole))
+
+
 def test_the_salvaged_part_is_what_pillow_gives(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     for options in ({}, {"progressive": True}):
         data = encoded(photo, "JPEG", **options)
