@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 
 from caplet.arguments import whole_number
 from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
-from caplet.image_file import HEAD, Box, cause_of, check_size, decode_file, identify
+from caplet.image_file import HEAD, Box, check_size, decode_file, identify, refused
 
 ImageSource: TypeAlias = (
     str | os.PathLike[str] | os.PathLike[bytes] | bytes | bytearray | memoryview | IO[bytes] | Image.Image
@@ -142,8 +142,7 @@ def _load(
     # Damaged bytes make Pillow raise almost anything: OSError, SyntaxError, ValueError, struct.error, zlib.error,
     # KeyError, IndexError, OverflowError, MemoryError, RecursionError and more, which also differs between versions.
     except Exception as error:
-        remedy = "check the path and its permissions" if isinstance(error, OSError) else "pass an intact image"
-        raise ImageError(subject, cause_of(error), remedy) from error
+        raise refused(error, subject) from error
 
 
 def is_source(value: object) -> bool:
@@ -219,9 +218,7 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
     try:
         if position is not None:
             stream.seek(0)
-        while part := stream.read(1 << 20):
-            if not isinstance(part, (bytes, bytearray, memoryview)):
-                raise ImageTypeError(subject, "opened as text", "open it in binary mode: open(path, 'rb')")
+        while part := _bytes_read(stream, subject):
             data += part
             if len(data) >= HEAD:
                 identify(bytes(data[:HEAD]), subject)
@@ -231,6 +228,20 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
         if position is not None:
             stream.seek(position)
     return io.BytesIO(data)
+
+
+def _bytes_read(stream: Any, subject: str) -> bytes | bytearray | memoryview:
+    try:
+        part = stream.read(1 << 20)
+    except UnicodeDecodeError:
+        part = ""
+    if isinstance(part, (bytes, bytearray, memoryview)):
+        return part
+    if isinstance(part, str):
+        raise ImageTypeError(subject, "opened as text", "open it in binary mode: open(path, 'rb')")
+    if part is None:  # what a raw stream says that does not block
+        raise ImageError(subject, "has no data yet", "set it to block, or pass its bytes when all are there")
+    raise ImageTypeError(subject, f"its read gives a {type(part).__name__}", "pass the bytes that are in it")
 
 
 def _position(stream: Any) -> int | None:

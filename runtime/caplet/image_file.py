@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import math
@@ -252,6 +253,7 @@ def decode_file(
     Raises:
         ImageError: the file is unreadable, damaged, truncated, empty, too large, or in another format.
         Warning: one of Pillow's, where the process makes errors of warnings.
+        OSError, ImportError, MemoryError: what the system lacks, which says nothing about the file.
     """
     file_format = identify(file.read(HEAD), subject)
     file.seek(0)
@@ -266,23 +268,25 @@ def decode_file(
             drafted = image.draft(None, (least_side, least_side))
         _load(image, reader, file_format, subject, allow_truncated)
         return image, None if drafted is None or image.size == full else drafted[1]
-    except (CapletError, Warning):
+    except (CapletError, Warning, ImportError, MemoryError):
         raise
     except Exception as error:
+        if _is_of_the_system(error):
+            raise
         if reader.ran_dry or _says_truncated(error):
             raise _truncated(file_format, subject, allow_truncated) from error
         if isinstance(error, Image.DecompressionBombError):
             cause = f"too large: Pillow's {file_format.name} decoder has a limit of its own (Image.MAX_IMAGE_PIXELS)"
             raise ImageError(subject, cause, "shrink it, or convert it to PNG") from error
         raise ImageError(
-            subject, f"damaged {file_format.name} file: {cause_of(error)}", "get an intact copy"
+            subject, f"damaged {file_format.name} file: cannot be decoded ({_told(error)})", "get an intact copy"
         ) from error
 
 
 def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.ImageFile:
     try:
         plugin = importlib.import_module(f"PIL.{file_format.plugin}")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow") from error
     return cast("ImageFile.ImageFile", getattr(plugin, file_format.image_class)(reader))
 
@@ -311,6 +315,11 @@ def _load(
         raise _truncated(file_format, subject, allow_truncated)
 
 
+def _is_of_the_system(error: Exception) -> bool:
+    """Whether the operating system failed; it also says "invalid argument" of where a damaged file sends a decoder."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 def _says_truncated(error: Exception) -> bool:
     return "truncated" in str(error).lower()
 
@@ -330,10 +339,18 @@ def _truncated(file_format: _Format, subject: str, allow_truncated: bool) -> Ima
     return ImageError(subject, cause, "get a complete copy, or allow truncated images")
 
 
-def cause_of(error: Exception) -> str:
-    """What an exception of Pillow or the operating system says, for a person."""
+def refused(error: Exception, subject: str) -> ImageError:
+    """The ImageError for what Pillow, Python or the operating system raised about a photo."""
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read ({error.strerror})"
+        exhausted = error.errno in (errno.EMFILE, errno.ENFILE)
+        remedy = "close some, or raise their limit" if exhausted else "check the path and its permissions"
+        return ImageError(subject, f"cannot be read ({error.strerror})", remedy)
     if isinstance(error, MemoryError):
-        return "needs more memory than there is"
-    return f"cannot be decoded ({str(error) or type(error).__name__})"
+        return ImageError(subject, "needs more memory than there is", "shrink it, or get an intact copy")
+    if isinstance(error, ImportError):
+        return ImageError(subject, f"Pillow cannot be imported ({error})", "check its installation")
+    return ImageError(subject, f"cannot be decoded ({_told(error)})", "pass an intact image")
+
+
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -334,10 +335,60 @@ def test_formats_off_the_list_are_not_opened(file_format: str) -> None:
     assert "not an image caplet can read" in str(refusal(data))
 
 
-def test_text_mode_files_say_what_to_do() -> None:
-    with PHOTOS[0].open(encoding="latin-1") as file:
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_text_mode_files_say_what_to_do(encoding: str) -> None:
+    with PHOTOS[0].open(encoding=encoding) as file:
         error = refusal(file)
     assert isinstance(error, ImageTypeError) and "'rb'" in str(error)
+
+
+def test_a_read_that_gives_no_bytes_is_not_called_text() -> None:
+    class Upload:
+        def read(self, size: int) -> list[int]:  # as a coroutine, from one whose read is asynchronous
+            return [1, 2, 3]
+
+    error = refusal(Upload())
+    assert isinstance(error, ImageTypeError) and "its read gives a list" in str(error)
+
+
+@pytest.mark.parametrize("there", [0, 1000])
+@pytest.mark.skipif(sys.platform == "win32", reason="all pipes block there")
+def test_a_stream_that_does_not_block_is_neither_empty_nor_truncated(there: int) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.write(writing, PHOTOS[0].read_bytes()[:there])
+    with open(reading, "rb", buffering=0) as stream:
+        assert "has no data yet" in str(refusal(stream))
+    os.close(writing)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("place", ["pathlib.Path.open", "importlib.import_module"])
+def test_what_the_system_lacks_is_no_damage(place: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        error = refusal(PHOTOS[0])
+    remedy = "close some, or raise their limit" if code == errno.EMFILE else "check the path and its permissions"
+    assert str(error) == f"{PHOTOS[0]}: cannot be read ({os.strerror(code)}); {remedy}"
+
+
+def test_a_decoder_that_cannot_be_loaded_is_not_called_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ImportError("fcntl.so: cannot open shared object file: Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.import_module", fail)
+        message = str(refusal(PHOTOS[0]))
+    assert "Too many open files" in message and "update" not in message and "damaged" not in message
+
+
+def test_where_a_damaged_file_sends_its_decoder_is_no_error_of_the_system(tmp_path: Path) -> None:
+    path = tmp_path / "photo.tif"
+    path.write_bytes(b"II+\0\x08\0\0\0" + (2**63 - 1).to_bytes(8, "little"))  # farther than any file reaches
+    assert "damaged TIFF file" in str(refusal(path))
 
 
 def test_an_endless_stream_is_refused_at_its_first_bytes() -> None:
