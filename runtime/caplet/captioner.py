@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.arguments import whole_number
-from caplet.bundle import Bundle, load_bundle
+from caplet.bundle import Bundle, load_bundle, locate_bundle
 from caplet.decode import Encoded, Hypothesis, search
 from caplet.errors import ArgumentError, BundleError, CapletError, InferenceError, without_frames
 from caplet.image import LARGEST_LIMIT, MAX_PIXELS, ImageSource, is_source, load_pixels
 from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order
-from caplet.sessions import Sessions
+from caplet.sessions import NO_MEMORY, Sessions
 from caplet.threads import usable_threads
 
 if TYPE_CHECKING:
@@ -149,7 +149,10 @@ class Captioner:
         started = time.perf_counter()
         self._asked = (threads, providers, verify)
         self._threads = usable_threads(threads).count
-        self._bundle = load_bundle(model, verify=verify)
+        try:
+            self._bundle = load_bundle(model, verify=verify)
+        except MemoryError as error:
+            raise BundleError(str(locate_bundle(model)), NO_MEMORY, "free some") from error
         self._sessions = Sessions(self._bundle, self._threads, providers)
         if self._bundle.manifest.decoding.beam_size > self._sessions.widest_beam:
             widest = self._sessions.widest_beam
@@ -326,6 +329,8 @@ class Captioner:
             encoded = self._sessions.encode(decoded.pixels[None])
         except CapletError as error:
             encoded = without_frames(error)
+        except MemoryError:
+            encoded = InferenceError("encoder", NO_MEMORY, "free some")
         return _Photo(encoded, decoded.seconds + time.perf_counter() - started)
 
     def _caption_batch(self, photos: Sequence[_Photo], decoding: Decoding) -> list[Caption | CapletError]:
@@ -355,7 +360,7 @@ class Captioner:
                 return [without_frames(error)]
         except MemoryError:
             if len(photos) == 1:
-                return [InferenceError("search", "needs more memory than there is", "search with a smaller beam")]
+                return [InferenceError("search", NO_MEMORY, "search with a smaller beam")]
         return [self._search([photo], decoding)[0] for photo in photos]
 
     def _write(self, hypotheses: Sequence[Hypothesis], milliseconds: float) -> Caption | CapletError:

@@ -23,6 +23,7 @@ from caplet.machine import describe_cpu
 onnxruntime.disable_telemetry_events()  # all that can be done if it was imported before caplet; see caplet/__init__.py
 
 _SPIN_MICROSECONDS = 20
+NO_MEMORY = "needs more memory than there is"
 _SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
 # Where a size is a letter it may be any number, but the same one wherever the letter stands in either graph.
 _Shape = tuple["int | str", ...]
@@ -161,7 +162,14 @@ def _session(path: Path, threads: int, providers: list[Any], *, exact: bool) -> 
     try:
         return onnxruntime.InferenceSession(_as_text(path) or path.read_bytes(), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if _is_out_of_memory(error):
+            raise BundleError(str(path), NO_MEMORY, "free some") from error
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", "get the bundle again") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Only the text says so of onnxruntime's own errors, from C++ or from its arena."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in ("bad_alloc", "allocate memory"))
 
 
 def _as_text(path: Path) -> str | None:
@@ -198,6 +206,8 @@ def _run(session: onnxruntime.InferenceSession, outputs: list[str], feeds: dict[
     try:
         return cast("list[Any]", session.run(outputs, feeds))
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if _is_out_of_memory(error):
+            raise InferenceError("onnxruntime", NO_MEMORY, "free some") from error
         raise InferenceError("onnxruntime", _brief(error), "run `caplet check`") from error
 
 

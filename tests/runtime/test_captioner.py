@@ -373,6 +373,53 @@ def test_a_photo_whose_search_fails_costs_the_others_nothing(
     assert [str(result) for result in results[:1] + results[2:]] == texts[:1] + texts[2:]
 
 
+NO_MEMORY = [
+    MemoryError(),
+    RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: std::bad_alloc"),
+    RuntimeError("bfc_arena.cc:360 AllocateRawInternal Failed to allocate memory for requested buffer of size 9437184"),
+]
+
+
+@pytest.mark.parametrize("failure", NO_MEMORY, ids=lambda failure: str(failure)[:20])
+@pytest.mark.parametrize("place", ["caplet.captioner.load_bundle", "onnxruntime.InferenceSession"])
+def test_too_little_memory_for_the_graphs_is_no_damage(
+    place: str, failure: Exception, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure if "InferenceSession" in place else MemoryError
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(BundleError, match=r"needs more memory than there is; free some$"):
+        Captioner(tiny_bundle)
+
+
+@pytest.mark.parametrize("failure", NO_MEMORY, ids=lambda failure: str(failure)[:20])
+def test_too_little_memory_for_the_encoder_is_an_error_of_the_photo(
+    failure: Exception, tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Session:
+        def run(self, *_: Any) -> None:
+            raise failure
+
+    captioner = Captioner(tiny_bundle, threads=1)
+    monkeypatch.setattr(captioner.sessions, "_encoder", Session())
+    results = list(captioner.caption_many(paths, on_error="return"))
+    assert len(results) == len(paths)
+    assert all(isinstance(result, InferenceError) and "more memory than there is" in str(result) for result in results)
+
+
+def test_too_little_memory_to_encode_is_an_error_of_the_photo(
+    tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    captioner = Captioner(tiny_bundle, threads=2)
+    monkeypatch.setattr(captioner.sessions, "encode", fail)
+    results = list(captioner.caption_many(paths, on_error="return"))
+    assert [str(result) for result in results] == ["encoder: needs more memory than there is; free some"] * len(paths)
+
+
 def test_errors_that_are_kept_hold_no_photo(captioner: Captioner, photos: Path, tmp_path: Path) -> None:
     Image.open(photos / "cat.jpg").save(tmp_path / "cat.png")
     content = (tmp_path / "cat.png").read_bytes()
