@@ -180,7 +180,7 @@ class Captioner:
         return f"Captioner({str(self._bundle.path)!r}, threads={self._threads})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _captioner, (str(self._bundle.path.absolute()), *self._asked)
+        return _made_again, (type(self), str(self._bundle.path), *self._asked)
 
     def caption(
         self,
@@ -421,9 +421,11 @@ def _decode(image: ImageSource, load: _Load) -> _Decoded:
     return _Decoded(pixels, time.perf_counter() - started)
 
 
-def _captioner(path: str, threads: int | None, providers: Sequence[Any] | None, verify: bool) -> Captioner:
-    """What a pickled Captioner is made of again."""
-    return Captioner(path, threads=threads, providers=providers, verify=verify)
+def _made_again(
+    kind: type[Captioner], path: str, threads: int | None, providers: Sequence[Any] | None, verify: bool
+) -> Captioner:
+    """A pickled Captioner, or one of a subclass that takes the same arguments."""
+    return kind(path, threads=threads, providers=providers, verify=verify)
 
 
 def _take(photos: Iterator[_Photo], size: int) -> tuple[list[_Photo], Exception | None]:

@@ -768,6 +768,18 @@ def test_pickled_it_comes_back_the_same(tiny_bundle: Path, monkeypatch: pytest.M
     assert str(tiny_bundle) in repr(again)
 
 
+class Shouting(Captioner):
+    def caption(self, *arguments: Any, **options: Any) -> Any:
+        return super().caption(*arguments, **options).text.upper()
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda captioner: pickle.loads(pickle.dumps(captioner))])
+def test_a_subclass_comes_back_as_one(way: Any, tiny_bundle: Path, photos: Path, texts: list[str]) -> None:
+    again = way(Shouting(tiny_bundle, threads=1))
+    assert type(again) is Shouting and again.threads == 1
+    assert again.caption(photos / "cat.jpg") == texts[1].upper()
+
+
 def test_a_caption_comes_back_read_only(captioner: Captioner, photos: Path) -> None:
     caption = captioner.caption(photos / "cat.jpg")
     for again in (pickle.loads(pickle.dumps(caption)), copy.deepcopy(caption)):
