@@ -192,6 +192,11 @@ _MOST_READS = 200_000
 would take many seconds; real headers take some hundreds."""
 
 
+_MOST_MARKS = {"jpeg": (b"\xff\xda", 200), "ppm_plain": (b"#", 10_000)}
+"""In pixels, by Pillow's name of the decoder: what takes a few bytes and much time. The marker of a scan has a JPEG
+decoder pass over the whole picture, and encoders write a dozen; a comment among numbers is skipped in Python."""
+
+
 class _Reader(io.RawIOBase):
     """A file as Pillow's decoders see it: notes when they read past its end, and can pretend it ends properly."""
 
@@ -199,11 +204,14 @@ class _Reader(io.RawIOBase):
         self._file = file
         self._ending = b""
         self._reads_left: float = _MOST_READS
+        self._mark: bytes | None = None
+        self._marks_left = 0
         self.ran_dry = False
 
-    def start_pixels(self, ending: bytes) -> None:
+    def start_pixels(self, ending: bytes, decoder: str) -> None:
         """From here on reads are free, and those past the end are noted; the first of them gets `ending`."""
         self._ending = ending
+        self._mark, self._marks_left = _MOST_MARKS.get(decoder, (None, 0))
         self._reads_left = math.inf
         self.ran_dry = False
 
@@ -221,6 +229,10 @@ class _Reader(io.RawIOBase):
         if not data and size is not None and size > 0:
             self.ran_dry = True
             data, self._ending = self._ending, b""
+        if self._mark is not None:
+            self._marks_left -= data.count(self._mark)
+            if self._marks_left < 0:
+                raise ValueError("it has far more scans or comments than a picture needs")
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -297,7 +309,8 @@ def _load(
     """Decode the pixels, or as many as there are if that is allowed."""
     lenient = allow_truncated and file_format.sequential
     # An end-of-image marker makes libjpeg hand out what it has, which for a progressive JPEG is the whole picture.
-    reader.start_pixels(b"\xff\xd9" if lenient and file_format is _JPEG else b"")
+    decoder = image.tile[0][0] if image.tile else ""
+    reader.start_pixels(b"\xff\xd9" if lenient and file_format is _JPEG else b"", decoder)
     # Raw rows are collected from blocks; with blocks far shorter than a row that takes quadratic time.
     image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
     broken_off = False

@@ -279,6 +279,42 @@ def test_pixels_may_come_in_any_number_of_parts(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(load_pixels(data[:start] + parts + data[end:]), load_pixels(data))
 
 
+def progressive(width: int, height: int, scans: int) -> bytes:
+    """A JPEG in whose scans, but for the first, there is nothing: long runs of blocks without coefficients."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+    def scan(first: int, last: int) -> bytes:
+        return segment(0xDA, bytes([1, 1, 0, first, last, 0]))
+
+    blocks = (width + 7) // 8 * ((height + 7) // 8)
+    runs = ("0" + "1" * 14) * -(-blocks // 32767)
+    runs += "1" * (-len(runs) % 8)
+    nothing = int(runs, 2).to_bytes(len(runs) // 8, "big").replace(b"\xff", b"\xff\0")
+    tables = segment(0xDB, bytes([0] + [16] * 64)) + segment(
+        0xC2, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"
+    )
+    tables += segment(0xC4, b"\0\1" + bytes(15) + b"\0") + segment(0xC4, b"\x10\1" + bytes(15) + b"\xe0")
+    pixels = scan(0, 0) + bytes(-(-blocks // 8)) + (scan(1, 63) + nothing) * (scans - 1)
+    return b"\xff\xd8" + tables + pixels + b"\xff\xd9"
+
+
+def test_a_jpeg_of_countless_scans_is_given_up() -> None:
+    assert load_pixels(progressive(800, 600, 200)).mean() == 128
+    assert "far more scans" in str(refusal(progressive(800, 600, 201)))
+
+
+def test_plain_ppm_of_countless_comments_is_given_up() -> None:
+    def plain_ppm(comments: int) -> bytes:
+        return b"P3\n10 10\n255\n" + b"#x\n" * comments + b"7 " * 300
+
+    assert (load_pixels(plain_ppm(9_000)) == 7).all()
+    assert "far more scans or comments" in str(refusal(plain_ppm(12_000)))
+    raw = b"P6 200 200 255\n" + b"#" * 120_000  # no comments there
+    assert (load_pixels(raw) == ord("#")).all()
+
+
 # -- truncated files --------------------------------------------------------------------------------------------------
 
 
