@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ImageTypeError,
         InferenceError,
     )
+    from caplet.image import ImageSource
 
 __version__ = "0.9.0"
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Captioner",
     "ImageError",
     "ImageNotFoundError",
+    "ImageSource",
     "ImageTypeError",
     "InferenceError",
     "__version__",
@@ -49,8 +51,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "caplet.errors" if name.endswith("Error") else "caplet.captioner"
-    return getattr(importlib.import_module(home), name)
+    home = "errors" if name.endswith("Error") else "image" if name == "ImageSource" else "captioner"
+    return getattr(importlib.import_module(f"caplet.{home}"), name)
 
 
 def __dir__() -> list[str]:

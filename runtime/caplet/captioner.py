@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -194,7 +194,8 @@ class Captioner:
         """Write a caption for one photo.
 
         Args:
-            image: path, bytes of an image file, binary file object, PIL image, or uint8 array [H,W,3], [H,W,4], [H,W].
+            image: path, bytes of an image file, binary file object, PIL image, or uint8 array [H,W,3], [H,W,4], [H,W],
+                [H,W,1].
             beam_size: hypotheses kept per word, 1 (greedy) to what the decoder gives per step; None for the bundle's.
             max_length: words at most; None for the bundle's.
             allow_truncated: accept an image file that breaks off in the middle.
@@ -226,7 +227,7 @@ class Captioner:
         max_length: int | None = ...,
         allow_truncated: bool = ...,
         max_pixels: int = ...,
-    ) -> Iterator[Caption]: ...
+    ) -> Generator[Caption, None, None]: ...
 
     @overload
     def caption_many(
@@ -239,7 +240,7 @@ class Captioner:
         max_length: int | None = ...,
         allow_truncated: bool = ...,
         max_pixels: int = ...,
-    ) -> Iterator[Caption | CapletError]: ...
+    ) -> Generator[Caption | CapletError, None, None]: ...
 
     def caption_many(
         self,
@@ -251,7 +252,7 @@ class Captioner:
         max_length: int | None = None,
         allow_truncated: bool = False,
         max_pixels: int = MAX_PIXELS,
-    ) -> Iterator[Caption | CapletError]:
+    ) -> Generator[Caption | CapletError, None, None]:
         """Write captions for many photos, lazily and in order.
 
         Photos are decoded and encoded side by side in threads while sentences are searched for those before (with one
@@ -293,7 +294,7 @@ class Captioner:
 
     def _caption_many(
         self, images: Iterable[ImageSource], size: int, decoding: Decoding, load: _Load, *, raises: bool
-    ) -> Iterator[Caption | CapletError]:
+    ) -> Generator[Caption | CapletError, None, None]:
         # Several photos side by side keep the processors busier than several threads on one photo, or on a batch: they
         # wait for each other at none of the encoder's operators, and decoding fills the gaps.
         workers = 0 if self._threads == 1 else min(self._threads, _MOST_PHOTO_WORKERS)

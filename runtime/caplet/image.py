@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,17 @@ from caplet.arguments import whole_number
 from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image_file import HEAD, Box, check_size, decode_file, identify, refused
 
+
+class BinaryReader(Protocol):
+    """The least a binary file object can be; `mmap.mmap` is one too."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+        ...
+
+
 ImageSource: TypeAlias = (
-    str | os.PathLike[str] | os.PathLike[bytes] | bytes | bytearray | memoryview | IO[bytes] | Image.Image
+    str | os.PathLike[str] | os.PathLike[bytes] | bytes | bytearray | memoryview | BinaryReader | Image.Image
     | NDArray[np.uint8]
 )  # fmt: skip
 """What `load_pixels` takes. Text is a path; bytes are the contents of an image file."""
@@ -63,8 +72,8 @@ def load_pixels(
 
     Args:
         source: path, file contents as a bytes-like object, binary file object, PIL image, or uint8 array
-            [height, width, 3] RGB, [height, width, 4] RGBA or [height, width] grey. It is left as it was: a seekable
-            file object is read from its start, whatever its position, and put back to that position.
+            [height, width, 3] RGB, [height, width, 4] RGBA, [height, width] or [height, width, 1] grey. It is left as
+            it was: a seekable file object is read from its start, whatever its position, and put back to that position.
         size: width and height of the result, in pixels.
         max_pixels: most pixels (width x height) the source may have; looked up before anything is decoded.
         allow_truncated: accept a JPEG, PNG, GIF, TIFF, BMP or PPM that breaks off in the middle, and use what is there.
@@ -117,7 +126,8 @@ def _load(
     try:
         if isinstance(source, np.ndarray):
             _check_array(source, max_pixels)
-            return _finish(Image.fromarray(np.ascontiguousarray(source)), fit)
+            samples = source[:, :, 0] if source.shape[2:] == (1,) else source
+            return _finish(Image.fromarray(np.ascontiguousarray(samples)), fit)
         opened = source if isinstance(source, Image.Image) else None
         content: Any = source
         if opened is not None:
@@ -186,7 +196,7 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
 def _check_array(array: NDArray[Any], max_pixels: int) -> None:
     if array.dtype != np.uint8:
         raise ImageError("<array>", f"its dtype is {array.dtype}", "pass uint8 samples, 0 to 255")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             "<array>", f"its shape is {array.shape}", "pass [height, width], [height, width, 3] or [height, width, 4]"
         )

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import typing
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from caplet import (
 )
 from caplet.captioner import join_words
 from caplet.explain import plot_attention
-from caplet.image import load_pixels
+from caplet.image import BinaryReader, load_pixels
 from tiny_bundle import END, TinyModel, reference_search, vocabulary, write_tiny_bundle
 
 NAMES = ("astronaut", "cat", "coffee", "rocket")
@@ -561,7 +562,7 @@ def test_threads_end_with_the_iterator(how: str, captioner: Captioner, paths: li
     next(found)
     assert photo_threads()
     if how == "close":
-        found.close()  # type: ignore[attr-defined]
+        found.close()
     elif how == "fail":
         with pytest.raises(ImageNotFoundError):
             list(found)
@@ -593,7 +594,7 @@ def test_photos_are_decoded_and_encoded_while_sentences_are_searched(
     assert len(encoded) >= 4
     # Each by itself, so that what a photo's encoding gives, and takes of memory, does not depend on its batch.
     assert all(name.startswith("caplet-photo") and photos == 1 for name, photos in encoded)
-    found.close()  # type: ignore[attr-defined]
+    found.close()
 
 
 def test_photos_are_encoded_side_by_side(
@@ -822,6 +823,13 @@ def test_memory_stays_flat(captioner: Captioner, photos: Path) -> None:
     for _ in captioner.caption_many(itertools.repeat(content, 20_000 if LONG else 1_000)):
         pass
     assert resident_bytes() - before < 10 * 2**20
+
+
+def test_types_allow_what_works() -> None:
+    result = typing.get_type_hints(Captioner.caption_many)["return"]
+    assert typing.get_origin(result) is Generator  # as `contextlib.closing` asks for
+    assert typing.get_type_hints(BinaryReader.read)["return"] is bytes  # of a file, and of a mapped one
+    assert BinaryReader in typing.get_args(caplet.ImageSource)
 
 
 def test_the_package_shows_its_face() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import subprocess
 import sys
@@ -88,8 +89,9 @@ def test_the_same_picture_gives_the_same_pixels_through_every_door(
     }
     for door, source in doors.items():
         np.testing.assert_array_equal(load_pixels(source), expected, err_msg=door)
-    with path.open("rb") as file:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         np.testing.assert_array_equal(load_pixels(file), expected)
+        np.testing.assert_array_equal(load_pixels(mapped), expected)
 
 
 class BytesPath(os.PathLike[bytes]):
@@ -165,7 +167,9 @@ def test_a_truncated_jpeg_is_truncated_also_when_pillow_opened_it(large: Path) -
 
 def test_grey_arrays_are_grey_photos() -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    np.testing.assert_array_equal(load_pixels(grey), load_pixels(np.stack([grey] * 3, axis=-1)))
+    expected = load_pixels(np.stack([grey] * 3, axis=-1))
+    np.testing.assert_array_equal(load_pixels(grey), expected)
+    np.testing.assert_array_equal(load_pixels(grey[:, :, None]), expected)
 
 
 def test_channels_stay_in_order() -> None:
@@ -473,7 +477,6 @@ def test_too_little_memory_is_an_image_error(monkeypatch: pytest.MonkeyPatch) ->
         np.zeros((4, 4, 3), np.float32),
         np.zeros((4, 4, 3), np.int64),
         np.zeros((4, 4, 2), np.uint8),
-        np.zeros((4, 4, 1), np.uint8),
         np.zeros((3, 4, 4, 3), np.uint8),
         np.zeros(4, np.uint8),
         np.zeros((), np.uint8),
