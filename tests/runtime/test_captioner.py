@@ -323,6 +323,21 @@ def test_many_photos_are_drawn_lazily_and_only_a_few_ahead(threads: int, tiny_bu
     found.close()
 
 
+@pytest.mark.parametrize(
+    ("threads", "batch_size", "expected"),
+    [(1, 1, 1), (1, 8, 8), (1, 20, 8), (2, 1, 3), (2, 8, 17), (2, 20, 29), (6, 1, 5), (6, 8, 19)],
+)
+def test_as_many_photos_are_drawn_for_the_first_caption_as_the_documentation_says(
+    threads: int, batch_size: int, expected: int, tiny_bundle: Path, photos: Path
+) -> None:
+    numbers = itertools.count(1)
+    drawn = zip(numbers, itertools.repeat(photos / "cat.jpg"))
+    found = Captioner(tiny_bundle, threads=threads).caption_many((path for _, path in drawn), batch_size=batch_size)
+    next(found)
+    assert next(numbers) - 1 == expected
+    found.close()
+
+
 def test_a_bad_photo_becomes_its_error_in_its_place(captioner: Captioner, photos: Path, texts: list[str]) -> None:
     sources = [photos / "cat.jpg", "nowhere.jpg", b"no photo", None, photos / "rocket.jpg", "nowhere.jpg"]
     for batch_size in (1, 2, 6, 100):
