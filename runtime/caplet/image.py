@@ -321,7 +321,6 @@ def _finish(
 
     The picture may be only a part of the image, `box`, as `decode_file` gives it.
     """
-    image.load()
     colours = _to_rgb(image)
     described = image if like is None else like
     orientation = _orientation(described)

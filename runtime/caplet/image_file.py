@@ -53,7 +53,7 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
     ((b"\x89PNG\r\n\x1a\n",), _PNG),
     ((b"GIF87a", b"GIF89a"), _GIF),
     ((b"BM",), _BMP),
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _TIFF),
+    ((b"II*\0", b"MM\0*", b"II+\0"), _TIFF),
     ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), _JPEG_2000),
     (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"F", b"f")), _PPM),
 )
@@ -193,8 +193,8 @@ would take many seconds; real headers take some hundreds."""
 
 
 _MOST_MARKS = {"jpeg": (b"\xff\xda", 200), "ppm_plain": (b"#", 10_000)}
-"""In pixels, by Pillow's name of the decoder: what takes a few bytes and much time. The marker of a scan has a JPEG
-decoder pass over the whole picture, and encoders write a dozen; a comment among numbers is skipped in Python."""
+"""In pixels, by Pillow's name of the decoder: what takes a few bytes and much time. For every scan a progressive JPEG is
+passed over as a whole, and encoders write a dozen; comments among numbers are skipped in Python."""
 
 
 class _Reader(io.RawIOBase):
@@ -310,6 +310,8 @@ def _load(
     lenient = allow_truncated and file_format.sequential
     # An end-of-image marker makes libjpeg hand out what it has, which for a progressive JPEG is the whole picture.
     decoder = image.tile[0][0] if image.tile else ""
+    if decoder == "jpeg" and "progressive" not in image.info:
+        decoder = ""  # others have a scan for each colour at most, and counting takes time
     reader.start_pixels(b"\xff\xd9" if lenient and file_format is _JPEG else b"", decoder)
     # Raw rows are collected from blocks; with blocks far shorter than a row that takes quadratic time.
     image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
