@@ -15,7 +15,7 @@ from PIL import Image
 from caplet.errors import ImageError
 from caplet.image import load_picture
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.evaluate import BeamResult, Evaluation, statistics_of
+from caplet_export.evaluate import Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import TITLES, Interval, paired_bootstrap, references_of
 
@@ -36,18 +36,21 @@ class Change:
 class Comparison:
     """Two results on the same photos.
 
+    photos: how many.
+    scores: the corpus scores of each, by metric, percent.
     differences: second minus first of every metric, percent points, with 95% paired bootstrap intervals.
     changes: every photo whose caption changed, by gain, the largest loss first.
     """
 
     names: tuple[str, str]
-    results: tuple[BeamResult, BeamResult]
+    photos: int
+    scores: tuple[Mapping[str, float], Mapping[str, float]]
     differences: Mapping[str, Interval]
     changes: Sequence[Change]
 
 
 def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_sizes: Sequence[int] = ()) -> Comparison:
-    """Compare two evaluations of the same images.
+    """Compare two evaluations of the same images, both scored anew against the captions of the data set.
 
     Args:
         beam_sizes: which beam of each: none if each evaluation has only one, one for both, or two.
@@ -69,10 +72,10 @@ def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_siz
         raise DataError(f"the data set has no captions of {missing[0]} and {len(missing) - 1} more evaluated images")
 
     references = references_of(dataset, list(before.captions))
-    statistics = [
+    first_statistics, second_statistics = (
         statistics_of({name: result.captions[name] for name in references}, references) for result in (before, after)
-    ]
-    gains = 100 * (statistics[1].cider_d - statistics[0].cider_d)
+    )
+    gains = 100 * (second_statistics.cider_d - first_statistics.cider_d)
     changes = [
         Change(name, before.captions[name].text, after.captions[name].text, float(gain))
         for name, gain in zip(references, gains, strict=True)
@@ -80,15 +83,17 @@ def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_siz
     ]
     return Comparison(
         names=(f"{first.bundle['name']} (beam {beams[0]})", f"{second.bundle['name']} (beam {beams[1]})"),
-        results=(before, after),
-        differences=paired_bootstrap(*statistics),
+        photos=len(references),
+        # Not the saved scores, which may be of an earlier state of the captions: the columns must add up.
+        scores=(first_statistics.scores(), second_statistics.scores()),
+        differences=paired_bootstrap(first_statistics, second_statistics),
         changes=sorted(changes, key=lambda change: change.gain),
     )
 
 
 def format_comparison(comparison: Comparison) -> str:
     """The scores of both and the differences with their intervals, as Markdown."""
-    first, second = comparison.results
+    first, second = comparison.scores
     lines = [
         f"A: {comparison.names[0]}  \nB: {comparison.names[1]}",
         "",
@@ -99,14 +104,14 @@ def format_comparison(comparison: Comparison) -> str:
         difference = comparison.differences[name]
         excludes = "" if difference.low <= 0 <= difference.high else "excludes 0"
         lines.append(
-            f"| {title} | {getattr(first.scores, name):.2f} | {getattr(second.scores, name):.2f} "
+            f"| {title} | {first[name]:.2f} | {second[name]:.2f} "
             f"| {difference.value:+.2f} | {difference.low:+.2f} to {difference.high:+.2f} | {excludes} |"
         )
     changed, gained = len(comparison.changes), sum(change.gain > 0 for change in comparison.changes)
     lost = sum(change.gain < 0 for change in comparison.changes)
     lines += [
         "",
-        f"{len(first.captions)} photos; {changed} captions changed, B scores higher on {gained} and lower on {lost}. "
+        f"{comparison.photos} photos; {changed} captions changed, B scores higher on {gained} and lower on {lost}. "
         f"Intervals are by themselves, not corrected for there being {len(TITLES)}.",
     ]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def test_differences_are_those_of_the_scores(dataset: Dataset, vague: dict[str, 
     assert comparison.differences["cider_d"].low > 0
     backwards = compare(second, first, dataset)
     assert backwards.differences["cider_d"].high == pytest.approx(-comparison.differences["cider_d"].low)
+
+
+def test_the_columns_add_up_where_the_captions_have_changed_since(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]
+) -> None:
+    evaluations = evaluation(dataset, vague), evaluation(dataset, mixed)
+    others = replace(dataset, captions={name: said[:1] for name, said in dataset.captions.items()})
+    table = format_comparison(compare(*evaluations, others))
+    for row in [line.split("|")[2:5] for line in table.splitlines() if line.startswith("| ")][1:]:
+        first, second, difference = map(float, row)
+        assert difference == pytest.approx(second - first, abs=0.011)
+    assert evaluations[0].results[1].scores.cider_d != pytest.approx(compare(*evaluations, others).scores[0]["cider_d"])
 
 
 def test_changes_are_the_captions_that_differ_worst_first(
