@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -61,12 +62,37 @@ def _foreign(folder: Path) -> str | None:
     return names[0] if names else None
 
 
-def check_file(target: Path) -> None:
-    """Raise an ExportError if `target` is a folder, or cannot be in one."""
+def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) -> None:
+    """Raise an ExportError if a file is not to be written at `target`; for verbs to ask before their work begins.
+
+    Args:
+        target: where to; of what stands there only an empty file and one that the verb has written are replaced.
+        keys: of the JSON object, whole or in the first line, by which a file is known as one that the verb has written.
+        inputs: files that are read.
+    """
     resolved = target.resolve()
     _check_place(target, resolved)
     if resolved.is_dir():
         raise ExportError(f"{target}: is a folder, not a file")
+    if resolved in [source.resolve() for source in inputs]:
+        raise ExportError(f"{target}: would replace what is read")
+    if resolved.exists() and not _has_keys(resolved, keys):
+        raise ExportError(f"{target}: is another file than caplet-export writes here, and is not replaced")
+
+
+def _has_keys(path: Path, keys: frozenset[str]) -> bool:
+    """Whether a file is empty, or holds a JSON object with these keys, as a whole or in its first line."""
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    for text in (content, content.partition(b"\n")[0]):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and keys <= found.keys():
+            return True
+    return not content
 
 
 def _check_place(target: Path, resolved: Path) -> None:

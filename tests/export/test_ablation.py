@@ -134,7 +134,13 @@ def test_the_command_finds_a_place_for_its_table(
 ) -> None:
     data = ["--data", str(runs.folder / "data"), "--features", str(runs.folder / "features")]
     command = ["ablation", str(runs.folder / "slow"), *data, "-o"]
-    assert main([*command, str(tmp_path / "new" / "table.json")]) == 0
+    for _ in ("a new one", "in place of the old"):
+        assert main([*command, str(tmp_path / "new" / "table.json")]) == 0
     assert read_ablation(tmp_path / "new" / "table.json")["columns"] == list(COLUMNS)
     assert main([*command, str(tmp_path / "new")]) == 1
     assert "is a folder, not a file" in capsys.readouterr().err
+    captions = runs.folder / "data" / "Flickr8k.token.txt"
+    before = captions.read_bytes()
+    assert main([*command, str(captions)]) == 1
+    assert "is another file than caplet-export writes here" in capsys.readouterr().err
+    assert captions.read_bytes() == before

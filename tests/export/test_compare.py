@@ -158,6 +158,8 @@ def test_photos_stay_out_of_repositories(
         (["{bundle}", "{json}", "--beam", "1", "--split", "test"], "no 'test' split"),
         (["{json}", "{json}", "--limit", "3"], "--limit is for captioning"),
         (["{json}", "{json}", "--split", "test"], "--split is for captioning"),
+        (["{bundle}", "{report}/A.json", "--report", "{report}"], "A.json: would replace what is read"),
+        (["{bundle}", "{json}", "--report", "{foreign}"], "A.json: is another file than caplet-export writes here"),
     ],
 )
 def test_the_command_refuses_before_it_captions(
@@ -172,9 +174,11 @@ def test_the_command_refuses_before_it_captions(
 ) -> None:
     evaluation(dataset, vague, name="vague").save(tmp_path / "vague.json")
     monkeypatch.setattr("caplet_export.evaluate.evaluate", lambda *_, **__: pytest.fail("captioned"))
-    filled = [
-        option.format(bundle=tiny_bundle, json=tmp_path / "vague.json", photos=dataset.images) for option in options
-    ]
+    evaluation(dataset, vague).save(tmp_path / "report" / "A.json")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "A.json").write_text("{}")
+    places = {"report": tmp_path / "report", "foreign": tmp_path / "foreign", "json": tmp_path / "vague.json"}
+    filled = [option.format(bundle=tiny_bundle, photos=dataset.images, **places) for option in options]
     assert main(["evaluate", "--data", str(dataset.images.parent), "--compare", *filled]) == 1
     assert said in capsys.readouterr().err
 

@@ -168,6 +168,32 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         assert whole.results[beam_size].scores == resumed.results[beam_size].scores
 
 
+@pytest.mark.parametrize("file", ["dev.json", "dev.json.captions.jsonl"])
+def test_a_file_of_somebody_elses_is_neither_replaced_nor_deleted(
+    file: str,
+    tiny_bundle: Path,
+    made_up_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("caplet_export.evaluate.evaluate", lambda *_, **__: pytest.fail("captioned"))
+    (tmp_path / file).write_text("my notes\n")
+    command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(tmp_path / "dev.json")]
+    assert main(command) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and f"{file}: is another file than caplet-export writes here" in errors[0]
+    assert (tmp_path / file).read_text() == "my notes\n"
+
+
+def test_an_evaluation_is_replaced_by_a_new_one(tiny_bundle: Path, made_up_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "dev.json"
+    for limit in (2, 3):
+        command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(output)]
+        assert main([*command, "--limit", str(limit), "--beam", "1"]) == 0
+    assert Evaluation.load(output).data["images"] == 3
+
+
 def test_graphs_that_fail_are_one_line(tmp_path: Path, made_up_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def forget_words(manifest: dict[str, Any]) -> None:
         manifest["vocabulary"]["size"] = 16

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from caplet_export.config import Config
-from caplet_export.outputs import whole_file, write_whole
+from caplet_export.errors import ExportError
+from caplet_export.outputs import check_file, whole_file, write_whole
 from caplet_export.text import SPECIALS, Vocabulary
 
 
@@ -72,3 +73,32 @@ def test_what_a_killed_process_has_left_is_overwritten(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf_8_is_written_as_it_is(tmp_path: Path) -> None:
     write_whole(tmp_path / "names.txt", "caf\udce9.jpg\n")  # as `os.fsdecode` keeps it
     assert (tmp_path / "names.txt").read_bytes() == b"caf\xe9.jpg\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b'{"results": {}, "scorer": "x"}', b'{"scorer": "", "results": {}}\nmore\n'],
+    ids=["nothing", "empty", "a result", "lines"],
+)
+def test_a_file_is_written_where_nothing_is_lost(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "out.json").write_bytes(content)
+    check_file(tmp_path / "out.json", frozenset({"scorer", "results"}))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xd8\xff\xe0 photo", b"a.jpg#0\tA dog .\n", b'{"scorer": 1}', b"[]", b"[" * 200_000, b"3"]
+)
+def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "out.json").write_bytes(content)
+    with pytest.raises(ExportError, match="is another file than caplet-export writes here"):
+        check_file(tmp_path / "out.json", frozenset({"scorer", "results"}))
+
+
+def test_a_folder_a_pipe_and_what_is_read_are_no_place_for_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"scorer": 1}')
+    (tmp_path / "link.json").symlink_to("a.json")
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in ((".", "is a folder"), ("pipe", "another file"), ("link.json", "read")):
+        with pytest.raises(ExportError, match=said):
+            check_file(tmp_path / name, frozenset({"scorer"}), [tmp_path / "a.json"])

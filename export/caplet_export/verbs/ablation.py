@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Score every run and write the table."""
-    check_file(arguments.output)
+    check_file(arguments.output, frozenset({"title", "columns", "rows"}))
     dataset = read_dataset(arguments.data)
 
     load_tensorflow()

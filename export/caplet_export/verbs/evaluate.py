@@ -12,6 +12,7 @@ from caplet.bundle import load_bundle
 from caplet.errors import CapletError
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.outputs import check_file
 from caplet_export.verbs import positive
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("--compare takes two bundles or JSON files, and neither BUNDLE nor --json")
     if arguments.report and not arguments.compare:
         raise ConfigurationError("--report needs --compare A B")
+    if arguments.json:
+        _check_outputs(arguments.json)
     dataset = read_dataset(arguments.data)
     if arguments.compare:
         return _compare(arguments, dataset)
@@ -70,7 +73,7 @@ def _evaluate(
     """Evaluate a bundle and save the result in `json_path`; captions are kept beside it until then."""
     from caplet_export.evaluate import evaluate
 
-    journal = json_path and json_path.with_name(f"{json_path.name}.captions.jsonl")
+    journal = json_path and _journal(json_path)
     try:
         evaluation = evaluate(
             bundle,
@@ -91,6 +94,17 @@ def _evaluate(
     return evaluation
 
 
+def _journal(json_path: Path) -> Path:
+    """Where captions are kept until the evaluation is written."""
+    return json_path.with_name(f"{json_path.name}.captions.jsonl")
+
+
+def _check_outputs(json_path: Path, inputs: Sequence[Path] = ()) -> None:
+    """Raise an ExportError if what is there is neither an evaluation nor the captions of one, or is read."""
+    check_file(json_path, frozenset({"scorer", "results"}), inputs)
+    check_file(_journal(json_path), frozenset({"bundle", "split", "limit"}))
+
+
 def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     from caplet_export.compare import (
         beam_of_each,
@@ -105,6 +119,9 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     report: Path | None = arguments.report
     if report:
         refuse_repository(report)
+        for name, path in zip("AB", arguments.compare, strict=True):
+            if path.is_dir():
+                _check_outputs(report / f"{name}.json", arguments.compare)
     # All that can be known is said before minutes of captioning, not after them.
     beams = beam_of_each(arguments.beam)
     evaluations = [None if path.is_dir() else Evaluation.load(path) for path in arguments.compare]
