@@ -8,10 +8,9 @@ from typing import Any
 
 import keras
 
-from caplet_export.checkpoint import EXTRACTOR, Checkpoint, load_checkpoint, load_extractor
+from caplet_export.checkpoint import EXTRACTOR, Checkpoint, load_checkpoint, load_extractor, open_features
 from caplet_export.config import Config, changed_switches
 from caplet_export.errors import DataError
-from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, captions_of
 from caplet_export.inception import scale
@@ -24,7 +23,6 @@ from caplet_export.metrics import (
     references_of,
 )
 from caplet_export.photos import photo_batches, readable_photos
-from caplet_export.views import PLAIN
 
 _BATCH = 100
 COLUMNS = ("run", "CIDEr-D", "difference", "BLEU-4", "ROUGE-L", "words", "repeats %", "odd pairs %", "switches changed")
@@ -60,12 +58,12 @@ def compare_runs(
         images.
 
     Raises:
-        ConfigurationError: a run cannot be read, or began with other Inception weights.
+        ConfigurationError: a run cannot be read, or was trained on other Inception weights.
         DataError: no photo is left.
     """
     checkpoints = [load_checkpoint(folder) for folder in folders]
     stores = [
-        None if (folder / EXTRACTOR).exists() else open_store(features, checkpoint.config.model.blocks, PLAIN)
+        None if (folder / EXTRACTOR).exists() else open_features(checkpoint, features)
         for folder, checkpoint in zip(folders, checkpoints, strict=True)
     ]
     names = list(dataset.split(split))

@@ -27,8 +27,11 @@ from numpy.typing import NDArray
 
 from caplet_export.config import Config, ModelConfig, load_config
 from caplet_export.errors import ConfigurationError
+from caplet_export.features import StoredFeatures, open_store, weights_digest
 from caplet_export.outputs import whole_file
+from caplet_export.stages import require_encoder_weights
 from caplet_export.text import Vocabulary
+from caplet_export.views import PLAIN
 
 if TYPE_CHECKING:
     import keras
@@ -75,6 +78,18 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
     model = build_model(config.model, dtype)
     load_weights(model, folder / DECODER)
     return Checkpoint(folder, config, vocabulary, model)
+
+
+def open_features(checkpoint: Checkpoint, folder: Path) -> StoredFeatures:
+    """The stored features that a run reads, of the photos as they are.
+
+    Raises:
+        StoreError: as `open_store`.
+        ConfigurationError: the run was trained on other Inception weights.
+    """
+    store = open_store(folder, checkpoint.config.model.blocks, PLAIN)
+    require_encoder_weights(checkpoint.folder, store.source.weights, store.folder)
+    return store
 
 
 def require_frozen_extractor(checkpoint: Checkpoint, done: str) -> None:
@@ -231,9 +246,16 @@ def checksum(values: Iterable[NDArray[Any]]) -> int:
 
 
 def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:
-    """The feature extractor of a run, up to the blocks it reads: `weights`, with what the run trained of it on top."""
+    """The feature extractor of a run, up to the blocks it reads: `weights`, with what the run trained of it on top.
+
+    Raises:
+        ConfigurationError: the run was trained on other weights; or as `build_extractor` and `load_extractor_part`.
+        StoreError: there is no such file.
+    """
     from caplet_export.inception import build_extractor
 
+    if weights is not None:
+        require_encoder_weights(Path(folder), weights_digest(weights), f"--encoder-weights {weights}")
     blocks = load_config(Path(folder) / "config.json").model.blocks
     extractor = build_extractor(weights, blocks=blocks)
     trained = Path(folder) / EXTRACTOR

@@ -19,7 +19,7 @@ from caplet_export.checkpoint import (
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import members_of
-from caplet_export.stages import average_stages, join_stages, write_stages
+from caplet_export.stages import average_stages, encoder_weights, join_stages, require_encoder_weights, write_stages
 
 
 def join_runs(runs: Sequence[Path], folder: Path) -> None:
@@ -73,6 +73,9 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
         raise ConfigurationError("it takes two runs to make one of them")
     checkpoints = [load_checkpoint(run) for run in runs]
     first = checkpoints[0]
+    known = next(filter(encoder_weights, runs), first.folder)
+    for run in runs:
+        require_encoder_weights(run, encoder_weights(known), known)
     for other in checkpoints[1:]:
         if other.vocabulary.words != first.vocabulary.words:
             raise ConfigurationError(f"{other.folder}: another vocabulary than {first.folder}")

@@ -49,6 +49,7 @@ class Run(ABC):
         config: every hyper-parameter, `model.vocabulary_size` included.
         vocabulary: of the captions.
         words: the captions, as `split_words` gives them.
+        encoder_weights: digest of the Inception weights it is trained on, see `features.weights_digest`.
         start_from: the run it begins with, if any.
         teachers: the runs it learns from, if any.
 
@@ -63,6 +64,7 @@ class Run(ABC):
         config: Config,
         vocabulary: Vocabulary,
         words: Mapping[str, Mapping[str, Sequence[Sequence[str]]]],
+        encoder_weights: str,
         start_from: Path | None = None,
         teachers: Sequence[Path] = (),
     ) -> None:
@@ -73,6 +75,7 @@ class Run(ABC):
         self.config = config
         self.vocabulary = vocabulary
         self.history: list[Epoch] = []
+        self._encoder_weights = encoder_weights
         if start_from and inherit(config, load_config(start_from / "config.json")) != config:
             raise ConfigurationError(
                 f"{start_from}: a model of another configuration; the text.* or model.* switches differ"
@@ -206,6 +209,7 @@ class Run(ABC):
             round(sum(epoch.seconds for epoch in self.history), 1),
             changed_switches(self.config) | self._taught_by,
             self.device,
+            self._encoder_weights,
         )
 
     def _write_records(self) -> None:

@@ -30,6 +30,8 @@ class Stage:
         seconds: wall time of all epochs; None where it was not recorded.
         switches: what its configuration changed from the defaults, by `section.switch`; and its `teacher`, if any.
         device: what it ran on, where that is known.
+        encoder_weights: digest of the Inception weights that it was trained on, see `features.weights_digest`; None
+            where it was not recorded.
     """
 
     run: str
@@ -40,6 +42,7 @@ class Stage:
     seconds: float | None
     switches: Mapping[str, Any]
     device: str | None = None
+    encoder_weights: str | None = None
 
 
 def read_stages(folder: Path) -> list[Stage]:
@@ -55,6 +58,21 @@ def read_stages(folder: Path) -> list[Stage]:
         return [Stage(**stage) for stage in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(f"{path}: damaged: {error}") from error
+
+
+def encoder_weights(run: Path) -> str | None:
+    """Digest of the Inception weights that a run was trained on; None if it does not say."""
+    said = [stage.encoder_weights for stage in read_stages(run) if stage.encoder_weights]
+    return said[-1] if said else None
+
+
+def require_encoder_weights(run: Path, digest: str | None, given: Path | str) -> None:
+    """Raise a ConfigurationError if a run was trained on other Inception weights than those of what is `given` beside
+    it, as far as both are known: its decoder would read features that mean nothing to it.
+    """
+    own = encoder_weights(run)
+    if own and digest and own != digest:
+        raise ConfigurationError(f"{run}: trained on other Inception weights than those of {given}")
 
 
 def write_stages(folder: Path, stages: Sequence[Stage]) -> None:

@@ -48,6 +48,7 @@ from caplet_export.objectives import (
     self_critical_loss,
 )
 from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, split_words
+from caplet_export.stages import require_encoder_weights
 from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 _EVALUATION_BATCH = 200
@@ -104,8 +105,11 @@ class Trainer(Run):
             )
         )
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
-        super().__init__(Path(folder), config, vocabulary, words, start_from, [teacher] if teacher else [])
-        self._origin["--features"] = stores.plain.source.weights
+        encoder_weights, teachers = stores.plain.source.weights, [teacher] if teacher else []
+        for run in filter(None, (start_from, teacher)):
+            require_encoder_weights(run, encoder_weights, stores.plain.folder)
+        super().__init__(Path(folder), config, vocabulary, words, encoder_weights, start_from, teachers)
+        self._origin["--features"] = encoder_weights
 
         settings = self.config.train
         keras.utils.set_random_seed(settings.seed)

@@ -55,6 +55,7 @@ from caplet_export.photos import PhotoCache
 from caplet_export.random_views import Views, mix_photos, random_views
 from caplet_export.rewards import CaptionReward, words_before
 from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, split_words
+from caplet_export.stages import require_encoder_weights
 from caplet_export.text import END, PAD, START, Vocabulary
 
 Array = Any
@@ -202,6 +203,7 @@ class Tuner(Run):
         dataset: photos, captions and splits.
         start_from: the run to begin with.
         build: the extractor up to these blocks, with the weights that the runs began with.
+        encoder_weights: digest of those, see `features.weights_digest`.
         teachers: the runs to become like, as one, in distillation.
 
     Raises:
@@ -217,6 +219,7 @@ class Tuner(Run):
         *,
         start_from: Path,
         build: Callable[[Sequence[str]], keras.Model],
+        encoder_weights: str,
         teachers: Sequence[Path] = (),
     ) -> None:
         settings = config.train
@@ -229,7 +232,9 @@ class Tuner(Run):
         words = split_words(dataset, config)
         vocabulary = Vocabulary.load(start_from / "vocabulary.txt")
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
-        super().__init__(Path(folder), config, vocabulary, words, start_from, teachers)
+        for run in (start_from, *teachers):
+            require_encoder_weights(run, encoder_weights, "--encoder-weights")
+        super().__init__(Path(folder), config, vocabulary, words, encoder_weights, start_from, teachers)
 
         model = build_model(config.model)
         load_weights(model, start_from / DECODER)

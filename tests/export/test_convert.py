@@ -17,11 +17,13 @@ from caplet_export import checkpoint
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig
 from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
-from caplet_export.errors import ParityError
+from caplet_export.errors import ConfigurationError, ParityError
+from caplet_export.features import weights_digest
 from caplet_export.model import CaptionModel
 from caplet_export.onnx_graph import Graph
 from caplet_export.optimize import optimize_decoder, optimize_encoder
 from caplet_export.parity import KerasCaptioner, OnnxCaptioner, Parity, prove
+from caplet_export.stages import Stage, write_stages
 from caplet_export.text import END, SPECIALS, Vocabulary
 from tiny_encoder import CONFIG, SIZE, build_tiny_extractor, build_tiny_model
 from tiny_flickr8k import write_tiny_flickr8k
@@ -167,6 +169,19 @@ def test_verb_writes_graphs_and_proof(run_folder: Path, tmp_path: Path, capsys: 
     ]
     parity = json.loads((output / "parity.json").read_text())
     assert parity["photos"] == 4 and parity["max_difference"]["log_probs"] < 1e-3
+
+
+def test_other_encoder_weights_than_the_runs_are_refused(tmp_path: Path) -> None:
+    """Which the proof would not notice: Keras reads the same wrong weights."""
+    weights = tmp_path / "inception.h5"
+    weights.write_bytes(b"some weights")
+    write_stages(tmp_path, [Stage("x", 1, 1, 1, 50.0, 1.0, {}, encoder_weights="0" * 64)])
+    Config(model=CONFIG).save(tmp_path / "config.json")
+    with pytest.raises(ConfigurationError, match=r"trained on other Inception weights than those of --encoder-weights"):
+        checkpoint.load_extractor(tmp_path, str(weights))
+    write_stages(tmp_path, [Stage("x", 1, 1, 1, 50.0, 1.0, {}, encoder_weights=weights_digest(str(weights)))])
+    with pytest.raises(ConfigurationError, match="not weights of InceptionV3 without top"):
+        checkpoint.load_extractor(tmp_path, str(weights))
 
 
 def test_verb_writes_nothing_when_the_proof_fails(

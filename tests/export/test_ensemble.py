@@ -15,7 +15,7 @@ from caplet_export.config import Config, ModelConfig, TextConfig
 from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import build_model
-from caplet_export.stages import Stage, read_stages, write_stages
+from caplet_export.stages import Stage, encoder_weights, read_stages, write_stages
 from caplet_export.text import SPECIALS, Vocabulary
 from tiny_encoder import CONFIG, build_tiny_model
 
@@ -216,3 +216,20 @@ def test_the_members_bring_their_stages(runs: list[Path], tmp_path: Path) -> Non
     join_runs(runs[:2], tmp_path / "joined")
     stages = read_stages(tmp_path / "joined")
     assert [(stage.run, stage.member) for stage in stages] == [("xe", 1), ("scst", 1), ("xe", 2)]
+
+
+@pytest.mark.parametrize("average", [[], ["--average"]], ids=["joined", "averaged"])
+def test_runs_on_other_inception_weights_are_not_put_together(
+    runs: list[Path], average: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that do not say on which are let through, and what is made of the others says it."""
+    command = ["join", *average, *map(str, runs), "-o", str(tmp_path / "together")]
+    said_by_two = Stage("x", 1, 1, 1, 50.0, 1.0, {}, encoder_weights="ours")
+    for run in runs[1:]:
+        write_stages(run, [said_by_two, Stage("y", 1, 1, 1, 50.0, 1.0, {})])
+    assert main(command) == 0
+    assert encoder_weights(tmp_path / "together") == "ours"
+    write_stages(runs[2], [dataclasses.replace(said_by_two, encoder_weights="others")])
+    assert main(command) == 1
+    expected = f"caplet-export join: {runs[2]}: trained on other Inception weights than those of {runs[1]}\n"
+    assert capsys.readouterr().err == expected

@@ -306,7 +306,10 @@ def test_a_run_goes_on_with_what_it_began_with_only(
     for store in (*stores.train, stores.plain):
         monkeypatch.setattr(store, "source", source)
     with pytest.raises(ConfigurationError, match="another --features"):
-        trainer()
+        Trainer(tmp_path / "one", with_train(epochs=1, seed=1), dataset, stores)
+    for begun_with in ({"start_from": tmp_path / "one"}, {"teacher": tmp_path / "one"}):
+        with pytest.raises(ConfigurationError, match=r"one: trained on other Inception weights than those of .*plain"):
+            Trainer(tmp_path / "new", config, dataset, stores, **begun_with)
     monkeypatch.undo()
     (run / "stages.json").unlink()  # as if it had been killed just before
     assert len(trainer().history) == 1

@@ -16,7 +16,7 @@ from caplet_export.errors import ConfigurationError
 from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner
-from caplet_export.stages import read_stages
+from caplet_export.stages import Stage, read_stages, write_stages
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN
 from caplet_export.trim import proposed_words, trim_run
 from test_ensemble import write_run
@@ -120,6 +120,18 @@ def test_the_command_changes_no_caption_of_the_photos_it_goes_by(
     trained = (load_checkpoint(folder).model.trainable_variables for folder in (trimmed, again))
     for one, other in zip(*trained, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("verb", ["trim", "prune", "ablation"])
+def test_features_of_other_inception_weights_are_refused(
+    tmp_path: Path, dataset: Dataset, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", 1, SMALL)
+    write_stages(run, [Stage("x", 1, 1, 1, 50.0, 1.0, {}, encoder_weights="others")])
+    options = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    assert main([verb, str(run), *options, "-o", str(tmp_path / "new")]) == 1
+    expected = f"{run}: trained on other Inception weights than those of {tmp_path / 'features' / 'mixed10-plain'}\n"
+    assert capsys.readouterr().err == f"caplet-export {verb}: {expected}"
 
 
 @pytest.mark.parametrize("verb", ["trim", "prune"])

@@ -248,6 +248,8 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
     assert "another --encoder-weights" in str(
         on_jax(tune_cases.refusal, tuned, data, start, extractor_seed=4, epochs=60, evaluate_every=20)
     )
+    other_weights = on_jax(tune_cases.refusal, tmp_path / "run", data, tuned, extractor_seed=4)
+    assert f"{tuned}: trained on other Inception weights than those of --encoder-weights" in other_weights
     assert "another --from" in str(
         on_jax(tune_cases.refusal, tuned, data, on_jax(tune_cases.start_run, tmp_path / "b", data, seed=8), epochs=60,
                evaluate_every=20)

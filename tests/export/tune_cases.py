@@ -92,7 +92,15 @@ def tuner(
 
     config = replace(CONFIG, train=replace(CONFIG.train, **switches))
     build = partial(tiny_extractor, seed=extractor_seed)
-    return Tuner(folder, config, read_dataset(data), start_from=start, build=build, teachers=teachers)
+    return Tuner(
+        folder,
+        config,
+        read_dataset(data),
+        start_from=start,
+        build=build,
+        encoder_weights=f"seed {extractor_seed}",
+        teachers=teachers,
+    )
 
 
 def rates(folder: Path, data: Path, start: Path, **switches: Any) -> list[float]:

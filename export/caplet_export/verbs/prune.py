@@ -63,12 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[Units]:
     """Each member's, summed over the training photos as they are."""
-    from caplet_export.features import open_store
+    from caplet_export.checkpoint import open_features
     from caplet_export.prune import SIZES, unit_importances
-    from caplet_export.views import PLAIN
 
     dataset = read_dataset(arguments.data)
-    store = open_store(arguments.features, checkpoint.config.model.blocks, PLAIN)
+    store = open_features(checkpoint, arguments.features)
     names = store.readable(dataset.split("train"))
     if not names:
         raise DataError(f"{arguments.data}: no training photo that could be read, so none to prune by")

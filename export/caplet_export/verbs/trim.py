@@ -71,12 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace) -> set[int]:
     """Ids of the words that the captioner proposes for the training photos."""
-    from caplet_export.features import open_store
+    from caplet_export.checkpoint import open_features
     from caplet_export.trim import proposed_words
-    from caplet_export.views import PLAIN
 
     dataset = read_dataset(arguments.data)
-    store = open_store(arguments.features, checkpoint.config.model.blocks, PLAIN)
+    store = open_features(checkpoint, arguments.features)
     names = store.readable(dataset.split("train"))
     if not names:
         raise DataError(f"{arguments.data}: no training photo that could be read, so none to trim by")

@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise ConfigurationError("tune needs JAX and optax: pip install 'caplet[tune]'") from error
 
+    from caplet_export.features import weights_digest
     from caplet_export.inception import build_extractor
     from caplet_export.tune import Tuner
 
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         dataset,
         start_from=arguments.start_from,
         build=lambda blocks: build_extractor(arguments.encoder_weights, config.train.precision, blocks),
+        encoder_weights=weights_digest(arguments.encoder_weights),
         teachers=arguments.teacher,
     )
     print(f"on {tuner.device}", flush=True)
