@@ -182,6 +182,21 @@ def read_ablation(path: Path) -> dict[str, Any]:
     return dict(table)
 
 
+def read_record(graphs: Path, name: str) -> dict[str, Any]:
+    """What a verb left beside graphs, of its `conversion` or its `quantization`; empty if it left nothing.
+
+    Raises:
+        ConfigurationError: the file holds something else.
+    """
+    file, needed = _RECORDS[name]
+    if not (graphs / file).exists():
+        return {}
+    record = read_json(graphs / file)
+    if not isinstance(record, dict) or not needed <= set(record):
+        raise ConfigurationError(f"{graphs / file}: not what caplet-export writes: {', '.join(sorted(needed))}")
+    return record
+
+
 def read_json(path: Path) -> Any:
     """A JSON file's content.
 
@@ -237,11 +252,8 @@ def _provenance(graphs: Path, recipe: Mapping[str, Any] | None, stages: Sequence
     provenance: dict[str, Any] = {"recipe": recipe} if recipe else {}
     if stages:
         provenance["stages"] = [dataclasses.asdict(stage) for stage in stages]
-    for name, (file, needed) in _RECORDS.items():
-        if (graphs / file).exists():
-            record = read_json(graphs / file)
-            if not isinstance(record, dict) or not needed <= set(record):
-                raise ConfigurationError(f"{graphs / file}: not what caplet-export writes: {', '.join(sorted(needed))}")
+    for name in _RECORDS:
+        if record := read_record(graphs, name):
             # Captions of photos that are not ours have no place in a bundle.
             provenance[name] = {key: value for key, value in record.items() if key != "different_captions"}
     return provenance

@@ -15,6 +15,7 @@ Everything is written to a temporary name and renamed, so whatever is there is w
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +79,16 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
     model = build_model(config.model, dtype)
     load_weights(model, folder / DECODER)
     return Checkpoint(folder, config, vocabulary, model)
+
+
+def run_digest(folder: Path) -> str:
+    """sha256 of a run's weights. Raises a ConfigurationError if there are none."""
+    if not (folder / DECODER).exists():
+        raise ConfigurationError(f"{folder}: no trained run there")
+    digest = hashlib.sha256((folder / DECODER).read_bytes())
+    if (folder / EXTRACTOR).exists():
+        digest.update((folder / EXTRACTOR).read_bytes())
+    return digest.hexdigest()
 
 
 def open_features(checkpoint: Checkpoint, folder: Path) -> StoredFeatures:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, load_checkpoint
+from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, load_checkpoint, run_digest
 from caplet_export.config import Config, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
@@ -85,8 +85,8 @@ class Run(ABC):
         self._taught_by = {"teacher": " ".join(run.name for run in teachers)} if teachers else {}
         # What the configuration does not tell, and a run must not go on without; by the option that gives it.
         self._origin: dict[str, Any] = {
-            "--from": _digest(start_from),
-            "--teacher": [_digest(run) for run in teachers],
+            "--from": run_digest(start_from) if start_from else None,
+            "--teacher": [run_digest(run) for run in teachers],
             "--data": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
         }
 
@@ -269,15 +269,3 @@ def plot_history(history: Sequence[Epoch], kept: Epoch, path: Path) -> None:
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
-
-
-def _digest(run: Path | None) -> str | None:
-    """sha256 of a run's weights."""
-    if run is None:
-        return None
-    if not (run / DECODER).exists():
-        raise ConfigurationError(f"{run}: no trained run there")
-    digest = hashlib.sha256((run / DECODER).read_bytes())
-    if (run / EXTRACTOR).exists():
-        digest.update((run / EXTRACTOR).read_bytes())
-    return digest.hexdigest()

@@ -18,6 +18,7 @@ from caplet.bundle import load_bundle
 from caplet.image import load_pixels
 from caplet_export.bundle import Licences, write_bundle
 from caplet_export.card import markdown_table, render_scores
+from caplet_export.checkpoint import run_digest
 from caplet_export.cli import main
 from caplet_export.config import Config
 from caplet_export.decoding import DEFAULT_DECODING
@@ -368,6 +369,23 @@ def test_verb_refuses_the_run_of_other_graphs(
     Vocabulary([*SPECIALS, "unheard"]).save(tmp_path / "run/vocabulary.txt")
     assert verb(graphs, tmp_path, golden) == 1
     assert "another vocabulary than that of" in capsys.readouterr().err
+
+
+def test_verb_refuses_another_run_of_the_same_vocabulary(
+    graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose card would tell of stages that the weights never had; of older graphs it is not known."""
+    assert verb(graphs, tmp_path, golden) == 0
+    weights = tmp_path / "run" / "decoder.weights.h5"
+    weights.write_bytes(b"weights")
+    parity = json.loads((graphs / "parity.json").read_text())
+    (graphs / "parity.json").write_text(json.dumps({**parity, "run_weights": run_digest(tmp_path / "run")}))
+    assert verb(graphs, tmp_path, golden) == 0
+    weights.write_bytes(b"others")
+    capsys.readouterr()
+    assert verb(graphs, tmp_path, golden) == 1
+    expected = f"caplet-export bundle: {graphs}: converted from other weights than those of {tmp_path / 'run'}\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the bundle and print its golden captions."""
-    from caplet_export.bundle import Licences, read_ablation, read_json, read_text, write_bundle
+    from caplet_export.bundle import Licences, read_ablation, read_json, read_record, read_text, write_bundle
+    from caplet_export.checkpoint import run_digest
     from caplet_export.config import load_config
     from caplet_export.flickr8k import read_dataset
     from caplet_export.repeats import repeatable_ngrams
@@ -59,6 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(
             f"{arguments.graphs}: another vocabulary than that of {arguments.run}, so of another run"
         )
+    converted = read_record(arguments.graphs, "conversion").get("run_weights")
+    if converted and converted != run_digest(arguments.run):
+        raise ConfigurationError(f"{arguments.graphs}: converted from other weights than those of {arguments.run}")
     repeatable = None
     if arguments.data:
         dataset = read_dataset(arguments.data)

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     load_tensorflow()
     import onnx
 
-    from caplet_export.checkpoint import load_checkpoint, load_extractor
+    from caplet_export.checkpoint import load_checkpoint, load_extractor, run_digest
     from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
     from caplet_export.features import weights_digest
     from caplet_export.optimize import optimize_decoder, optimize_encoder
@@ -66,7 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
         onnx.save(encoder, folder / "encoder.onnx")
         onnx.save(take_top_k(decoder), folder / "decoder.onnx")
         shutil.copyfile(arguments.run / "vocabulary.txt", folder / "vocabulary.txt")
-        record = {"encoder_weights": weights_digest(arguments.encoder_weights), **parity.to_json()}
+        record = {
+            "encoder_weights": weights_digest(arguments.encoder_weights),
+            "run_weights": run_digest(arguments.run),
+            **parity.to_json(),
+        }
         (folder / "parity.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {arguments.output}")
     return 0
