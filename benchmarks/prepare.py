@@ -73,6 +73,7 @@ def prepare(
     from caplet_export.calibrate import greedy_feeds
     from caplet_export.checkpoint import DECODER
     from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
+    from caplet_export.decoding import DEFAULT_DECODING
     from caplet_export.optimize import optimize_decoder, optimize_encoder
     from caplet_export.quantize import quantize
 
@@ -95,7 +96,8 @@ def prepare(
     words = run / "vocabulary.txt"
     _write_bundle(folder / "fp32", encoder, decoder, words, bundle, photos[0])
     if bundle is None:
-        byte_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, feeds), method="minmax")
+        length = DEFAULT_DECODING.max_length
+        byte_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, feeds, length), method="minmax")
         _write_bundle(folder / "int8", _quantize_encoder(encoder, feeds), byte_decoder, words, bundle, photos[0])
     elif (bundle / "vocabulary.txt").read_bytes() != words.read_bytes():
         raise SystemExit(f"{bundle}: another vocabulary than {run}; it was not made of this run")

@@ -15,7 +15,6 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.ranges import BINS, DEFAULT_METHOD, MINMAX, RANGE_CHOICES, Histogram, Range
 from caplet_export.text import START
 
@@ -51,10 +50,7 @@ def calibrate(
 
 
 def greedy_feeds(
-    encoder: onnx.ModelProto,
-    decoder: onnx.ModelProto,
-    photos: Iterable[Feed],
-    max_length: int = DEFAULT_DECODING.max_length,
+    encoder: onnx.ModelProto, decoder: onnx.ModelProto, photos: Iterable[Feed], max_length: int
 ) -> Iterator[Feed]:
     """What a decoder reads, step by step, while it writes greedy captions of batches of photos.
 

@@ -168,6 +168,7 @@ def test_verb_writes_graphs_and_proof(run_folder: Path, tmp_path: Path, capsys: 
         "vocabulary.txt",
     ]
     parity = json.loads((output / "parity.json").read_text())
+    assert parity["max_length"] == 6
     assert parity["run_weights"] == checkpoint.run_digest(run_folder)
     assert parity["photos"] == 4 and parity["max_difference"]["log_probs"] < 1e-3
 

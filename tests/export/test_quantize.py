@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from caplet.bundle import load_bundle
 from caplet_export.bias_correction import correct_biases
 from caplet_export.calibrate import Feed, calibrate, greedy_feeds
 from caplet_export.cli import main
@@ -381,6 +383,35 @@ def test_verb(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["quantize", str(source), "--data", str(data), "--calibration", "3", "-o", str(output)]) == 0
     assert (output / "encoder.onnx").read_bytes() == first  # the same seed, the same photos, the same bytes
     assert run(onnx.load(output / "encoder.onnx"), {"pixels": np.zeros((1, SIZE, SIZE, 3), np.uint8)})
+
+
+def test_verb_writes_captions_as_long_as_the_captioners(
+    graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    told: list[int] = []
+
+    def watched(encoder: Any, decoder: Any, feeds: Iterator[Feed], length: int) -> Iterator[Feed]:
+        lengths.append(length)
+        return greedy_feeds(encoder, decoder, feeds, length)
+
+    monkeypatch.setattr("caplet_export.calibrate.greedy_feeds", watched)
+
+    def evaluate(bundle: Path, *_: object, **__: object) -> None:
+        told.append(load_bundle(bundle).manifest.decoding.max_length)
+
+    monkeypatch.setattr("caplet_export.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("caplet_export.compare.compare", lambda *_: None)
+    monkeypatch.setattr("caplet_export.compare.format_comparison", lambda _: "")
+    for name, model in zip(("encoder", "decoder"), graphs, strict=True):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    Vocabulary([*SPECIALS, *(f"word{i}" for i in range(20))]).save(tmp_path / "vocabulary.txt")
+    parity = {"photos": 1, "identical_captions": 1, "max_difference": {}, "encoder_weights": "0", "max_length": 7}
+    (tmp_path / "parity.json").write_text(json.dumps(parity))
+    data = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1)
+    command = ["quantize", str(tmp_path), "--data", str(data), "--evaluate", "1", "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert set(lengths) == {7} and told == [7, 7]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         record = {
             "encoder_weights": weights_digest(arguments.encoder_weights),
             "run_weights": run_digest(arguments.run),
+            "max_length": checkpoint.config.text.max_length,
             **parity.to_json(),
         }
         (folder / "parity.json").write_text(json.dumps(record, indent=1) + "\n")

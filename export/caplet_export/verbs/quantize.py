@@ -8,10 +8,12 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.outputs import check_folder, whole_folder
@@ -58,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     import onnx
 
     from caplet_export.bias_correction import correct_biases
+    from caplet_export.bundle import read_record
     from caplet_export.calibrate import greedy_feeds
     from caplet_export.onnx_graph import load_model
     from caplet_export.optimize import optimize_for_bytes
@@ -81,7 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     byte_encoder = optimize_for_bytes(encoder)
     small_encoder = quantize(byte_encoder, photos, method=arguments.method)
     small_encoder = correct_biases(byte_encoder, small_encoder, islice(photos(), _BIAS_BATCHES))
-    small_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, photos()), method=arguments.method)
+    # As long as the captioner's captions are; graphs of release 0.9 and before do not say it.
+    length = read_record(arguments.graphs, "conversion").get("max_length", DEFAULT_DECODING.max_length)
+    small_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, photos(), length), method=arguments.method)
     with whole_folder(arguments.output, inputs) as folder:
         onnx.save(small_encoder, folder / "encoder.onnx")
         onnx.save(small_decoder, folder / "decoder.onnx")
@@ -101,11 +106,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name}: {before:.1f} MB -> {after:.1f} MB")
     print(f"wrote {arguments.output}")
     if arguments.evaluate:
-        print(_compare(arguments.graphs, arguments.output, dataset, arguments.evaluate))
+        print(_compare(arguments.graphs, arguments.output, dataset, arguments.evaluate, length))
     return 0
 
 
-def _compare(before: Path, after: Path, dataset: Dataset, photos: int) -> str:
+def _compare(before: Path, after: Path, dataset: Dataset, photos: int, max_length: int) -> str:
     """What the captions lost, through the runtime, as the table of a paired comparison."""
     from caplet_export.bundle import write_bundle
     from caplet_export.compare import compare, format_comparison
@@ -113,7 +118,8 @@ def _compare(before: Path, after: Path, dataset: Dataset, photos: int) -> str:
 
     def captions_of(graphs: Path, name: str) -> Evaluation:
         with tempfile.TemporaryDirectory() as folder:
-            write_bundle(Path(folder) / name, graphs, name=name, golden=[])
+            decoding = replace(DEFAULT_DECODING, max_length=max_length)
+            write_bundle(Path(folder) / name, graphs, name=name, golden=[], decoding=decoding)
             return evaluate(Path(folder) / name, dataset, "dev", beam_sizes=[1], limit=photos)
 
     return format_comparison(compare(captions_of(before, "float"), captions_of(after, "8 bits"), dataset))
