@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from caplet_export.errors import DataError
+from caplet_export.text import SPECIALS
 
 _TOKEN_LINE = re.compile(r"^(?P<name>[^\t#]+)#(?P<number>\d+)\t(?P<caption>.*\S.*)$")
+_CONTROL_TOKEN = re.compile("|".join(map(re.escape, SPECIALS)), re.IGNORECASE)
 _IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 SPLITS = ("train", "dev", "test")
 
@@ -62,12 +64,17 @@ class Dataset:
 
 
 def read_captions(token_file: Path) -> tuple[dict[str, list[str]], list[Defect]]:
-    """Captions by image name, in file order, and the lines that are not `<file>#<n>TAB<caption>`."""
+    """Captions by image name, in file order, and the lines that are not `<file>#<n>TAB<caption>`.
+
+    `<start>`, `<end>`, `<pad>` and `<unk>`, which tutorials write into captions, are dropped: as words they would be
+    taken for what they mean to the decoder.
+    """
     captions: dict[str, list[str]] = {}
     defects: list[Defect] = []
     seen: set[tuple[str, str]] = set()
     for number, line in _lines(token_file):
-        match = _TOKEN_LINE.match(line)
+        name, tab, caption = line.partition("\t")
+        match = _TOKEN_LINE.match(f"{name}{tab}{_CONTROL_TOKEN.sub(' ', caption)}")
         if match is None:
             defects.append(Defect(token_file.name, number, f"not '<file>#<n>TAB<caption>': {_excerpt(line)}"))
             continue

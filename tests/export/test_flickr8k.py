@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,14 @@ def test_a_split_that_is_not_there_is_said(data: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["no tab at all", "photo.jpg\tno number", "photo.jpg#x\ta caption", "#0\ta caption", "photo.jpg#0\t   "],
+    [
+        "no tab at all",
+        "photo.jpg\tno number",
+        "photo.jpg#x\ta caption",
+        "#0\ta caption",
+        "photo.jpg#0\t   ",
+        "photo.jpg#0\t<start> <end>",
+    ],
 )
 def test_a_malformed_line_is_named_with_its_number_and_skipped(data: Path, line: str) -> None:
     tokens = data / "Flickr8k.token.txt"
@@ -43,6 +51,14 @@ def test_a_malformed_line_is_named_with_its_number_and_skipped(data: Path, line:
     (defect,) = dataset.defects
     assert (defect.file, defect.line) == (tokens.name, 8)
     assert sum(map(len, dataset.captions.values())) == 100
+
+
+def test_tokens_of_the_decoder_are_no_words_of_a_caption(data: Path) -> None:
+    tokens = data / "Flickr8k.token.txt"
+    expected = read_dataset(data).captions
+    lines = [line.split("\t") for line in tokens.read_text().splitlines()]
+    tokens.write_text("".join(f"{key}\t<START> {caption}<end><pad>\n" for key, caption in lines))
+    assert read_dataset(data) == dataclasses.replace(read_dataset(data), captions=expected, defects=())
 
 
 def test_a_repeated_caption_number_is_skipped(data: Path) -> None:
