@@ -138,7 +138,7 @@ class Trainer(Run):
             group=DEV_CAPTIONS,
             batch_images=_EVALUATION_BATCH,
         )
-        self._dev_scorer = CiderD.from_references(references_of(dataset, list(words["dev"])))
+        self._dev_scorer = CiderD.from_references(references_of(dataset, self._dev.names))
         self._reward: CiderD | None = None
         if settings.objective == "self_critical":
             self._train_references = references_of(dataset, list(words["train"]))

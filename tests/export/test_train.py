@@ -25,7 +25,7 @@ from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extract
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner, sample
-from caplet_export.metrics import CiderD, corpus_scores, tokenize
+from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
 from caplet_export.model import CaptionModel
 from caplet_export.outputs import check_folder
 from caplet_export.runs import plot_history
@@ -150,6 +150,23 @@ def test_it_learns_the_made_up_world(tmp_path: Path, dataset: Dataset, stores: S
     ids = FreeRunner(checkpoint.model, 9).greedy(stores.plain.gather([name]))
     colour_and_shape = set(tokenize(dataset.captions[name][3])) - {"there", "is", "a"}
     assert colour_and_shape <= set(checkpoint.vocabulary.decode(ids[0]))
+
+
+def test_the_dev_score_is_that_of_the_photos_that_were_read(
+    tmp_path: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its document frequencies too: `tune`, `ablation` and `evaluate` have no others."""
+    skipped, *read = dataset.split("dev")
+    beginnings = [" ".join(caption.split()[:3]) for caption in dataset.captions[read[0]]]
+    alike = dataclasses.replace(dataset, captions={**dataset.captions, skipped: beginnings})
+    monkeypatch.setattr(stores.plain, "skipped", frozenset({skipped}))
+    config = with_train(epochs=30)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.1))
+    trainer = finish(Trainer(tmp_path, config, alike, stores))
+    ids = FreeRunner(trainer.model, 9).greedy(stores.plain.gather(read))
+    captions = {name: trainer.vocabulary.decode(row)[:9] for name, row in zip(read, ids, strict=True)}
+    expected = corpus_scores(captions, references_of(dataset, read)).cider_d
+    assert trainer.history[-1].dev_cider == pytest.approx(expected) and expected > 0
 
 
 def test_padding_weighs_nothing(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
