@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from caplet_export.stages import ALL, STAGES, Stage, read_stages, write_stages
 from caplet_export.text import Vocabulary, clean
 
 RESUME = "resume.npz"
+_ORIGIN_FORMAT = 2
 DEV_CAPTIONS = 5
 """Captions of a dev photo that the dev loss is taken over, at most: as many as Flickr8k has of each."""
 
@@ -48,7 +49,6 @@ class Run(ABC):
         folder: made if it is not there.
         config: every hyper-parameter, `model.vocabulary_size` included.
         vocabulary: of the captions.
-        words: the captions, as `split_words` gives them.
         encoder_weights: digest of the Inception weights it is trained on, see `features.weights_digest`.
         start_from: the run it begins with, if any.
         teachers: the runs it learns from, if any.
@@ -63,7 +63,6 @@ class Run(ABC):
         folder: Path,
         config: Config,
         vocabulary: Vocabulary,
-        words: Mapping[str, Mapping[str, Sequence[Sequence[str]]]],
         encoder_weights: str,
         start_from: Path | None = None,
         teachers: Sequence[Path] = (),
@@ -83,11 +82,12 @@ class Run(ABC):
         self._check_folder()
         self._stages_before = read_stages(start_from) if start_from else []
         self._taught_by = {"teacher": " ".join(run.name for run in teachers)} if teachers else {}
-        # What the configuration does not tell, and a run must not go on without; by the option that gives it.
+        # What the configuration does not tell, and a run must not go on without; by the option that gives it. What is
+        # read, subclasses add.
         self._origin: dict[str, Any] = {
+            "format": _ORIGIN_FORMAT,
             "--from": run_digest(start_from) if start_from else None,
             "--teacher": [run_digest(run) for run in teachers],
-            "--data": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
         }
 
     @property
@@ -165,7 +165,7 @@ class Run(ABC):
                 self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
         except DAMAGED as error:
             raise ConfigurationError(f"{path}: damaged ({error}); delete {self.folder} to start again") from error
-        if not isinstance(origin, dict):
+        if not isinstance(origin, dict) or origin.get("format") != _ORIGIN_FORMAT:
             raise ConfigurationError(f"{self.folder}: begun by an earlier release; use another folder, and --from")
         for option, value in self._origin.items():
             if origin.get(option) != value:
@@ -245,6 +245,12 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
     if not all(words.values()):
         raise DataError("training needs images in both the train and the dev split")
     return words
+
+
+def data_digest(dataset: Dataset, train: Sequence[str], dev: Sequence[str]) -> str:
+    """sha256 of the captions of both splits as they are written, and of the names of the photos that can be read."""
+    captions = [{name: dataset.captions[name] for name in dataset.split(split)} for split in ("train", "dev")]
+    return hashlib.sha256(json.dumps([captions, train, dev]).encode()).hexdigest()
 
 
 def plot_history(history: Sequence[Epoch], kept: Epoch, path: Path) -> None:

@@ -47,7 +47,7 @@ from caplet_export.objectives import (
     mean_over_words,
     self_critical_loss,
 )
-from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, split_words
+from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, split_words
 from caplet_export.stages import require_encoder_weights
 from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
@@ -108,7 +108,7 @@ class Trainer(Run):
         encoder_weights, teachers = stores.plain.source.weights, [teacher] if teacher else []
         for run in filter(None, (start_from, teacher)):
             require_encoder_weights(run, encoder_weights, stores.plain.folder)
-        super().__init__(Path(folder), config, vocabulary, words, encoder_weights, start_from, teachers)
+        super().__init__(Path(folder), config, vocabulary, encoder_weights, start_from, teachers)
         self._origin["--features"] = encoder_weights
 
         settings = self.config.train
@@ -138,6 +138,7 @@ class Trainer(Run):
             group=DEV_CAPTIONS,
             batch_images=_EVALUATION_BATCH,
         )
+        self._origin["--data"] = data_digest(dataset, self._train.names, self._dev.names)
         self._dev_scorer = CiderD.from_references(references_of(dataset, self._dev.names))
         self._reward: CiderD | None = None
         if settings.objective == "self_critical":

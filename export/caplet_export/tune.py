@@ -54,7 +54,7 @@ from caplet_export.objectives import (
 from caplet_export.photos import PhotoCache
 from caplet_export.random_views import Views, mix_photos, random_views
 from caplet_export.rewards import CaptionReward, words_before
-from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, split_words
+from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, split_words
 from caplet_export.stages import require_encoder_weights
 from caplet_export.text import END, PAD, START, Vocabulary
 
@@ -234,7 +234,7 @@ class Tuner(Run):
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
         for run in (start_from, *teachers):
             require_encoder_weights(run, encoder_weights, "--encoder-weights")
-        super().__init__(Path(folder), config, vocabulary, words, encoder_weights, start_from, teachers)
+        super().__init__(Path(folder), config, vocabulary, encoder_weights, start_from, teachers)
 
         model = build_model(config.model)
         load_weights(model, start_from / DECODER)
@@ -249,6 +249,7 @@ class Tuner(Run):
 
         self._photos = PhotoCache(dataset, [*words["train"], *words["dev"]], self._size)
         self._train, self._dev = (self._photos.readable(list(words[split])) for split in ("train", "dev"))
+        self._origin["--data"] = data_digest(dataset, self._train, self._dev)
         group = settings.captions_per_image
         self._tokens, self._targets = _ids([words["train"][name] for name in self._train], vocabulary, config, group)
         self._dev_ids = _ids([words["dev"][name] for name in self._dev], vocabulary, config, DEV_CAPTIONS)

@@ -245,6 +245,9 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
     )
     fewer = write_tiny_flickr8k(tmp_path / "fewer", train=12, dev=6)
     assert "another --data" in str(on_jax(tune_cases.refusal, tuned, fewer, start, epochs=60, evaluate_every=20))
+    lost = shutil.copytree(data, tmp_path / "lost")
+    next((lost / "Flicker8k_Dataset").glob("0001*")).write_bytes(b"no photo")
+    assert "another --data" in str(on_jax(tune_cases.refusal, tuned, lost, start, epochs=60, evaluate_every=20))
     assert "another --encoder-weights" in str(
         on_jax(tune_cases.refusal, tuned, data, start, extractor_seed=4, epochs=60, evaluate_every=20)
     )
