@@ -2,7 +2,7 @@
 
 A store is a folder::
 
-    store.json    what it was made from (weights digest, augmentation, shape); written first, never changed
+    store.json    what it was made from (weights digest, view, block, shape, precision); written first, never changed
     names.txt     image names, one a line, in row order
     rows.f16      float16 rows, locations × channels each, in the order of names.txt
     skipped.txt   images that could not be read, one a line; written last, so a store without it is not finished
@@ -49,6 +49,8 @@ class StoreSource:
     """The Inception block whose output is stored: the features, or what is below the blocks to be fine-tuned."""
     locations: int = LOCATIONS
     channels: int = CHANNELS
+    precision: str | None = None
+    """What was computed in, `float32` or `bfloat16`; None where that is not recorded (up to release 0.9)."""
 
 
 class StoredFeatures(ABC):
@@ -170,7 +172,7 @@ class FeatureWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             if (self.folder / "store.json").exists():
                 have = _read_source(self.folder)
-                if have != source:
+                if replace(have, precision=have.precision or source.precision) != source:
                     raise StoreError(f"{self.folder}: holds features of another source ({have}); use another folder")
             else:
                 write_whole(self.folder / "store.json", json.dumps({"format": _FORMAT, **asdict(source)}))

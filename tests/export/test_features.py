@@ -38,9 +38,11 @@ def run_both(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     return [*run(pixels), *(features + 100 for features in run(pixels))]
 
 
-def fill(folder: Path, names: list[str] = NAMES, **changes: object) -> list[tuple[str, str | None]]:
+def fill(
+    folder: Path, names: list[str] = NAMES, source: StoreSource = SOURCE, **changes: object
+) -> list[tuple[str, str | None]]:
     arguments: dict[str, object] = {"load": load, "run": run, "batch_size": 3, **changes}
-    return list(extract({folder: SOURCE}, names, **arguments))  # type: ignore[arg-type]
+    return list(extract({folder: source}, names, **arguments))  # type: ignore[arg-type]
 
 
 def assert_whole(folder: Path) -> None:
@@ -242,6 +244,16 @@ def test_features_of_another_source_are_not_mixed_in(tmp_path: Path) -> None:
     fill(tmp_path)
     with pytest.raises(StoreError, match="another source"):
         list(extract({tmp_path: StoreSource("other", locations=2, channels=3)}, NAMES, load, run))
+
+
+def test_rows_of_two_precisions_are_not_mixed(tmp_path: Path) -> None:
+    """A store that does not say, as up to release 0.9, goes on as before."""
+    exact, rough = (replace(SOURCE, precision=precision) for precision in ("float32", "bfloat16"))
+    fill(tmp_path / "new", source=exact)
+    with pytest.raises(StoreError, match="another source"):
+        fill(tmp_path / "new", source=rough)
+    fill(tmp_path / "old")
+    fill(tmp_path / "old", source=rough)
 
 
 def spoil_json(folder: Path) -> None:

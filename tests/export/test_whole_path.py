@@ -297,6 +297,11 @@ def a_store_of_other_weights(folder: Path) -> list[str]:
     return ["features", "features", *DATA, "--encoder-weights", WEIGHTS]
 
 
+@bad_input("holds features of another source")
+def a_store_of_another_precision(_: Path) -> list[str]:
+    return ["features", "features", *DATA, "--encoder-weights", WEIGHTS, "--precision", "bfloat16"]
+
+
 @bad_input("no feature store here")
 def no_store(_: Path) -> list[str]:
     return ["train", "runs/new", *DATA, "--features", "nowhere"]

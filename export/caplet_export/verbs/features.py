@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     unreadable: set[str] = set()
     for view, names in plan:
         stores = {
-            arguments.output / f"{block}-{view}": StoreSource(digest, view, block, *size)
+            arguments.output / f"{block}-{view}": StoreSource(digest, view, block, *size, arguments.precision)
             for block, size in zip(blocks, sizes, strict=True)
         }
         results = extract(
