@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from caplet_export.config import Config, ModelConfig, load_config
 from caplet_export.errors import ConfigurationError
 from caplet_export.features import StoredFeatures, open_store, weights_digest
-from caplet_export.outputs import whole_file
+from caplet_export.outputs import require_space, whole_file
 from caplet_export.stages import require_encoder_weights
 from caplet_export.text import Vocabulary
 from caplet_export.views import PLAIN
@@ -117,7 +117,8 @@ def empty_model(config: ModelConfig) -> Captioner:
 
 
 def save_checkpoint(folder: Path, config: Config, vocabulary: Vocabulary, model: Captioner) -> None:
-    """Write into `folder`, which exists, what `load_checkpoint` reads."""
+    """Write into `folder`, which exists, what `load_checkpoint` reads. Raises an OSError if the disk is full."""
+    require_space(folder, sum(np.asarray(variable).nbytes for variable in model.variables))
     vocabulary.save(folder / "vocabulary.txt")
     config.save(folder / "config.json")
     save_weights(model, folder / DECODER)

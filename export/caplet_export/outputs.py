@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -150,6 +151,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Raise an OSError where so many bytes do not fit: on a full disk HDF5, which writes weights, ends the process."""
+    if shutil.disk_usage(folder).free < size + 1e6:
+        raise OSError(errno.ENOSPC, f"no room for the {size / 1e6:.0f} MB that are to be written")
 
 
 def write_whole(path: Path, text: str) -> None:

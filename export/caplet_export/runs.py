@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, lo
 from caplet_export.config import Config, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
-from caplet_export.outputs import whole_file, write_whole
+from caplet_export.outputs import require_space, whole_file, write_whole
 from caplet_export.stages import ALL, STAGES, Stage, read_stages, write_stages
 from caplet_export.text import Vocabulary, clean
 
@@ -133,8 +132,8 @@ class Run(ABC):
     def _end_epoch(self, epoch: Epoch) -> Epoch:
         """Write the epoch that has just ended, whole; `_save_weights` must see the weights that it was scored with."""
         self.history.append(epoch)
-        self._require_space()
         try:
+            require_space(self.folder, 2 * sum(np.asarray(variable).nbytes for variable in self._state()))
             if not (self.folder / RESUME).exists():
                 self.vocabulary.save(self.folder / "vocabulary.txt")
                 self.config.save(self.folder / "config.json")
@@ -218,12 +217,6 @@ class Run(ABC):
 
     def _history(self) -> str:
         return json.dumps([asdict(epoch) for epoch in self.history], indent=1)
-
-    def _require_space(self) -> None:
-        """Raise a ConfigurationError where an epoch would not fit: HDF5 ends the process on a full disk."""
-        needed = 2 * sum(np.asarray(variable).nbytes for variable in self._state())
-        if shutil.disk_usage(self.folder).free < needed + 1e6:
-            raise ConfigurationError(f"{self.folder}: no room for the {needed / 1e6:.0f} MB that an epoch takes")
 
     def _unwritten(self, error: OSError) -> ConfigurationError:
         return ConfigurationError(f"{self.folder}: cannot be written: {error.strerror or error}")

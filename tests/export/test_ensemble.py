@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from caplet_export import checkpoint
 from caplet_export.checkpoint import load_checkpoint, save_weights
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig
@@ -233,3 +235,15 @@ def test_runs_on_other_inception_weights_are_not_put_together(
     assert main(command) == 1
     expected = f"caplet-export join: {runs[2]}: trained on other Inception weights than those of {runs[1]}\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_full_disk_is_said(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before HDF5, which would end the process, begins to write."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(checkpoint, "save_weights", lambda *_: pytest.fail("written"))
+    assert main(["join", *map(str, runs), "-o", str(tmp_path / "joined")]) == 1
+    expected = f"caplet-export join: {tmp_path / 'joined'}: cannot write: no room for the 0 MB that are to be written\n"
+    assert capsys.readouterr().err == expected
+    assert sorted(tmp_path.iterdir()) == runs
