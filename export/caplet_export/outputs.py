@@ -112,22 +112,24 @@ def whole_folder(target: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         ExportError: the folder cannot be written, or is not to be replaced (see `check_folder`).
     """
     asked, target = target, check_folder(target, inputs)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    # Names that nobody else uses, and always the same: what a killed process has left is cleared by the next.
+    temporary, old = (target.with_name(f".{target.name}.caplet-export.{state}") for state in ("new", "old"))
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             yield temporary
             if target.exists():
-                old = target.with_name(f".{target.name}.{os.getpid()}.old")
+                shutil.rmtree(old, ignore_errors=True)
                 os.replace(target, old)
                 try:
                     os.replace(temporary, target)
                 except OSError:
                     os.replace(old, target)
                     raise
-                shutil.rmtree(old, ignore_errors=True)
             else:
                 os.replace(temporary, target)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,31 @@ def test_what_a_killed_process_has_left_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".names.txt").write_text("half of the n")
     write_whole(tmp_path / "names.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["names.txt"]
+
+
+def test_what_a_killed_process_has_left_of_a_folder_is_cleared(tmp_path: Path) -> None:
+    """Killed while it wrote, or between putting the old folder aside and the new one in its place."""
+    script = f"""
+import os, sys
+from pathlib import Path
+from caplet_export import outputs
+replace = os.replace
+def killed(source, target):
+    replace(source, target)
+    if sys.argv[1] == "between":
+        os._exit(9)
+os.replace = killed
+with outputs.whole_folder(Path({str(tmp_path / "run")!r})) as folder:
+    for name in ("config.json", "vocabulary.txt", "decoder.weights.h5"):
+        (folder / name).write_text(sys.argv[1])
+    if sys.argv[1] == "while":
+        os._exit(9)
+"""
+    for state, status in (("whole", 0), ("while", 9), ("between", 9), ("again", 0)):
+        process = subprocess.run([sys.executable, "-c", script, state], capture_output=True, text=True)
+        assert process.returncode == status, process.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "config.json").read_text() == "again"
 
 
 def test_a_name_that_is_not_utf_8_is_written_as_it_is(tmp_path: Path) -> None:
