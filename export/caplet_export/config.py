@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from caplet.manifest import LONGEST_CAPTION
 from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import write_whole
 
@@ -308,7 +309,7 @@ _NOT_NEGATIVE: _Range = ("0 or more", lambda value: value >= 0)
 _BELOW_ONE: _Range = ("0 or more and below 1", lambda value: 0 <= value < 1)
 _RANGES: dict[str, _Range] = {
     "minimum_count": _COUNT,
-    "max_length": _COUNT,
+    "max_length": (f"1 to {LONGEST_CAPTION}", lambda value: 1 <= value <= LONGEST_CAPTION),
     "vocabulary_size": _NOT_NEGATIVE,
     "members": _COUNT,
     "locations": _COUNT,
@@ -397,6 +398,8 @@ def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
     if isinstance(made, TrainConfig) and made.objective == "self_critical" and made.captions_per_image < 2:
         # A sample is rewarded for what it scores more than the others.
         raise ConfigurationError(f"{subject}: captions_per_image: self-critical training needs 2 or more")
+    if isinstance(made, ModelConfig) and len(made.feature_block.split()) not in (1, made.members):
+        raise ConfigurationError(f"{subject}: feature_block: names one block, or one for each of {made.members}")
     return made
 
 

@@ -24,13 +24,15 @@ def clean(caption: str, rules: str = "coco") -> list[str]:
     """The words of a caption.
 
     `tutorial`: lower case; punctuation characters, then one-letter words, then words that are not all letters, dropped.
-    `coco`: the words the scorer sees (coco-caption's tokeniser), without those that contain a digit. It keeps "a",
-    one word in nine of what people write and what every published score counts.
+    `coco`: the words the scorer sees (coco-caption's tokeniser), without those that contain a digit or a character that
+    cannot be seen, such as U+200B. It keeps "a", one word in nine of what people write and what every published score
+    counts.
     """
     if rules == "tutorial":
         words = caption.lower().translate(_NO_PUNCTUATION).split()
         return [word for word in words if len(word) > 1 and word.isalpha()]
-    return [word for word in tokenize(caption) if not any(character.isdigit() for character in word)]
+    words = tokenize(caption)
+    return [word for word in words if word.isprintable() and not any(character.isdigit() for character in word)]
 
 
 class Vocabulary:
@@ -41,6 +43,9 @@ class Vocabulary:
         if tuple(self.words[: len(SPECIALS)]) != SPECIALS:
             found = " ".join(self.words[: len(SPECIALS)])
             raise ConfigurationError(f"a vocabulary starts with {' '.join(SPECIALS)}, not {found}")
+        for word in self.words:
+            if not word or not word.isprintable() or " " in word:  # which no bundle may hold
+                raise ConfigurationError(f"a vocabulary holds printable words without spaces, not {word!r}")
         self._ids = {word: number for number, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             word = next(word for word, count in Counter(self.words).items() if count > 1)
@@ -85,7 +90,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises a ConfigurationError if it is anything else."""
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except OSError as error:
@@ -93,4 +98,7 @@ class Vocabulary:
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"{path}: not UTF-8: {error}") from error
         # An editor may have left out the last line's end.
-        return cls(lines if lines[-1] else lines[:-1])
+        try:
+            return cls(lines if lines[-1] else lines[:-1])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{path}: {error}") from error

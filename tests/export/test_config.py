@@ -59,7 +59,9 @@ def test_what_changed_is_told_by_section() -> None:
         ("model.dropout=NaN", "dropout: expected 0 or more and below 1, found nan"),
         ("model.dropout=1", "below 1, found 1.0"),
         ("model.state_size=0", "expected 1 or more, found 0"),
-        ("text.max_length=0", "expected 1 or more"),
+        ("text.max_length=0", "expected 1 to 1000"),
+        ("text.max_length=1001", "expected 1 to 1000"),  # which no bundle may have
+        ("model.feature_block=mixed10 mixed9", "feature_block: names one block, or one for each of 1"),
         ("train.seed=4294967296", "expected 0 to 4294967295"),
         ("train.views=", "expected at least one view"),
         ("train.mixup=2", "expected 0 to 1"),

@@ -32,9 +32,10 @@ def test_tutorial_rules(caption: str, words: str) -> None:
         ("A tri-colored dog , running !", "a tri-colored dog running"),
         ("The man's dog doesn't run", "the man 's dog does n't run"),
         ("Number 12 and 3b run", "number and run"),
+        ("A dog \u200b runs", "a dog runs"),
     ],
 )
-def test_coco_rules_are_the_scorers_tokens_without_digits(caption: str, words: str) -> None:
+def test_coco_rules_are_the_scorers_tokens_without_digits_and_what_cannot_be_seen(caption: str, words: str) -> None:
     assert clean(caption, "coco") == words.split()
 
 
@@ -68,6 +69,10 @@ def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
         Vocabulary(["dog"])
     with pytest.raises(ConfigurationError, match="'dog' stands there twice"):
         Vocabulary([*SPECIALS, "dog", "dog"])
+    for word in ("\u200b", "hot dog", ""):
+        (tmp_path / "words.txt").write_text("".join(f"{line}\n" for line in (*SPECIALS, word, "dog")))
+        with pytest.raises(ConfigurationError, match=r"words\.txt: a vocabulary holds printable words"):
+            Vocabulary.load(tmp_path / "words.txt")
     with pytest.raises(ConfigurationError, match="No such file"):
         Vocabulary.load(tmp_path / "vocabulary.txt")
     (tmp_path / "vocabulary.txt").write_bytes(b"caf\xe9\n")
