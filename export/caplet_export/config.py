@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -304,32 +304,34 @@ _EFFECTIVE: dict[str, _Where] = {
 """Where a switch does anything: the verbs, and their objectives. Those that are not here do everywhere."""
 
 _Range = tuple[str, Callable[[Any], bool]]
-_COUNT: _Range = ("1 or more", lambda value: value >= 1)
-_NOT_NEGATIVE: _Range = ("0 or more", lambda value: value >= 0)
+# Far above what is of use: what is larger still ends in a TensorFlow error of many lines, or in no memory.
+_COUNT: _Range = ("1 to 1000000", lambda value: 1 <= value <= 1_000_000)
+_NOT_NEGATIVE: _Range = ("0 to 1000000", lambda value: 0 <= value <= 1_000_000)
+_SIZE: _Range = ("1 to 8192", lambda value: 1 <= value <= 8192)
 _BELOW_ONE: _Range = ("0 or more and below 1", lambda value: 0 <= value < 1)
 _RANGES: dict[str, _Range] = {
     "minimum_count": _COUNT,
     "max_length": (f"1 to {LONGEST_CAPTION}", lambda value: 1 <= value <= LONGEST_CAPTION),
     "vocabulary_size": _NOT_NEGATIVE,
-    "members": _COUNT,
-    "locations": _COUNT,
-    "channels": _COUNT,
-    "feature_size": _COUNT,
-    "attention_size": _COUNT,
-    "embedding_size": _COUNT,
-    "state_size": _COUNT,
+    "members": ("1 to 100", lambda value: 1 <= value <= 100),
+    "locations": _SIZE,
+    "channels": _SIZE,
+    "feature_size": _SIZE,
+    "attention_size": _SIZE,
+    "embedding_size": _SIZE,
+    "state_size": _SIZE,
     "dropout": _BELOW_ONE,
     "channel_dropout": _BELOW_ONE,
     "seed": ("0 to 4294967295", lambda value: 0 <= value < 2**32),
     "reward_rouge": _NOT_NEGATIVE,
     "bigram_penalty": _NOT_NEGATIVE,
-    "batch_images": _COUNT,
-    "captions_per_image": _COUNT,
+    "batch_images": _SIZE,
+    "captions_per_image": ("1 to 100", lambda value: 1 <= value <= 100),
     "epochs": _COUNT,
     "patience": _NOT_NEGATIVE,
     "learning_rate": _NOT_NEGATIVE,
     "warmup_steps": _NOT_NEGATIVE,
-    "gradient_norm": ("above 0", lambda value: value > 0),
+    "gradient_norm": ("above 0 and at most 1000000", lambda value: 0 < value <= 1_000_000),
     "label_smoothing": _BELOW_ONE,
     "attention_regularisation": _NOT_NEGATIVE,
     "views": ("at least one view", lambda value: bool(value.split())),
@@ -357,7 +359,7 @@ def load_config(path: Path) -> Config:
         raw = json.loads(path.read_text())
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not JSON: {error}") from error
     if isinstance(raw, dict) and isinstance(raw.get("train"), dict):
         raw["train"] = {_RENAMED.get(switch, switch): value for switch, value in raw["train"].items()}
@@ -376,24 +378,23 @@ def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
     unknown = set(raw) - set(types)
     if unknown:
         raise ConfigurationError(f"{subject}: unknown switch {', '.join(sorted(unknown))} (have: {', '.join(types)})")
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in raw.items():
         expected = types[name]
         where = f"{subject}: {name}"
         if dataclasses.is_dataclass(expected):
             values[name] = from_dict(expected, value, where)  # type: ignore[arg-type]
             continue
-        if expected is float and type(value) is int:
-            value = float(value)
-        if type(value) is not expected:
-            raise ConfigurationError(f"{where}: expected {expected.__name__}, found {value!r}")
+        found = reprlib.repr(value)
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise ConfigurationError(f"{where}: expected {expected.__name__}, found {found}")
         said = value.split() or [value] if name == "feature_block" else [value]
         if name in _CHOICES and not set(said) <= set(_CHOICES[name]):
-            raise ConfigurationError(f"{where}: expected one of {', '.join(_CHOICES[name])}, found {value!r}")
-        allowed, holds = _RANGES.get(name, ("finite", lambda _: True))
-        if (expected is float and not math.isfinite(value)) or not holds(value):
-            raise ConfigurationError(f"{where}: expected {allowed}, found {value!r}")
-        values[name] = value
+            raise ConfigurationError(f"{where}: expected one of {', '.join(_CHOICES[name])}, found {found}")
+        allowed, holds = _RANGES.get(name, ("anything", lambda _: True))
+        if not holds(value):
+            raise ConfigurationError(f"{where}: expected {allowed}, found {found}")
+        values[name] = expected(value)
     made = kind(**values)
     if isinstance(made, TrainConfig) and made.objective == "self_critical" and made.captions_per_image < 2:
         # A sample is rewarded for what it scores more than the others.
@@ -447,6 +448,7 @@ def override(config: Config, assignments: list[str]) -> Config:
         current = raw[section][name]
         try:
             raw[section][name] = text if isinstance(current, str) else json.loads(text)
-        except ValueError as error:
-            raise ConfigurationError(f"--set {assignment}: {text!r} is no {type(current).__name__}") from error
+        except (ValueError, RecursionError) as error:
+            cause = f"{reprlib.repr(text)} is no {type(current).__name__}"
+            raise ConfigurationError(f"--set {target}: {cause}") from error
     return from_dict(Config, raw, "--set")

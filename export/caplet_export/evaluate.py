@@ -133,7 +133,7 @@ class Evaluation:
             return cls(content["bundle"], content["data"], content["settings"], content["machine"], results)
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, ConfigurationError):
                 raise
             raise ConfigurationError(f"{path}: not an evaluation written by caplet-export ({error})") from error
@@ -171,7 +171,7 @@ class CaptionJournal:
             self._file.flush()
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be written ({error.strerror or error})") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigurationError(f"{path}: damaged ({error}); delete it to start again") from error
 
     def __enter__(self) -> CaptionJournal:

@@ -292,7 +292,7 @@ def _read_source(folder: Path) -> StoreSource:
         return StoreSource(**raw)
     except FileNotFoundError as error:
         raise StoreError(f"{folder}: no feature store here; run `caplet-export features` first") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"{path}: damaged ({error}); extract the features again") from error

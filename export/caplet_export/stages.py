@@ -56,7 +56,7 @@ def read_stages(folder: Path) -> list[Stage]:
         return []
     try:
         return [Stage(**stage) for stage in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: damaged: {error}") from error
 
 

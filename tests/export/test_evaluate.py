@@ -277,7 +277,7 @@ def test_no_readable_photo_at_all_is_an_error(
 
 
 def test_a_file_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:
-    for content in ("", "[]", '{"format": 1}', '{"format": 99}'):
+    for content in ("", "[]", '{"format": 1}', '{"format": 99}', "[" * 200_000):
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(ConfigurationError, match=r"x\.json"):
             Evaluation.load(tmp_path / "x.json")
