@@ -23,7 +23,7 @@ from caplet.manifest import FORMAT_VERSION, Decoding
 from caplet_export.card import ATTENTION, render_card, render_scores
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
-from caplet_export.onnx_graph import load_model
+from caplet_export.onnx_graph import load_model, require_input
 from caplet_export.outputs import whole_folder
 from caplet_export.quantize import saturates
 from caplet_export.stages import Stage
@@ -94,7 +94,7 @@ def write_bundle(
             if not (graphs / file).exists():
                 raise ConfigurationError(f"{graphs / file}: no such file; run `caplet-export convert` first")
             shutil.copyfile(graphs / file, folder / file)
-        manifest = _manifest(folder, name, decoding, licences)
+        manifest = _manifest(graphs, name, decoding, licences)
         manifest["provenance"] = _provenance(graphs, recipe, stages)
         hashes = _hashes(folder)
         sha256 = {role: hashes[file]["sha256"] for role, file in _FILES.items()}
@@ -217,8 +217,10 @@ def read_text(path: Path) -> str:
         raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _manifest(folder: Path, name: str, decoding: Decoding, licences: Licences) -> dict[str, Any]:
-    encoder, decoder = (load_model(folder / f"{graph}.onnx") for graph in ("encoder", "decoder"))
+def _manifest(graphs: Path, name: str, decoding: Decoding, licences: Licences) -> dict[str, Any]:
+    encoder, decoder = (load_model(graphs / f"{graph}.onnx") for graph in ("encoder", "decoder"))
+    require_input(encoder, "pixels", graphs / "encoder.onnx")
+    require_input(decoder, "token", graphs / "decoder.onnx")
     _, height, width, _ = (size.dim_value for size in encoder.graph.input[0].type.tensor_type.shape.dim)
     return {
         "format_version": FORMAT_VERSION,
@@ -229,7 +231,7 @@ def _manifest(folder: Path, name: str, decoding: Decoding, licences: Licences) -
             "encoder": {"file": "encoder.onnx", "opset": _opset(encoder), "saturates": saturates(encoder)},
             "decoder": {"file": "decoder.onnx", "opset": _opset(decoder), "saturates": saturates(decoder)},
         },
-        "vocabulary": {"file": "vocabulary.txt", "size": len(Vocabulary.load(folder / "vocabulary.txt"))},
+        "vocabulary": {"file": "vocabulary.txt", "size": len(Vocabulary.load(graphs / "vocabulary.txt"))},
         "preprocessing": {
             "height": height,
             "width": width,

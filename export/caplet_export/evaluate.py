@@ -130,7 +130,10 @@ class Evaluation:
             if content["format"] != _FORMAT:
                 raise ConfigurationError(f"{path}: written by another version of caplet-export; evaluate again")
             results = {int(beam): _result_from_json(result) for beam, result in content["results"].items()}
-            return cls(content["bundle"], content["data"], content["settings"], content["machine"], results)
+            bundle, data = content["bundle"], content["data"]
+            if not isinstance(bundle["name"], str) or not isinstance(data["unreadable"], dict):
+                raise TypeError("bundle or data")
+            return cls(bundle, data, content["settings"], content["machine"], results)
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be read ({error.strerror or error})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -313,8 +316,11 @@ def _caption(
 
 
 def _result_from_json(content: Mapping[str, Any]) -> BeamResult:
+    captions = {name: CaptionRecord(**record) for name, record in content["captions"].items()}
+    if not captions or not all(isinstance(record.text, str) for record in captions.values()):
+        raise TypeError("captions")
     return BeamResult(
-        captions={name: CaptionRecord(**record) for name, record in content["captions"].items()},
+        captions=captions,
         scores=Scores(**content["scores"]),
         intervals={name: Interval(**interval) for name, interval in content["intervals"].items()},
         cider_d_by_score=content["cider_d_by_score"],

@@ -30,6 +30,13 @@ def load_model(path: Path) -> onnx.ModelProto:
     return model
 
 
+def require_input(model: onnx.ModelProto, name: str, path: Path) -> None:
+    """Raise a ConfigurationError if the graph of `path` has no such input."""
+    inputs = [value.name for value in model.graph.input]
+    if name not in inputs:
+        raise ConfigurationError(f"{path}: another graph: expected an input {name!r}, found {', '.join(inputs)}")
+
+
 class Graph:
     """A copy of a model that can be edited; `finish` gives the edited model back.
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from caplet_export.calibrate import Feeds, calibrate
 from caplet_export.errors import ConfigurationError
-from caplet_export.onnx_graph import Graph, attribute
+from caplet_export.onnx_graph import Graph, attribute, require_input
 from caplet_export.ranges import DEFAULT_METHOD, LEVELS, Range
 
 # Outputs of the first become 8-bit; the second only pass values on, so inputs and outputs have one scale.
@@ -61,9 +61,7 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = DEFAULT_METH
 
 def check_float_graph(model: onnx.ModelProto, graph_input: str, path: Path) -> None:
     """Raise a ConfigurationError if the graph of `path` has no such input, or is 8-bit already."""
-    inputs = [value.name for value in model.graph.input]
-    if graph_input not in inputs:
-        raise ConfigurationError(f"{path}: another graph: expected an input {graph_input!r}, found {', '.join(inputs)}")
+    require_input(model, graph_input, path)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise ConfigurationError(f"{path}: 8-bit already; quantize what `caplet-export convert` wrote")
 

@@ -163,7 +163,8 @@ class Run(ABC):
                 self._set_state([arrays[f"{index}"] for index in range(len(self._state()))])
                 self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
         except DAMAGED as error:
-            raise ConfigurationError(f"{path}: damaged ({error}); delete {self.folder} to start again") from error
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigurationError(f"{path}: damaged ({reason}); delete {self.folder} to start again") from error
         if not isinstance(origin, dict) or origin.get("format") != _ORIGIN_FORMAT:
             raise ConfigurationError(f"{self.folder}: begun by an earlier release; use another folder, and --from")
         for option, value in self._origin.items():

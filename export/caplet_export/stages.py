@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,19 @@ from caplet_export.outputs import write_whole
 
 STAGES = "stages.json"
 ALL = 0
+_KINDS: dict[str, tuple[type, ...]] = {
+    "run": (str,),
+    "member": (int, str),
+    "epochs": (int,),
+    "kept": (int,),
+    "dev_cider": (int, float, type(None)),
+    "seconds": (int, float, type(None)),
+    "switches": (dict,),
+    "device": (str, type(None)),
+    "encoder_weights": (str, type(None)),
+}
+"""Of what types the fields of a stage are in the file."""
+_RANGE = re.compile(r"\d+-\d+")
 
 
 @dataclass(frozen=True)
@@ -55,9 +69,21 @@ def read_stages(folder: Path) -> list[Stage]:
     if not path.exists():
         return []
     try:
-        return [Stage(**stage) for stage in json.loads(path.read_text(encoding="utf-8"))]
+        return [_from_json(stage) for stage in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: damaged: {error}") from error
+
+
+def _from_json(content: Mapping[str, Any]) -> Stage:
+    """Raises TypeError or ValueError if it is no stage."""
+    stage = Stage(**content)
+    for name, kinds in _KINDS.items():
+        value = getattr(stage, name)
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name}: {value!r}")
+    if isinstance(stage.member, str) and not _RANGE.fullmatch(stage.member):
+        raise ValueError(f"member: {stage.member!r}")
+    return stage
 
 
 def encoder_weights(run: Path) -> str | None:

@@ -371,6 +371,14 @@ def test_verb_refuses_the_run_of_other_graphs(
     assert "another vocabulary than that of" in capsys.readouterr().err
 
 
+def test_graphs_that_changed_places_are_told(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    encoder, decoder = ((graphs / f"{name}.onnx").read_bytes() for name in ("encoder", "decoder"))
+    (graphs / "encoder.onnx").write_bytes(decoder)
+    (graphs / "decoder.onnx").write_bytes(encoder)
+    with pytest.raises(ConfigurationError, match=f"{graphs}/encoder.onnx: another graph: expected an input 'pixels'"):
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden)
+
+
 def test_verb_refuses_another_run_of_the_same_vocabulary(
     graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,3 +248,25 @@ def test_a_full_disk_is_said(
     expected = f"caplet-export join: {tmp_path / 'joined'}: cannot write: no room for the 0 MB that are to be written\n"
     assert capsys.readouterr().err == expected
     assert sorted(tmp_path.iterdir()) == runs
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"seconds": "4"},
+        {"dev_cider": "50"},
+        {"member": "x-y"},
+        {"member": None},
+        {"switches": []},
+        {"device": 3},
+        {"x": 1},
+    ],
+    ids=str,
+)
+def test_damaged_stages_are_said_in_a_line(tmp_path: Path, edit: dict[str, object]) -> None:
+    write_stages(tmp_path, [Stage("x", "1-2", 1, 1, None, None, {"train.seed": 2})])
+    assert read_stages(tmp_path)[0].member == "1-2"
+    (stage,) = json.loads((tmp_path / "stages.json").read_text())
+    (tmp_path / "stages.json").write_text(json.dumps([{**stage, **edit}]))
+    with pytest.raises(ConfigurationError, match=r"stages\.json: damaged: .*"):
+        read_stages(tmp_path)

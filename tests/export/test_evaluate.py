@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,26 @@ def test_a_file_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(ConfigurationError, match=r"x\.json"):
             Evaluation.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content.update(bundle={}),
+        lambda content: content.update(data=3),
+        lambda content: content["results"]["1"].update(captions={}),
+        lambda content: content["results"]["1"]["captions"]["000.jpg"].update(text=3),
+    ],
+)
+def test_an_edited_evaluation_is_refused(
+    edit: Callable[[dict[str, Any]], None], tiny_bundle: Path, made_up_data: Path, tmp_path: Path
+) -> None:
+    evaluate(tiny_bundle, read_dataset(made_up_data), "dev", limit=1, beam_sizes=[1]).save(tmp_path / "x.json")
+    content = json.loads((tmp_path / "x.json").read_text())
+    edit(content)
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=r"x\.json: not an evaluation written by caplet-export"):
+        Evaluation.load(tmp_path / "x.json")
 
 
 def test_the_digest_names_the_bundle(tiny_bundle: Path, made_up_data: Path, tmp_path: Path) -> None:

@@ -376,6 +376,16 @@ def test_a_damaged_resume_file_is_said(tmp_path: Path, dataset: Dataset, stores:
             Trainer(tmp_path, CONFIG, dataset, stores)
 
 
+def test_arrays_of_another_shape_are_said_in_a_line(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
+    with np.load(tmp_path / "resume.npz") as arrays:
+        content = {**arrays, "0": np.zeros((3, 3))}
+    np.savez(tmp_path / "resume.npz", **content)
+    with pytest.raises(ConfigurationError, match=r"resume\.npz: damaged \([^\n]{1,200}\); delete") as refused:
+        Trainer(tmp_path, CONFIG, dataset, stores)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_run_that_an_earlier_release_began_is_left_alone(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
     with np.load(tmp_path / "resume.npz") as arrays:
