@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ExportError as error:
         print(f"caplet-export {arguments.verb}: {error}", file=sys.stderr)
         return 1
-    except (OSError, UnicodeDecodeError) as error:
-        # What no verb has foreseen: a full disk, a folder that may not be read.
+    except (OSError, UnicodeError) as error:
+        # What no verb has foreseen: a full disk, a folder that may not be read, an argument that is not UTF-8.
         file, reason = getattr(error, "filename", None), getattr(error, "strerror", None) or error
         print(f"caplet-export {arguments.verb}: {f'{file}: ' if file else ''}{reason}", file=sys.stderr)
         return 1
@@ -70,7 +71,25 @@ def _goes_on(arguments: argparse.Namespace) -> bool:
 
 def command() -> NoReturn:
     """The `caplet-export` script: `main`, and the end of the process."""
+    _repair_streams()
     end_process(main())
+
+
+def _repair_streams() -> None:
+    """Let nothing fail for what it prints: standard output and error take it for nothing where they are closed, and
+    escape what their encoding does not have.
+    """
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            # At its own number, which a file would otherwise get: C libraries print there.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", closefd=False))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

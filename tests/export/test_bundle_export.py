@@ -466,6 +466,15 @@ def test_other_records_beside_the_graphs_are_refused(graphs: Path, tmp_path: Pat
         write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[])
 
 
+def test_a_name_that_is_not_utf_8_is_refused_in_a_line(
+    graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verb(graphs, tmp_path, golden, "--name", "caf\udce9") == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and "surrogates not allowed" in errors[0]
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_what_nobody_foresaw_is_one_line(
     graphs: Path,
     golden: list[Path],

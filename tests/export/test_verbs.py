@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,29 @@ def test_only_what_goes_on_is_said_to(
     assert main(command.split()) == 130
     said = "interrupted; run the same command to go on" if goes_on else "interrupted"
     assert capsys.readouterr().err == f"caplet-export {verb}: {said}\n"
+
+
+@pytest.mark.parametrize("closed", ["", "1", "2", "12"])
+def test_streams_that_are_closed_or_lack_a_character_fail_nothing(closed: str) -> None:
+    script = """
+import os, sys
+from tqdm import tqdm
+from caplet_export import cli
+def main():
+    for _ in tqdm(range(3), disable=None):
+        print("caf\\xe9 \\udce9")
+    print("caf\\xe9", file=sys.stderr, flush=True)
+    os.close(os.dup(2))
+    return 7 if os.open("/dev/null", os.O_RDONLY) > 2 else 8
+cli.main = main
+cli.command()
+"""
+    command = shlex.join([sys.executable, "-c", script]) + "".join(f" {descriptor}>&-" for descriptor in closed)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert process.returncode == 7, process.stderr
+    assert process.stdout == ("" if "1" in closed else "caf\\xe9 \\udce9\n" * 3)
+    assert process.stderr == ("" if "2" in closed else "caf\\xe9\n")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], verb: str, *arguments: str) -> str:
