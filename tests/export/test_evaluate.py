@@ -217,6 +217,17 @@ def test_captions_of_another_run_are_not_taken_up(tmp_path: Path) -> None:
         assert journal.captions == {}
 
 
+def test_defects_of_the_data_are_told(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(made_up_data, tmp_path / "data")
+    with (data / "Flickr_8k.devImages.txt").open("a") as file:
+        file.write("gone.jpg\n")
+    assert main(["evaluate", str(tiny_bundle), "--data", str(data), "--limit", "1", "--beam", "1"]) == 0
+    expected = f"Flickr_8k.devImages.txt:{DEV + 1}: image is not in Flicker8k_Dataset: 'gone.jpg'"
+    assert capsys.readouterr().err == f"caplet-export evaluate: {expected}\n"
+
+
 def test_unreadable_photos_are_named_and_left_out(
     tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from caplet_export.flickr8k import Dataset, read_dataset
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -26,6 +29,18 @@ def seed(text: str) -> int:
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"{number} is not 0 to {2**32 - 1}")
     return number
+
+
+def read_data(arguments: argparse.Namespace) -> Dataset:
+    """The data set of `--data`; what is wrong with it, and so left out, is told on standard error.
+
+    Raises:
+        DataError: as `read_dataset`.
+    """
+    dataset = read_dataset(arguments.data)
+    for defect in dataset.defects:
+        print(f"caplet-export {arguments.verb}: {defect}", file=sys.stderr)
+    return dataset
 
 
 def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
-from caplet_export.flickr8k import read_dataset
 from caplet_export.outputs import check_file, write_whole
+from caplet_export.verbs import read_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Score every run and write the table."""
     check_file(arguments.output, frozenset({"title", "columns", "rows"}))
-    dataset = read_dataset(arguments.data)
+    dataset = read_data(arguments)
 
     load_tensorflow()
     from caplet_export.ablation import compare_runs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError
-from caplet_export.verbs import positive
+from caplet_export.verbs import positive, read_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.bundle import Licences, read_ablation, read_json, read_record, read_text, write_bundle
     from caplet_export.checkpoint import run_digest
     from caplet_export.config import load_config
-    from caplet_export.flickr8k import read_dataset
     from caplet_export.repeats import repeatable_ngrams
     from caplet_export.stages import read_stages
     from caplet_export.text import Vocabulary, clean
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"{arguments.graphs}: converted from other weights than those of {arguments.run}")
     repeatable = None
     if arguments.data:
-        dataset = read_dataset(arguments.data)
+        dataset = read_data(arguments)
         captions = (text for name in dataset.split("train") for text in dataset.captions[name])
         repeatable = repeatable_ngrams((clean(text, config.text.rules) for text in captions), graphs)
     write_bundle(

@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
-from caplet_export.flickr8k import read_dataset
 from caplet_export.outputs import check_folder, whole_folder
-from caplet_export.verbs import positive
+from caplet_export.verbs import positive, read_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert, prove, and only then write."""
     inputs = (arguments.run, arguments.data)
     check_folder(arguments.output, inputs)
-    dataset = read_dataset(arguments.data)
+    dataset = read_data(arguments)
     names = dataset.split(arguments.split)[: arguments.limit]
 
     load_tensorflow()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from caplet.bundle import load_bundle
 from caplet.errors import CapletError
 from caplet_export.errors import ConfigurationError, ExportError
-from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import check_file
-from caplet_export.verbs import positive
+from caplet_export.verbs import positive, read_data
 
 if TYPE_CHECKING:
     from caplet_export.evaluate import Evaluation
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("--report needs --compare A B")
     if arguments.json:
         _check_outputs(arguments.json)
-    dataset = read_dataset(arguments.data)
+    dataset = read_data(arguments)
     if arguments.compare:
         return _compare(arguments, dataset)
     evaluation = _evaluate(arguments, dataset, arguments.bundle, arguments.beam, arguments.json)

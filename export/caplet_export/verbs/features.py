@@ -12,9 +12,8 @@ from tqdm import tqdm
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest
-from caplet_export.flickr8k import read_dataset
 from caplet_export.photos import read_photo
-from caplet_export.verbs import positive
+from caplet_export.verbs import positive, read_data
 from caplet_export.views import FLIP, PLAIN, check_view
 
 
@@ -50,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fill the stores `BLOCK-plain` (every split) and `BLOCK-VIEW` (training photos) for every block and other view."""
     views = [check_view(view) for view in arguments.views]
-    dataset = read_dataset(arguments.data)
-    for defect in dataset.defects:
-        print(f"caplet-export features: {defect}", file=sys.stderr)
+    dataset = read_data(arguments)
     digest = weights_digest(arguments.encoder_weights)
 
     load_tensorflow()

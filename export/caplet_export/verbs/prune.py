@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.flickr8k import read_dataset
-from caplet_export.verbs import positive, seed
+from caplet_export.verbs import positive, read_data, seed
 
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
@@ -66,7 +65,7 @@ def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[
     from caplet_export.checkpoint import open_features
     from caplet_export.prune import SIZES, unit_importances
 
-    dataset = read_dataset(arguments.data)
+    dataset = read_data(arguments)
     store = open_features(checkpoint, arguments.features)
     names = store.readable(dataset.split("train"))
     if not names:

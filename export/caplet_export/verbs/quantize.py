@@ -15,10 +15,10 @@ from typing import Any
 
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import DataError
-from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import check_folder, whole_folder
 from caplet_export.ranges import DEFAULT_METHOD, METHODS
-from caplet_export.verbs import positive, seed
+from caplet_export.verbs import positive, read_data, seed
 
 _BIAS_BATCHES = 8
 """Of `photo_batches`: means need fewer than ranges do, and four times as many gave nothing more."""
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Calibrate, quantise, report sizes."""
     inputs = (arguments.graphs, arguments.data)
     check_folder(arguments.output, inputs)
-    dataset = read_dataset(arguments.data)
+    dataset = read_data(arguments)
     train = list(dataset.split("train"))
     if not train:
         raise DataError("calibration needs at least one training photo")

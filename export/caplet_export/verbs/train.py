@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,8 +10,7 @@ from tqdm import tqdm
 from caplet_export.backend import load_tensorflow
 from caplet_export.config import RECIPES, inherit, load_config, override, require_effect
 from caplet_export.errors import ConfigurationError
-from caplet_export.flickr8k import read_dataset
-from caplet_export.verbs import shown_by, tell_end, tell_epoch
+from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
 from caplet_export.views import PLAIN, check_view
 
 
@@ -46,9 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = inherit(config, load_config(arguments.start_from / "config.json"))
     config = override(config, arguments.set)
     require_effect(arguments.set, "train", config.train.objective)
-    dataset = read_dataset(arguments.data)
-    for defect in dataset.defects:
-        print(f"caplet-export train: {defect}", file=sys.stderr)
+    dataset = read_data(arguments)
 
     load_tensorflow()
     from caplet_export.features import open_store, weights_digest

@@ -10,9 +10,8 @@ from tqdm import tqdm
 
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.flickr8k import read_dataset
 from caplet_export.outputs import check_folder, whole_folder
-from caplet_export.verbs import positive
+from caplet_export.verbs import positive, read_data
 
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
@@ -74,7 +73,7 @@ def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace) -> set[int]
     from caplet_export.checkpoint import open_features
     from caplet_export.trim import proposed_words
 
-    dataset = read_dataset(arguments.data)
+    dataset = read_data(arguments)
     store = open_features(checkpoint, arguments.features)
     names = store.readable(dataset.split("train"))
     if not names:

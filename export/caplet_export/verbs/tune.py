@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from caplet_export.config import RECIPES, inherit, load_config, override, require_effect
 from caplet_export.errors import ConfigurationError
-from caplet_export.flickr8k import read_dataset
-from caplet_export.verbs import shown_by, tell_end, tell_epoch
+from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = inherit(config, load_config(arguments.start_from / "config.json"))
     config = override(config, arguments.set)
     require_effect(arguments.set, "tune", config.train.objective)
-    dataset = read_dataset(arguments.data)
-    for defect in dataset.defects:
-        print(f"caplet-export tune: {defect}", file=sys.stderr)
+    dataset = read_data(arguments)
 
     os.environ["KERAS_BACKEND"] = "jax"
     try:
