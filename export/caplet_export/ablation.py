@@ -48,7 +48,7 @@ def compare_runs(
             features are computed from the photos.
         dataset: captions and splits.
         features: folder of the feature stores; the plain view of each block that a run reads must be there. Photos
-            that one of them lacks are left out.
+            that could not be read for one of them are left out.
         split: the split that is captioned.
         against: `before` compares each run with the one before it, `first` with the first of all.
         encoder_weights: what runs with Inception blocks of their own began with, as `build_extractor` takes it.
@@ -60,6 +60,7 @@ def compare_runs(
     Raises:
         ConfigurationError: a run cannot be read, or was trained on other Inception weights.
         DataError: no photo is left.
+        StoreError: a store is missing, or has no features of a photo that was added since.
     """
     checkpoints = [load_checkpoint(folder) for folder in folders]
     stores = [

@@ -140,6 +140,7 @@ def summarize_metrics(
         summary = {
             "split": evaluation["data"]["split"],
             "images": evaluation["data"]["images"],
+            "limit": evaluation["settings"].get("limit"),
             "scorer": evaluation["scorer"],
             "human": evaluation["data"]["human"],
             "results": {

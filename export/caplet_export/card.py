@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caplet_export.metrics import TITLES
+from caplet_export.metrics import LIMITED, TITLES
 from caplet_export.stages import ALL
 
 ATTENTION = "attention.jpg"
@@ -95,7 +95,10 @@ def render_scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> st
         cells = [f"{scores[metric]:.1f}{_interval(intervals.get(metric))}" for metric in TITLES]
         taken = result.get("milliseconds")
         rows.append([name, *cells, f"{taken / greedy:.2f}" if taken and greedy else ""])
-    return f"""{metrics.get("images", "")} photos of the {metrics["split"]} split, free-running, by the graphs of the
+    part = f" (of the first {metrics['limit']}; {LIMITED})" if metrics.get("limit") else ""
+    return f"""{metrics.get("images", "")} photos of the {metrics["split"]} split{
+        part
+    }, free-running, by the graphs of the
 bundle as it ships, through caplet's runtime; percent, with 95% bootstrap intervals over photos. Scorer: {
         metrics["scorer"]
     }.

@@ -26,6 +26,7 @@ from caplet_export.bigrams import Bigrams
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import (
+    LIMITED,
     METRICS,
     TITLES,
     ImageStatistics,
@@ -292,7 +293,10 @@ def format_table(evaluation: Evaluation) -> str:
         rows.append([*cells, f"{result.milliseconds:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([f"{evaluation.bundle['name']} on {data['images']} {data['split']} photos", *lines])
+    title = f"{evaluation.bundle['name']} on {data['images']} {data['split']} photos"
+    if evaluation.settings["limit"]:
+        title += f" (of the first {evaluation.settings['limit']}; {LIMITED})"
+    return "\n".join([title, *lines])
 
 
 def _caption(

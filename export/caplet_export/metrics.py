@@ -39,6 +39,8 @@ TITLES = {
 }
 """The corpus scores by the names of their fields, as tables call them."""
 METRICS = tuple(TITLES)
+LIMITED = "CIDEr-D not comparable with that of the whole split"
+"""What is said of a part of a split: CIDEr-D's document frequencies are those of fewer photos."""
 
 _ORDERS = 4  # n-grams of one to so many words count, in BLEU and in CIDEr-D
 _SIGMA = 6.0  # width of CIDEr-D's penalty on a difference in length

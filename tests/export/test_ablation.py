@@ -70,7 +70,7 @@ def test_runs_are_compared_with_the_one_before_or_with_the_first(runs: Runs, aga
     assert float(runs.rows(against=against)["fast"]["difference"].split()[0]) == pytest.approx(difference, abs=0.11)
 
 
-def test_photos_that_one_of_the_stores_lacks_are_left_out(runs: Runs, tmp_path: Path) -> None:
+def test_photos_that_could_not_be_read_for_one_of_the_stores_are_left_out(runs: Runs, tmp_path: Path) -> None:
     first, second = tmp_path / "slow", tmp_path / "other"
     shutil.copytree(runs.folder / "slow", first)
     shutil.copytree(first, second)

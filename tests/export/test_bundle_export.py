@@ -417,6 +417,15 @@ def test_scores_of_something_else_are_refused(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_the_card_says_of_scores_that_they_are_of_a_part(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    for limit in (None, 9):
+        metrics = evaluation_of(graphs, settings={**EVALUATION["settings"], "limit": limit})
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, metrics=metrics)
+        card = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
+        part = "7 photos of the dev split (of the first 9; CIDEr-D not comparable with that of the whole split)"
+        assert (part in card) == (limit is not None)
+
+
 @pytest.mark.parametrize("role", ["encoder", "decoder", "vocabulary"])
 def test_scores_of_other_graphs_are_refused(graphs: Path, golden: list[Path], tmp_path: Path, role: str) -> None:
     metrics = evaluation_of(graphs)

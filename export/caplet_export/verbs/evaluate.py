@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beam", nargs="+", type=positive, default=[], metavar="N", help="beam sizes (default: the bundle's own)"
     )
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N photos of the split")
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="only the first N photos of the split: a quick look, on another scale of CIDEr-D",
+    )
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="threads of the runtime (default: its own choice)"
     )
