@@ -193,8 +193,8 @@ would take many seconds; real headers take some hundreds."""
 
 
 _MOST_MARKS = {"jpeg": (b"\xff\xda", 200), "ppm_plain": (b"#", 10_000)}
-"""In pixels, by Pillow's name of the decoder: what takes a few bytes and much time. For every scan a progressive JPEG is
-passed over as a whole, and encoders write a dozen; comments among numbers are skipped in Python."""
+"""In pixels, by Pillow's name of the decoder: what takes a few bytes and much time. For every scan a progressive JPEG
+is passed over as a whole, and encoders write a dozen; comments among numbers are skipped in Python."""
 
 
 class _Reader(io.RawIOBase):
