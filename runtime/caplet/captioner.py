@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from caplet.arguments import whole_number
 from caplet.bundle import Bundle, load_bundle, locate_bundle
 from caplet.decode import Encoded, Hypothesis, search
-from caplet.errors import ArgumentError, BundleError, CapletError, InferenceError, without_frames
+from caplet.errors import NO_MEMORY, ArgumentError, BundleError, CapletError, InferenceError, without_frames
 from caplet.image import LARGEST_LIMIT, MAX_PIXELS, ImageSource, is_source, load_pixels
 from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order
-from caplet.sessions import NO_MEMORY, Sessions
+from caplet.sessions import Sessions
 from caplet.threads import usable_threads
 
 if TYPE_CHECKING:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import errno
 from typing import TypeVar
 
+NO_MEMORY = "needs more memory than there is"
+"""The cause of an error for which Python or a library gave up for want of memory."""
+
 
 class CapletError(Exception):
     """Base of every error caplet raises on purpose.

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 import numpy as np
 from PIL import Image, ImageFile
 
-from caplet.errors import CapletError, ImageError
+from caplet.errors import NO_MEMORY, CapletError, ImageError
 
 
 class _Format(NamedTuple):
@@ -361,7 +361,7 @@ def refused(error: Exception, subject: str) -> ImageError:
         remedy = "close some, or raise their limit" if exhausted else "check the path and its permissions"
         return ImageError(subject, f"cannot be read ({error.strerror})", remedy)
     if isinstance(error, MemoryError):
-        return ImageError(subject, "needs more memory than there is", "shrink it, or get an intact copy")
+        return ImageError(subject, NO_MEMORY, "shrink it, or get an intact copy")
     if isinstance(error, ImportError):
         return ImageError(subject, f"Pillow cannot be imported ({error})", "check its installation")
     return ImageError(subject, f"cannot be decoded ({_told(error)})", "pass an intact image")

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from caplet.bundle import Bundle, load_bundle
 from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
-from caplet.errors import ArgumentError, BundleError, InferenceError
+from caplet.errors import NO_MEMORY, ArgumentError, BundleError, InferenceError
 from caplet.machine import describe_cpu
 
 onnxruntime.disable_telemetry_events()  # all that can be done if it was imported before caplet; see caplet/__init__.py
 
 _SPIN_MICROSECONDS = 20
-NO_MEMORY = "needs more memory than there is"
 _SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
 # Where a size is a letter it may be any number, but the same one wherever the letter stands in either graph.
 _Shape = tuple["int | str", ...]
