@@ -448,8 +448,8 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
     profile = source.info.get("icc_profile")
     if not isinstance(profile, bytes) or profile[16:20] != b"RGB " or source.mode not in ("RGB", "RGBA", "P"):
         return pixels
-    # Most profiles are sRGB and have it in their name, as ASCII (version 2) or UTF-16 (version 4).
-    if b"sRGB" in profile or b"\0s\0R\0G\0B" in profile:
+    text = profile.replace(b"\0", b"")  # names are ASCII in version 2, UTF-16 in version 4
+    if any(name in text for name in _SRGB_NAMES):
         return pixels
     try:
         from PIL import ImageCms  # only here: Pillow can be built without it
@@ -461,6 +461,11 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
         return pixels if _difference(probe, _PROBE) <= _SAME_COLOUR else converted
     except Exception:
         return pixels
+
+
+_SRGB_NAMES = (b"sRGB IEC61966-2", b"sRGB built-in", b"sRGB Gamut with sRGB Transfer")
+"""What most profiles that are sRGB are called, so that it need not be measured. In full: those of other colour spaces
+speak of sRGB too, such as "DCI-P3 D65 Gamut with sRGB Transfer" in the photos of phones."""
 
 
 def _difference(one: Image.Image, other: Image.Image) -> int:

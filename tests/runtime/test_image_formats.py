@@ -297,9 +297,9 @@ def srgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def swapped_profile() -> bytes:
+def swapped_profile(name: str = "test built-in") -> bytes:
     """sRGB under another name, its red and green primaries exchanged in the tag table."""
-    profile = bytearray(srgb_profile().replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be")))
+    profile = bytearray(srgb_profile().replace("sRGB built-in".encode("utf-16-be"), name.encode("utf-16-be")))
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
     return bytes(profile)
@@ -314,9 +314,11 @@ def test_srgb_photos_keep_their_pixels_whatever_the_profile_is_called(photo: Ima
         np.testing.assert_array_equal(load_pixels(data), plain(Image.open(io.BytesIO(data))))
 
 
-def test_photos_in_another_colour_space_are_brought_to_srgb(photo: Image.Image) -> None:
+@pytest.mark.parametrize("name", ["test built-in", "P3 sRGB curve", "sRGB-elle-g10"])
+def test_photos_in_another_colour_space_are_brought_to_srgb(photo: Image.Image, name: str) -> None:
     r, g, b = photo.split()
-    data = encoded(Image.merge("RGB", (g, r, b)), icc_profile=swapped_profile())
+    data = encoded(Image.merge("RGB", (g, r, b)), icc_profile=swapped_profile(name))
+    assert name.encode("utf-16-be") in Image.open(io.BytesIO(data)).info["icc_profile"]
     assert mean_difference(load_pixels(data), plain(photo)) < 1.5
     assert mean_difference(plain(Image.open(io.BytesIO(data))), plain(photo)) > 5
 
