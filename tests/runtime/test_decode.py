@@ -313,6 +313,13 @@ def test_impossible_words_are_never_said(beam_size: int) -> None:
     assert [h.tokens for h in found] == [(5, 5)]
 
 
+@pytest.mark.parametrize("beam_size", [1, 2])
+@pytest.mark.parametrize("token", [-1, -(2**63), 2**63 - 1])
+def test_what_is_no_id_is_found_like_any_word(beam_size: int, token: int) -> None:
+    found = search(Chant((token, 4), (-0.1, -1.0)), ONE_PHOTO, decoding(beam_size, 2, repeatable=()))[0]
+    assert found[0].tokens == (token, 4)
+
+
 @pytest.mark.parametrize("beam_size", [1, 3])
 @pytest.mark.parametrize("log_prob", [np.nan, -np.inf, np.inf])
 def test_a_decoder_that_gives_no_number_is_an_error(beam_size: int, log_prob: float) -> None:
