@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except MemoryError:
         return _complain("not enough memory; free some, or try --threads 1", 1)
+    except RecursionError:  # `info --json` on Pythons that read a manifest deeper than they can write it
+        return _complain("what was read is nested too deeply", 1)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
 

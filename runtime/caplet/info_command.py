@@ -81,5 +81,5 @@ def _scores(metrics: Mapping[str, Any], beam_size: int) -> str:
         scores = metrics["results"][str(beam_size)]["scores"]
         figures = ", ".join(f"{title} {scores[key]:.1f}" for key, title in _TITLES.items())
         return f"{figures} on {metrics['images']} photos of the {metrics['split']} split"
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "none for the default search"

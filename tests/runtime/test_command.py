@@ -806,6 +806,7 @@ def test_interrupt_keeps_what_was_done(photos: Path, tmp_path: Path) -> None:
         (BrokenPipeError(), 1, ""),
         (OSError("odd"), 1, "odd\n"),
         (MemoryError(), 1, "caplet: not enough memory; free some, or try --threads 1\n"),
+        (RecursionError(), 1, "caplet: what was read is nested too deeply\n"),
     ],
 )
 def test_how_a_run_ends(

@@ -73,6 +73,17 @@ def test_info_has_the_scores_of_the_default_search_in_a_line(bundle: Path, capfd
     assert "CIDEr-D 69.5, BLEU-4 26.8, ROUGE-L 50.9 on 1000 photos of the dev split" in text
 
 
+def test_a_score_that_is_no_number_of_this_world_is_none(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def score(manifest: dict[str, Any]) -> None:
+        scores = dict.fromkeys(["cider_d", "bleu_4", "rouge_l"], 10**400)
+        manifest["metrics"] = {"split": "dev", "images": 1, "results": {"3": {"scores": scores}}}
+
+    rehash(bundle, score)
+    status, text, err = run("info", "--model", bundle, capfd=capfd)
+    assert (status, err) == (0, "")
+    assert "none for the default search" in text
+
+
 def test_info_about_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, err = run("info", "--model", tmp_path / "nowhere", capfd=capfd)
     assert (status, out, err.count("\n")) == (1, "", 1)
