@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caplet.errors import ArgumentError, CapletError
+from caplet.errors import ArgumentError, CapletError, printable
 
 if TYPE_CHECKING:
     from caplet.bundle import Bundle
@@ -33,7 +33,7 @@ FIELDS = (
 )
 _RECORD_START = b'{"path": "'
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-_LINE_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_LINE_ESCAPES = {code: printable(chr(code)) for code in (*range(32), *range(127, 160))}  # what moves in a terminal
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,13 @@ def test_a_name_with_a_line_break_stays_one_record(
         assert json.loads(lines[0])["path"] == str(tmp_path / name)
 
 
+def test_a_name_does_not_steer_the_terminal(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\x07\x9bé.jpg")
+    status, out, err = run(tmp_path, capfd=capfd)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{tmp_path}/\\x1b[2J\\x07\\x9bé.jpg\t")
+
+
 def test_a_backslash_in_a_name_is_no_escape_of_a_table(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
