@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from caplet.output import INTERRUPTED, end_process
+from caplet.errors import printable
+from caplet.output import INTERRUPTED, end_process, was_interrupted
 from caplet_export.errors import ExportError
 
 VERBS = {
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="caplet-export", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     wanted = next((word for word in arguments_list if not word.startswith("-")), None)
+    arguments = None
     try:
         for name, summary in VERBS.items():
             verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
@@ -42,23 +44,32 @@ def main(argv: Sequence[str] | None = None) -> int:
                 importlib.import_module(f"caplet_export.verbs.{name}").add_arguments(verb)
         arguments = parser.parse_args(arguments_list)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        return int(importlib.import_module(f"caplet_export.verbs.{arguments.verb}").run(arguments))
-    except ModuleNotFoundError as error:
+        return int(importlib.import_module(f"caplet_export.verbs.{wanted}").run(arguments))
+    except ImportError as error:
+        if was_interrupted(error):
+            return _interrupted(wanted, arguments)
+        cause = "is missing" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         extra = "tune" if wanted == "tune" else "export"
-        print(f"caplet-export {wanted}: {error.name} is missing; pip install 'caplet[{extra}]'", file=sys.stderr)
-        return 1
+        return _complain(wanted, f"{error.name or 'a dependency'} {cause}; pip install 'caplet[{extra}]'")
     except ExportError as error:
-        print(f"caplet-export {arguments.verb}: {error}", file=sys.stderr)
-        return 1
+        return _complain(wanted, str(error))
     except (OSError, UnicodeError) as error:
         # What no verb has foreseen: a full disk, a folder that may not be read, an argument that is not UTF-8.
         file, reason = getattr(error, "filename", None), getattr(error, "strerror", None) or error
-        print(f"caplet-export {arguments.verb}: {f'{file}: ' if file else ''}{reason}", file=sys.stderr)
-        return 1
+        return _complain(wanted, f"{file}: {reason}" if file else str(reason))
     except KeyboardInterrupt:
-        advice = "; run the same command to go on" if _goes_on(arguments) else ""
-        print(f"caplet-export {arguments.verb}: interrupted{advice}", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted(wanted, arguments)
+
+
+def _complain(verb: str | None, message: str, status: int = 1) -> int:
+    print(f"caplet-export {verb}: {printable(message)}", file=sys.stderr)
+    return status
+
+
+def _interrupted(verb: str | None, arguments: argparse.Namespace | None) -> int:
+    """Arguments are None until they have been read."""
+    advice = "; run the same command to go on" if arguments and _goes_on(arguments) else ""
+    return _complain(verb, f"interrupted{advice}", INTERRUPTED)
 
 
 def _goes_on(arguments: argparse.Namespace) -> bool:

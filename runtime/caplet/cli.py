@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from caplet import __version__
 from caplet.errors import ArgumentError, CapletError
-from caplet.output import INTERRUPTED, Output, complain, end_process
+from caplet.output import INTERRUPTED, Output, complain, end_process, was_interrupted
 from caplet.records import FORMATS
 from caplet.targets import objection
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CapletError as error:
         return _complain(str(error), 1)
     except ImportError as error:
-        if _was_interrupted(error):
+        if was_interrupted(error):
             return _complain("interrupted", INTERRUPTED)
         return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); install caplet again", 1)
     except BrokenPipeError:
@@ -84,13 +84,6 @@ def _occupy_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error; what it interrupts in a C module's import arrives as an ImportError."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _run(words: list[str]) -> int:

@@ -136,6 +136,13 @@ def end_process(status: int) -> NoReturn:
     sys.exit(status)
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error; what it interrupts in a C module's import arrives as an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def complain(message: str) -> None:
     """Write one line on standard error, if somebody reads it."""
     if sys.stderr is not None:  # with None, print would take standard output

@@ -80,6 +80,33 @@ def test_only_what_goes_on_is_said_to(
     assert capsys.readouterr().err == f"caplet-export {verb}: {said}\n"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ImportError("initialization failed")])
+def test_ctrl_c_in_an_import_is_an_interruption(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a C module makes an ImportError of it."""
+    error.__cause__ = KeyboardInterrupt()
+
+    def break_off(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", break_off)
+    assert main(["features", "out", "--data", "d"]) == 130
+    assert capsys.readouterr().err == "caplet-export features: interrupted\n"
+
+
+def test_what_cannot_be_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: str) -> None:
+        raise ImportError("libstdc++.so.6:\nno such file", name="onnx")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    assert main(["quantize", "graphs", "--data", "d", "-o", "out"]) == 1
+    said = "onnx cannot be imported (libstdc++.so.6:\\nno such file); pip install 'caplet[export]'"
+    assert capsys.readouterr().err == f"caplet-export quantize: {said}\n"
+
+
 @pytest.mark.parametrize("closed", ["", "1", "2", "12"])
 def test_streams_that_are_closed_or_lack_a_character_fail_nothing(closed: str) -> None:
     script = """

@@ -10,7 +10,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from caplet_export.config import RECIPES, inherit, load_config, override, require_effect
-from caplet_export.errors import ConfigurationError
 from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
 
 
@@ -47,12 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = read_data(arguments)
 
     os.environ["KERAS_BACKEND"] = "jax"
-    try:
-        import jax  # noqa: F401
-        import optax  # noqa: F401
-    except ImportError as error:
-        raise ConfigurationError("tune needs JAX and optax: pip install 'caplet[tune]'") from error
-
     from caplet_export.features import weights_digest
     from caplet_export.inception import build_extractor
     from caplet_export.tune import Tuner
