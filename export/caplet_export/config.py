@@ -130,7 +130,8 @@ class TrainConfig:
     """What the teacher sees: the `same` view of a photo as the captioner, or always the photo as it is, `plain`
     (distillation)."""
     ema_decay: float = 0.995
-    """Decay per step of the exponential moving average of the weights that is evaluated and kept; 0 for none."""
+    """Decay per step of the exponential moving average of the weights that is evaluated and kept, lower in the first
+    steps; 0 for none."""
     extractor_layer: str = "none"
     """Inception block, below `model.feature_block`, above which all is trained along (needs that block's store); `none`
     keeps Inception frozen."""

@@ -307,8 +307,11 @@ class Trainer(Run):
         for optimizer, variables in self._optimizers:
             optimizer.apply(gradients[first : first + len(variables)])
             first += len(variables)
+        taken = tf.cast(self._optimizers[0][0].iterations, tf.float32)
+        # Forgets faster at first, or a short run would keep the weights that it began with.
+        decay = tf.minimum(settings.ema_decay, taken / (taken + 9.0))
         for average, variable in zip(self._average, self._variables, strict=False):
-            average.assign_sub((1 - settings.ema_decay) * (average - variable.value))
+            average.assign_sub((1 - decay) * (average - variable.value))
         return 0.0 * norm
 
     # -- evaluation ---------------------------------------------------------------------------------------------------

@@ -212,6 +212,15 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, dataset: Dataset, s
     assert 100 * scorer.score_many(names, captions).mean() == pytest.approx(best, abs=0.01)
 
 
+def test_the_average_of_a_short_run_is_of_what_it_learned(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """Not of the weights that it began with: 12 steps of a decay of 0.999 would leave 99% of those."""
+    runs = {
+        decay: Trainer(tmp_path / f"{decay}", with_train(ema_decay=decay), dataset, stores) for decay in (0.0, 0.999)
+    }
+    losses = {decay: [run.run_epoch().dev_loss for _ in range(3)] for decay, run in runs.items()}
+    assert losses[0.999][-1] == pytest.approx(losses[0.0][-1], abs=0.02)
+
+
 # -- stopping and going on --------------------------------------------------------------------------------------------
 
 
