@@ -105,6 +105,7 @@ class Trainer(Run):
             )
         )
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
+        self._check_shape(config, stores.plain, extractor)
         encoder_weights, teachers = stores.plain.source.weights, [teacher] if teacher else []
         for run in filter(None, (start_from, teacher)):
             require_encoder_weights(run, encoder_weights, stores.plain.folder)
@@ -163,6 +164,18 @@ class Trainer(Run):
             epoch = self._end_epoch(Epoch(number, total / steps, dev_loss, dev_cider, round(seconds, 1)))
         self._save_resume()
         return epoch
+
+    @staticmethod
+    def _check_shape(config: Config, plain: StoredFeatures, extractor: keras.Model | None) -> None:
+        if extractor is None:
+            shape = (plain.source.locations, plain.source.channels)
+        else:
+            _, height, width, channels = extractor.output_shape
+            shape = (height * width, channels)
+        expected = (config.model.locations, config.model.extractor_channels)
+        if shape != expected:
+            said, found = (f"{locations}×{channels}" for locations, channels in (expected, shape))
+            raise ConfigurationError(f"model.locations, model.channels: {said}, but the features have {found}")
 
     @staticmethod
     def _finite(compute: Callable[[], Any], where: str) -> float:

@@ -326,6 +326,16 @@ def an_unknown_switch(_: Path) -> list[str]:
     return [*TRAIN, "--set", "train.speed=fast"]
 
 
+@bad_input("model.locations, model.channels: 64×1024, but the features have 64×2048")
+def channels_that_the_features_do_not_have(_: Path) -> list[str]:
+    return [*TRAIN, *SMALL_SWITCHES, "--set", "model.channels=1024"]
+
+
+@bad_input("self-critical training goes on from a trained run; give --from")
+def rewards_for_random_weights(_: Path) -> list[str]:
+    return [*TRAIN, *SMALL_SWITCHES, "--recipe", "self_critical"]
+
+
 @bad_input("gone.json: No such file")
 def no_configuration(_: Path) -> list[str]:
     return [*TRAIN, "--config", "gone.json"]

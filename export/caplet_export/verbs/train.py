@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = inherit(config, load_config(arguments.start_from / "config.json"))
     config = override(config, arguments.set)
     require_effect(arguments.set, "train", config.train.objective)
+    if config.train.objective == "self_critical" and arguments.start_from is None:
+        raise ConfigurationError("self-critical training goes on from a trained run; give --from")
     dataset = read_data(arguments)
 
     load_tensorflow()
