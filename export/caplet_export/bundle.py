@@ -24,7 +24,7 @@ from caplet_export.card import ATTENTION, render_card, render_scores
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.onnx_graph import load_model, require_input
-from caplet_export.outputs import whole_folder
+from caplet_export.outputs import GRAPHS, whole_folder
 from caplet_export.quantize import saturates
 from caplet_export.stages import Stage
 from caplet_export.text import SPECIALS, Vocabulary
@@ -89,7 +89,7 @@ def write_bundle(
     Raises:
         ConfigurationError: `graphs` is incomplete, or caplet cannot use what would be written.
     """
-    with whole_folder(output, (graphs, *inputs)) as folder:
+    with whole_folder(output, GRAPHS, (graphs, *inputs)) as folder:
         for file in _FILES.values():
             if not (graphs / file).exists():
                 raise ConfigurationError(f"{graphs / file}: no such file; run `caplet-export convert` first")

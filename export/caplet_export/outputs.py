@@ -12,26 +12,25 @@ from pathlib import Path
 
 from caplet_export.errors import ExportError
 
-_KINDS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
-    (
-        frozenset({"encoder.onnx", "decoder.onnx", "vocabulary.txt"}),
-        frozenset({"parity.json", "quantization.json", "manifest.json", "README.md", "attention.jpg", "golden"}),
-    ),
-    (
-        frozenset({"config.json", "vocabulary.txt", "decoder.weights.h5"}),
-        frozenset({"extractor.npz", "stages.json", "history.json", "curves.png", "resume.npz"}),
-    ),
+Kind = tuple[frozenset[str], frozenset[str]]
+"""What verbs write into a folder: the files that are always there, by which it is known, and those that may be."""
+GRAPHS: Kind = (
+    frozenset({"encoder.onnx", "decoder.onnx", "vocabulary.txt"}),
+    frozenset({"parity.json", "quantization.json", "manifest.json", "README.md", "attention.jpg", "golden"}),
 )
-"""What verbs write into a folder: graphs and bundles, then runs. Of each kind the files that are always there, by which
-a folder is known as one that a verb has made, and those that may be."""
+"""And bundles, which can be made again in minutes."""
+RUN: Kind = (
+    frozenset({"config.json", "vocabulary.txt", "decoder.weights.h5"}),
+    frozenset({"extractor.npz", "stages.json", "history.json", "curves.png", "resume.npz"}),
+)
 
 
-def check_folder(target: Path, inputs: Iterable[Path] = ()) -> Path:
+def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
     """Where `whole_folder` would write `target`, links followed; for verbs to ask before their work begins.
 
     Raises:
         ExportError: something stands there that is not to be replaced: a file, the working folder, one of the `inputs`
-            or a folder around one, or a folder that no verb has made.
+            or a folder around one, or a folder that no verb that writes this kind has made.
     """
     resolved = target.resolve()
     _check_place(target, resolved)
@@ -44,23 +43,25 @@ def check_folder(target: Path, inputs: Iterable[Path] = ()) -> Path:
         return resolved
     if not resolved.is_dir():
         raise ExportError(f"{target}: is a file, not a folder")
-    foreign = _foreign(resolved)
+    foreign = _foreign(resolved, kind)
     if foreign:
-        raise ExportError(f"{target}: holds something else than caplet-export writes ({foreign}), and is not replaced")
+        raise ExportError(
+            f"{target}: holds something else than caplet-export writes there ({foreign}), and is not replaced"
+        )
     return resolved
 
 
-def _foreign(folder: Path) -> str | None:
-    """The first name in a folder for which it is not to be replaced: all must be of one kind in `_KINDS`, and whole."""
+def _foreign(folder: Path, kind: Kind) -> str | None:
+    """The first name in a folder for which it is not to be replaced: all must be of its kind, and whole."""
     names = sorted(path.name for path in folder.iterdir())
-    for always, maybe in _KINDS:
-        if always <= set(names):
-            # A killed process leaves what it was writing under a name with a dot, see `whole_file`.
-            ours = always | maybe | {f".{name}" for name in always | maybe}
-            photos = sorted(path.name for path in (folder / "golden").glob("*") if path.suffix != ".png")
-            foreign = [*(name for name in names if name not in ours), *(f"golden/{name}" for name in photos)]
-            return foreign[0] if foreign else None
-    return names[0] if names else None
+    always, maybe = kind
+    if not always <= set(names):
+        return names[0] if names else None
+    # A killed process leaves what it was writing under a name with a dot, see `whole_file`.
+    ours = always | maybe | {f".{name}" for name in always | maybe}
+    photos = sorted(path.name for path in (folder / "golden").glob("*") if path.suffix != ".png")
+    foreign = [*(name for name in names if name not in ours), *(f"golden/{name}" for name in photos)]
+    return foreign[0] if foreign else None
 
 
 def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) -> None:
@@ -103,7 +104,7 @@ def _check_place(target: Path, resolved: Path) -> None:
 
 
 @contextmanager
-def whole_folder(target: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
+def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without an error.
 
     What stood at `target` before stays until then, and for good if the block fails.
@@ -111,7 +112,7 @@ def whole_folder(target: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     Raises:
         ExportError: the folder cannot be written, or is not to be replaced (see `check_folder`).
     """
-    asked, target = target, check_folder(target, inputs)
+    asked, target = target, check_folder(target, kind, inputs)
     # Names that nobody else uses, and always the same: what a killed process has left is cleared by the next.
     temporary, old = (target.with_name(f".{target.name}.caplet-export.{state}") for state in ("new", "old"))
     try:

@@ -23,7 +23,7 @@ from caplet_export.cli import main
 from caplet_export.config import Config
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
-from caplet_export.outputs import whole_folder
+from caplet_export.outputs import GRAPHS, whole_folder
 from caplet_export.stages import ALL, Stage
 from caplet_export.text import SPECIALS, Vocabulary
 
@@ -246,7 +246,7 @@ def test_what_stands_behind_a_link_is_replaced(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(tmp_path / f"real-{name}", target_is_directory=True)
     (tmp_path / "real-old").mkdir()
     for name in ("old", "new"):
-        with whole_folder(tmp_path / name) as folder:
+        with whole_folder(tmp_path / name, GRAPHS) as folder:
             (folder / "made").touch()
         assert (tmp_path / name).is_symlink() and (tmp_path / f"real-{name}" / "made").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"old", "new", "real-old", "real-new"}
@@ -260,7 +260,7 @@ def test_what_stands_behind_a_link_is_replaced(tmp_path: Path) -> None:
         ("file/below", "no folder that can be written to"),
         (".", "working folder"),
         ("/", "working folder"),
-        ("photos", r"holds something else than caplet-export writes \(cat\.jpg\)"),
+        ("photos", r"holds something else than caplet-export writes there \(cat\.jpg\)"),
         ("graph", r"something else .*\(encoder\.onnx\)"),
         ("thesis", r"something else .*\(thesis\.txt\)"),
         ("album", r"something else .*\(golden/cat\.jpg\)"),
@@ -284,7 +284,7 @@ def test_what_is_not_to_be_replaced_stays(
     (here / "link").symlink_to("file")
     monkeypatch.chdir(here)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ExportError, match=said), whole_folder(Path(target), [Path("run/graphs")]):
+    with pytest.raises(ExportError, match=said), whole_folder(Path(target), GRAPHS, [Path("run/graphs")]):
         pytest.fail("begun")
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -84,7 +84,7 @@ def killed(source, target):
     if sys.argv[1] == "between":
         os._exit(9)
 os.replace = killed
-with outputs.whole_folder(Path({str(tmp_path / "run")!r})) as folder:
+with outputs.whole_folder(Path({str(tmp_path / "run")!r}), outputs.RUN) as folder:
     for name in ("config.json", "vocabulary.txt", "decoder.weights.h5"):
         (folder / name).write_text(sys.argv[1])
     if sys.argv[1] == "while":

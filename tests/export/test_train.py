@@ -21,13 +21,13 @@ from caplet_export.batches import Batches, caption_ids
 from caplet_export.checkpoint import load_checkpoint, load_extractor_part
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig
 from caplet_export.ensemble import average_runs, join_runs
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extract
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
 from caplet_export.model import CaptionModel
-from caplet_export.outputs import check_folder
+from caplet_export.outputs import GRAPHS, RUN, check_folder
 from caplet_export.runs import plot_history
 from caplet_export.stages import ALL, read_stages
 from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
@@ -734,9 +734,11 @@ def test_curves_are_a_picture(tmp_path: Path, dataset: Dataset, stores: Stores) 
 
 
 def test_a_run_may_be_replaced(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    """By verbs that make a run of another: nothing that training writes is taken for somebody's own."""
+    """By verbs that make a run of another, and no others: nothing that training writes is taken for somebody's own."""
     trainer = Trainer(tmp_path, with_train(epochs=1), dataset, stores)
     epoch = trainer.run_epoch()
     plot_history([epoch], epoch, tmp_path / "curves.png")
     (tmp_path / "extractor.npz").touch()
-    assert check_folder(tmp_path) == tmp_path
+    assert check_folder(tmp_path, RUN) == tmp_path
+    with pytest.raises(ExportError, match="something else"):
+        check_folder(tmp_path, GRAPHS)

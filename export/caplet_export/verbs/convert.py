@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
-from caplet_export.outputs import check_folder, whole_folder
+from caplet_export.outputs import GRAPHS, check_folder, whole_folder
 from caplet_export.verbs import positive, read_data
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Convert, prove, and only then write."""
     inputs = (arguments.run, arguments.data)
-    check_folder(arguments.output, inputs)
+    check_folder(arguments.output, GRAPHS, inputs)
     dataset = read_data(arguments)
     names = dataset.split(arguments.split)[: arguments.limit]
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {name:<10} {difference:.1e} (largest value {parity.largest_value[name]:.3g})")
     parity.check()
 
-    with whole_folder(arguments.output, inputs) as folder:
+    with whole_folder(arguments.output, GRAPHS, inputs) as folder:
         onnx.save(encoder, folder / "encoder.onnx")
         onnx.save(take_top_k(decoder), folder / "decoder.onnx")
         shutil.copyfile(arguments.run / "vocabulary.txt", folder / "vocabulary.txt")

@@ -24,9 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Join the runs."""
     load_tensorflow()
     from caplet_export.ensemble import average_runs, join_runs
-    from caplet_export.outputs import whole_folder
+    from caplet_export.outputs import RUN, whole_folder
 
-    with whole_folder(arguments.output, arguments.runs) as folder:
+    with whole_folder(arguments.output, RUN, arguments.runs) as folder:
         (average_runs if arguments.average else join_runs)(arguments.runs, folder)
     made = f"the mean of {len(arguments.runs)} runs" if arguments.average else "their captioners as one"
     print(f"wrote {arguments.output}: {made}")

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prune the run."""
     load_tensorflow()
     from caplet_export.checkpoint import load_checkpoint
-    from caplet_export.outputs import whole_folder
+    from caplet_export.outputs import RUN, whole_folder
     from caplet_export.prune import SIZES, prune_run
 
     checkpoint = load_checkpoint(arguments.folder)
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             option = f"--{size.replace('_', '-')} {units}"
             raise ConfigurationError(f"{option}: {arguments.folder} has {getattr(whole, size)}")
     config = replace(whole, **sizes)
-    with whole_folder(arguments.output, (arguments.folder, arguments.data, arguments.features)) as folder:
+    with whole_folder(arguments.output, RUN, (arguments.folder, arguments.data, arguments.features)) as folder:
         prune_run(checkpoint, _importances(checkpoint, arguments), config, folder)
     changes = ", ".join(f"{size} {getattr(whole, size)} -> {units}" for size, units in sizes.items())
     print(f"wrote {arguments.output}: {changes}; now train it on")

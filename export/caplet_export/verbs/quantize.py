@@ -16,7 +16,7 @@ from typing import Any
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset
-from caplet_export.outputs import check_folder, whole_folder
+from caplet_export.outputs import GRAPHS, check_folder, whole_folder
 from caplet_export.ranges import DEFAULT_METHOD, METHODS
 from caplet_export.verbs import positive, read_data, seed
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, quantise, report sizes."""
     inputs = (arguments.graphs, arguments.data)
-    check_folder(arguments.output, inputs)
+    check_folder(arguments.output, GRAPHS, inputs)
     dataset = read_data(arguments)
     train = list(dataset.split("train"))
     if not train:
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     # As long as the captioner's captions are; graphs of release 0.9 and before do not say it.
     length = read_record(arguments.graphs, "conversion").get("max_length", DEFAULT_DECODING.max_length)
     small_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, photos(), length), method=arguments.method)
-    with whole_folder(arguments.output, inputs) as folder:
+    with whole_folder(arguments.output, GRAPHS, inputs) as folder:
         onnx.save(small_encoder, folder / "encoder.onnx")
         onnx.save(small_decoder, folder / "decoder.onnx")
         for name in ("vocabulary.txt", "parity.json"):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.outputs import check_folder, whole_folder
+from caplet_export.outputs import RUN, check_folder, whole_folder
 from caplet_export.verbs import positive, read_data
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     given = (arguments.folder, arguments.data, arguments.features, arguments.words)
     inputs = [path for path in given if path is not None]
-    check_folder(arguments.output, inputs)
+    check_folder(arguments.output, RUN, inputs)
 
     load_tensorflow()
     from caplet_export.checkpoint import load_checkpoint
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(f"{arguments.words}: {strange[0]!r} is no word of {arguments.folder}")
         kept = set(checkpoint.vocabulary.encode(words))
         which = f"those of {arguments.words.name}"
-    with whole_folder(arguments.output, inputs) as folder:
+    with whole_folder(arguments.output, RUN, inputs) as folder:
         after = len(trim_run(checkpoint, kept, f"of {before}: {which}", folder))
     print(f"wrote {arguments.output}: {after} of {before} words")
     return 0
