@@ -187,9 +187,11 @@ def read_record(graphs: Path, name: str) -> dict[str, Any]:
     """What a verb left beside graphs, of its `conversion` or its `quantization`; empty if it left nothing.
 
     Raises:
-        ConfigurationError: the file holds something else.
+        ConfigurationError: the file holds something else, or `graphs` is a bundle, which does not have it.
     """
     file, needed = _RECORDS[name]
+    if (graphs / "manifest.json").exists():
+        raise ConfigurationError(f"{graphs}: a bundle; give the graphs that it was made of")
     if not (graphs / file).exists():
         return {}
     record = read_json(graphs / file)

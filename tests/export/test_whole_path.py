@@ -426,6 +426,18 @@ def a_teacher_with_an_extractor_of_its_own(_: Path) -> list[str]:
     return [*TRAIN, "--recipe", "distillation", "--from", "runs/final", "--teacher", "runs/whole"]
 
 
+@bad_input("bundles/int8: a bundle; give the graphs that it was made of")
+def a_bundle_in_place_of_the_graphs_to_bundle(_: Path) -> list[str]:
+    licences = ["--weights-license", "MIT", "--data-license", "mine"]
+    golden = str(Path(__file__).parents[1] / "photos" / "cat.jpg")
+    return ["bundle", "bundles/int8", "--run", "runs/first", "--name", "x", "--golden", golden, *licences, "-o", "new"]
+
+
+@bad_input("bundles/float: a bundle; give the graphs that it was made of")
+def a_bundle_in_place_of_the_graphs_to_quantise(_: Path) -> list[str]:
+    return ["quantize", "bundles/float", *DATA, "-o", "new"]
+
+
 @bad_input("bundles/int8: holds something else than this run")
 def a_bundle_in_place_of_a_run(_: Path) -> list[str]:
     return ["train", "bundles/int8", *DATA, "--features", "features"]

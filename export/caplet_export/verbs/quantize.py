@@ -67,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.photos import photo_batches
     from caplet_export.quantize import check_float_graph, quantize
 
+    # As long as the captioner's captions are; graphs of release 0.9 and before do not say it.
+    length = read_record(arguments.graphs, "conversion").get("max_length", DEFAULT_DECODING.max_length)
     encoder, decoder = (load_model(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
     check_float_graph(encoder, "pixels", arguments.graphs / "encoder.onnx")
     check_float_graph(decoder, "token", arguments.graphs / "decoder.onnx")
@@ -84,8 +86,6 @@ def run(arguments: argparse.Namespace) -> int:
     byte_encoder = optimize_for_bytes(encoder)
     small_encoder = quantize(byte_encoder, photos, method=arguments.method)
     small_encoder = correct_biases(byte_encoder, small_encoder, islice(photos(), _BIAS_BATCHES))
-    # As long as the captioner's captions are; graphs of release 0.9 and before do not say it.
-    length = read_record(arguments.graphs, "conversion").get("max_length", DEFAULT_DECODING.max_length)
     small_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, photos(), length), method=arguments.method)
     with whole_folder(arguments.output, GRAPHS, inputs) as folder:
         onnx.save(small_encoder, folder / "encoder.onnx")
