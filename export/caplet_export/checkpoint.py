@@ -16,6 +16,7 @@ Everything is written to a temporary name and renamed, so whatever is there is w
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,11 +97,21 @@ def open_features(checkpoint: Checkpoint, folder: Path) -> StoredFeatures:
 
     Raises:
         StoreError: as `open_store`.
-        ConfigurationError: the run was trained on other Inception weights.
+        ConfigurationError: the run was trained on other Inception weights, or on features of another shape.
     """
     store = open_store(folder, checkpoint.config.model.blocks, PLAIN)
     require_encoder_weights(checkpoint.folder, store.source.weights, store.folder)
+    require_shape(checkpoint.config.model, (store.source.locations, store.source.channels), checkpoint.folder)
     return store
+
+
+def require_shape(config: ModelConfig, shape: Sequence[int], run: Path | str) -> None:
+    """Raise a ConfigurationError if features of this shape, channels last, are not what the run's model reads."""
+    *sides, channels = shape
+    found, expected = (math.prod(sides), channels), (config.locations, config.extractor_channels)
+    if found != expected:
+        said, given = (f"{locations}×{channels}" for locations, channels in (expected, found))
+        raise ConfigurationError(f"{run}: model.locations, model.channels: {said}, but the features have {given}")
 
 
 def require_frozen_extractor(checkpoint: Checkpoint, done: str) -> None:
@@ -261,15 +272,17 @@ def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:
     """The feature extractor of a run, up to the blocks it reads: `weights`, with what the run trained of it on top.
 
     Raises:
-        ConfigurationError: the run was trained on other weights; or as `build_extractor` and `load_extractor_part`.
+        ConfigurationError: the run was trained on other weights, or on features of another shape; or as
+            `build_extractor` and `load_extractor_part`.
         StoreError: there is no such file.
     """
     from caplet_export.inception import build_extractor
 
     if weights is not None:
         require_encoder_weights(Path(folder), weights_digest(weights), f"--encoder-weights {weights}")
-    blocks = load_config(Path(folder) / "config.json").model.blocks
-    extractor = build_extractor(weights, blocks=blocks)
+    model = load_config(Path(folder) / "config.json").model
+    extractor = build_extractor(weights, blocks=model.blocks)
+    require_shape(model, extractor.output_shape[1:], folder)
     trained = Path(folder) / EXTRACTOR
     if trained.exists():
         load_extractor_part(extractor, trained)

@@ -30,6 +30,7 @@ from caplet_export.checkpoint import (
     ExtractorPart,
     load_weights,
     require_frozen_extractor,
+    require_shape,
     save_weights,
 )
 from caplet_export.config import Config
@@ -105,7 +106,6 @@ class Trainer(Run):
             )
         )
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
-        self._check_shape(config, stores.plain, extractor)
         encoder_weights, teachers = stores.plain.source.weights, [teacher] if teacher else []
         for run in filter(None, (start_from, teacher)):
             require_encoder_weights(run, encoder_weights, stores.plain.folder)
@@ -119,6 +119,9 @@ class Trainer(Run):
             load_weights(self.model, start_from / DECODER)
         self._extractor = extractor
         self.upper = self._upper_blocks(start_from)
+        source = stores.plain.source
+        shape = extractor.output_shape[1:] if extractor else (source.locations, source.channels)
+        require_shape(config.model, shape, folder)
         self._teacher = self._load_teacher(teacher)
         self._plain = stores.plain
         if len({store.source.weights for store in (*stores.train, stores.plain)}) > 1:
@@ -164,18 +167,6 @@ class Trainer(Run):
             epoch = self._end_epoch(Epoch(number, total / steps, dev_loss, dev_cider, round(seconds, 1)))
         self._save_resume()
         return epoch
-
-    @staticmethod
-    def _check_shape(config: Config, plain: StoredFeatures, extractor: keras.Model | None) -> None:
-        if extractor is None:
-            shape = (plain.source.locations, plain.source.channels)
-        else:
-            _, height, width, channels = extractor.output_shape
-            shape = (height * width, channels)
-        expected = (config.model.locations, config.model.extractor_channels)
-        if shape != expected:
-            said, found = (f"{locations}×{channels}" for locations, channels in (expected, shape))
-            raise ConfigurationError(f"model.locations, model.channels: {said}, but the features have {found}")
 
     @staticmethod
     def _finite(compute: Callable[[], Any], where: str) -> float:

@@ -36,6 +36,7 @@ from caplet_export.checkpoint import (
     empty_model,
     load_extractor_part,
     load_weights,
+    require_shape,
     save_weights,
 )
 from caplet_export.config import Config
@@ -239,6 +240,7 @@ class Tuner(Run):
         model = build_model(config.model)
         load_weights(model, start_from / DECODER)
         extractor = build(config.model.blocks)
+        require_shape(config.model, extractor.output_shape[1:], start_from)
         self._origin["--encoder-weights"] = checksum(np.array(variable) for variable in extractor.variables)
         self._captioner = StatelessCaptioner(model, extractor, settings.extractor_layer)
         self._part = ExtractorPart(extractor, self._captioner.upper.trainable_variables)
@@ -446,6 +448,7 @@ class Tuner(Run):
     def _load_teacher(self, run: Path, build: Callable[[Sequence[str]], keras.Model]) -> StatelessCaptioner:
         checkpoint = self._load_alike(run)
         extractor = build(checkpoint.config.model.blocks)
+        require_shape(checkpoint.config.model, extractor.output_shape[1:], run)
         if (run / EXTRACTOR).exists():
             load_extractor_part(extractor, run / EXTRACTOR)
         return StatelessCaptioner(checkpoint.model, extractor)

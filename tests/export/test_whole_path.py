@@ -331,6 +331,13 @@ def channels_that_the_features_do_not_have(_: Path) -> list[str]:
     return [*TRAIN, *SMALL_SWITCHES, "--set", "model.channels=1024"]
 
 
+@bad_input("runs/first: model.locations, model.channels: 49×2048, but the features have 64×2048")
+def locations_that_the_features_do_not_have(folder: Path) -> list[str]:
+    path = folder / "runs" / "first" / "config.json"
+    path.write_text(path.read_text().replace('"locations": 64', '"locations": 49'))
+    return ["trim", "runs/first", *DATA, "--features", "features", "-o", "runs/new"]
+
+
 @bad_input("self-critical training goes on from a trained run; give --from")
 def rewards_for_random_weights(_: Path) -> list[str]:
     return [*TRAIN, *SMALL_SWITCHES, "--recipe", "self_critical"]
@@ -436,6 +443,12 @@ def a_bundle_in_place_of_the_graphs_to_bundle(_: Path) -> list[str]:
 @bad_input("bundles/float: a bundle; give the graphs that it was made of")
 def a_bundle_in_place_of_the_graphs_to_quantise(_: Path) -> list[str]:
     return ["quantize", "bundles/float", *DATA, "-o", "new"]
+
+
+@bad_input("graphs/float/vocabulary.txt: No such file")
+def graphs_without_their_words(folder: Path) -> list[str]:
+    (folder / "graphs" / "float" / "vocabulary.txt").unlink()
+    return ["quantize", "graphs/float", *DATA, "-o", "new"]
 
 
 @bad_input("bundles/int8: holds something else than this run")
