@@ -445,6 +445,7 @@ def test_verb_counts_the_photos_it_could_read(
     source.mkdir()
     for name, model in zip(("encoder", "decoder"), graphs, strict=True):
         onnx.save(model, source / f"{name}.onnx")
+    Vocabulary([*SPECIALS, *(f"word{i}" for i in range(20))]).save(source / "vocabulary.txt")
     data = write_tiny_flickr8k(tmp_path / "data", train=3, dev=1)
     damaged, *rest = sorted((data / "Flicker8k_Dataset").iterdir())
     damaged.write_bytes(b"no photo")

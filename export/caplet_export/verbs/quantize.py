@@ -66,12 +66,14 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.optimize import optimize_for_bytes
     from caplet_export.photos import photo_batches
     from caplet_export.quantize import check_float_graph, quantize
+    from caplet_export.text import Vocabulary
 
     # As long as the captioner's captions are; graphs of release 0.9 and before do not say it.
     length = read_record(arguments.graphs, "conversion").get("max_length", DEFAULT_DECODING.max_length)
     encoder, decoder = (load_model(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
     check_float_graph(encoder, "pixels", arguments.graphs / "encoder.onnx")
     check_float_graph(decoder, "token", arguments.graphs / "decoder.onnx")
+    vocabulary = Vocabulary.load(arguments.graphs / "vocabulary.txt")
     _, height, width, _ = (size.dim_value for size in encoder.graph.input[0].type.tensor_type.shape.dim)
 
     read: set[str] = set()
@@ -90,9 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
     with whole_folder(arguments.output, GRAPHS, inputs) as folder:
         onnx.save(small_encoder, folder / "encoder.onnx")
         onnx.save(small_decoder, folder / "decoder.onnx")
-        for name in ("vocabulary.txt", "parity.json"):
-            if (arguments.graphs / name).exists():
-                shutil.copyfile(arguments.graphs / name, folder / name)
+        vocabulary.save(folder / "vocabulary.txt")
+        if (arguments.graphs / "parity.json").exists():
+            shutil.copyfile(arguments.graphs / "parity.json", folder / "parity.json")
         record = {
             "method": arguments.method,
             "photos": len(read),
