@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 
 from caplet.arguments import whole_number
 from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
-from caplet.image_file import HEAD, Box, check_size, decode_file, identify, refused
+from caplet.image_file import HEAD, Box, check_size, decode_file, identify, longest_file, refused, too_long
 
 
 class BinaryReader(Protocol):
@@ -222,8 +222,7 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
     Pillow never sees the caller's object: some decoders close it, or move its file descriptor behind its back.
     """
     position = _position(stream)
-    # No format here needs more than four 16-bit samples a pixel, so nothing longer can be a picture within the limit.
-    most = 8 * max_pixels + (1 << 20)
+    most = longest_file(max_pixels)
     data = bytearray()
     try:
         if position is not None:
@@ -233,7 +232,7 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
             if len(data) >= HEAD:
                 identify(bytes(data[:HEAD]), subject)
             if len(data) > most:
-                raise ImageError(subject, f"longer than {most:,} bytes", "raise max_pixels if you trust it")
+                raise too_long(subject, most)
     finally:
         if position is not None:
             stream.seek(position)

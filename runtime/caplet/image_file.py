@@ -145,6 +145,16 @@ def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
         )
 
 
+def longest_file(max_pixels: int) -> int:
+    """Bytes that are read at most: no format here needs more than four 16-bit samples a pixel, and some metadata."""
+    return 8 * max_pixels + (1 << 20)
+
+
+def too_long(subject: str, most: int) -> ImageError:
+    """The ImageError for a file of which more than `most` bytes would have to be read."""
+    return ImageError(subject, f"longer than {most:,} bytes", "raise max_pixels if you trust it")
+
+
 def _canvas_size(file: _Reader, file_format: _Format) -> tuple[int, int]:
     """Width and height in the header of a GIF or WebP; (1, 1) where none is to be had, and for all others.
 
@@ -198,10 +208,15 @@ is passed over as a whole, and encoders write a dozen; comments among numbers ar
 
 
 class _Reader(io.RawIOBase):
-    """A file as Pillow's decoders see it: notes when they read past its end, and can pretend it ends properly."""
+    """A file as Pillow's decoders see it: notes when they read past its end, and can pretend it ends properly.
 
-    def __init__(self, file: BinaryIO) -> None:
+    What they take into memory is limited: a header may state any length, and a sparse file may have it.
+    """
+
+    def __init__(self, file: BinaryIO, subject: str, most: int) -> None:
         self._file = file
+        self._subject, self._most = subject, most
+        self._bytes_left = most
         self._ending = b""
         self._reads_left: float = _MOST_READS
         self._mark: bytes | None = None
@@ -213,6 +228,7 @@ class _Reader(io.RawIOBase):
         self._ending = ending
         self._mark, self._marks_left = _MOST_MARKS.get(decoder, (None, 0))
         self._reads_left = math.inf
+        self._bytes_left = self._most
         self.ran_dry = False
 
     def readable(self) -> bool:
@@ -225,8 +241,15 @@ class _Reader(io.RawIOBase):
         self._reads_left -= 1
         if self._reads_left < 0:
             raise ValueError("its header does not end")
-        data = self._file.read(-1 if size is None else size)
-        if not data and size is not None and size > 0:
+        if size is None or not 0 <= size <= self._bytes_left:  # all there is, or more than may be left of it
+            position = self.tell()
+            size = self.seek(0, os.SEEK_END) - position
+            self.seek(position)
+            if size > self._bytes_left:
+                raise too_long(self._subject, self._most)
+        data = self._file.read(size)
+        self._bytes_left -= len(data)
+        if not data and size > 0:
             self.ran_dry = True
             data, self._ending = self._ending, b""
         if self._mark is not None:
@@ -269,7 +292,7 @@ def decode_file(
     """
     file_format = identify(file.read(HEAD), subject)
     file.seek(0)
-    reader = _Reader(file)
+    reader = _Reader(file, subject, longest_file(max_pixels))
     try:
         check_size(_canvas_size(reader, file_format), max_pixels, subject)
         reader.seek(0)

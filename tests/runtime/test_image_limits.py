@@ -270,6 +270,40 @@ def test_a_header_without_end_is_given_up_soon(name: str) -> None:
     assert time.thread_time() - start < 5  # a tenth of that, unless coverage counts every line
 
 
+UNLIMITED = {  # beginnings after which Pillow would take any number of bytes into memory
+    "WebP": lambda photo: encoded(photo, "WEBP"),
+    "AVIF": lambda photo: encoded(photo, "AVIF"),
+    "TIFF of LZW": lambda photo: encoded(photo, "TIFF", compression="tiff_lzw"),
+    "chunk of a PNG": lambda photo: encoded(photo)[:33] + b"\x7f\xff\xff\xffabCd",
+    "box of a JPEG 2000": lambda photo: encoded(photo, "JPEG2000")[:12] + b"\x7f\xff\xff\xffjp2h",
+}
+
+
+@pytest.mark.parametrize("name", UNLIMITED)
+def test_a_file_longer_than_any_picture_within_the_limit_is_not_read(
+    name: str, photo: Image.Image, tmp_path: Path
+) -> None:
+    path = tmp_path / "sparse"
+    path.write_bytes(UNLIMITED[name](photo))
+    os.truncate(path, 2**26)
+    tracemalloc.start()
+    try:
+        assert "longer than" in str(refusal(path, max_pixels=200 * 160))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF"])
+def test_what_follows_a_picture_is_not_read_and_does_no_harm(
+    file_format: str, photo: Image.Image, tmp_path: Path
+) -> None:
+    path = tmp_path / "sparse"
+    path.write_bytes(encoded(photo, file_format))
+    os.truncate(path, 2**40)
+    load_pixels(path, max_pixels=200 * 160)
+
+
 def test_pixels_may_come_in_any_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)))
     start, end = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
