@@ -58,14 +58,14 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Each field's number and value: an int for varints and fixed-size numbers, the bytes for everything else."""
     position = 0
     while position < len(message):
-        tag, position = _varint(message, position, 5)
+        tag, position = _varint(message, position, 32)
         field, wire_type = tag >> 3, tag & 7
         if wire_type == _VARINT:
-            value, position = _varint(message, position, 10)
+            value, position = _varint(message, position, 64)
             yield field, value
             continue
         if wire_type == _BYTES:
-            length, position = _varint(message, position, 5)
+            length, position = _varint(message, position, 32)
         elif wire_type in (_FIXED64, _FIXED32):
             length = 8 if wire_type == _FIXED64 else 4
         else:
@@ -77,14 +77,14 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         position += length
 
 
-def _varint(message: memoryview, position: int, longest: int) -> tuple[int, int]:
-    """A base-128 number and the position after it."""
+def _varint(message: memoryview, position: int, bits: int) -> tuple[int, int]:
+    """A base-128 number of at most `bits` bits, since protobuf drops those above, and the position after it."""
     value = 0
-    for count in range(longest):
+    for count in range(-(-bits // 7)):
         if position + count >= len(message):
             raise ValueError("cut off")
         byte = message[position + count]
         value |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
+        if byte < 0x80 and value >> bits == 0:
             return value, position + count + 1
     raise ValueError("a number that is too long")

@@ -292,6 +292,7 @@ def varint(number: int) -> bytes:
         (b"\x3a", "cut off"),
         (b"\x3a\x05ab", "cut off"),
         (b"\x3a\xff\xff\xff\xff\xff\x01", "too long"),
+        (b"\xba\x80\x80\x80\x10\0", "too long"),  # a graph's tag, if the bits above 32 are dropped
         (b"\x08" + b"\xff" * 11, "too long"),
         (b"\x08" + b"\xff" * 10 + b"\x01", "too long"),
         (b"\x0b", "unknown wire type"),
