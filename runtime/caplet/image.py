@@ -256,9 +256,10 @@ def _bytes_read(stream: Any, subject: str) -> bytes | bytearray | memoryview:
 def _position(stream: Any) -> int | None:
     """Where a file object stands that can be put back there; None for any other."""
     seekable = getattr(stream, "seekable", None)
-    if seekable is not None:
-        return stream.tell() if seekable() else None
-    try:  # SpooledTemporaryFile before Python 3.11, and other objects that have the methods but not this one
+    try:
+        if seekable is not None:
+            return int(stream.tell()) if seekable() else None
+        # SpooledTemporaryFile before Python 3.11, and other objects that have the methods but not this one.
         return int(stream.seek(stream.tell()) or stream.tell())
     except (AttributeError, OSError, ValueError):
         return None

@@ -8,6 +8,7 @@ import mmap
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,17 @@ def test_a_file_object_is_left_where_it_was_when_reading_fails() -> None:
     with pytest.raises(ImageError):
         load_pixels(stream)
     assert stream.tell() == 3
+
+
+def test_a_photo_in_a_tar_file_that_is_read_as_a_stream() -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.add(PHOTOS[0])
+    archive.seek(0)
+    with tarfile.open(fileobj=archive, mode="r|") as tar:  # Python's members cannot say whether they seek
+        photo = tar.extractfile(next(iter(tar)))
+        assert photo is not None
+        np.testing.assert_array_equal(load_pixels(photo), load_pixels(PHOTOS[0]))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
