@@ -159,7 +159,9 @@ def _session(path: Path, threads: int, providers: list[Any], *, exact: bool) -> 
     # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return onnxruntime.InferenceSession(_as_text(path) or path.read_bytes(), options, providers=providers)
+        model = _as_text(path) or path.read_bytes()
+        # A fallback would try the CPU (once more), and print that on standard output.
+        return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class
         if _is_out_of_memory(error):
             raise BundleError(str(path), NO_MEMORY, "free some") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -333,6 +334,18 @@ def test_numbers_of_every_wire_type_are_passed_over() -> None:
 def test_unknown_execution_providers(providers: Any, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ArgumentError, match="CPUExecutionProvider"):
         Captioner(tiny_bundle, providers=providers)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_onnxruntime_fails_at_is_an_error_and_no_output(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("pthread_create failed")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(BundleError, match="pthread_create failed"):
+        Captioner(tiny_bundle)
     assert capfd.readouterr() == ("", "")
 
 
