@@ -94,7 +94,7 @@ def _run(words: list[str]) -> int:
         with contextlib.redirect_stdout(told):
             arguments = parser.parse_args(words) if verb else _parse_caption_arguments(parser, words)
     except SystemExit as stop:
-        if told.getvalue():  # help or version, which argparse would lose in silence on a full disk
+        if not stop.code:  # help or version, which argparse would lose in silence on a full disk
             with Output() as output:
                 output.write(told.getvalue())
         return int(stop.code or 0)

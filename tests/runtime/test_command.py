@@ -549,6 +549,13 @@ def test_without_standard_error_the_others_are_captioned_all_the_same(
     assert (tmp_path / "out").read_text() == done.stdout  # the file may well have got the number of standard error
 
 
+@pytest.mark.parametrize("how", ["2>&-", "1>&- 2>&-"])
+def test_wrong_usage_without_standard_error_is_no_output(how: str) -> None:
+    command = f"{sys.executable} -m caplet --nonsense {how}"
+    done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 def test_standard_error_stays_what_it_was(
     photos: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
