@@ -209,7 +209,10 @@ def _as_file(source: Any, subject: str, max_pixels: int) -> BinaryIO:
         return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):
         return _read_stream(source, subject, max_pixels)
-    file = Path(os.fsdecode(source)).open("rb")  # noqa: SIM115 (the caller closes it)
+    try:
+        file = Path(os.fsdecode(source)).open("rb")  # noqa: SIM115 (the caller closes it)
+    except ValueError as error:  # a null byte, or characters that cannot be in a name here
+        raise ImageNotFoundError(subject) from error
     if file.seekable():
         return file
     with file:  # a pipe

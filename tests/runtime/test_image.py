@@ -306,7 +306,8 @@ def test_urls_are_not_fetched() -> None:
 
 def test_folders_and_unreadable_paths_say_so(tmp_path: Path) -> None:
     assert str(tmp_path) in str(refusal(tmp_path)) and "directory" in str(refusal(tmp_path)).lower()
-    assert isinstance(refusal("a\0b"), ImageError)
+    for impossible in ("a\0b", "a\ud800b"):
+        assert isinstance(refusal(impossible), ImageNotFoundError)
     assert isinstance(refusal("x" * 5000), ImageError)
     assert isinstance(refusal(""), ImageError)
 
