@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from caplet import __version__
-from caplet.errors import ArgumentError, CapletError
+from caplet.errors import ArgumentError, CapletError, printable
 from caplet.output import INTERRUPTED, Output, complain, end_process, was_interrupted
 from caplet.records import FORMATS
 from caplet.targets import objection
@@ -125,8 +125,14 @@ def _whole(text: str) -> int:
 _name.__name__, _whole.__name__ = "name", "whole number"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Photos may have come as options, from a shell's `*`, and their names hold anything."""
+        super().error(printable(message))
+
+
 def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=prog,
         description=description,
         epilog=epilog,

@@ -1042,6 +1042,12 @@ def test_no_name_at_all_is_wrong_usage(capfd: pytest.CaptureFixture[str]) -> Non
         assert "invalid name value: ''" in err
 
 
+def test_a_name_taken_for_an_option_is_told_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run("-\x1b[31m\n.jpg", capfd=capfd)
+    assert (status, out) == (2, "")
+    assert err.endswith("\ncaplet: error: unrecognized arguments: -\\x1b[31m\\n.jpg\n")
+
+
 def test_an_inference_error_names_its_photo(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
