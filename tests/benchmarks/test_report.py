@@ -93,6 +93,23 @@ def test_targets_are_judged_and_what_is_missing_is_said(peers: dict[str, Any], p
     assert verdicts["wheel"] == "not measured"
 
 
+def test_every_target_is_the_ratio_that_it_is_called(peers: dict[str, Any], product: dict[str, Any]) -> None:
+    names = ["caplet-int8", "caplet-int8-default", "caplet-fp32", "openvino-int8", "openvino-int8-vnni"]
+    names += ["openvino-fp32", "ort-qdq", "tf-function", "keras-predict"]
+    peers["peers"] = {name: peer(name, [100.0 + number], [200.0 + number]) for number, name in enumerate(names)}
+    peers["peers"]["caplet-int8"]["rounds"]["decode"] = [[300.0]]
+    product["sizes"] |= {"wheel_mb": 30.0, "installed_mb": 180.0}
+    product["idle"]["cpu_share"] = 0.012
+    found = [target.value for target in report.targets(peers, product)]
+    encoders = [200 / 203, 200 / 204, 202 / 205, 200 / 206, 300 / 200]
+    assert found == pytest.approx([*encoders, 100 / 108, 101 / 100, 100 / 107, 30 / 180, 2.0, 201, 180, 30, 1.5, 1.2])
+
+
+@pytest.mark.parametrize("at_least", [True, False])
+def test_a_bound_itself_is_met(at_least: bool) -> None:
+    assert report.Target("", 1.2, 1.2, at_least=at_least).verdict == "met"
+
+
 def test_the_page_lists_the_targets(peers: dict[str, Any], product: dict[str, Any]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text(encoding="utf-8")
     table = page.partition("## Performance targets")[2].partition("\n## ")[0]
@@ -105,6 +122,23 @@ def test_the_readme_table_has_a_line_for_everybody(peers: dict[str, Any]) -> Non
     assert "| `model.predict` | 500 | 820 | 25× | 100 | 50 + 25 |" in lines
     assert "| BLIP | not installed |  |  |  |  |" in lines
     assert f"| caplet int8 | {statistics.median([10, 20, 30])} |" in "\n".join(lines)
+
+
+def test_the_results_have_times_memory_and_equal_captions_of_everybody(
+    peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any]
+) -> None:
+    peers["peers"]["openvino-int8"]["captions"] = {"cat.jpg": "a dog"}
+    lines = report.markdown(peers, product, operators).splitlines()
+    assert "| caplet int8 | 20 | 28 | 29.8 | 3 |" in lines[lines.index("### caption") : lines.index("### encode")]
+    assert "| caplet int8 | 9 | 9.8 | 9.98 | 3 |" in lines[lines.index("### encode") : lines.index("### decode")]
+    assert "| caplet int8 | 50 | 25 | 100 | 0.2 | 1 of 1 |" in lines
+    assert "| OpenVINO int8 | 50 | 25 | 100 | 0.2 | 0 of 1 |" in lines
+
+
+def test_a_machine_that_was_busy_before_is_told(peers: dict[str, Any]) -> None:
+    assert "busy" not in report.readme_table(peers)
+    peers["machine"] = {**MACHINE, "busy_before": 0.06}
+    assert "8.0 GB; 6 % busy with something else before" in report.readme_table(peers)
 
 
 def test_without_matrix_units_nobody_is_told_not_to_use_them(peers: dict[str, Any]) -> None:
@@ -169,9 +203,12 @@ def test_the_command_writes_all_three(
     assert first.startswith(b"<?xml") and first == (tmp_path / "captions.svg").read_bytes()
 
 
-def test_the_readme_holds_the_table_of_the_results_in_the_repository() -> None:
-    readme, results = report.ROOT / "README.md", report.RESULTS / "peers.json"
-    if not results.exists():
-        pytest.skip("nothing has been measured yet")
-    text = readme.read_text(encoding="utf-8")
-    assert report.insert(text, report.readme_table(report.without_duplicates(json.loads(results.read_text())))) == text
+def test_readme_and_results_hold_what_the_json_in_the_repository_says() -> None:
+    peers, product, operators = (
+        json.loads((report.RESULTS / f"{name}.json").read_text()) for name in ("peers", "product", "operators")
+    )
+    peers = report.without_duplicates(peers)
+    text = (report.ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.insert(text, report.readme_table(peers)) == text, "python -m benchmarks.report"
+    results = (report.RESULTS / "results.md").read_text(encoding="utf-8")
+    assert report.markdown(peers, product, operators) == results, "python -m benchmarks.report"
