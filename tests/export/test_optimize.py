@@ -83,10 +83,11 @@ def floats(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
-def test_batch_norm_goes_into_the_convolution() -> None:
+@pytest.mark.parametrize("attributes", [{}, {"epsilon": 0.01}])
+def test_batch_norm_goes_into_the_convolution(attributes: dict[str, Any]) -> None:
     b = Builder("N", 3, 6, 6)
     statistics = [b.constant(value=np.linspace(low, high, 5)) for low, high in ((0.5, 2), (-1, 1), (-2, 3), (0.1, 4))]
-    before = b.model(b.node("BatchNormalization", b.conv("x", 3, 5, 3), *statistics, epsilon=0.01))
+    before = b.model(b.node("BatchNormalization", b.conv("x", 3, 5, 3), *statistics, **attributes))
     after = fold_batch_norm(before)
     check_equal(before, after, floats(2, 3, 6, 6))
     assert kinds(after) == {"Conv": 1}
@@ -121,15 +122,17 @@ def test_scaling_stays_before_a_convolution_with_padding(padding: dict[str, Any]
     assert kinds(fold_input_scaling(before)) == kinds(before)
 
 
-def pooled(outputs: int, **attributes: Any) -> onnx.ModelProto:
+def pooled(outputs: int, conv: dict[str, Any] | None = None, **attributes: Any) -> onnx.ModelProto:
     b = Builder("N", 6, 7, 5)
     padding = {} if "auto_pad" in attributes else {"pads": [1, 1, 1, 1]}
-    pool = b.node("AveragePool", "x", kernel_shape=[3, 3], **padding, **attributes)
-    return b.model(b.node("Relu", b.conv(pool, 6, outputs)))
+    pool = b.node("AveragePool", "x", kernel_shape=[3, 3], **{**padding, **attributes})
+    conv = conv or {}
+    return b.model(b.node("Relu", b.conv(pool, 6 // conv.get("group", 1), outputs, **conv)))
 
 
-def test_projection_comes_before_pooling() -> None:
-    before = pooled(2)
+@pytest.mark.parametrize("attributes", [{}, {"count_include_pad": 1, "pads": [0, 0, 0, 0]}])
+def test_projection_comes_before_pooling(attributes: dict[str, Any]) -> None:
+    before = pooled(2, **attributes)
     after = pool_after_projection(before)
     check_equal(before, after, floats(2, 6, 7, 5))
     assert [node.op_type for node in after.graph.node] == ["Conv", "AveragePool", "Relu"]
@@ -137,8 +140,15 @@ def test_projection_comes_before_pooling() -> None:
 
 @pytest.mark.parametrize(
     "outputs, attributes",
-    [(6, {}), (2, {"count_include_pad": 1}), (2, {"count_include_pad": 1, "auto_pad": "SAME_UPPER"})],
-    ids=["no gain", "not exact", "not exact by rule"],
+    [
+        (6, {}),
+        (2, {"count_include_pad": 1}),
+        (2, {"count_include_pad": 1, "auto_pad": "SAME_UPPER"}),
+        (2, {"ceil_mode": 1}),
+        (2, {"conv": {"group": 2}}),
+        (2, {"conv": {"strides": [2, 2]}}),
+        (2, {"conv": {"pads": [1, 1, 1, 1]}}),
+    ],
 )
 def test_pooling_stays_where_moving_it_gains_nothing_or_is_not_exact(outputs: int, attributes: dict[str, Any]) -> None:
     after = pool_after_projection(pooled(outputs, **attributes))
@@ -156,10 +166,18 @@ def test_pooling_becomes_a_depthwise_convolution(kernel: list[int], pads: list[i
     assert kinds(after) == {"Conv": 2, "Relu": 1, "Mul": 1, "MaxPool": 1}
 
 
-def test_pooling_that_pads_by_rule_stays() -> None:
-    """How much it pads is nowhere said in numbers."""
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"auto_pad": "SAME_UPPER"},  # how much it pads is nowhere said in numbers
+        {"pads": [1, 1, 1, 1], "count_include_pad": 1},
+        {"pads": [1, 1, 1, 1], "strides": [2, 2]},
+        {"pads": [1, 1, 1, 1], "ceil_mode": 1},
+    ],
+)
+def test_pooling_of_another_kind_stays(attributes: dict[str, Any]) -> None:
     b = Builder("N", 4, 7, 5)
-    pool = b.node("AveragePool", b.conv("x", 4, 4), kernel_shape=[3, 3], auto_pad="SAME_UPPER")
+    pool = b.node("AveragePool", b.conv("x", 4, 4), kernel_shape=[3, 3], **attributes)
     before = b.model(b.node("MaxPool", b.node("Relu", pool), kernel_shape=[2, 2]))
     assert kinds(pool_as_convolution(before)) == kinds(before)
 
@@ -197,6 +215,7 @@ def test_pixels_are_taken_by_fours(width: int, stride: int, kernel: int, relu: b
     "attributes, shape",
     [
         ({"strides": [2, 3]}, (9, 12, 3)),
+        ({"strides": [2, 4]}, (9, 14, 3)),  # the last two columns are in no window
         ({"pads": [1, 1, 1, 1]}, (9, 12, 3)),
         ({"auto_pad": "SAME_UPPER"}, (9, 12, 3)),
         ({"dilations": [1, 2]}, (9, 12, 3)),
