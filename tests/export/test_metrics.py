@@ -306,6 +306,7 @@ def test_diversity_by_hand() -> None:
     said = Bigrams([words("a dog runs and a man stands")] * 50)
     # "runs" ends no caption there, and no caption is empty.
     assert corpus_scores(hypotheses, {key: [["a", "dog"]] for key in hypotheses}, said).implausible_bigram_share == 50
+    assert corpus_scores({"a": words("runs runs")}, {"a": [["a"]]}, said).implausible_bigram_share == 100
 
 
 @pytest.mark.parametrize(
@@ -364,10 +365,10 @@ def test_paired_bootstrap_tells_a_gain_from_none() -> None:
 def test_paired_bootstrap_wants_the_same_images() -> None:
     hypotheses, references = random_corpus(5, 8)
     first = ImageStatistics.of(hypotheses, references)
-    fewer = {key: hypotheses[key] for key in list(hypotheses)[1:]}
-    second = ImageStatistics.of(fewer, {key: references[key] for key in fewer})
-    with pytest.raises(ValueError, match="same images"):
-        paired_bootstrap(first, second)
+    for others in (list(hypotheses)[1:], list(hypotheses)[::-1]):
+        second = ImageStatistics.of({key: hypotheses[key] for key in others}, {key: references[key] for key in others})
+        with pytest.raises(ValueError, match="same images in the same order"):
+            paired_bootstrap(first, second)
 
 
 def test_captions_are_scored_against_as_many_references_as_people_are() -> None:
