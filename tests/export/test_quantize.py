@@ -217,6 +217,18 @@ def test_outliers_are_clipped_by_percentile_and_mse_but_not_the_bulk() -> None:
         assert low == 0 and 35 < high < 60
 
 
+@pytest.mark.parametrize("outliers, kept", [(5, False), (15, True)])
+def test_percentiles_leave_out_a_hundred_thousandth_at_either_end(outliers: int, kept: bool) -> None:
+    histogram = Histogram(-1.0, 1.0, np.zeros(BINS, np.int64))
+    histogram.counts[[0, BINS // 2, -1]] = outliers, 10**6, outliers
+    low, high = percentile_range(histogram)
+    assert (low < -0.99, high > 0.99) == (kept, kept)
+
+
+def test_what_is_spread_evenly_is_not_clipped() -> None:
+    assert mse_range(Histogram(-1.0, 3.0, np.full(BINS, 100))) == (-1.0, 3.0)
+
+
 def test_mean_squared_error_is_as_small_as_brute_force_finds() -> None:
     values = np.random.default_rng(2).laplace(size=20000).astype(np.float32)
     histogram = Histogram(float(values.min()), float(values.max()), np.zeros(BINS, np.int64))
@@ -344,6 +356,17 @@ def test_a_gemm_gets_a_scale_for_each_output_channel(transposed: int) -> None:
         assert signal_to_noise(exact[:, channel], rough[:, channel]) > 25
 
 
+def test_a_table_of_words_gets_a_scale_for_each_column() -> None:
+    table = (np.random.default_rng(9).normal(size=(20, 6)) * 10.0 ** np.arange(6)).astype(np.float32)
+    x = helper.make_tensor_value_info("x", TensorProto.INT64, ["N"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 6])
+    node = helper.make_node("Gather", ["table", "x"], ["y"])
+    graph = helper.make_graph([node], "lookup", [x], [y], [numpy_helper.from_array(table, "table")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    found = run(quantize(model, list), {"x": np.arange(20)})["y"]
+    assert (np.abs(found - table) <= 0.51 * np.abs(table).max(axis=0) / 127).all()
+
+
 def test_every_processor_computes_the_same(small: Graphs) -> None:
     """With onnxruntime's exact kernels and without. It tells where instructions are those of x86 without VNNI."""
     feed = next(photos(seed=8))
@@ -358,11 +381,16 @@ def test_every_processor_computes_the_same(small: Graphs) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-def test_zero_is_exact_and_the_range_is_covered() -> None:
-    for low, high in [(-1.0, 3.0), (0.0, 7.0), (-2.0, 0.0), (0.0, 0.0)]:
-        scale, zero = activation_scale((low, high))
-        assert 0 <= zero <= 255
-        assert (0 - zero) * scale <= low + scale and (255 - zero) * scale >= high - scale
+@pytest.mark.parametrize("low, high", [(-1.0, 3.0), (0.0, 7.0), (-2.0, 0.0)])
+def test_the_range_is_covered_to_half_a_step(low: float, high: float) -> None:
+    scale, zero = activation_scale((low, high))
+    assert scale == pytest.approx((high - low) / 255)
+    assert [-zero * scale, (255 - zero) * scale] == pytest.approx([low, high], abs=0.51 * scale)
+
+
+def test_what_is_always_zero_has_a_scale() -> None:
+    scale, zero = activation_scale((0.0, 0.0))
+    assert scale > 0 and zero == 0
 
 
 def test_verb(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
