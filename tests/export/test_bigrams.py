@@ -43,5 +43,11 @@ def test_what_is_said_now_and_then_is_plausible() -> None:
         assert bool(Bigrams(captions).implausible(["a", "d"])) == implausible
 
 
+def test_what_chance_would_say_fewer_than_five_times_is_plausible() -> None:
+    for count, implausible in ((30, True), (29, False)):  # of 3 pairs a caption, "a d" count² / 6 count times
+        captions = [["a", "b"]] * count + [["c", "d"]] * count
+        assert bool(Bigrams(captions).implausible(["a", "d"])) == implausible
+
+
 def test_without_captions_nothing_is_implausible() -> None:
     assert Bigrams([]).implausible(["a", "a"]) == []

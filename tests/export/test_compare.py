@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from caplet_export.cli import main
-from caplet_export.compare import compare, format_comparison, write_report
+from caplet_export.compare import Change, compare, format_comparison, write_report
 from caplet_export.errors import ConfigurationError
 from caplet_export.evaluate import BeamResult, CaptionRecord, Evaluation
 from caplet_export.flickr8k import Dataset, read_dataset
@@ -117,6 +117,9 @@ def test_the_table_says_which_intervals_exclude_zero(
     assert "excludes 0" not in same
     assert "12 photos; 11 captions changed, B scores higher on 10 and lower on 1." in better
     assert "12 photos; 0 captions changed, B scores higher on 0 and lower on 0." in same
+    comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
+    one_more = replace(comparison, changes=[*comparison.changes, Change("bird.jpg", "one", "other", 0.0)])
+    assert "12 captions changed, B scores higher on 10 and lower on 1." in format_comparison(one_more)
 
 
 def test_the_report_shows_the_largest_gains_and_losses_with_thumbnails(
@@ -126,7 +129,8 @@ def test_the_report_shows_the_largest_gains_and_losses_with_thumbnails(
     report = write_report(comparison, dataset, tmp_path / "report", shown=3)
     text = report.read_text()
     gains, losses = text[text.index("## B gains most") :].split("## B loses most")
-    assert gains.count("### +") == 3
+    headed = [float(line.split()[1]) for line in gains.splitlines() if line.startswith("### ")]
+    assert headed == pytest.approx([change.gain for change in comparison.changes[:-4:-1]], abs=0.51)
     assert losses.count("### -") == 1
     assert "boat.jpg" in losses
     assert "- A: **the boat is seen in the sun**\n- B: **what**\n- reference: A boat stands near the water ." in losses
@@ -137,6 +141,9 @@ def test_the_report_shows_the_largest_gains_and_losses_with_thumbnails(
         assert f"](<thumbnails/{thumbnail.name}>)" in text
         with Image.open(thumbnail) as image:
             assert max(image.size) <= 224
+    backwards = compare(evaluation(dataset, mixed), evaluation(dataset, vague), dataset)
+    text = write_report(backwards, dataset, tmp_path / "backwards", shown=3).read_text()
+    assert (text.count("### +"), text.count("### -")) == (1, 3)
 
 
 def test_photos_stay_out_of_repositories(
@@ -144,9 +151,10 @@ def test_photos_stay_out_of_repositories(
 ) -> None:
     (tmp_path / ".git").mkdir()
     comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
-    with pytest.raises(ConfigurationError, match="photos must stay out"):
-        write_report(comparison, dataset, tmp_path / "deep" / "report")
-    assert not (tmp_path / "deep").exists()
+    for folder in (tmp_path, tmp_path / "deep" / "report"):
+        with pytest.raises(ConfigurationError, match="photos must stay out"):
+            write_report(comparison, dataset, folder)
+    assert not (tmp_path / "thumbnails").exists() and not (tmp_path / "deep").exists()
 
 
 @pytest.mark.parametrize(
