@@ -226,6 +226,33 @@ def test_captions_of_another_run_are_not_taken_up(tmp_path: Path) -> None:
         assert journal.captions == {(1, "a.jpg"): CaptionRecord("a dog", -0.5, 30.0)}
     with CaptionJournal(path, {"bundle": "two"}) as journal:
         assert journal.captions == {}
+    assert path.read_text() == '{"bundle": "two"}\n'
+
+
+def test_captions_of_other_photos_of_the_same_names_are_not_taken_up(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, journal = WatchedJournal(monkeypatch), tmp_path / "journal.jsonl"
+    for data in (made_up_data, shutil.copytree(made_up_data, tmp_path / "data")):
+        evaluate(tiny_bundle, read_dataset(data), "dev", limit=2, beam_sizes=[1], journal_path=journal)
+    assert watched.made == {1: 4}
+
+
+def test_fifths_are_those_of_the_captions_scores_lowest_first() -> None:
+    references = {name: [["a", name, "runs", "fast"]] for name in "abcdefghij"}
+    captions = {
+        name: CaptionRecord(f"a {name} runs fast" if number % 2 else "what", number % 2 - 1.5, 10.0 + number)
+        for number, name in enumerate(references)
+    }
+    result = BeamResult.of(captions, references)
+    assert result.cider_d_by_score == pytest.approx([0, 0, 500, 1000, 1000])
+    assert result.milliseconds == 14.5
+
+
+def test_an_evaluation_of_another_version_is_to_be_made_again(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"format": 2}')
+    with pytest.raises(ConfigurationError, match="another version of caplet-export; evaluate again"):
+        Evaluation.load(tmp_path / "old.json")
 
 
 def test_defects_of_the_data_are_told(
@@ -253,6 +280,7 @@ def test_unreadable_photos_are_named_and_left_out(
     assert list(evaluation.data["unreadable"]) == ["003.jpg"]
     whole = evaluate(tiny_bundle, read_dataset(made_up_data), "dev", beam_sizes=[1])
     assert texts(evaluation, 1) == {name: text for name, text in texts(whole, 1).items() if name != "003.jpg"}
+    assert evaluation.images == whole.images
 
 
 @pytest.mark.parametrize(
