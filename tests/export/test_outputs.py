@@ -11,7 +11,7 @@ import pytest
 
 from caplet_export.config import Config
 from caplet_export.errors import ExportError
-from caplet_export.outputs import check_file, whole_file, write_whole
+from caplet_export.outputs import RUN, check_file, check_folder, whole_file, whole_folder, write_whole
 from caplet_export.text import SPECIALS, Vocabulary
 
 
@@ -95,6 +95,33 @@ with outputs.whole_folder(Path({str(tmp_path / "run")!r}), outputs.RUN) as folde
         assert process.returncode == status, process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert (tmp_path / "run" / "config.json").read_text() == "again"
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with whole_folder(run, RUN) as folder:
+        for name in ("config.json", "vocabulary.txt", "decoder.weights.h5"):
+            (folder / name).write_text("old")
+    replace = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if source.name.endswith(".new"):
+            raise OSError("in use")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(ExportError, match="cannot write: in use"), whole_folder(run, RUN):
+        pass
+    assert list(tmp_path.iterdir()) == [run] and (run / "config.json").read_text() == "old"
+
+
+def test_a_run_with_what_a_killed_process_has_left_in_it_is_still_one(tmp_path: Path) -> None:
+    for name in ("config.json", "vocabulary.txt", "decoder.weights.h5", ".resume.npz"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    assert check_folder(tmp_path / "run", RUN) == tmp_path.resolve() / "run"
 
 
 def test_a_name_that_is_not_utf_8_is_written_as_it_is(tmp_path: Path) -> None:
