@@ -173,6 +173,8 @@ def test_card_says_what_may_be_repeated() -> None:
     metrics = {**EVALUATION["data"], "scorer": "s", "results": EVALUATION["results"]}
     decoding = {**vars(DEFAULT_DECODING), "repeatable": ((4,), (5,), (5, 4))}
     assert "said once but for 2 and 1 that people repeat." in render_scores(metrics, decoding)
+    assert "said once but for 0 and 0 that people repeat." in render_scores(metrics, {**decoding, "repeatable": ()})
+    assert render_scores({**metrics, "results": {}}, decoding) == "Not measured yet."
 
 
 def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
