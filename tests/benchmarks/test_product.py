@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import zipfile
 from pathlib import Path
@@ -9,8 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from benchmarks import machine, product
+from benchmarks import machine, probes, product
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,63 @@ def test_rates_and_idling_are_figures(results: dict[str, Any]) -> None:
     assert all(rate > 0 for rate in results["batch"].values())
     assert 0 <= results["idle"]["cpu_share"] < 0.5
     assert list(results["words"]["milliseconds"]) == ["6", "12", "24", "48"]
+
+
+class Clock:
+    """Moved on by the work itself, and by a quarter of the processor's time while it sleeps."""
+
+    def __init__(self) -> None:
+        self.now = self.cpu = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return self.cpu
+
+    def sleep(self, seconds: float) -> None:
+        self.cpu += seconds / 4
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of probes whose captioner takes a second a photo, half of one in its usual batches, a quarter in one of 32."""
+    clock = Clock()
+
+    class Slow:
+        def __init__(self, bundle: str) -> None:
+            pass
+
+        def caption(self, photo: str) -> None:
+            clock.now += 1
+
+        def caption_many(self, photos: list[str], batch_size: int = 8) -> list[str]:
+            clock.now += len(photos) * {8: 1 / 2, 32: 1 / 4}[batch_size]
+            return photos
+
+    monkeypatch.setattr(probes, "time", clock)
+    monkeypatch.setattr("caplet.Captioner", Slow)
+    return clock
+
+
+def test_rates_are_photos_a_second(clock: Clock) -> None:
+    rates = {"one_at_a_time": 1.0, "batch_of_32": 4.0, "usual_batches": 2.0}
+    assert probes.batch("bundle", "3", "cat.jpg") == rates
+    assert clock.now == 4 * 32 * (1 + 1 / 4 + 1 / 2)  # once before, and three times
+
+
+def test_idling_is_a_share_of_the_time(clock: Clock) -> None:
+    assert probes.idle_cpu("bundle", "cat.jpg") == {"cpu_share": pytest.approx(1 / 4)}
+
+
+def test_a_large_photo_has_twelve_megapixels_and_takes_milliseconds(
+    clock: Clock, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "perf_counter", itertools.count(0, 0.5).__next__)
+    found = probes.large_jpeg(str(tmp_path), "1", str(photos / "cat.jpg"))
+    assert (found["caplet_ms"], found["pillow_ms"]) == (500, 500)
+    with Image.open(tmp_path / "twelve-megapixels.jpg") as image:
+        assert image.size == (4000, 3000)
 
 
 def test_installed_size_is_the_wheel_and_all_it_requires(results: dict[str, Any]) -> None:
