@@ -123,7 +123,7 @@ cli.main = main
 cli.command()
 """
     command = shlex.join([sys.executable, "-c", script]) + "".join(f" {descriptor}>&-" for descriptor in closed)
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}  # bash says where a locale is missing
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
     assert process.returncode == 7, process.stderr
     assert process.stdout == ("" if "1" in closed else "caf\\xe9 \\udce9\n" * 3)
