@@ -18,7 +18,7 @@ from caplet_export.config import Config, ModelConfig, TextConfig
 from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import build_model
-from caplet_export.stages import Stage, encoder_weights, read_stages, write_stages
+from caplet_export.stages import Stage, encoder_weights, join_stages, read_stages, write_stages
 from caplet_export.text import SPECIALS, Vocabulary
 from tiny_encoder import CONFIG, build_tiny_model
 
@@ -109,6 +109,8 @@ def test_what_was_joined_before_brings_its_members(runs: list[Path], tmp_path: P
         np.testing.assert_array_equal(ours, theirs)
     told = [(stage.run, stage.member) for stage in read_stages(Path(nested))]
     assert told == [("xe2", 1), ("xe0", 2), ("xe1", 3), ("both", "2-3"), ("third", 4), ("trimmed", 4)]
+    again = join_stages([Path(third), Path(nested)], [1, 4])
+    assert [stage.member for stage in again] == [1, 1, 2, 3, 4, "3-4", 5, 5]
 
 
 def stage(run: str, member: int) -> Stage:
