@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from benchmarks import large_photos
+from caplet_export.flickr8k import read_dataset
+from caplet_export.tokenizer import tokenize
 from tiny_flickr8k import write_tiny_flickr8k
 
 
@@ -28,3 +32,28 @@ def test_both_ways_are_scored(tiny_bundle: Path, tmp_path: Path, capsys: pytest.
     assert result["caplet"].keys() == result["pillow"].keys() >= {"bleu_4", "cider_d"}
     low, high = result["cider_d_difference"]
     assert low <= high
+
+
+def test_what_is_said_of_the_file_is_compared_with_what_is_said_of_its_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a captioner that says of a file what a person says, and of pixels the same but the last time."""
+    data = write_tiny_flickr8k(tmp_path / "data")
+    dataset = read_dataset(data)
+    right = [tokenize(dataset.captions[name][0]) for name in dataset.split("dev")[:3]]
+    of_files, of_pixels = iter(right), iter([*right[:2], ["nothing"]])
+
+    class Partial:
+        bundle = SimpleNamespace(manifest=SimpleNamespace(name="partial", width=16, height=16))
+
+        def __init__(self, bundle: Path | None) -> None:
+            pass
+
+        def caption(self, photo: Any) -> SimpleNamespace:
+            return SimpleNamespace(words=next(of_files if isinstance(photo, bytes) else of_pixels))
+
+    monkeypatch.setattr("caplet.Captioner", Partial)
+    result = large_photos.compare(data, None, 3)
+    assert result["same_captions"] == 2
+    assert result["caplet"]["cider_d"] > result["pillow"]["cider_d"]
+    assert result["cider_d_difference"][1] > 0
