@@ -38,7 +38,7 @@ class Comparison:
 
     photos: how many.
     scores: the corpus scores of each, by metric, percent.
-    differences: second minus first of every metric, percent points, with 95% paired bootstrap intervals.
+    differences: second minus first of every metric, percentage points, with 95% paired bootstrap intervals.
     changes: every photo whose caption changed, by gain, the largest loss first.
     """
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from caplet_export.errors import DataError
@@ -49,7 +49,7 @@ class Dataset:
     images: Path
     captions: Mapping[str, Sequence[str]]
     splits: Mapping[str, Sequence[str]]
-    defects: Sequence[Defect] = field(default_factory=tuple)
+    defects: Sequence[Defect] = ()
 
     def path(self, name: str) -> Path:
         """Where the image of that name lies."""
@@ -168,5 +168,5 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _excerpt(text: str, length: int = 60) -> str:
-    return repr(text if len(text) <= length else text[: length - 1] + "…")
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:59] + "…")

@@ -44,6 +44,8 @@ LIMITED = "CIDEr-D not comparable with that of the whole split"
 
 _ORDERS = 4  # n-grams of one to so many words count, in BLEU and in CIDEr-D
 _SIGMA = 6.0  # width of CIDEr-D's penalty on a difference in length
+_BETA = 1.2  # weight of recall in ROUGE-L
+_RESAMPLES, _SEED = 2000, 0  # of the bootstrap
 
 
 def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list[str]]]:
@@ -275,27 +277,17 @@ def _leave_one_out(references: References, spoken: Callable[[int], Hypotheses]) 
     return {metric: sum(scores[metric] for scores in rounds) / captions for metric in METRICS}
 
 
-def bootstrap_interval(
-    statistics: ImageStatistics, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> dict[str, Interval]:
-    """Percentile bootstrap intervals over images of every metric in `METRICS`, in percent (Koehn 2004).
+def bootstrap_interval(statistics: ImageStatistics, *, resamples: int = _RESAMPLES) -> dict[str, Interval]:
+    """95% percentile bootstrap intervals over images of every metric in `METRICS`, in percent (Koehn 2004).
 
     CIDEr-D's document frequencies are those of the whole split in every sample, as when the split is scored once.
     """
-    samples = statistics.resampled(resamples, seed)
-    return _intervals(statistics.scores(), samples, confidence)
+    return _intervals(statistics.scores(), statistics.resampled(resamples, _SEED))
 
 
-def paired_bootstrap(
-    first: ImageStatistics,
-    second: ImageStatistics,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Bootstrap intervals of the difference second - first, both on the same samples of the same images, in percent
-    points. An interval without 0 is a difference beyond the choice of images.
+def paired_bootstrap(first: ImageStatistics, second: ImageStatistics) -> dict[str, Interval]:
+    """95% bootstrap intervals of the difference second - first, both on the same samples of the same images, in
+    percentage points. An interval without 0 is a difference beyond the choice of images.
 
     Raises:
         ValueError: the two were not computed on the same images in the same order.
@@ -303,13 +295,12 @@ def paired_bootstrap(
     if first.keys != second.keys:
         raise ValueError("a paired comparison needs the same images in the same order")
     before, after = first.scores(), second.scores()
-    samples = second.resampled(resamples, seed) - first.resampled(resamples, seed)
-    return _intervals({name: after[name] - before[name] for name in METRICS}, samples, confidence)
+    samples = second.resampled(_RESAMPLES, _SEED) - first.resampled(_RESAMPLES, _SEED)
+    return _intervals({name: after[name] - before[name] for name in METRICS}, samples)
 
 
-def _intervals(values: Mapping[str, float], samples: NDArray[np.float64], confidence: float) -> dict[str, Interval]:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
+def _intervals(values: Mapping[str, float], samples: NDArray[np.float64]) -> dict[str, Interval]:
+    low, high = np.quantile(samples, [0.025, 0.975], axis=0)
     return {name: Interval(values[name], float(low[i]), float(high[i])) for i, name in enumerate(METRICS)}
 
 
@@ -344,7 +335,7 @@ def _bleu(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(geometric_means * brevity_penalty[..., None])
 
 
-def rouge_l(words: Words, references: Sequence[Words], beta: float = 1.2) -> float:
+def rouge_l(words: Words, references: Sequence[Words]) -> float:
     """ROUGE-L of one hypothesis, from 0 to 1, as coco-caption computes it: best precision and best recall over the
     references, then F-beta.
     """
@@ -355,7 +346,7 @@ def rouge_l(words: Words, references: Sequence[Words], beta: float = 1.2) -> flo
     recall = max(length / reference_length for length, reference_length in common)
     if not precision or not recall:
         return 0.0
-    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
 
 
 def _common_subsequence(first: Words, second: Words) -> int:
