@@ -23,7 +23,7 @@ from caplet.manifest import FORMAT_VERSION, Decoding
 from caplet_export.card import ATTENTION, render_card, render_scores
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
-from caplet_export.onnx_graph import load_model, require_input
+from caplet_export.onnx_graph import load_model, require_input, shape_of
 from caplet_export.outputs import GRAPHS, whole_folder
 from caplet_export.quantize import saturates
 from caplet_export.stages import Stage
@@ -224,7 +224,7 @@ def _manifest(graphs: Path, name: str, decoding: Decoding, licences: Licences) -
     encoder, decoder = (load_model(graphs / f"{graph}.onnx") for graph in ("encoder", "decoder"))
     require_input(encoder, "pixels", graphs / "encoder.onnx")
     require_input(decoder, "token", graphs / "decoder.onnx")
-    _, height, width, _ = (size.dim_value for size in encoder.graph.input[0].type.tensor_type.shape.dim)
+    _, height, width, _ = shape_of(encoder.graph.input[0])
     return {
         "format_version": FORMAT_VERSION,
         "name": name,

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from caplet_export.config import ModelConfig
 from caplet_export.inception import scale, split_blocks
 from caplet_export.model import members_of
+from caplet_export.onnx_graph import shape_of
 from caplet_export.text import NEVER_SAID
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def convert_encoder(extractor: keras.Model, model: Captioner, *, plain: bool = F
         return dict(zip(("features", "keys", "state"), outputs, strict=True))
 
     graph = _trace(encoder, {"pixels": (tf.uint8, (None, height, width, 3))})
-    shapes = _shapes(config)
-    return _declare(graph, {"pixels": ("N", height, width, 3)}, {name: shapes[name] for name in shapes})
+    return _declare(graph, {"pixels": ("N", height, width, 3)}, _shapes(config))
 
 
 def convert_decoder(model: Captioner, *, plain: bool = False) -> onnx.ModelProto:
@@ -98,13 +98,13 @@ def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(decoder)
     graph = result.graph
-    size = _dimensions(next(output for output in graph.output if output.name == "log_probs"))[1]
-    k = min(k, int(size))
+    _, size = shape_of(next(output for output in graph.output if output.name == "log_probs"))
+    k = min(k, size)
     for node in graph.node:
         for position, name in enumerate(node.output):
             if name == "log_probs":
                 node.output[position] = "all_log_probs"
-    mask = np.zeros(int(size), np.float32)
+    mask = np.zeros(size, np.float32)
     mask[list(NEVER_SAID)] = -np.inf
     graph.initializer.append(numpy_helper.from_array(mask, "word_mask"))
     graph.initializer.append(numpy_helper.from_array(np.array([k]), "top_k"))
@@ -289,7 +289,3 @@ def _declare(model: onnx.ModelProto, inputs: Mapping[str, Shape], outputs: Mappi
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model)
     return model
-
-
-def _dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]

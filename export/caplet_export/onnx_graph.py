@@ -37,6 +37,17 @@ def require_input(model: onnx.ModelProto, name: str, path: Path) -> None:
         raise ConfigurationError(f"{path}: another graph: expected an input {name!r}, found {', '.join(inputs)}")
 
 
+def shape_of(value: onnx.ValueInfoProto) -> list[int]:
+    """Sizes of a value's dimensions, 0 for one that is open; empty if the shape is not known."""
+    return [size.dim_value for size in value.type.tensor_type.shape.dim]
+
+
+def value_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """`shape_of` of every input, output and value between, as far as it can be inferred."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {value.name: shape_of(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+
+
 class Graph:
     """A copy of a model that can be edited; `finish` gives the edited model back.
 

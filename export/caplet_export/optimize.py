@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from caplet_export.onnx_graph import Graph, attribute
+from caplet_export.onnx_graph import Graph, attribute, value_shapes
 
 _GROUP = 4
 """Pixels, see `group_pixels`."""
@@ -118,12 +118,7 @@ def pool_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
     edge. A ReLU behind commutes with the product, whose factors are positive, and is moved between the two.
     Depthwise convolutions have fast 8-bit kernels where poolings go through tables.
     """
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {
-        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
-        for value in inferred.value_info
-    }
-    graph = Graph(model)
+    graph, shapes = Graph(model), value_shapes(model)
     for pool in graph.of_type("AveragePool"):
         kernel, pads = attribute(pool, "kernel_shape"), attribute(pool, "pads", [0, 0, 0, 0])
         source, result = shapes.get(pool.input[0], []), pool.output[0]
@@ -183,8 +178,7 @@ def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
     become neighbours again by their shape alone as well. What a group holds beyond its outputs' windows has weights of
     zero; the columns beyond the photo, and the outputs beyond the last, are cut off.
     """
-    graph = Graph(model)
-    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in model.graph.input}
+    graph, shapes = Graph(model), value_shapes(model)
     for conv in graph.of_type("Conv"):
         cast = graph.producer(conv.input[0])
         if cast is None or cast.op_type != "Cast" or graph.only_reader(cast.output[0]) is None:
@@ -235,15 +229,10 @@ def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def fuse_dense(model: onnx.ModelProto) -> onnx.ModelProto:
     """Make a product of matrices and the addition of its bias one Gemm, so that the bias can be quantised with it."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    ranks = {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
-    graph = Graph(model)
+    graph, shapes = Graph(model), value_shapes(model)
     for product in graph.of_type("MatMul"):
         addition = graph.only_reader(product.output[0])
-        if addition is None or addition.op_type != "Add" or ranks.get(product.input[0]) != 2:
+        if addition is None or addition.op_type != "Add" or len(shapes.get(product.input[0], [])) != 2:
             continue
         matrix = graph.constants.get(product.input[1])
         biases = [name for name in addition.input if name in graph.constants]

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.bias_correction import correct_biases
     from caplet_export.bundle import read_record
     from caplet_export.calibrate import greedy_feeds
-    from caplet_export.onnx_graph import load_model
+    from caplet_export.onnx_graph import load_model, shape_of
     from caplet_export.optimize import optimize_for_bytes
     from caplet_export.photos import photo_batches
     from caplet_export.quantize import check_float_graph, quantize
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_float_graph(encoder, "pixels", arguments.graphs / "encoder.onnx")
     check_float_graph(decoder, "token", arguments.graphs / "decoder.onnx")
     vocabulary = Vocabulary.load(arguments.graphs / "vocabulary.txt")
-    _, height, width, _ = (size.dim_value for size in encoder.graph.input[0].type.tensor_type.shape.dim)
+    _, height, width, _ = shape_of(encoder.graph.input[0])
 
     read: set[str] = set()
 
