@@ -96,12 +96,11 @@ def write_bundle(
             shutil.copyfile(graphs / file, folder / file)
         manifest = _manifest(graphs, name, decoding, licences)
         manifest["provenance"] = _provenance(graphs, recipe, stages)
-        hashes = _hashes(folder)
-        sha256 = {role: hashes[file]["sha256"] for role, file in _FILES.items()}
+        manifest["files"] = _hashes(folder)
+        sha256 = {role: manifest["files"][file]["sha256"] for role, file in _FILES.items()}
         manifest["metrics"] = summarize_metrics(metrics, name, decoding, sha256)
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
-        manifest["files"] = _hashes(folder)
         card = render_card(manifest, ablations, comparison, findings, limits, figure=bool(golden))
         (folder / "README.md").write_text(card, encoding="utf-8")
         manifest["files"] = _hashes(folder)

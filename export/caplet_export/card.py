@@ -23,12 +23,12 @@ def render_card(
     """The card as Markdown.
 
     Args:
-        manifest: as in manifest.json; golden captions and hashes are not needed yet, sizes of the graphs are.
+        manifest: as in manifest.json; of its files only the graphs are needed, and no golden captions yet.
+        ablations: tables of runs, each `{"title": "...", "columns": [...], "rows": [[...], ...], "note": "..."}`.
         comparison: Markdown that says what quantisation cost, if it is known.
         findings: Markdown, what was found out while the model was made: what limits it, what did not help.
         limits: Markdown, what the captioner must not be used for.
         figure: whether the bundle has the drawing of its first golden photo.
-        ablations: tables of runs, each `{"title": "...", "columns": [...], "rows": [[...], ...], "note": "..."}`.
     """
     sections = [
         _introduction(manifest),
