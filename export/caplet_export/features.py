@@ -202,9 +202,9 @@ class FeatureWriter:
         """
         try:
             _write_all(self._rows, np.ascontiguousarray(features, np.float16).tobytes())
-            os.fdatasync(self._rows)
+            os.fsync(self._rows)
             _write_all(self._names, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
-            os.fdatasync(self._names)
+            os.fsync(self._names)
         except OSError as error:
             raise _store_error(self.folder, error) from error
         self.names.extend(names)

@@ -168,6 +168,12 @@ def test_a_finished_store_is_not_computed_again(tmp_path: Path) -> None:
     assert_whole(tmp_path)
 
 
+def test_macos_has_no_fdatasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fdatasync", raising=False)
+    fill(tmp_path)
+    assert_whole(tmp_path)
+
+
 @pytest.mark.parametrize("cut_rows", [0, 1, 5])
 @pytest.mark.parametrize("cut_names", [0, 1, 9])
 def test_a_store_cut_anywhere_is_mended(tmp_path: Path, cut_rows: int, cut_names: int) -> None:
