@@ -22,7 +22,7 @@ from caplet.errors import NO_MEMORY, ArgumentError, BundleError, CapletError, In
 from caplet.image import LARGEST_LIMIT, MAX_PIXELS, ImageSource, is_source, load_pixels
 from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order
-from caplet.sessions import Sessions
+from caplet.sessions import Provider, Sessions
 from caplet.threads import usable_threads
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Captioner:
         model: str | os.PathLike[str] | None = None,
         *,
         threads: int | None = None,
-        providers: Sequence[Any] | None = None,
+        providers: Sequence[Provider] | None = None,
         verify: bool = True,
     ) -> None:
         """Load a bundle.
@@ -138,7 +138,7 @@ class Captioner:
                 With 1, everything runs in the calling thread. More are no upper limit in `caption_many`, which encodes
                 up to 4 photos side by side while it searches: `threads + min(threads, 4)` threads may want a CPU at
                 once there. To limit the CPUs that are used, set an affinity mask or a CPU quota.
-            providers: onnxruntime execution providers; None for the CPU.
+            providers: onnxruntime execution providers, by name or as (name, options); None for the CPU.
             verify: compare every file of the bundle with its hash.
 
         Raises:
@@ -147,13 +147,13 @@ class Captioner:
             ArgumentError: `model`, `threads` or `providers` makes no sense.
         """
         started = time.perf_counter()
-        self._asked = (threads, providers, verify)
         self._threads = usable_threads(threads).count
         try:
             self._bundle = load_bundle(model, verify=verify)
         except MemoryError as error:
             raise BundleError(str(locate_bundle(model)), NO_MEMORY, "free some") from error
         self._sessions = Sessions(self._bundle, self._threads, providers)
+        self._asked = (threads, self._sessions.providers, verify)
         if self._bundle.manifest.decoding.beam_size > self._sessions.widest_beam:
             widest = self._sessions.widest_beam
             raise BundleError(str(self._bundle.path), f"decoding.beam_size is above the decoder's {widest}")
@@ -423,7 +423,7 @@ def _decode(image: ImageSource, load: _Load) -> _Decoded:
 
 
 def _made_again(
-    kind: type[Captioner], path: str, threads: int | None, providers: Sequence[Any] | None, verify: bool
+    kind: type[Captioner], path: str, threads: int | None, providers: Sequence[Provider], verify: bool
 ) -> Captioner:
     """A pickled Captioner, or one of a subclass that takes the same arguments."""
     return kind(path, threads=threads, providers=providers, verify=verify)

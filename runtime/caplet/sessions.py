@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import onnxruntime
@@ -21,6 +21,9 @@ from caplet.errors import NO_MEMORY, ArgumentError, BundleError, InferenceError
 from caplet.machine import describe_cpu
 
 onnxruntime.disable_telemetry_events()  # all that can be done if it was imported before caplet; see caplet/__init__.py
+
+Provider: TypeAlias = str | tuple[str, dict[str, Any]]
+"""One of onnxruntime's execution providers: its name, or its name and options."""
 
 _SPIN_MICROSECONDS = 20
 _SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
@@ -48,7 +51,7 @@ class Sessions:
     raises BundleError if the bundle is not what it was.
     """
 
-    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[Any] | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[Provider] | None = None) -> None:
         """Open both graphs and compare them with the contract.
 
         Raises:
@@ -127,12 +130,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _known_providers(providers: Sequence[Any] | None) -> list[Any]:
-    """onnxruntime's execution providers, as names or (name, options) pairs; the CPU's where none are given."""
+def _known_providers(providers: Sequence[Provider] | None) -> list[Provider]:
+    """The providers as given; the CPU's where none are. Raises ArgumentError."""
     if providers is None:
         return ["CPUExecutionProvider"]
     known = onnxruntime.get_available_providers()
-    chosen = [providers] if isinstance(providers, str) or not isinstance(providers, Iterable) else list(providers)
+    chosen: list[Provider] = (
+        [providers] if isinstance(providers, str) or not isinstance(providers, Iterable) else list(providers)
+    )
     names = [_provider_name(provider) for provider in chosen]
     if not names or len(set(names)) < len(names) or not all(name in known for name in names):
         raise ArgumentError("providers", f"{providers!r} is not among those of onnxruntime", f"use {', '.join(known)}")
@@ -146,7 +151,7 @@ def _provider_name(provider: object) -> str | None:
     return provider if isinstance(provider, str) else None
 
 
-def _session(path: Path, threads: int, providers: list[Any], *, exact: bool) -> onnxruntime.InferenceSession:
+def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

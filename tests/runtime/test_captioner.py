@@ -785,6 +785,13 @@ def test_pickled_it_comes_back_the_same(tiny_bundle: Path, monkeypatch: pytest.M
     assert str(tiny_bundle) in repr(again)
 
 
+def test_pickled_it_has_the_providers_that_it_was_made_with(tiny_bundle: Path) -> None:
+    providers = ["CPUExecutionProvider"]
+    captioner = Captioner(tiny_bundle, threads=1, providers=providers)
+    providers.clear()
+    pickle.loads(pickle.dumps(captioner))
+
+
 class Shouting(Captioner):
     def caption(self, *arguments: Any, **options: Any) -> Any:
         return super().caption(*arguments, **options).text.upper()
