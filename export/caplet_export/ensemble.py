@@ -89,8 +89,8 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
 
 
 def _sizes(config: ModelConfig, as_members: bool) -> ModelConfig:
-    """The switches that shape a run's weights or arithmetic, or, of runs that are to be `as_members`, a member's, which
-    may read any block.
+    """The switches that shape a run's weights or arithmetic; of runs that become members, those of one member, but for
+    the block, since members may read different ones.
     """
     config = replace(config, dropout=0.0, channel_dropout=0.0)
     return replace(config, members=1, feature_block=ModelConfig.feature_block) if as_members else config

@@ -68,7 +68,7 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
     """Raise an ExportError if a file is not to be written at `target`; for verbs to ask before their work begins.
 
     Args:
-        target: where to; of what stands there only an empty file and one that the verb has written are replaced.
+        target: where to; a file that stands there is replaced only if it is empty, or one that the verb has written.
         keys: of the JSON object, whole or in the first line, by which a file is known as one that the verb has written.
         inputs: files that are read.
     """

@@ -160,8 +160,8 @@ def quantize_weights(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[n
 
 
 def saturates(model: onnx.ModelProto) -> bool:
-    """Whether sums of products may saturate, in a graph made by `quantize` or another in QDQ form, on x86 without VNNI:
-    whether of any two neighbours in a channel's weights those of one sign add up to more than 128.
+    """Whether sums of products may saturate on x86 without VNNI, in a graph made by `quantize` or another in QDQ form:
+    whether any two neighbours of one sign among a channel's weights add up to more than 128.
 
     Neighbours are weights that meet in one instruction: in the order of a kernel's rows, its columns, the input
     channels, the first and the second, the third and the fourth, and so on.

@@ -93,8 +93,8 @@ def encoder_weights(run: Path) -> str | None:
 
 
 def require_encoder_weights(run: Path, digest: str | None, given: Path | str) -> None:
-    """Raise a ConfigurationError if a run was trained on other Inception weights than those of what is `given` beside
-    it, as far as both are known: its decoder would read features that mean nothing to it.
+    """Raise a ConfigurationError if a run was trained on other Inception weights than those with this digest, which
+    belong to what is `given` beside it: its decoder would read features that mean nothing to it. None is unknown.
     """
     own = encoder_weights(run)
     if own and digest and own != digest:
@@ -107,7 +107,7 @@ def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
 
 
 def average_stages(runs: Sequence[Path]) -> list[Stage]:
-    """The stages of all the runs, of those that are one run at several epochs the last, and that they were averaged."""
+    """The stages of all the runs, and one more: that they were averaged. Of a run at several epochs the last counts."""
     names = ", ".join(run.name for run in runs)
     before = list({(stage.run, stage.member): stage for run in runs for stage in read_stages(run)}.values())
     member = before[-1].member if before else 1

@@ -1,10 +1,10 @@
 """Training: epochs over batches, dev CIDEr-D after each, early stopping on it, and a run folder that resumes exactly.
 
 Three objectives share everything else: cross-entropy by teacher forcing; self-critical training (Rennie et al.,
-CVPR 2017) with a CIDEr-D reward, the end token included, beside it if asked for ROUGE-L and a price on pairs of words
-that nobody says, and the mean reward of an image's other samples as its baseline (Luo, 2020); and distillation (Hinton
-et al., 2015), to say each word as probably as a larger captioner does. The first two can train the upper Inception
-blocks along, from their stored inputs.
+CVPR 2017); and distillation (Hinton et al., 2015), to say each word as probably as a larger captioner does. The
+self-critical reward is CIDEr-D with the end token, plus ROUGE-L and minus a price on pairs of words that nobody says if
+they are asked for; its baseline is the mean reward of an image's other samples (Luo, 2020). The first two objectives
+can train the upper Inception blocks along, from their stored inputs.
 """
 
 from __future__ import annotations

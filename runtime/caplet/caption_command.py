@@ -239,7 +239,7 @@ def _in_turn(
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:
-    """The error under the name of its photo, which the captioner does not know where it got the contents or failed."""
+    """The error under its photo's name, which it lacks if the captioner got only the contents, or if a graph failed."""
     if isinstance(error, InferenceError):
         return InferenceError(photo.name, f"{error.subject}: {error.cause}", error.remedy)
     return error if photo.contents is None else type(error)(photo.name, error.cause, error.remedy)

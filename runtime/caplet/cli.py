@@ -214,7 +214,7 @@ def _caption_parser() -> argparse.ArgumentParser:
 
 
 def _parse_caption_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Options may stand between photos; after "--" there are only photos (which argparse forgets when intermixed)."""
+    """Options may stand between photos; after "--" there are only photos, which `parse_intermixed_args` forgets."""
     options_end = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_intermixed_args(words[:options_end])
     arguments.photos += words[options_end + 1 :]

@@ -10,7 +10,7 @@ import errno
 from typing import TypeVar
 
 NO_MEMORY = "needs more memory than there is"
-"""The cause of an error for which Python or a library gave up for want of memory."""
+"""The cause to give where Python or a library ran out of memory."""
 
 
 class CapletError(Exception):

@@ -286,8 +286,8 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
 
     Taken through the decoder for files, they give the pixels that the path would give, also where that decodes a large
     photo at a part of its size, and the caller's image stays undecoded. An image that the caller has drafted or that
-    stands at another frame than the first is another picture than its file. Of the formats that may be truncated, all
-    go that way where it is allowed: Pillow's own leniency is a switch of the process.
+    stands at another frame than the first is another picture than its file. Where truncated files are allowed, every
+    format that can be used truncated goes that way: Pillow's own leniency is a switch of the process.
     """
     formats = _JPEG + _MAY_BE_TRUNCATED if allow_truncated else _JPEG
     with _decoding:

@@ -203,8 +203,9 @@ would take many seconds; real headers take some hundreds."""
 
 
 _MOST_MARKS = {"jpeg": (b"\xff\xda", 200), "ppm_plain": (b"#", 10_000)}
-"""In pixels, by Pillow's name of the decoder: what takes a few bytes and much time. For every scan a progressive JPEG
-is passed over as a whole, and encoders write a dozen; comments among numbers are skipped in Python."""
+"""By Pillow's name of the decoder, what takes few bytes but much time, and how often it may stand in the pixels. Every
+scan of a progressive JPEG goes over the whole picture, and encoders write a dozen; comments among the numbers of a PPM
+are skipped in Python."""
 
 
 class _Reader(io.RawIOBase):
@@ -282,8 +283,8 @@ def decode_file(
         allow_truncated: use what there is of a file that breaks off, where the format allows.
 
     Returns:
-        The picture; and where it is in it, if it was decoded at a part of its size. That is not all of it unless its
-        sides can be divided: the last pixels of a row and of a column then stand for less than a pixel.
+        The image; and, if it was decoded at a part of its size, the box in it that the picture fills. That is not all
+        of it where a side cannot be divided evenly: the last pixels along it then cover less than the others.
 
     Raises:
         ImageError: the file is unreadable, damaged, truncated, empty, too large, or in another format.
@@ -354,7 +355,7 @@ def _load(
 
 
 def _is_of_the_system(error: Exception) -> bool:
-    """Whether the operating system failed; it also says "invalid argument" of where a damaged file sends a decoder."""
+    """Whether the operating system failed. EINVAL does not count: damaged files send decoders to impossible offsets."""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 

@@ -98,7 +98,7 @@ def _from_stdin() -> Input:
 
 
 def _read_once(name: str, pipe: BinaryIO) -> Input:
-    """A photo that cannot be read again, which drawing it takes, with its contents."""
+    """A photo with its contents, which are needed again to draw it, and can be read only once."""
     try:
         contents = pipe.read(_LARGEST_PIPE + 1)
     except OSError as error:

@@ -64,7 +64,7 @@ def _lies_in(path: str, folder: str, recursive: bool) -> bool:
 
 
 def _holds_something(path: str) -> bool:
-    """Whether there is a file of that name with anything in it. Pipes and devices are none."""
+    """Whether there is a file of that name with anything in it. Pipes and devices do not count."""
     try:
         return os.path.isfile(path) and os.path.getsize(path) > 0  # noqa: PTH113, PTH202 - as in `is_folder`
     except OSError:

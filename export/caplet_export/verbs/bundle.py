@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beam", type=positive, default=DEFAULT_DECODING.beam_size, help="default beam size (default: %(default)s)"
     )
     parser.add_argument(
-        "--length-penalty", type=float, default=DEFAULT_DECODING.length_penalty, help="(default: %(default)s)"
+        "--length-penalty",
+        type=float,
+        default=DEFAULT_DECODING.length_penalty,
+        metavar="X",
+        help="a sentence's log-probability is divided by its length to this power (default: %(default)s)",
     )
     parser.add_argument("--max-length", type=positive, help="words at most (default: as trained)")
     parser.add_argument("--weights-license", required=True, metavar="TEXT", help="terms of the weights")

@@ -41,9 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="to compute in; bfloat16 is faster on processors that have it, and off by some 3 percent",
+        help="of the computation; bfloat16 is faster on processors that have it, and off by some 3 percent",
     )
-    parser.add_argument("--batch-size", type=positive, default=32)
+    parser.add_argument(
+        "--batch-size", type=positive, default=32, metavar="N", help="photos computed together (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
