@@ -321,8 +321,9 @@ class Tuner(Run):
                 progress(len(losses), steps, float(losses[-_AHEAD]))
         mean = float(np.mean([float(loss) for loss in losses]))
         dev_loss, dev_cider = self._evaluate()
-        if not math.isfinite(mean) or not math.isfinite(dev_loss):
-            raise ConfigurationError(f"epoch {last}: the loss is {mean}; lower the learning rates")
+        for where, value in ((f"epoch {last}", mean), (f"epoch {last}, dev", dev_loss)):
+            if not math.isfinite(value):
+                raise ConfigurationError(f"{where}: the loss is {value}; lower the learning rates")
         epoch = self._end_epoch(Epoch(last, mean, dev_loss, dev_cider, round(time.monotonic() - start, 1)))
         self._save_resume()
         return epoch
