@@ -71,16 +71,12 @@ def _omp_num_threads(environ: Mapping[str, str]) -> list[ThreadCount]:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The CPU quota, in CPUs, of this process' control group and of every group around it."""
+    """The CPU quotas, in CPUs, of this process' control group and of the groups around it."""
     for version, folder in control_groups("cpu", root):
         if version == 2:
-            yield from _quota(*read_limit(folder / "cpu.max").split()[:2])
+            quota, period = [*read_limit(folder / "cpu.max").split(), "", ""][:2]
         else:
             quota, period = (read_limit(folder / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period"))
-            yield from _quota(quota, period)
-
-
-def _quota(quota: str = "", period: str = "") -> Iterator[float]:
-    """Microseconds of CPU per microseconds; "max" and -1 mean no limit."""
-    if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
-        yield int(quota) / int(period)
+        # Both in microseconds; "max" and -1 mean no limit.
+        if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
+            yield int(quota) / int(period)
