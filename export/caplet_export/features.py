@@ -103,7 +103,7 @@ class FeatureStore(StoredFeatures):
             raise StoreError(f"{self.folder}: extraction has not finished; run `caplet-export features` again")
         self.skipped = frozenset(_lines(self.folder / _SKIPPED))
         self.names = _lines(self.folder / _NAMES)
-        self.rows_by_name = {name: row for row, name in enumerate(self.names)}
+        self._rows_by_name = {name: row for row, name in enumerate(self.names)}
         shape = (len(self.names), self.source.locations, self.source.channels)
         path = self.folder / _ROWS
         size = path.stat().st_size if path.exists() else 0
@@ -113,16 +113,13 @@ class FeatureStore(StoredFeatures):
             np.memmap(path, np.float16, "r", shape=shape) if self.names else np.empty(shape, np.float16)
         )
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def __contains__(self, name: object) -> bool:
-        return name in self.rows_by_name
+        return name in self._rows_by_name
 
     def __getitem__(self, name: str) -> NDArray[np.float16]:
-        if name not in self.rows_by_name:
+        if name not in self._rows_by_name:
             raise StoreError(f"{self.folder}: no features of {name}; run `caplet-export features` again")
-        return self._rows[self.rows_by_name[name]]
+        return self._rows[self._rows_by_name[name]]
 
 
 class JoinedStores(StoredFeatures):

@@ -93,6 +93,11 @@ def test_what_cannot_be_compared_is_said(runs: Runs, tmp_path: Path) -> None:
     nobody = dataclasses.replace(runs.dataset, splits={**runs.dataset.splits, "dev": []})
     with pytest.raises(DataError, match="no photo of the dev split"):
         compare_runs([runs.folder / "slow"], nobody, runs.folder / "features")
+    store = shutil.copytree(runs.folder / "features", tmp_path / "features") / "mixed10-plain"
+    (store / "names.txt").write_text("")
+    (store / "skipped.txt").write_text("".join(f"{name}\n" for name in runs.dataset.captions))
+    with pytest.raises(DataError, match="no photo of the dev split"):
+        compare_runs([runs.folder / "slow"], runs.dataset, tmp_path / "features", encoder_weights=None)
 
 
 def test_a_run_with_an_extractor_of_its_own_looks_at_the_photos(

@@ -144,7 +144,7 @@ def test_an_unreadable_image_costs_no_other(tmp_path: Path) -> None:
     results = fill(tmp_path, load=load_some)
     assert dict(results)["4.jpg"] == "4.jpg: cannot identify image file"
     store = FeatureStore(tmp_path)
-    assert len(store) == 9
+    assert len(store.names) == 9
     assert store.skipped == {"4.jpg"}
 
 

@@ -119,7 +119,7 @@ def test_nothing_is_said_on_standard_error_when_all_is_well(done: Sequence[Done]
 def test_features_of_every_photo_and_of_the_mirrored_training_photos(done: Sequence[Done], folder: Path) -> None:
     for layer, shape in (("mixed10", (64, 2048)), ("mixed7", (289, 768))):
         plain, flip = (FeatureStore(folder / "features" / f"{layer}-{view}") for view in ("plain", "flip"))
-        assert (len(plain), len(flip)) == (12, 8)
+        assert (len(plain.names), len(flip.names)) == (12, 8)
         assert plain[plain.names[0]].shape == shape
 
 
