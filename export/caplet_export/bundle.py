@@ -139,7 +139,7 @@ def summarize_metrics(
         summary = {
             "split": evaluation["data"]["split"],
             "images": evaluation["data"]["images"],
-            "limit": evaluation["settings"].get("limit"),
+            "limit": evaluation["settings"]["limit"],
             "scorer": evaluation["scorer"],
             "human": evaluation["data"]["human"],
             "results": {
@@ -292,7 +292,7 @@ def _golden_captions(
                     "file": file,
                     "source": source.as_posix(),
                     "text": caption.text,
-                    "score": round(float(caption.score), 6),
+                    "score": round(caption.score, 6),
                     "beam_size": beam,
                 }
             )
@@ -303,7 +303,7 @@ def _draw_attention(captioner: Captioner, photo: Path, path: Path) -> None:
     """The figure of the card: where each word of a photo's caption looked."""
     drawing = captioner.caption(photo).plot(photo)
     drawing.thumbnail((_FIGURE_WIDTH, _FIGURE_WIDTH))
-    drawing.convert("RGB").save(path, quality=85)
+    drawing.save(path, quality=85)
 
 
 def _hashes(folder: Path) -> dict[str, dict[str, Any]]:

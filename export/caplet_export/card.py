@@ -90,15 +90,12 @@ def render_scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> st
     rows = []
     greedy = metrics["results"].get("1", {}).get("milliseconds")
     for beam, result in metrics["results"].items():
-        scores, intervals = result["scores"], result.get("intervals", {})
+        scores, intervals, taken = result["scores"], result["intervals"], result["milliseconds"]
         name = f"**{beam}** (default)" if int(beam) == decoding["beam_size"] else beam
         cells = [f"{scores[metric]:.1f}{_interval(intervals.get(metric))}" for metric in TITLES]
-        taken = result.get("milliseconds")
         rows.append([name, *cells, f"{taken / greedy:.2f}" if taken and greedy else ""])
-    part = f" (of the first {metrics['limit']}; {LIMITED})" if metrics.get("limit") else ""
-    return f"""{metrics.get("images", "")} photos of the {metrics["split"]} split{
-        part
-    }, free-running, by the graphs of the
+    part = f" (of the first {metrics['limit']}; {LIMITED})" if metrics["limit"] else ""
+    return f"""{metrics["images"]} photos of the {metrics["split"]} split{part}, free-running, by the graphs of the
 bundle as it ships, through caplet's runtime; percent, with 95% bootstrap intervals over photos. Scorer: {
         metrics["scorer"]
     }.
@@ -135,7 +132,7 @@ def _once(decoding: Mapping[str, Any]) -> str:
 def _beside_people(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """Scores of the default search and of people against equally many references, if they are known."""
     result = metrics["results"].get(str(decoding["beam_size"]), {})
-    if not metrics.get("human") or not result.get("leave_one_out"):
+    if not metrics["human"] or not result.get("leave_one_out"):
         return []
     return [
         ("caplet, against one reference fewer", result["leave_one_out"]),
@@ -232,8 +229,8 @@ time."""
 def _minutes(stage: Mapping[str, Any]) -> str:
     if stage["seconds"] is None:
         return "not recorded"
-    device = stage.get("device")
-    return f"{stage['seconds'] / 60:.0f}" + (f" ({device})" if device else "")
+    device = f" ({stage['device']})" if stage["device"] else ""
+    return f"{stage['seconds'] / 60:.0f}{device}"
 
 
 def _as_one(member: int | str) -> str:

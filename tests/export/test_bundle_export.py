@@ -31,7 +31,13 @@ HUMAN = {"bleu_1": 60.0, "bleu_2": 41.0, "bleu_3": 28.0, "bleu_4": 21.75, "rouge
 EVALUATION: dict[str, Any] = {
     "scorer": "a scorer",
     "bundle": {"name": "tiny"},
-    "settings": {"max_length": 20, "length_penalty": 1.0, "block_repeated_trigrams": True, "repeatable": None},
+    "settings": {
+        "limit": None,
+        "max_length": 20,
+        "length_penalty": 1.0,
+        "block_repeated_trigrams": True,
+        "repeatable": None,
+    },
     "data": {"split": "dev", "images": 7, "human": {**HUMAN}},
     "results": {
         "3": {
@@ -170,7 +176,7 @@ def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Pat
 
 
 def test_card_says_what_may_be_repeated() -> None:
-    metrics = {**EVALUATION["data"], "scorer": "s", "results": EVALUATION["results"]}
+    metrics = {**EVALUATION["data"], "limit": None, "scorer": "s", "results": EVALUATION["results"]}
     decoding = {**vars(DEFAULT_DECODING), "repeatable": ((4,), (5,), (5, 4))}
     assert "said once but for 2 and 1 that people repeat." in render_scores(metrics, decoding)
     assert "said once but for 0 and 0 that people repeat." in render_scores(metrics, {**decoding, "repeatable": ()})
