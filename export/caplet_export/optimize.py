@@ -201,30 +201,38 @@ def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
         groups = steps + grouped.shape[3] - 1
         if groups * _GROUP < width:
             continue
-
-        pads = np.array([0, 0, 0, 0, 0, 0, groups * _GROUP - width, 0], np.int64)
-        pixels = transpose.input[0]
-        relu = graph.only_reader(conv.output[0])
-        last = relu if relu is not None and relu.op_type == "Relu" else conv
-        whole, made = last.output[0], f"{last.output[0]}/grouped"
-        last.output[0] = made
-        graph.add_node("Pad", [pixels, graph.add_constant(pads, f"{pixels}/pads")], [f"{pixels}/padded"])
-        shape = np.array([0, height, groups, _GROUP * channels], np.int64)
-        constant = graph.add_constant(shape, f"{pixels}/shape")
-        graph.add_node("Reshape", [f"{pixels}/padded", constant], [f"{pixels}/grouped"])
-        transpose.input[0] = f"{pixels}/grouped"
+        _group_input(graph, transpose, groups * _GROUP - width, [0, height, groups, _GROUP * channels])
         _set_weights_and_bias(graph, conv, grouped, np.tile(bias, together))
         _set_ints(conv, "kernel_shape", grouped.shape[2:])
         _set_ints(conv, "strides", [stride_down, 1])
+        relu = graph.only_reader(conv.output[0])
+        last = relu if relu is not None and relu.op_type == "Relu" else conv
         rows = (height - weights.shape[2]) // stride_down + 1
-        shape = np.array([0, rows, steps * together, len(weights)], np.int64)
-        cut = [np.array([value], np.int64) for value in (0, columns, 2)]  # start, end, axis
-        graph.add_node("Transpose", [made], [f"{made}/columns"], perm=[0, 2, 3, 1])
-        graph.add_node("Reshape", [f"{made}/columns", graph.add_constant(shape, f"{made}/shape")], [f"{made}/pixels"])
-        constants = [graph.add_constant(value, f"{made}/bounds") for value in cut]
-        graph.add_node("Slice", [f"{made}/pixels", *constants], [f"{made}/cut"])
-        graph.add_node("Transpose", [f"{made}/cut"], [whole], perm=[0, 3, 1, 2])
+        _separate_outputs(graph, last, [0, rows, steps * together, len(weights)], columns)
     return graph.finish()
+
+
+def _group_input(graph: Graph, transpose: onnx.NodeProto, missing: int, shape: Sequence[int]) -> None:
+    """Give a transposition from NHWC groups of pixels, of this shape; of the last so many pixels are made up."""
+    pixels = transpose.input[0]
+    pads = graph.add_constant(np.array([0, 0, 0, 0, 0, 0, missing, 0], np.int64), f"{pixels}/pads")
+    graph.add_node("Pad", [pixels, pads], [f"{pixels}/padded"])
+    sizes = graph.add_constant(np.array(shape, np.int64), f"{pixels}/shape")
+    graph.add_node("Reshape", [f"{pixels}/padded", sizes], [f"{pixels}/grouped"])
+    transpose.input[0] = f"{pixels}/grouped"
+
+
+def _separate_outputs(graph: Graph, node: onnx.NodeProto, shape: Sequence[int], columns: int) -> None:
+    """Make what a node gives for groups of pixels neighbours again, NHWC of this shape, and keep so many columns."""
+    whole, made = node.output[0], f"{node.output[0]}/grouped"
+    node.output[0] = made
+    sizes = graph.add_constant(np.array(shape, np.int64), f"{made}/shape")
+    graph.add_node("Transpose", [made], [f"{made}/columns"], perm=[0, 2, 3, 1])
+    graph.add_node("Reshape", [f"{made}/columns", sizes], [f"{made}/pixels"])
+    bounds = (0, columns, 2)  # start, end, axis
+    cut = [graph.add_constant(np.array([value], np.int64), f"{made}/bounds") for value in bounds]
+    graph.add_node("Slice", [f"{made}/pixels", *cut], [f"{made}/cut"])
+    graph.add_node("Transpose", [f"{made}/cut"], [whole], perm=[0, 3, 1, 2])
 
 
 def fuse_dense(model: onnx.ModelProto) -> onnx.ModelProto:
