@@ -213,7 +213,7 @@ def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _group_input(graph: Graph, transpose: onnx.NodeProto, missing: int, shape: Sequence[int]) -> None:
-    """Give a transposition from NHWC groups of pixels, of this shape; of the last so many pixels are made up."""
+    """Give a transposition from NHWC groups of pixels, of this shape, and fill up the last group of a row by zeros."""
     pixels = transpose.input[0]
     pads = graph.add_constant(np.array([0, 0, 0, 0, 0, 0, missing, 0], np.int64), f"{pixels}/pads")
     graph.add_node("Pad", [pixels, pads], [f"{pixels}/padded"])
