@@ -13,14 +13,16 @@ from benchmarks.engine import Encoded, StepwiseEngine
 
 
 class OnnxRuntime(StepwiseEngine):
-    """onnxruntime with its default options, but for the number of threads."""
+    """onnxruntime with its default options, but for the number of threads, and for their spinning if that is off."""
 
-    def __init__(self, folder: Path, threads: int, graphs: str) -> None:
+    def __init__(self, folder: Path, threads: int, graphs: str, *, spinning: bool = True) -> None:
         import onnxruntime
 
         super().__init__(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        if not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._encoder, self._decoder = (
             onnxruntime.InferenceSession(
                 str(folder / graphs / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]

@@ -58,6 +58,8 @@ _TF, _TORCH = "engine_tensorflow", "engine_transformers"
 _BYTES = "int8-ungrouped"
 WITHOUT_AMX = "openvino-int8-vnni"
 _VNNI = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
+# By default the threads of the encoder's session, which spin after a run, take the cores that the decoder's want.
+_QDQ, _FP32, _RESTING = "plain-qdq", "plain", {"spinning": False}
 
 ROSTER = (
     Peer("caplet-int8", "caplet int8, greedy", _CAPLET, _RUNTIME, ("int8",), {"bundle": "int8", "beam_size": 1}),
@@ -67,8 +69,12 @@ ROSTER = (
     Peer("openvino-int8", "OpenVINO int8 (caplet's graphs)", _OV, _OPENVINO, (_BYTES,), {"graphs": _BYTES}),
     Peer(WITHOUT_AMX, "OpenVINO int8, not using AMX", _OV, _OPENVINO, (_BYTES,), {"graphs": _BYTES}, _VNNI),
     Peer("openvino-fp32", "OpenVINO fp32 (caplet's graphs)", _OV, _OPENVINO, ("fp32",), {"graphs": "fp32"}),
-    Peer("ort-qdq", "onnxruntime, plain static QDQ export", _ORT, _RUNTIME, ("plain-qdq",), {"graphs": "plain-qdq"}),
-    Peer("ort-fp32", "onnxruntime, plain fp32 export", _ORT, _RUNTIME, ("plain",), {"graphs": "plain"}),
+    Peer("ort-qdq", "onnxruntime, plain static QDQ export", _ORT, _RUNTIME, (_QDQ,), {"graphs": _QDQ}),
+    Peer("ort-qdq-resting", "plain QDQ export, not spinning", _ORT, _RUNTIME, (_QDQ,), {"graphs": _QDQ, **_RESTING}),
+    Peer("ort-fp32", "onnxruntime, plain fp32 export", _ORT, _RUNTIME, (_FP32,), {"graphs": _FP32}),
+    Peer(
+        "ort-fp32-resting", "plain fp32 export, not spinning", _ORT, _RUNTIME, (_FP32,), {"graphs": _FP32, **_RESTING}
+    ),
     Peer("litert", "LiteRT fp32", f"{_TF}:LiteRt", _LITERT, ("litert",)),
     Peer("tf-function", "TensorFlow, `tf.function`", f"{_TF}:Function", _KERAS, ("keras",)),
     Peer("keras-predict", "the tutorial's loop, `model.predict`", f"{_TF}:Predict", _KERAS, ("keras",)),

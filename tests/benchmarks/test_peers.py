@@ -22,7 +22,7 @@ from caplet_export.text import SPECIALS, Vocabulary
 from tiny_encoder import CONFIG, build_tiny_extractor, build_tiny_model
 
 SAME_WEIGHTS = [name for name, peer in PEERS.items() if peer.files]
-SAME_FLOATS = ("openvino-fp32", "ort-fp32", "litert", "tf-function", "keras-predict")
+SAME_FLOATS = ("openvino-fp32", "ort-fp32", "ort-fp32-resting", "litert", "tf-function", "keras-predict")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,22 @@ def test_an_engine_that_fails_is_reported_and_stops_nobody(folder: Path, tmp_pat
     assert found["ort-qdq"]["status"] == "not prepared: plain-qdq"
     assert found["blip-base"]["status"] == "not installed: no_such_package"
     assert found["caplet-int8"]["status"] == "measured"
+
+
+@pytest.mark.parametrize("name", ["ort-qdq", "ort-fp32"])
+def test_plain_exports_run_by_default_options_and_without_spinning(folder: Path, name: str) -> None:
+    key = "session.intra_op.allow_spinning"
+    usual, resting = (PEERS[each].build(folder, threads=2) for each in (name, f"{name}-resting"))
+    for graph in ("_encoder", "_decoder"):
+        options, quiet = (getattr(engine, graph).get_session_options() for engine in (usual, resting))
+        assert quiet.get_session_config_entry(key) == "0"
+        with pytest.raises(RuntimeError, match=key):
+            options.get_session_config_entry(key)
+        assert options.intra_op_num_threads == quiet.intra_op_num_threads == 2
+
+
+def test_no_two_engines_are_called_alike() -> None:
+    assert len({peer.label for peer in PEERS.values()}) == len(PEERS)
 
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=list(PEERS))
