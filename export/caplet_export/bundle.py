@@ -112,7 +112,8 @@ def write_bundle(
             if golden:
                 _draw_attention(captioner, golden[0], folder / ATTENTION)
         except CapletError as error:
-            raise ConfigurationError(f"{output}: not a bundle that caplet can use: {error}") from error
+            reason = str(error).replace(str(folder), str(output))  # the temporary folder is nobody's business
+            raise ConfigurationError(f"{output}: not a bundle that caplet can use: {reason}") from error
         manifest["files"] = _hashes(folder)
         _write_manifest(folder, manifest)
 

@@ -241,8 +241,9 @@ def test_an_old_bundle_is_replaced_whole_and_kept_on_failure(graphs: Path, golde
     write_bundle(output, graphs, name="tiny", golden=golden)
     before = {path.name for path in output.iterdir()}
     (output / "parity.json").touch()
-    with pytest.raises(ConfigurationError, match="caplet can use"):
+    with pytest.raises(ConfigurationError) as caught:
         write_bundle(output, graphs, name="tiny", golden=golden, decoding=replace(DEFAULT_DECODING, beam_size=99))
+    assert str(caught.value).startswith(f"{output}: not a bundle that caplet can use: {output}: decoding.beam_size")
     assert {path.name for path in output.iterdir()} == {*before, "parity.json"}
     write_bundle(output, graphs, name="tiny", golden=golden)
     assert {path.name for path in output.iterdir()} == before
