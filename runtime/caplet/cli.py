@@ -128,6 +128,8 @@ _name.__name__, _whole.__name__ = "name", "whole number"
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Photos may have come as options, from a shell's `*`, and their names hold anything."""
+        if sys.stderr is None:  # closed; argparse would take standard output, or fail (Python 3.10)
+            self.exit(2)
         super().error(printable(message))
 
 
