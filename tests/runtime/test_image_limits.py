@@ -123,7 +123,7 @@ def test_a_decompression_bomb_is_refused_at_once_and_without_allocating_it(
     tracemalloc.stop()
     assert len(BOMBS[name]) < 20_000
     assert "too large" in str(error) and "120,000,000" in str(error)
-    assert seconds < 0.1
+    assert seconds < 0.3  # some milliseconds; decoding takes seconds
     assert allocated < 1 << 20 and peak_memory() - peak_before < 4 << 20
 
 
