@@ -131,7 +131,8 @@ class CaptionModel(keras.Model):
         query = ops.reshape(query, (-1, group, 1, config.attention_size))
         # In float32 whatever the precision: element by element, processors with bfloat16 are slower in it.
         energies = ops.tanh(ops.cast(keys, "float32")[:, None] + ops.cast(query, "float32"))
-        scores = ops.matmul(energies, ops.cast(self.score.kernel, "float32"))
+        # Not `matmul`, which before Keras 3.13 is TensorFlow's of batches: on some processors that crashes in a loop.
+        scores = ops.tensordot(energies, ops.cast(self.score.kernel, "float32"), 1)
         attention = ops.softmax(ops.reshape(scores, (-1, group, config.locations)), axis=-1)
         context = ops.matmul(ops.cast(attention, features.dtype), features)
         context = ops.reshape(context, (-1, config.feature_size))

@@ -23,6 +23,7 @@ def build_tiny_extractor(blocks: int = 1) -> keras.Model:
     With two `blocks` a second such grid is made of the first, and their channels stand side by side.
     """
     keras.utils.set_random_seed(11)
+    chance = keras.random.SeedGenerator(11)  # before Keras 3.13 the seed above is not that of `keras.random`
     pixels = keras.Input((SIZE, SIZE, 3))
     x = _conv(pixels, 8, 3, strides=2, padding="valid")
     x = layers.MaxPooling2D(3, strides=2)(x)
@@ -39,16 +40,17 @@ def build_tiny_extractor(blocks: int = 1) -> keras.Model:
     for layer in model.layers:  # batch norms of a fresh model change nothing, and could be left out unnoticed
         if isinstance(layer, layers.BatchNormalization):
             for variable in layer.variables:
-                variable.assign(keras.random.uniform(variable.shape, 0.2, 1.2))
+                variable.assign(keras.random.uniform(variable.shape, 0.2, 1.2, seed=chance))
     return model
 
 
 def build_tiny_model(config: ModelConfig = CONFIG, spread: float = 0.5) -> CaptionModel:
     """A captioner whose weights, biases too, are random and large enough that words follow from photos."""
     keras.utils.set_random_seed(12)
+    chance = keras.random.SeedGenerator(10)
     model = build_model(config)
     for variable in model.trainable_variables:
-        variable.assign(variable + keras.random.normal(variable.shape, stddev=spread))
+        variable.assign(variable + keras.random.normal(variable.shape, stddev=spread, seed=chance))
     return model
 
 
