@@ -55,7 +55,7 @@ class Sessions:
         """Open both graphs and compare them with the contract.
 
         Raises:
-            ArgumentError: onnxruntime has none of these execution providers.
+            ArgumentError: onnxruntime does not have one of these execution providers, or cannot start it.
             BundleError: a graph that onnxruntime cannot load or that does not keep to the contract.
         """
         self.providers = _known_providers(providers)
@@ -169,11 +169,15 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
         # option, but can be told afterwards to have none when it runs.
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         session.disable_fallback()
-        return session
     except Exception as error:  # onnxruntime's exceptions share no base class
         if _is_out_of_memory(error):
             raise BundleError(str(path), NO_MEMORY, "free some") from error
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", "get the bundle again") from error
+    # Without CUDA's libraries, for one, onnxruntime goes on by the CPU alone.
+    lost = [name for name in map(_provider_name, providers) if name not in session.get_providers()]
+    if lost:
+        raise ArgumentError("providers", f"onnxruntime cannot start {lost[0]}", "install what it needs, or use others")
+    return session
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -354,6 +354,21 @@ def test_what_onnxruntime_fails_at_is_an_error_and_no_output(
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_execution_provider_that_cannot_be_started(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA where its libraries are not installed."""
+    known = onnxruntime.get_available_providers()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*known, "CUDAExecutionProvider"])
+    create = onnxruntime.InferenceSession
+
+    def create_by_the_cpu(model: object, options: object, *, providers: list[Any], **rest: Any) -> Any:
+        assert providers[0] == ("CUDAExecutionProvider", {"device_id": 0})
+        return create(model, options, providers=["CPUExecutionProvider"], **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create_by_the_cpu)
+    with pytest.raises(ArgumentError, match="providers: onnxruntime cannot start CUDAExecutionProvider"):
+        Captioner(tiny_bundle, providers=[("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"])
+
+
 @pytest.mark.parametrize(
     "providers", [["CPUExecutionProvider"], [("CPUExecutionProvider", {})], "CPUExecutionProvider"]
 )
