@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import re
@@ -131,7 +132,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _known_providers(providers: Sequence[Provider] | None) -> list[Provider]:
-    """The providers as given; the CPU's where none are. Raises ArgumentError."""
+    """A copy of the providers as given; the CPU's where none are. Raises ArgumentError."""
     if providers is None:
         return ["CPUExecutionProvider"]
     known = onnxruntime.get_available_providers()
@@ -141,7 +142,7 @@ def _known_providers(providers: Sequence[Provider] | None) -> list[Provider]:
     names = [_provider_name(provider) for provider in chosen]
     if not names or len(set(names)) < len(names) or not all(name in known for name in names):
         raise ArgumentError("providers", f"{providers!r} is not among those of onnxruntime", f"use {', '.join(known)}")
-    return chosen
+    return copy.deepcopy(chosen)  # options may be changed later, and graphs are opened again after a fork
 
 
 def _provider_name(provider: object) -> str | None:

@@ -786,9 +786,11 @@ def test_pickled_it_comes_back_the_same(tiny_bundle: Path, monkeypatch: pytest.M
 
 
 def test_pickled_it_has_the_providers_that_it_was_made_with(tiny_bundle: Path) -> None:
-    providers = ["CPUExecutionProvider"]
+    options: dict[str, Any] = {}
+    providers = [("CPUExecutionProvider", options)]
     captioner = Captioner(tiny_bundle, threads=1, providers=providers)
     providers.clear()
+    options["device_id"] = lambda: 0  # which cannot be pickled
     pickle.loads(pickle.dumps(captioner))
 
 
