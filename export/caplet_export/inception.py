@@ -78,9 +78,13 @@ def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:
     if output is extractor.output:
         raise ConfigurationError(f"{layer}: there is nothing above it to train")
     try:
-        return keras.Model(output, extractor.output)
-    except ValueError as error:  # a block that is read lies below it
-        raise ConfigurationError(f"{layer}: is not below every block that is read; name a lower one") from error
+        upper = keras.Model(output, extractor.output)
+        if set(upper.layers).isdisjoint(lower_blocks(extractor, layer).layers):
+            return upper
+        cause = None  # Keras before 3.13 makes a model that fails when it is called
+    except ValueError as error:
+        cause = error
+    raise ConfigurationError(f"{layer}: is not below every block that is read; name a lower one") from cause
 
 
 def lower_blocks(extractor: keras.Model, layer: str) -> keras.Model:
