@@ -347,8 +347,24 @@ def test_standard_output_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None
     os.set_blocking(written, False)
     with open(read, "rb"), open(written, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
+        stream.write("by the program that calls main\n")
         caplet.output.Output().close()
         assert os.get_blocking(written)
+        os.set_blocking(read, False)  # to fail rather than wait where there is nothing
+        assert os.read(read, 99) == b"by the program that calls main\n"  # which comes before the captions
+
+
+def test_a_line_is_written_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little of it a pipe or a disk that fills up takes at a time."""
+
+    class Narrow(io.FileIO):
+        def write(self, content: Any) -> int:
+            return super().write(content[:5])
+
+    monkeypatch.setattr("caplet.output.io.FileIO", Narrow)
+    with caplet.output.Output(str(tmp_path / "out")) as output:
+        output.write("a dog runs over é\n")
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "a dog runs over é\n"
 
 
 @pytest.mark.parametrize("arguments", [["-"], ["--files-from", "-"]])
@@ -549,6 +565,19 @@ def test_without_standard_error_the_others_are_captioned_all_the_same(
     assert (tmp_path / "out").read_text() == done.stdout  # the file may well have got the number of standard error
 
 
+def test_a_file_that_got_the_number_of_standard_error_keeps_it(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from caplet.output import Output, quiet_libraries
+sys.stderr = None
+os.close(2)
+with Output(sys.argv[1]) as output, quiet_libraries():
+    output.write("a dog runs")
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], check=True)
+    assert (tmp_path / "out").read_text() == "a dog runs"
+
+
 @pytest.mark.parametrize("how", ["2>&-", "1>&- 2>&-"])
 def test_wrong_usage_without_standard_error_is_no_output(how: str) -> None:
     command = f"{sys.executable} -m caplet --nonsense {how}"
@@ -556,17 +585,37 @@ def test_wrong_usage_without_standard_error_is_no_output(how: str) -> None:
     assert (done.returncode, done.stdout) == (2, b"")
 
 
+def next_descriptor() -> int:
+    """The number that the next file gets."""
+    with open(os.devnull) as file:
+        return file.fileno()
+
+
 def test_standard_error_stays_what_it_was(
-    photos: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    photos: Path,
+    tmp_path: Path,
+    texts: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for stream in (sys.__stderr__, None):
-        monkeypatch.setattr(sys, "stderr", stream)
-        status, out, err = run("nowhere.jpg", photos / "cat.jpg", capfd=capfd)
-        assert sys.stderr is stream
-        assert (status, out) == (1, f"{photos / 'cat.jpg'}\t{texts['cat']}\n")
-        assert err.startswith("caplet: nowhere.jpg: ") == (stream is not None)
-        os.write(2, b"still there\n")
-        assert capfd.readouterr().err == "still there\n"
+    spare = set()
+    with (tmp_path / "log").open("w") as log:
+        for stream in (sys.__stderr__, None, log):
+            monkeypatch.setattr(sys, "stderr", stream)
+            status, out, err = run("nowhere.jpg", photos / "cat.jpg", capfd=capfd)
+            assert sys.stderr is stream
+            assert (status, out) == (1, f"{photos / 'cat.jpg'}\t{texts['cat']}\n")
+            assert err.startswith("caplet: nowhere.jpg: ") == (stream is sys.__stderr__)
+            os.write(2, b"still there\n")
+            assert capfd.readouterr().err == "still there\n"
+            spare.add(next_descriptor())
+    assert len(spare) == 1  # none was left open
+    assert (tmp_path / "log").read_text().startswith("caplet: nowhere.jpg: ")
+
+
+def test_what_standard_error_cannot_encode_is_told_all_the_same() -> None:
+    out, err = start("é.jpg", env={**os.environ, "PYTHONIOENCODING": "ascii"}).communicate()
+    assert (out, err) == (b"", b"caplet: \\xe9.jpg: no such file; check the path\n")
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
@@ -745,6 +794,8 @@ def test_an_output_that_cannot_be_written(target: str, photos: Path, tmp_path: P
 def test_a_full_disk(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, _, err = run(photos / "cat.jpg", "-o", "/dev/full", capfd=capfd)
     assert (status, err) == (1, "caplet: /dev/full: No space left on device\n")
+    os.write(2, b"still there\n")
+    assert capfd.readouterr().err == "still there\n"
     with open("/dev/full", "wb") as full:
         process = subprocess.run(
             [sys.executable, "-m", "caplet", str(photos / "cat.jpg")], stdout=full, stderr=subprocess.PIPE, check=False
@@ -1073,11 +1124,17 @@ def test_what_is_not_installed_whole_is_one_line(
     assert err.startswith("caplet: onnxruntime cannot be imported (libonnxruntime.so")
 
 
+@pytest.mark.parametrize("told", [True, False])
 def test_an_import_that_was_interrupted_is_an_interruption(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    told: bool, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def break_off(_: Any) -> int:
-        raise ImportError("initialization failed") from KeyboardInterrupt()
+        if told:
+            raise ImportError("initialization failed") from KeyboardInterrupt()
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ImportError("initialization failed")
 
     monkeypatch.setattr(caplet.caption_command, "run", break_off)
     assert run(photos / "cat.jpg", capfd=capfd) == (130, "", "caplet: interrupted\n")
@@ -1165,6 +1222,19 @@ def test_a_model_in_a_folder_whose_name_is_not_utf_8(
 ) -> None:
     model = shutil.copytree(tiny_bundle, os.fsdecode(bytes(tmp_path) + b"/b\xff\xe9"))
     assert run(photos / "cat.jpg", "--model", model, capfd=capfd) == (0, f"{texts['cat']}\n", "")
+
+
+def test_what_was_printed_before_an_interrupt_is_not_lost() -> None:
+    """As by `caplet-export`, also where there is no standard error."""
+    program = """
+import sys
+from caplet.output import INTERRUPTED, end_process
+sys.stderr = None
+print("epoch 1")
+end_process(INTERRUPTED)
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (130, b"epoch 1\n")
 
 
 def test_an_interrupt_waits_for_no_worker(photos: Path, tmp_path: Path) -> None:
