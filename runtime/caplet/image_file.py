@@ -146,7 +146,11 @@ def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
 
 
 def longest_file(max_pixels: int) -> int:
-    """Bytes that are read at most: no format here needs more than four 16-bit samples a pixel, and some metadata."""
+    """Bytes that are read at most: four 16-bit samples a pixel, and some metadata.
+
+    That is too few only for a plain PPM (numbers as text) near the limit, or for what is read with all that is behind
+    the picture: compressed TIFFs of many pages, long WebP and AVIF animations.
+    """
     return 8 * max_pixels + (1 << 20)
 
 
