@@ -69,7 +69,7 @@ def write_bundle(
     """Write a bundle, whole or not at all.
 
     Args:
-        output: its directory; replaced if there.
+        output: its directory; a bundle that is there is replaced.
         graphs: folder written by `caplet-export convert` or `quantize`.
         name: what the bundle calls itself.
         golden: photos that may be redistributed; the first is the card's figure. They are stored at the encoder's size

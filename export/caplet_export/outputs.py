@@ -32,12 +32,12 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
         ExportError: something stands there that is not to be replaced: a file, the working folder, one of the `inputs`
             or a folder around one, or a folder that no verb that writes this kind has made.
     """
-    resolved = target.resolve()
+    resolved = _followed(target)
     _check_place(target, resolved)
     if Path.cwd().is_relative_to(resolved):
         raise ExportError(f"{target}: the working folder, or one around it, is not replaced")
     for source in inputs:
-        if source.resolve().is_relative_to(resolved):
+        if _followed(source).is_relative_to(resolved):
             raise ExportError(f"{target}: would replace what is read, {source}")
     if not resolved.exists():
         return resolved
@@ -72,11 +72,11 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
         keys: of the JSON object, whole or in the first line, by which a file is known as one that the verb has written.
         inputs: files that are read.
     """
-    resolved = target.resolve()
+    resolved = _followed(target)
     _check_place(target, resolved)
     if resolved.is_dir():
         raise ExportError(f"{target}: is a folder, not a file")
-    if resolved in [source.resolve() for source in inputs]:
+    if resolved in map(_followed, inputs):
         raise ExportError(f"{target}: would replace what is read")
     if resolved.exists() and not _has_keys(resolved, keys):
         raise ExportError(f"{target}: is another file than caplet-export writes here, and is not replaced")
@@ -97,7 +97,14 @@ def _has_keys(path: Path, keys: frozenset[str]) -> bool:
     return not content
 
 
+def _followed(path: Path) -> Path:
+    """Where symbolic links lead. Unlike `Path.resolve`, no error where that is a circle, which `_check_place` tells."""
+    return Path(os.path.realpath(path))
+
+
 def _check_place(target: Path, resolved: Path) -> None:
+    if resolved.is_symlink():
+        raise ExportError(f"{target}: cannot write: symbolic links that lead in a circle")
     place = next((parent for parent in resolved.parents if parent.exists()), resolved)
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ExportError(f"{target}: cannot write: {place} is no folder that can be written to")

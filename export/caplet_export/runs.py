@@ -69,7 +69,6 @@ class Run(ABC):
         if (config.train.objective == "distillation") != bool(teachers):
             raise ConfigurationError("a teacher is needed to train by distillation, and for nothing else")
         self.folder = folder
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.config = config
         self.vocabulary = vocabulary
         self.history: list[Epoch] = []
@@ -154,6 +153,7 @@ class Run(ABC):
         self._write_records()
 
     def _resume(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)  # not before: what is refused leaves nothing behind
         path = self.folder / RESUME
         if not path.exists():
             return
@@ -181,7 +181,7 @@ class Run(ABC):
                 raise ConfigurationError(
                     f"{self.folder}: holds a trained run but no {RESUME} to go on with; use another folder, and --from"
                 )
-            if not self._is_beginning():
+            if self.folder.exists() and not self._is_beginning():
                 raise ConfigurationError(f"{self.folder}: holds something else than this run; use another folder")
             return
         if load_config(self.folder / "config.json") != self.config:

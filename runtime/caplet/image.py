@@ -452,7 +452,7 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
     if not isinstance(profile, bytes) or profile[16:20] != b"RGB " or source.mode not in ("RGB", "RGBA", "P"):
         return pixels
     text = profile.replace(b"\0", b"")  # names are ASCII in version 2, UTF-16 in version 4
-    if any(name in text for name in _SRGB_NAMES):
+    if b"inear" not in text and any(name in text for name in _SRGB_NAMES):
         return pixels
     try:
         from PIL import ImageCms  # only here: Pillow can be built without it
@@ -468,7 +468,8 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
 
 _SRGB_NAMES = (b"sRGB IEC61966-2", b"sRGB built-in", b"sRGB Gamut with sRGB Transfer")
 """What most profiles that are sRGB are called, so that it need not be measured. In full: those of other colour spaces
-speak of sRGB too, such as "DCI-P3 D65 Gamut with sRGB Transfer" in the photos of phones."""
+speak of sRGB too, such as "DCI-P3 D65 Gamut with sRGB Transfer" in the photos of phones. "sRGB IEC61966-2.1 (Linear RGB
+Profile)" is another one, so what speaks of that is measured."""
 
 
 def _difference(one: Image.Image, other: Image.Image) -> int:

@@ -27,6 +27,7 @@ Provider: TypeAlias = str | tuple[str, dict[str, Any]]
 """One of onnxruntime's execution providers: its name, or its name and options."""
 
 _SPIN_MICROSECONDS = 20
+_CPU: list[Provider] = ["CPUExecutionProvider"]
 _SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
 # Where a size is a letter it may be any number, but the same one wherever the letter stands in either graph.
 _Shape = tuple["int | str", ...]
@@ -134,7 +135,7 @@ if hasattr(os, "register_at_fork"):
 def _known_providers(providers: Sequence[Provider] | None) -> list[Provider]:
     """A copy of the providers as given; the CPU's where none are. Raises ArgumentError."""
     if providers is None:
-        return ["CPUExecutionProvider"]
+        return list(_CPU)
     known = onnxruntime.get_available_providers()
     chosen: list[Provider] = (
         [providers] if isinstance(providers, str) or not isinstance(providers, Iterable) else list(providers)
@@ -173,7 +174,8 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
     except Exception as error:  # onnxruntime's exceptions share no base class
         if _is_out_of_memory(error):
             raise BundleError(str(path), NO_MEMORY, "free some") from error
-        raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", "get the bundle again") from error
+        remedy = "get the bundle again" if providers == _CPU else "use other providers, or get the bundle again"
+        raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", remedy) from error
     # Without CUDA's libraries, for one, onnxruntime goes on by the CPU alone.
     lost = [name for name in map(_provider_name, providers) if name not in session.get_providers()]
     if lost:

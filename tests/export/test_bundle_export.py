@@ -267,6 +267,7 @@ def test_what_stands_behind_a_link_is_replaced(tmp_path: Path) -> None:
         ("file", "is a file"),
         ("link", "is a file"),
         ("file/below", "no folder that can be written to"),
+        ("circle", "symbolic links that lead in a circle"),
         (".", "working folder"),
         ("/", "working folder"),
         ("photos", r"holds something else than caplet-export writes there \(cat\.jpg\)"),
@@ -291,6 +292,7 @@ def test_what_is_not_to_be_replaced_stays(
             (here / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (here / folder / name).touch()
     (here / "link").symlink_to("file")
+    (here / "circle").symlink_to("circle")
     monkeypatch.chdir(here)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ExportError, match=said), whole_folder(Path(target), GRAPHS, [Path("run/graphs")]):

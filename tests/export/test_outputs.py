@@ -152,7 +152,8 @@ def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, content: bytes
 def test_a_folder_a_pipe_and_what_is_read_are_no_place_for_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"scorer": 1}')
     (tmp_path / "link.json").symlink_to("a.json")
+    (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe")
-    for name, said in ((".", "is a folder"), ("pipe", "another file"), ("link.json", "read")):
+    for name, said in ((".", "is a folder"), ("pipe", "another file"), ("link.json", "read"), ("circle", "circle")):
         with pytest.raises(ExportError, match=said):
             check_file(tmp_path / name, frozenset({"scorer"}), [tmp_path / "a.json"])

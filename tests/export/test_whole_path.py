@@ -492,6 +492,7 @@ def test_bad_input_gets_one_clear_line(case: str, spoilable: Path, capfd: pytest
     assert errors[0].startswith(f"caplet-export {arguments[0]}: ")
     assert said in errors[0]
     new = {name for name in snapshot(spoilable) if name not in there}
+    assert not (spoilable / "runs" / "new").exists()
     assert not {name for name in new if name.endswith((".onnx", "manifest.json", "decoder.weights.h5", "rows.f16"))}
 
 

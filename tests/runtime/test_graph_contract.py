@@ -369,6 +369,20 @@ def test_an_execution_provider_that_cannot_be_started(tiny_bundle: Path, monkeyp
         Captioner(tiny_bundle, providers=[("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"])
 
 
+def test_an_execution_provider_that_fails(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TensorRT with graphs that it cannot take: another bundle would be no better."""
+
+    def fail(*_: object, **__: object) -> Any:
+        raise RuntimeError("engine build failed")
+
+    known = onnxruntime.get_available_providers()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*known, "TensorrtExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    for providers, remedy in ((["TensorrtExecutionProvider"], "use other providers"), (None, "get the bundle again")):
+        with pytest.raises(BundleError, match=f"engine build failed.*; {remedy}"):
+            Captioner(tiny_bundle, providers=providers)
+
+
 @pytest.mark.parametrize(
     "providers", [["CPUExecutionProvider"], [("CPUExecutionProvider", {})], "CPUExecutionProvider"]
 )

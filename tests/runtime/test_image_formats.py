@@ -323,6 +323,12 @@ def test_photos_in_another_colour_space_are_brought_to_srgb(photo: Image.Image, 
     assert mean_difference(plain(Image.open(io.BytesIO(data))), plain(photo)) > 5
 
 
+def test_a_linear_profile_that_calls_itself_srgb_is_converted(photo: Image.Image) -> None:
+    profile = swapped_profile() + b"sRGB IEC61966-2.1 (Linear RGB Profile)"
+    expected = load_pixels(encoded(photo, icc_profile=swapped_profile()))
+    np.testing.assert_array_equal(load_pixels(encoded(photo, icc_profile=profile)), expected)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "P"])
 def test_pictures_with_alpha_or_a_palette_are_brought_to_srgb_too(photo: Image.Image, mode: str) -> None:
     image = photo.convert(mode)

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-length", type=positive, help="words at most (default: as trained)")
     parser.add_argument("--weights-license", required=True, metavar="TEXT", help="terms of the weights")
     parser.add_argument("--data-license", required=True, metavar="TEXT", help="terms of the training data")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle; replaced if there")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle; a bundle there is replaced")
 
 
 def run(arguments: argparse.Namespace) -> int:

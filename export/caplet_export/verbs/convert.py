@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plain", action="store_true", help="trace the training code as it is and rewrite nothing (for benchmarks)"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the graphs; replaced if there")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for graphs; graphs there are replaced")
 
 
 def run(arguments: argparse.Namespace) -> int:

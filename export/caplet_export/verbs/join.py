@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run folders of one vocabulary and one configuration; what was joined before brings all its captioners",
     )
     parser.add_argument("--average", action="store_true", help="average their weights: for runs that share a beginning")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the new run folder; replaced if there")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="new run folder; a run there is replaced")
 
 
 def run(arguments: argparse.Namespace) -> int:

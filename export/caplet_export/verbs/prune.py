@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="random seed for the sampled captions that importance is estimated on (default: %(default)s)",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the new run folder; replaced if there")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="new run folder; a run there is replaced")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="compare captions of the first N dev photos before and after, greedily",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the graphs; replaced if there")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for graphs; graphs there are replaced")
 
 
 def run(arguments: argparse.Namespace) -> int:

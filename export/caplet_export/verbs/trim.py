@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--words", type=Path, metavar="FILE", help="keep the words of this vocabulary.txt; no data, no features needed"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the new run folder; replaced if there")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="new run folder; a run there is replaced")
 
 
 def run(arguments: argparse.Namespace) -> int:
