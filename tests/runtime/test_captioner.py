@@ -11,6 +11,7 @@ import multiprocessing
 import operator
 import os
 import pickle
+import queue
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,7 @@ from caplet import (
 from caplet.captioner import join_words
 from caplet.explain import plot_attention
 from caplet.image import BinaryReader, load_pixels
+from caplet.prefetch import in_order
 from tiny_bundle import END, TinyModel, reference_search, vocabulary, write_tiny_bundle
 
 NAMES = ("astronaut", "cat", "coffee", "rocket")
@@ -589,6 +591,29 @@ def test_threads_end_with_the_iterator(how: str, captioner: Captioner, paths: li
     while photo_threads() - others and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not photo_threads() - others
+
+
+def test_closing_waits_for_no_work_and_begins_none() -> None:
+    begun: queue.SimpleQueue[int] = queue.SimpleQueue()
+    closed = threading.Event()
+
+    def work(item: int) -> None:
+        begun.put(item)
+        if item > 0:
+            closed.wait(10)
+
+    others = photo_threads()
+    results = in_order(itertools.count(), work, workers=2, ahead=6)
+    next(results)
+    assert {begun.get() for _ in range(3)} == {0, 1, 2}
+    threads = photo_threads() - others
+    assert len(threads) == 2
+    results.close()
+    assert photo_threads() >= threads  # still at their items
+    closed.set()
+    for thread in threads:
+        thread.join(10)
+    assert begun.empty()
 
 
 def test_photos_are_decoded_and_encoded_while_sentences_are_searched(

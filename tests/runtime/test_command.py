@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -24,6 +25,7 @@ import caplet.output
 from caplet import Caption, Captioner, ImageNotFoundError, InferenceError
 from caplet.cli import main
 from caplet.inputs import find_inputs
+from caplet.progress import Progress
 
 NAMES = ("astronaut", "cameraman", "cat", "coffee", "rocket")
 needs_bytes_in_names = pytest.mark.skipif(sys.platform != "linux", reason="file names are text on this system")
@@ -1042,6 +1044,31 @@ def test_progress_is_for_terminals(
     monkeypatch.setattr(caplet.caption_command, "Output", lambda *_, **__: caplet.output.Output(str(tmp_path / "out")))
     assert main([*paths, *options]) == 0
     assert "photos" not in terminal.getvalue()  # captions on the same terminal would run through it
+
+
+def test_progress_in_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 10.0, 10.125, 10.25, 10.375, 10.5, 11.0])
+    monkeypatch.setattr("caplet.progress.time", SimpleNamespace(monotonic=lambda: next(times)))
+    progress = Progress(terminal := Terminal(), 12)
+    for _ in range(6):
+        progress.advance()
+    progress.clear()
+    progress.clear()
+    shown = ["3/12 photos, 12.0 a second", "5/12 photos, 10.0 a second", "6/12 photos, 6.0 a second ", " " * 25, ""]
+    assert terminal.getvalue() == "".join("\r" + line for line in shown)
+
+
+def test_a_terminal_that_is_gone_costs_no_caption(
+    photos: Path, tmp_path: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(Terminal):
+        def write(self, _: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("caplet.progress._INTERVAL", 0)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert main([str(photos / "cat.jpg"), "-o", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out").read_text() == texts["cat"] + "\n"
 
 
 def test_a_name_with_a_carriage_return_stays_one_record(
