@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import PIL
 import pytest
 
+import caplet
+from caplet import Captioner
 from caplet.cli import main
 from caplet.machine import describe_cpu
 from tiny_bundle import rehash
@@ -35,47 +40,80 @@ def run(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, s
 # info
 
 
-def test_info_tells_what_runs_here(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run("info", "--model", bundle, "--json", "--threads", 3, capfd=capfd)
-    information = json.loads(out)
+def test_info_tells_what_runs_here(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rehash(bundle, lambda manifest: manifest["preprocessing"].update(width=160, height=120))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    monkeypatch.chdir(bundle.parent)
+    status, out, _ = run("info", "--model", "bundle", "--json", "--threads", 3, capfd=capfd)
     assert status == 0
-    assert information["versions"]["onnxruntime"] == onnxruntime.__version__
-    assert information["versions"]["numpy"] == np.__version__
-    assert information["model"]["name"] == "tiny-6"
-    assert information["model"]["sha256"] == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
-    encoder = hashlib.sha256((bundle / "encoder.onnx").read_bytes()).hexdigest()
-    assert information["files"]["encoder.onnx"]["sha256"] == encoder
-    assert information["license"]["weights"] == "CC0-1.0 (random numbers)"
-    assert information["threads"] == {"count": 3, "reason": "as asked"}
+    assert json.loads(out) == {
+        "versions": {
+            "caplet": caplet.__version__,
+            "python": platform.python_version(),
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        },
+        "model": {
+            "name": "tiny-6",
+            "path": str(bundle),
+            "sha256": hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
+            "created_with": manifest["created_with"],
+            "vocabulary": 36,
+            "photo_size": [160, 120],
+            "decoding": manifest["decoding"],
+        },
+        "license": manifest["license"],
+        "files": manifest["files"],
+        "metrics": manifest["metrics"],
+        "provenance": {"seed": 6},
+        "cpu": describe_cpu(),
+        "threads": {"count": 3, "reason": "as asked"},
+    }
 
 
-def test_info_as_text_holds_the_same(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    information = json.loads(run("info", "--model", bundle, "--json", capfd=capfd)[1])
-    status, text, _ = run("info", "--model", bundle, capfd=capfd)
-    assert status == 0
-    assert all(f"{name} {version}" in text for name, version in information["versions"].items())
-    assert all(entry["sha256"] in text for entry in information["files"].values())
-    assert information["model"]["sha256"] in text
-    assert "none for the default search" in text
-    assert f"{information['threads']['count']} ({information['threads']['reason']})" in text
-
-
-def test_info_has_the_scores_of_the_default_search_in_a_line(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def score(manifest: dict[str, Any]) -> None:
+def test_info_as_text(bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
         scores = {"cider_d": 69.46, "bleu_4": 26.83, "rouge_l": 50.93}
-        greedy = dict.fromkeys(scores, 0.0)
-        beam = str(manifest["decoding"]["beam_size"])
-        results = {"1": {"scores": greedy}, beam: {"scores": scores}}
-        manifest["metrics"] = {"split": "dev", "images": 1000, "scorer": "some", "results": results}
+        results = {"1": {"scores": dict.fromkeys(scores, 1.0)}, "3": {"scores": dict.fromkeys(scores, 3.0)}}
+        manifest["metrics"] = {"split": "dev", "images": 1000, "results": {**results, "5": {"scores": scores}}}
+        manifest["decoding"]["beam_size"] = 5
+        manifest["created_with"] = {"caplet": "0.1.0", "onnx": "1.16"}
 
-    rehash(bundle, score)
-    text = run("info", "--model", bundle, capfd=capfd)[1]
-    assert "CIDEr-D 69.5, BLEU-4 26.8, ROUGE-L 50.9 on 1000 photos of the dev split" in text
+    cpu = {"name": "", "architecture": "riscv64", "cpus": 8, "features": []}
+    monkeypatch.setattr("caplet.info_command.describe_cpu", lambda: cpu)
+    monkeypatch.setattr("caplet.info_command.versions", lambda: {"caplet": "0.2.0", "numpy": "2.1"})
+    rehash(bundle, edit)
+    manifest = (bundle / "manifest.json").read_bytes()
+    files = json.loads(manifest)["files"].items()
+    rows = {
+        "versions": "caplet 0.2.0, numpy 2.1",
+        "model": "tiny-6, 36 words in the vocabulary",
+        "path": str(bundle),
+        "sha256": hashlib.sha256(manifest).hexdigest(),
+        "created with": "caplet 0.1.0, onnx 1.16",
+        "search": "beam 5, at most 12 words",
+        "license of weights": "CC0-1.0 (random numbers)",
+        "license of data": "none",
+        **{f"file {name}": f"{entry['bytes']:,} bytes, {entry['sha256']}" for name, entry in files},
+        "scores": "CIDEr-D 69.5, BLEU-4 26.8, ROUGE-L 50.9 on 1000 photos of the dev split",
+        "CPU": "unknown (riscv64, 8 CPUs)",
+        "CPU features": "unknown",
+        "threads": "3 (as asked)",
+    }
+    status, text, _ = run("info", "--model", bundle, "--threads", 3, capfd=capfd)
+    assert status == 0
+    assert text == "".join(f"{name:<24}{value}\n" for name, value in rows.items())
 
 
-def test_a_score_that_is_no_number_of_this_world_is_none(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("value", [10**400, "high", None], ids=type)
+def test_a_score_that_is_no_number_of_this_world_is_none(
+    value: Any, bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def score(manifest: dict[str, Any]) -> None:
-        scores = dict.fromkeys(["cider_d", "bleu_4", "rouge_l"], 10**400)
+        scores = dict.fromkeys(["cider_d", "bleu_4", "rouge_l"], value)
         manifest["metrics"] = {"split": "dev", "images": 1, "results": {"3": {"scores": scores}}}
 
     rehash(bundle, score)
@@ -140,21 +178,43 @@ def test_check_repeats_the_golden_captions(bundle: Path, capfd: pytest.CaptureFi
         assert found["score"] == pytest.approx(expected["score"], abs=1e-4)
 
 
-@pytest.mark.parametrize(("field", "value"), [("text", "a dog"), ("score", -5.0)])
 def test_check_says_which_caption_differs_and_by_how_much(
-    field: str, value: Any, bundle: Path, capfd: pytest.CaptureFixture[str]
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rehash(bundle, lambda manifest: manifest["golden"][1].update({field: value}))
-    status, out, _ = run("check", "--model", bundle, capfd=capfd)
+    photo = "golden/cat.png"
+    expected = [(1, "a cat", -1.0), (2, "a cat", -1.0), (3, "a cat", -1.0), (16, "a cat", -1.0)]
+    here = {1: ("a cat", -1.0625), 2: ("a dog", -1.0), 3: ("a cat", -1.25), 16: ("a cat", -0.75)}
+    golden = [{"file": photo, "beam_size": beam, "text": text, "score": score} for beam, text, score in expected]
+    rehash(bundle, lambda manifest: manifest.update(golden=[{"source": "none", **entry} for entry in golden]))
+
+    def caption(captioner: Captioner, image: Path, *, beam_size: int) -> SimpleNamespace:
+        assert (image, captioner.threads) == (bundle / photo, 3)
+        return SimpleNamespace(text=here[beam_size][0], score=here[beam_size][1])
+
+    monkeypatch.setattr(Captioner, "caption", caption)
+    status, out, _ = run("check", "--model", bundle, "--threads", 3, capfd=capfd)
     assert status == 1
-    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["same", "DIFFERS", "same"]
-    assert "2 of 3" in out
-    status, out, _ = run("check", "--model", bundle, "--json", capfd=capfd)
-    report = json.loads(out)
-    assert (status, report["ok"]) == (1, False)
-    assert [golden["same"] for golden in report["golden"]] == [True, False, True]
-    if field == "score":
-        assert f"{report['golden'][1]['score'] + 5:+.4f}" in run("check", "--model", bundle, capfd=capfd)[1]
+    assert out.splitlines() == [
+        "tiny-6: 7 files are as released",
+        "same     golden/cat.png, beam 1: a cat (score -1.0625, -0.0625)",
+        "DIFFERS  golden/cat.png, beam 2: 'a dog' instead of 'a cat' (score -1.0000, +0.0000)",
+        "DIFFERS  golden/cat.png, beam 3: 'a cat' instead of 'a cat' (score -1.2500, -0.2500)",
+        "DIFFERS  golden/cat.png, beam 16: 'a cat' instead of 'a cat' (score -0.7500, +0.2500)",
+        "1 of 4 golden captions are the same",
+    ]
+    status, out, _ = run("check", "--model", bundle, "--threads", 3, "--json", capfd=capfd)
+    assert status == 1
+    fields = ("file", "beam_size", "expected", "text", "expected_score", "score", "same")
+    assert json.loads(out) == {
+        "model": "tiny-6",
+        "model_sha256": hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
+        "files_verified": 7,
+        "golden": [
+            dict(zip(fields, (photo, beam, text, here[beam][0], score, here[beam][1], beam == 1), strict=True))
+            for beam, text, score in expected
+        ],
+        "ok": False,
+    }
 
 
 def test_check_finds_an_altered_file(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
