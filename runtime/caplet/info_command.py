@@ -33,7 +33,7 @@ def describe(model: str | None, asked_threads: int | None) -> dict[str, Any]:
         "versions": versions(),
         "model": {
             "name": manifest.name,
-            "path": str(bundle.path.absolute()),
+            "path": str(bundle.path),
             "sha256": bundle.digest,
             "created_with": manifest.created_with,
             "vocabulary": len(bundle.words),
