@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +22,11 @@ import PIL
 import pytest
 
 import caplet
-from caplet import Captioner
+from caplet import CapletError, Captioner
+from caplet.bench_command import _fresh_start
 from caplet.cli import main
 from caplet.machine import describe_cpu
-from tiny_bundle import rehash
+from tiny_bundle import rehash, write_tiny_bundle
 
 
 @pytest.fixture
@@ -278,6 +282,136 @@ def test_bench_as_text_with_a_photo_of_the_model(bundle: Path, capfd: pytest.Cap
     assert "beam 1" in out
     words = "decode,encode,step,search,total,batches of 2,first caption,peak memory,threads"
     assert all(word in out for word in words.split(","))
+
+
+@pytest.mark.parametrize(
+    ("peaks", "memory"),
+    [((90_000, 125_000, 100_000), "peak memory of a process with one caption: 128 MB\n"), ((0, 0, 0), "")],
+    ids=["linux", "elsewhere"],
+)
+def test_bench_by_a_known_clock(
+    peaks: tuple[int, ...], memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Of the runs that count, number `i` takes a base and `i` times a slope; the others before take a second each."""
+    now = cpu = 0.0
+    photo, runs = str(tmp_path / "golden" / "cat.png"), 11
+    batches: list[tuple[int, int]] = []
+
+    def spend(milliseconds: float) -> None:
+        nonlocal now
+        now += milliseconds / 1000
+
+    def durations(base: float, slope: float, warm_ups: int = 3) -> Iterator[float]:
+        return itertools.chain([1000.0] * warm_ups, (base + slope * number for number in range(runs)))
+
+    decode, encode, total = durations(1, 0.5), durations(10, 2), durations(50, 1, warm_ups=4)
+    steps, searches, processors = durations(2, 0.5), durations(4, 0), durations(80, 3, warm_ups=4)
+
+    def load_pixels(source: str, *, size: tuple[int, int]) -> Any:
+        assert (source, size) == (photo, (96, 64))
+        spend(next(decode))
+        return np.zeros((64, 96, 3), np.uint8)
+
+    def search(step: Any, encoded: Any, decoding: Any) -> None:
+        assert decoding.beam_size == 2
+        spend(next(searches))
+        step(*encoded)
+
+    def caption(_: Captioner, source: str, *, beam_size: int = 3) -> SimpleNamespace:
+        nonlocal cpu
+        assert source == photo
+        spend(next(total))
+        cpu += next(processors) / 1000
+        return SimpleNamespace(words=("a",) * beam_size, text="a" * 99)
+
+    def caption_many(
+        captioner: Captioner, sources: Iterable[str], *, batch_size: int, beam_size: int
+    ) -> Iterator[None]:
+        count = list(sources).count(photo)
+        batches.append((batch_size, count))
+        spend(9999 if len(batches) % 2 else 1000 * count / (captioner.threads * batch_size * beam_size))
+        yield
+
+    starts = iter(zip((3.0, 1.0, 2.25), peaks, strict=True))
+
+    def start(*_: Any, **__: Any) -> SimpleNamespace:
+        seconds, peak = next(starts)
+        spend(1000 * seconds)
+        return SimpleNamespace(returncode=0, stderr=b"peak kilobytes: %d\n" % peak)
+
+    clock = SimpleNamespace(perf_counter=lambda: now, process_time=lambda: cpu)
+    monkeypatch.setattr("caplet.bench_command.time", clock)
+    monkeypatch.setattr("caplet.bench_command.subprocess", SimpleNamespace(run=start, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr("caplet.bench_command.describe_cpu", lambda: {"name": "Some CPU"})
+    monkeypatch.setattr("caplet.bench_command.versions", lambda: {"onnxruntime": "1.99"})
+    monkeypatch.setattr("caplet.bench_command.load_pixels", load_pixels)
+    monkeypatch.setattr("caplet.bench_command.search", search)
+    monkeypatch.setattr("caplet.sessions.Sessions.encode", lambda *_: spend(next(encode)) or ("token",) * 4)
+    monkeypatch.setattr("caplet.sessions.Sessions.step", lambda *_: spend(next(steps)))
+    monkeypatch.setattr(Captioner, "caption", caption)
+    monkeypatch.setattr(Captioner, "caption_many", caption_many)
+
+    expected = f"""\
+tiny-6 on Some CPU, 3 threads (as asked), onnxruntime 1.99
+{photo}: 2 words, beam 2, 11 runs
+
+milliseconds        p50      p90      p99
+decode             3.50     5.50     5.95
+encode            20.00    28.00    29.80
+step               4.50     6.50     6.95
+search             8.50    10.50    10.95
+total             55.00    59.00    59.90
+
+one at a time: 18.2 photos a second
+batches of 2: 12.0 photos a second
+CPU time per photo: 95.0 ms
+process start to first caption: 2.25 s
+{memory}
+threads  batch  photos a second
+      1      1              2.0
+      1      4              8.0
+      1      8             16.0
+      2      1              4.0
+      2      4             16.0
+      2      8             32.0
+      3      1              6.0
+      3      4             24.0
+      3      8             48.0
+"""
+    write_tiny_bundle(tmp_path, width=96, height=64)
+    options = ("--threads", 3, "--beam", 2, "--batch-size", 2, "--runs", runs, "--sweep")
+    status, out, err = run("bench", "--model", tmp_path, *options, capfd=capfd)
+    assert (status, err) == (0, "")
+    assert out == expected
+    # A first batch that is not timed, then as many photos as --runs, or four batches.
+    assert batches == [(2, 2), (2, 11)] + [(1, 1), (1, 11), (4, 4), (4, 16), (8, 8), (8, 32)] * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_bench_starts_a_process_of_the_same_caplet_with_the_same_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caplet that tells what it is given, and has let go of most of its memory when it ends."""
+    (tmp_path / "caplet").mkdir()
+    (tmp_path / "caplet" / "__init__.py").touch()
+    (tmp_path / "caplet" / "cli.py").write_text(
+        "from pathlib import Path\n"
+        "def main(arguments):\n"
+        "    len(b'x' * 100_000_000)\n"
+        "    Path(__file__).with_name('given').write_text(' '.join(arguments))\n"
+        "    return 3 * (arguments[-1] == 'gone')\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr("caplet.bench_command._FRESH_STARTS", 1)
+    for options, photo, given in [
+        ({"model": "m", "threads": 2, "beam": 5}, "-a.jpg", "--model m --threads 2 --beam 5 -- -a.jpg"),
+        ({"model": None, "threads": None, "beam": None}, "-", "-- ./-"),
+    ]:
+        report = _fresh_start(argparse.Namespace(**options), photo)
+        assert (tmp_path / "caplet" / "given").read_text() == given
+        assert 100 < (report["peak_rss_mb"] or 0) < 200
+    with pytest.raises(CapletError, match="exit status 3"):
+        _fresh_start(argparse.Namespace(**options), "gone")
 
 
 @pytest.mark.parametrize("problem", ["photo", "model", "no golden"])
