@@ -1024,13 +1024,21 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("options", "shown"), [([], True), (["--quiet"], False)])
+@pytest.mark.parametrize(
+    ("options", "kind", "shown"),
+    [([], Terminal, True), (["--quiet"], Terminal, False), ([], io.StringIO, False)],
+    ids=["", "quiet", "no terminal"],
+)
 def test_progress_is_for_terminals(
-    options: list[str], shown: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    kind: type[io.StringIO],
+    shown: bool,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("caplet.progress._INTERVAL", 0)
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal := kind())
     paths = [str(photos / f"{name}.jpg") for name in NAMES]
     assert main([*paths, "nowhere.jpg", "-o", str(tmp_path / "out"), *options]) == 1
     assert ("5/6 photos" in terminal.getvalue()) == shown
@@ -1049,13 +1057,15 @@ def test_progress_is_for_terminals(
 def test_progress_in_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 10.0, 10.125, 10.25, 10.375, 10.5, 11.0])
     monkeypatch.setattr("caplet.progress.time", SimpleNamespace(monotonic=lambda: next(times)))
-    progress = Progress(terminal := Terminal(), 12)
+    terminal = io.BytesIO()
+    monkeypatch.setattr(stream := io.TextIOWrapper(terminal, newline=""), "isatty", lambda: True)
+    progress = Progress(stream, 12)
     for _ in range(6):
         progress.advance()
     progress.clear()
     progress.clear()
     shown = ["3/12 photos, 12.0 a second", "5/12 photos, 10.0 a second", "6/12 photos, 6.0 a second ", " " * 25, ""]
-    assert terminal.getvalue() == "".join("\r" + line for line in shown)
+    assert terminal.getvalue().decode() == "".join("\r" + line for line in shown)  # what was flushed
 
 
 def test_a_terminal_that_is_gone_costs_no_caption(
