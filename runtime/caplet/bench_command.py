@@ -178,7 +178,7 @@ def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float |
     path = [entry for entry in sys.path if entry]
     command = [sys.executable, "-c", f"import sys\nsys.path[:] = {path!r}\n{_FRESH}"]
     for option, value in (("--model", arguments.model), ("--threads", arguments.threads), ("--beam", arguments.beam)):
-        command += [option, str(value)] if value is not None else []
+        command += [f"{option}={value}"] if value is not None else []
     command += ["--", "./-" if photo == STDIN else photo]
     seconds, peaks = [], []
     for _ in range(_FRESH_STARTS):

@@ -427,7 +427,7 @@ def test_bench_starts_a_process_of_the_same_caplet_with_the_same_options(
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr("caplet.bench_command._FRESH_STARTS", 1)
     for options, photo, given in [
-        ({"model": "m", "threads": 2, "beam": 5}, "-a.jpg", "--model m --threads 2 --beam 5 -- -a.jpg"),
+        ({"model": "-m", "threads": 2, "beam": 5}, "-a.jpg", "--model=-m --threads=2 --beam=5 -- -a.jpg"),
         ({"model": None, "threads": None, "beam": None}, "-", "-- ./-"),
     ]:
         report = _fresh_start(argparse.Namespace(**options), photo)
