@@ -91,10 +91,11 @@ def save_drawing(drawing: Image.Image, path: Path) -> None:
     """Write a drawing as a PNG file that `is_drawing` knows again, whole or not at all. Raises OSError."""
     text = PngInfo()
     text.add_text(*_MARK)
-    target = Path(os.path.realpath(path))  # a link stays one
-    if target.exists() and not target.is_file():  # a pipe or a device
-        drawing.save(target, format="PNG", pnginfo=text)
+    if path.exists() and not path.is_file():  # a pipe or a device
+        with path.open("wb") as file:  # Pillow would open it for reading too, which a pipe does not allow
+            drawing.save(file, format="PNG", pnginfo=text)
         return
+    target = Path(os.path.realpath(path))  # a link stays one
     # A name nobody can foresee, and a file that must be new: else a link of that name would be followed.
     temporary = target.with_name(f".caplet-{os.urandom(8).hex()}.png")
     file = temporary.open("xb")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from skimage import color as skimage_color
 
 from caplet.errors import ArgumentError, ImageNotFoundError
-from caplet.explain import heat_colours, plot_attention, save_drawing
+from caplet.explain import heat_colours, is_drawing, plot_attention, save_drawing
 
 PHOTOS = Path(__file__).parents[1] / "photos"
 
@@ -190,3 +190,19 @@ def test_a_drawing_on_its_way_follows_no_link(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(FileExistsError):
         save_drawing(drawing, tmp_path / "drawing.png")
     assert precious.read_text() == "kept" and all(link.is_symlink() for link in links)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_drawing_goes_where_a_link_leads_and_into_pipes(tmp_path: Path) -> None:
+    drawing, link, pipe = Image.new("RGB", (9, 9)), tmp_path / "link.png", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "drawing.png")
+    save_drawing(drawing, link)
+    assert link.is_symlink() and is_drawing(tmp_path / "drawing.png")
+    os.mkfifo(pipe)
+    unnamed, written = os.pipe()
+    for reader, target in ((os.open(pipe, os.O_NONBLOCK), pipe), (unnamed, Path(f"/dev/fd/{written}"))):
+        save_drawing(drawing, target)
+        assert os.read(reader, 9999) == link.read_bytes()
+        os.close(reader)
+    os.close(written)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "drawing.png", link, pipe]
