@@ -170,7 +170,7 @@ def _on_paper(parts: Sequence[tuple[Image.Image, int, int]], layout: _Layout) ->
 
 def _photo_column(photo: Image.Image, caption: str, peak: float, layout: _Layout) -> Image.Image:
     """The photo as it is, the whole caption under it, and the scale of the heat maps."""
-    width = max(photo.width, layout.panel)
+    width = max(photo.width, layout.panel, 14 * layout.note_size)  # the words of the scale need that much
     font, note = _font(layout.caption_size), _font(layout.note_size)
     lines = _wrap(caption, font, width)
     line_height = round(1.3 * layout.caption_size)

@@ -28,14 +28,18 @@ def looking_at(*places: tuple[int, int]) -> NDArray[np.float32]:
 
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """What gets written, and the box it takes."""
-    written = []
+    """What gets written, and the box it takes, which is its own."""
+    written, taken = [], []
     draw_text = ImageDraw.ImageDraw.text
 
     def spy(self: Any, xy: Any, text: str, fill: Any = None, font: Any = None, anchor: Any = None) -> None:
         box = self.textbbox(xy, text, font=font, anchor=anchor)
         assert box[0] >= -1 and box[2] <= self.im.size[0] + 1, f"{text!r} is cut off"
         assert box[3] <= self.im.size[1], f"{text!r} is cut off"
+        for image, other, (left, top, right, bottom) in taken:
+            apart = box[2] <= left or right <= box[0] or box[3] <= top or bottom <= box[1]
+            assert image is not self.im or apart, f"{text!r} is written over {other!r}"
+        taken.append((self.im, text, box))
         written.append((text, box))
         draw_text(self, xy, text, fill, font, anchor=anchor)
 
