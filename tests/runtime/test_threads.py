@@ -68,6 +68,7 @@ def test_without_affinity_the_cpus_of_the_machine_count(tmp_path: Path, monkeypa
         ("100000 0", 16),
         ("0 100000", 16),
         ("x y", 16),
+        ("²00000 100000", 16),
     ],
 )
 def test_quota_of_version_2_is_rounded_up(quota: str, count: int, tmp_path: Path) -> None:
@@ -84,27 +85,35 @@ def test_a_group_around_this_one_may_be_the_narrow_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text on this system")
-@pytest.mark.parametrize("group", ["jöb", "名前", "a\x85b", os.fsdecode(b"\xff\xfe"), "a b"])
+@pytest.mark.parametrize("group", ["jöb", "名前", "a\x85b", os.fsdecode(b"\xff\xfe"), "a b", "a:b"])
 def test_a_group_may_have_any_name(group: str, tmp_path: Path) -> None:
     machine(tmp_path, f"0::/{group}\n", {f"{group}/cpu.max": "50000 100000"})
     assert usable_threads(environ={}, root=tmp_path) == ThreadCount(1, "CPU quota of 0.5")
 
 
 def test_in_a_container_the_group_is_not_visible_but_its_limit_is(tmp_path: Path) -> None:
-    machine(tmp_path, "0::/../../docker/123\n", {"cpu.max": "200000 100000"})
+    files = {"cpu.max": "200000 100000", "../cpu.max": "100000 100000", "../../docker/123/cpu.max": "100000 100000"}
+    machine(tmp_path, "0::/../../docker/123\n", files)
     assert usable_threads(environ={}, root=tmp_path).count == 2
 
 
-@pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
-def test_quota_of_version_1(mount: str, tmp_path: Path) -> None:
+def test_a_limit_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    machine(tmp_path, "0::/job\n", {"job/cpu.max/folder": "", "cpu.max": "200000 100000"})
+    assert usable_threads(environ={}, root=tmp_path).count == 2
+
+
+@pytest.mark.parametrize(
+    ("controllers", "mount"), [("cpu", "cpu"), ("cpu,cpuacct", "cpu,cpuacct"), ("cpuacct,cpu", "cpu")]
+)
+def test_quota_of_version_1(controllers: str, mount: str, tmp_path: Path) -> None:
     files = {f"{mount}/job/cpu.cfs_quota_us": "350000\n", f"{mount}/job/cpu.cfs_period_us": "100000\n"}
-    machine(tmp_path, f"5:memory:/x\n4:{mount}:/job\n", files)
+    machine(tmp_path, f"5:memory:/x\n4:{controllers}:/job\n", files)
     assert usable_threads(environ={}, root=tmp_path) == ThreadCount(4, "CPU quota of 3.5")
 
 
 def test_the_group_of_another_controller_of_version_1_limits_nothing(tmp_path: Path) -> None:
     files = {"cpu/x/cpu.cfs_quota_us": "100000\n", "cpu/x/cpu.cfs_period_us": "100000\n"}
-    machine(tmp_path, "5:memory:/x\n4:cpu:/job\n", files)
+    machine(tmp_path, "6:memory:/x\n5:cpuset:/x\n4:cpu:/job\n", files)
     assert usable_threads(environ={}, root=tmp_path).count == 16
 
 
