@@ -72,9 +72,7 @@ def plot_attention(
     if not words:
         return _on_paper([(photo_column, 0, 0)], layout)
     scale = panel / max(photo.size)
-    small = photo.resize(
-        (max(round(photo.width * scale), 1), max(round(photo.height * scale), 1)), Image.Resampling.LANCZOS
-    )
+    small = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS)
     parts = [(photo_column, 0, 0)]
     left = photo_column.width + 2 * layout.gap
     for index, (word, share, probability) in enumerate(zip(words, shares, probabilities, strict=True)):

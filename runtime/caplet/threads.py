@@ -50,7 +50,7 @@ def usable_threads(
     if asked is not None:
         return ThreadCount(whole_number("threads", asked, _MOST_THREADS), "as asked")
     limits = [_affinity()]
-    limits += [ThreadCount(max(1, math.ceil(quota)), f"CPU quota of {quota:g}") for quota in _quotas(root)]
+    limits += [ThreadCount(math.ceil(quota), f"CPU quota of {quota:g}") for quota in _quotas(root)]
     limits += _omp_num_threads(environ)
     return min(limits, key=lambda limit: limit.count)
 
