@@ -124,7 +124,7 @@ def _names(file: BufferedReader, null: bool) -> Iterator[str]:
         if not null:
             name = name.removesuffix(b"\r")
         if name:
-            yield os.fsdecode(name)
+            yield name.decode(sys.getfilesystemencoding(), "surrogateescape")  # os.fsdecode raises on Windows
 
 
 def _lines(file: BufferedReader, null: bool) -> Iterator[bytes]:

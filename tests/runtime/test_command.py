@@ -228,8 +228,12 @@ def test_every_suffix_of_the_formats_counts(photos: Path, tmp_path: Path, capfd:
     )
 
 
-def test_recursive_gives_the_folders_in_it_too(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run("-r", folder, capfd=capfd)
+@pytest.mark.parametrize("listed", [False, True])
+def test_recursive_gives_the_folders_in_it_too(
+    listed: bool, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list").write_text(f"{folder}\n")
+    status, out, _ = run("-r", *(["--files-from", tmp_path / "list"] if listed else [folder]), capfd=capfd)
     assert status == 0
     paths = [line.split("\t")[0] for line in out.splitlines()]
     assert paths == [f"{folder}/{name}" for name in ("a.PNG", "b.jpg", "inner/c.jpg", "inner/deep/d.jpg")]
@@ -292,7 +296,9 @@ def test_a_folder_without_photos_is_an_error_in_its_place(
     records = [json.loads(line) for line in out.splitlines()]
     assert status == 1
     assert [record["path"] for record in records] == list(map(str, inputs))
-    assert ["without photos" in record.get("error", "") for record in records] == [True, False, True]
+    remedy = "" if options else "; use --recursive for the folders in it"
+    error = f"{tmp_path / 'empty'}: a folder without photos{remedy}"
+    assert [record.get("error") for record in records] == [error, None, error]
 
 
 def test_a_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -443,6 +449,7 @@ def test_pipes_and_lists_in_this_process(
     with (tmp_path / "list").open() as listing, (photos / "cat.jpg").open(encoding="latin-1") as photo:
         for arguments, stream in ((["--files-from", "-"], listing), (["-"], photo)):
             monkeypatch.setattr(sys, "stdin", stream)
+            monkeypatch.setattr("caplet.inputs._LARGEST_PIPE", (photos / "cat.jpg").stat().st_size)  # just allowed
             status, out, _ = run(*arguments, capfd=capfd)
             assert (status, out.split("\t")[-1]) == (0, texts["cat"] + "\n")
 
@@ -474,6 +481,17 @@ def test_names_are_taken_as_they_come(end: bytes, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("caplet.inputs.open", lambda *_: io.BufferedReader(Program()), raising=False)
     found = find_inputs([], "list", null=end == b"\0", recursive=False)
     assert [(photo.name, len(asked)) for photo in found] == [("a", 1), ("b.jpg", 3), ("c", 4)]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\0"])
+def test_a_name_in_a_list_is_all_that_stands_there(end: bytes, tmp_path: Path) -> None:
+    names = [b" a ", b"-", b"caf\xe9.jpg", b"b\r\0c" if end == b"\n" else b"b\nc\r", b"\xef\xbb\xbfd"]
+    names += [b"%d" % number for number in range(15_000)]  # more than is read at once
+    names.append(b"x" * 4000 + b" ")
+    (tmp_path / "list").write_bytes(end.join(names))
+    found = list(find_inputs([], str(tmp_path / "list"), null=end == b"\0", recursive=False))
+    assert [photo.name.encode("utf-8", "surrogateescape") for photo in found] == names
+    assert not any(photo.piped for photo in found)
 
 
 def test_a_list_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
