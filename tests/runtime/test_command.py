@@ -1099,14 +1099,18 @@ def test_a_terminal_that_is_gone_costs_no_caption(
     assert (tmp_path / "out").read_text() == texts["cat"] + "\n"
 
 
+@pytest.mark.parametrize(("form", "returns"), [("csv", 1), ("tsv", 0)])
 def test_a_name_with_a_carriage_return_stays_one_record(
-    tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+    form: str, returns: int, tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """And is the only thing with one: lines end with a newline alone."""
     shutil.copy(photos / "cat.jpg", tmp_path / "a\rb.jpg")
-    run(tmp_path / "a\rb.jpg", photos / "cat.jpg", "--format", "csv", "-o", tmp_path / "out", capfd=capfd)
+    run(tmp_path / "a\rb.jpg", photos / "cat.jpg", "--format", form, "-o", tmp_path / "out", capfd=capfd)
     with open(tmp_path / "out", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == [str(tmp_path / "a\rb.jpg"), str(photos / "cat.jpg")]
+        rows = list(csv.DictReader(file, delimiter="\t" if form == "tsv" else ","))
+    name = "a\rb.jpg" if form == "csv" else "a\\rb.jpg"
+    assert [row["path"] for row in rows] == [str(tmp_path / name), str(photos / "cat.jpg")]
+    assert (tmp_path / "out").read_bytes().count(b"\r") == returns
 
 
 def test_what_stands_before_the_break_of_a_list_is_told(

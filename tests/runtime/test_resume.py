@@ -74,6 +74,15 @@ def test_whatever_the_file_was_cut_to_it_ends_up_whole(inputs: list[str], tmp_pa
         assert out.read_bytes()[:done] == whole[:done]  # what was written before stays
 
 
+def test_null_bytes_that_a_power_cut_left_are_cut_off(photos: Path, tmp_path: Path) -> None:
+    out, good = tmp_path / "out", [str(photos / "cat.jpg"), str(photos / "rocket.jpg")]
+    assert resume(good[:1], out) == 0
+    before = out.read_bytes()
+    out.write_bytes(before + bytes(4096))
+    assert resume(good, out) == 0
+    assert out.read_bytes().startswith(before) and [record["path"] for record in records(out)] == good
+
+
 def test_done_means_done(photos: Path, tmp_path: Path) -> None:
     good, out = [str(photos / "cat.jpg")] * 3, tmp_path / "out"
     assert resume(good, out) == 0
@@ -121,6 +130,7 @@ def test_errors_of_photos_that_are_not_given_do_not_count(photos: Path, tmp_path
         b"photo.jpg\ta caption\n",
         b"[]\n",
         b"{}\n",
+        b'{"path": "cat.jpg"}\n',
         b'{"path": 3, "model_sha256": ""}\n',
         b"[" * 9999 + b"\n",
         b'{"users": ["alice"]}',
@@ -201,17 +211,19 @@ def test_drawings_of_photos_of_one_name_keep_their_numbers(photos: Path, tmp_pat
 def test_drawings_of_photos_that_are_done_stay(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if a photo of the same name, found before them in its folder, comes later."""
     monkeypatch.chdir(tmp_path)
-    for part in ("a", "b"):
+    for part in ("a", "b", "c"):
         (tmp_path / "in" / part).mkdir(parents=True)
     shutil.copy(photos / "cat.jpg", "in/b/x.jpg")
+    shutil.copy(photos / "coffee.jpg", "in/c/x.jpg")
     assert resume(["-r", "in"], Path("out"), "--attention", "drawings") == 0
-    before = Path("drawings/x.png").read_bytes()
+    before = {path: path.read_bytes() for path in Path("drawings").iterdir()}
     shutil.copy(photos / "rocket.jpg", "in/a/x.jpg")
     # However the folder is written now.
     assert resume(["-r", "in"], Path("out"), "--attention", str(tmp_path / "in/../drawings")) == 0
-    assert Path("drawings/x.png").read_bytes() == before
+    assert {path: path.read_bytes() for path in before} == before
     drawings = {record["path"]: Path(record["drawing"]).resolve() for record in records(Path("out"))}
-    assert drawings == {"in/b/x.jpg": tmp_path / "drawings/x.png", "in/a/x.jpg": tmp_path / "drawings/x-2.png"}
+    names = {"in/b/x.jpg": "x.png", "in/c/x.jpg": "x-2.png", "in/a/x.jpg": "x-3.png"}
+    assert drawings == {photo: tmp_path / "drawings" / name for photo, name in names.items()}
 
 
 def test_a_drawing_of_one_photo_that_is_done_stays(
