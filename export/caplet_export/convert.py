@@ -8,6 +8,7 @@ itself, as anybody would export it; `caplet_export.parity` holds either against 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -274,6 +275,8 @@ def _shapes(config: ModelConfig) -> dict[str, Shape]:
 def _trace(function: Any, signature: Mapping[str, tuple[Any, Sequence[int | None]]]) -> onnx.ModelProto:
     specs = [tf.TensorSpec(shape, dtype, name=name) for name, (dtype, shape) in signature.items()]
     traced = tf.function(function, input_signature=specs)
+    # Else tf2onnx copies the graph before each of its optimizers, to go on without those that fail: 4 GB of copies.
+    os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
     graph, _ = tf2onnx.convert.from_function(traced, input_signature=specs, opset=OPSET)
     return graph
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tf2onnx
 from numpy.typing import NDArray
 
 from caplet_export import checkpoint
@@ -116,6 +119,19 @@ def test_top_words_are_those_of_the_full_softmax_without_specials(k: int, expect
         assert tokens[row, : len(allowed)].tolist() == allowed
         np.testing.assert_array_equal(log_probs[row, : len(allowed)], everything[row, allowed])
         assert np.all(np.isneginf(log_probs[row, len(allowed) :]))
+
+
+def test_the_graph_is_not_copied_for_each_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tf2onnx's copies of Inception take 4 GB."""
+    deepcopy, copied = copy.deepcopy, []
+
+    def counted(value: object, *rest: Any) -> Any:
+        copied.append(type(value))
+        return deepcopy(value, *rest)
+
+    monkeypatch.setattr(copy, "deepcopy", counted)
+    convert_decoder(build_tiny_model())
+    assert tf2onnx.graph.Graph not in copied
 
 
 def test_a_wrong_weight_is_found() -> None:
