@@ -9,6 +9,7 @@ itself, as anybody would export it; `caplet_export.parity` holds either against 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -289,6 +290,36 @@ def _declare(model: onnx.ModelProto, inputs: Mapping[str, Shape], outputs: Mappi
         del declared[:]
         declared.extend(helper.make_tensor_value_info(name, types[name], shape) for name, shape in wanted.items())
     del graph.value_info[:]
+    _number_by_use(graph)
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model)
     return model
+
+
+def _number_by_use(graph: onnx.GraphProto) -> None:
+    """Number in order of use what tf2onnx has numbered in the order of sets, and put constants in that order: one
+    captioner makes one file, byte for byte.
+    """
+    numbers: dict[str, str] = {}
+
+    def renamed(name: str) -> str:
+        parts = _NUMBERED.fullmatch(name)
+        if parts is None:
+            return name
+        base, end = parts["base"], parts["end"]
+        return numbers.setdefault(base + parts["number"], f"{base}{len(numbers)}") + end
+
+    used: dict[str, None] = {}
+    for node in graph.node:
+        node.name = renamed(node.name)
+        node.input[:] = map(renamed, node.input)
+        node.output[:] = map(renamed, node.output)
+        used.update(dict.fromkeys(node.input))
+    for constant in graph.initializer:
+        constant.name = renamed(constant.name)
+    order = {name: position for position, name in enumerate(used)}
+    graph.initializer.sort(key=lambda constant: order[constant.name])
+    graph.doc_string = ""
+
+
+_NUMBERED = re.compile(r"(?P<base>.*__)(?P<number>\d+)(?P<end>(:\d+)?)")

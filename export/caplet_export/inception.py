@@ -11,6 +11,8 @@ import keras
 from caplet_export.errors import ConfigurationError
 
 INPUT_SIZE = 299
+NAME = "inception"
+"""Of the extractor, and so of its operators in graphs: Keras would number it, on and on through a process."""
 JOINED = "blocks"
 """Name of the layer that puts the outputs of several blocks side by side."""
 
@@ -46,7 +48,7 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
         keras.config.set_dtype_policy(before)
     outputs = [_block(whole, block) for block in blocks]
     joined = outputs[0] if len(outputs) == 1 else keras.layers.Concatenate(name=JOINED)(outputs)
-    return keras.Model(whole.input, joined)
+    return keras.Model(whole.input, joined, name=NAME)
 
 
 def split_blocks(extractor: keras.Model) -> Callable[[Any], list[Any]]:
@@ -54,7 +56,7 @@ def split_blocks(extractor: keras.Model) -> Callable[[Any], list[Any]]:
     last = extractor.layers[-1]
     if last.name != JOINED:
         return lambda pixels: [extractor(pixels, training=False)]
-    parts = keras.Model(extractor.input, list(last.input))
+    parts = keras.Model(extractor.input, list(last.input), name=NAME)
     return lambda pixels: list(parts(pixels, training=False))
 
 

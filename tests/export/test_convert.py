@@ -134,6 +134,16 @@ def test_the_graph_is_not_copied_for_each_optimizer(monkeypatch: pytest.MonkeyPa
     assert tf2onnx.graph.Graph not in copied
 
 
+def test_one_captioner_makes_one_file() -> None:
+    """tf2onnx numbers what it makes, and TensorFlow what it traces, on and on through a process."""
+    model, extractor = build_tiny_model(VARIANTS["two blocks"]), build_tiny_extractor(2)
+
+    def made() -> list[bytes]:
+        return [graph.SerializeToString() for graph in (convert_encoder(extractor, model), convert_decoder(model))]
+
+    assert made() == made()
+
+
 def test_a_wrong_weight_is_found() -> None:
     model, extractor = build_tiny_model(), build_tiny_extractor()
     encoder, decoder = convert_encoder(extractor, model), Graph(convert_decoder(model))
