@@ -25,6 +25,18 @@ def test_a_crop_keeps_size_and_type_and_can_be_made_again() -> None:
     assert np.array_equal(first, apply_view("crop1", "a.jpg", RAMP))
 
 
+def test_the_nth_crop_of_a_name_is_what_it_always_was() -> None:
+    """Stores that an earlier release began go on: one mirrored, one not, and a name that is no UTF-8; four corners."""
+    across, down = np.meshgrid(np.linspace(60, 180, 60), np.linspace(80, 160, 40))
+    photo = np.stack([across, down, np.full_like(across, 100)], axis=2).astype(np.uint8)
+    corners = {
+        ("crop1", "a.jpg"): [[[86, 105, 121], [211, 108, 124]], [[90, 202, 125], [215, 205, 129]]],
+        ("crop12", "\udcff.jpg"): [[[178, 92, 108], [61, 77, 93]], [[198, 180, 128], [81, 164, 113]]],
+    }
+    for (view, name), expected in corners.items():
+        np.testing.assert_allclose(apply_view(view, name, photo)[::39, ::59].astype(int), expected, atol=2)
+
+
 def test_crops_differ_between_photos_and_numbers() -> None:
     views = [apply_view(view, name, RAMP) for view in ("crop1", "crop2") for name in ("a.jpg", "b.jpg")]
     assert all(not np.array_equal(one, other) for n, one in enumerate(views) for other in views[:n])
