@@ -63,6 +63,7 @@ TOKENIZED = {
     "AT&T but at&t, salt & pepper, and/or": "at&t but at & t salt & pepper and/or",
     "someone is gonna jump and you gotta look": "someone is gon na jump and you got ta look",
     "Wait?! What... a \u201cquoted\u201d word\u2019s end \u2014 here": "wait ?! what a quoted word 's end here",
+    "WE'LL pour ½ a {small} cup, 5€": "we 'll pour 1/2 a -lcb- small -rcb- cup 5 $",
     "an owl's-eye-view of a naïve café": "an owl 's eye-view of a naïve café",
     'the letter " Q. " on a wall': "the letter q. on a wall",
     "": "",
