@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from caplet.image import load_pixels
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import read_captions, read_dataset
+from caplet_export.photos import photo_batches
 from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 
@@ -144,3 +147,18 @@ def test_lists_that_name_nothing_usable_are_an_error(data: Path) -> None:
     write_split(data, "dev", [])
     with pytest.raises(DataError, match="no image that is present and captioned"):
         read_dataset(data)
+
+
+def test_photos_come_in_batches_each_once_without_those_that_are_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = read_dataset(write_tiny_flickr8k(tmp_path / "data", train=18))
+    broken, *whole = dataset.split("train")
+    dataset.path(broken).write_bytes(b"no photo")
+    batches = list(photo_batches(dataset, [*whole[:3], broken, *whole[3:]], size=(20, 10), task="read"))
+    assert [name for names, _ in batches for name in names] == whole
+    assert [len(names) for names, _ in batches] == [8, 8, 1]
+    for names, pixels in batches:
+        np.testing.assert_array_equal(pixels, [load_pixels(dataset.path(name), size=(20, 10)) for name in names])
+    error = capsys.readouterr().err
+    assert error.startswith(f"left out: {dataset.path(broken)}: ") and error.count("\n") == 1
