@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from caplet_export import checkpoint
-from caplet_export.checkpoint import load_checkpoint, save_weights
+from caplet_export.checkpoint import load_checkpoint, run_digest, save_weights
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig
 from caplet_export.ensemble import average_runs, join_runs
@@ -161,6 +162,9 @@ def test_what_was_trained_of_inception_is_averaged_too(
         write_extractor_part(tuned[1], 8, np.zeros((2, 2), np.int8))
         assert main([*command, *others, "-o", str(tmp_path / "new")]) == 1
         assert said in capsys.readouterr().err
+    np.savez(tuned[1] / "extractor.npz", base=np.array(7), **{"3": np.zeros(2, np.float32)})
+    assert main([*command, "-o", str(tmp_path / "new")]) == 1
+    assert "other Inception weights or blocks" in capsys.readouterr().err
     assert main(["join", *map(str, tuned), "-o", str(tmp_path / "new")]) == 1
     assert "blocks of its own" in capsys.readouterr().err
     (tuned[0] / "extractor.npz").write_bytes(b"PK")
@@ -194,6 +198,12 @@ def test_a_run_is_not_replaced_by_what_it_is_joined_to(runs: list[Path], capsys:
     assert main(["join", *map(str, runs), "-o", str(runs[1])]) == 1
     assert f"{runs[1]}: would replace what is read" in capsys.readouterr().err
     assert (runs[1] / "decoder.weights.h5").read_bytes() == before
+
+
+def test_a_run_is_known_by_all_that_was_trained_of_it(runs: list[Path]) -> None:
+    (runs[0] / "extractor.npz").write_bytes(b"and a part of Inception")
+    content = (runs[0] / "decoder.weights.h5").read_bytes() + b"and a part of Inception"
+    assert run_digest(runs[0]) == hashlib.sha256(content).hexdigest()
 
 
 def test_one_run_is_not_joined(runs: list[Path]) -> None:

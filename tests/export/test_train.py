@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from caplet_export.batches import Batches, caption_ids
-from caplet_export.checkpoint import load_checkpoint, load_extractor_part
+from caplet_export.checkpoint import ExtractorPart, load_checkpoint, load_extractor_part
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig
 from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError, DataError, ExportError
@@ -494,6 +494,35 @@ def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Data
     (run / "extractor.npz").write_bytes(b"not an archive")
     with pytest.raises(ConfigurationError, match="damaged"):
         load_extractor_part(again, run / "extractor.npz")
+
+
+def test_what_was_trained_of_inception_is_kept_as_differences_in_eight_bits(tmp_path: Path) -> None:
+    """By output channel: one changes much, one not at all. A bias is exact, and the order is that of the optimizer."""
+    path, random = tmp_path / "extractor.npz", np.random.default_rng(1)
+    extractor, again, other = (small_extractor() for _ in range(3))
+    kernel, bias = extractor.get_layer("mixed10").weights
+    change = random.normal(size=kernel.shape) * [0.01, 0, 0.01, 0.1, 1, 1e-4]
+    expected = [bias.numpy() + random.normal(size=bias.shape), kernel.numpy() + change]
+    part = ExtractorPart(extractor, [bias, kernel])
+    with np.errstate(invalid="raise"):
+        part.save(expected, path)
+    part.take_over(again, tmp_path)
+    found = again.get_layer("mixed10")
+    np.testing.assert_allclose(found.bias.numpy(), expected[0], atol=1e-6)
+    step = abs(change).max(axis=(0, 1, 2)) / 127
+    assert (abs(found.kernel.numpy() - expected[1]) <= 0.501 * step + 1e-6).all()
+    with pytest.raises(ConfigurationError, match="from a lower block on"):
+        ExtractorPart(other, other.variables[1:]).take_over(other, tmp_path)
+    other.variables[0].assign_add(np.full(kernel.shape, 1e-6))
+    with pytest.raises(ConfigurationError, match="trained from other weights"):
+        load_extractor_part(other, path)
+    for arrays, said in (
+        ({"2": np.zeros(6)}, "damaged: variable 2 of 2"),
+        ({"1": np.zeros(5)}, r"is \(5,\), not \(6,\)"),
+    ):
+        np.savez(path, base=0, **arrays)
+        with pytest.raises(ConfigurationError, match=said):
+            load_extractor_part(extractor, path)
 
 
 def test_a_captioner_of_an_earlier_block_keeps_to_it(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
