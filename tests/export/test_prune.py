@@ -106,7 +106,7 @@ def test_what_nothing_reads_goes_first_and_unnoticed(
 
 def test_importance_is_what_the_likelihood_loses_to_first_order(tmp_path: Path, store: StoredFeatures) -> None:
     """Against the expectation written out: all first words of one photo, each with its probability, and the change of
-    its logarithm when a unit of the attention is taken away by a little.
+    its logarithm when all that reads a unit is taken away by a little.
     """
     run = write_run(tmp_path / "run", 1, TINY)
     config = load_checkpoint(run).config
@@ -119,7 +119,10 @@ def test_importance_is_what_the_likelihood_loses_to_first_order(tmp_path: Path, 
     model.output_bias.assign(bias)
     save_weights(model, run / "decoder.weights.h5")
     batches = list(unit_importances(load_checkpoint(run), store, [name] * 1440, seed=1))
-    found = np.sum([member["attention_size"] for _, [member] in batches], axis=0) / 1440
+    found = {size: np.sum([member[size] for _, [member] in batches], axis=0) / 1440 for size in SIZES}
+
+    [(_, [other])] = unit_importances(load_checkpoint(run), store, [name] * 24, seed=2)
+    assert (other["attention_size"] != batches[0][1][0]["attention_size"]).any()
 
     photo, little = store[name][None].astype(np.float32), 1e-3
 
@@ -130,17 +133,21 @@ def test_importance_is_what_the_likelihood_loses_to_first_order(tmp_path: Path, 
         kept[[0, 1, 3]] = -np.inf
         return kept - np.log(np.exp(kept - kept.max()).sum()) - kept.max()
 
-    before, weights = log_probs(), np.array(model.score.kernel)
+    before = log_probs()
     probabilities = np.exp(before)
-    for unit in range(TINY.attention_size):
-        changed = weights.copy()
-        changed[unit] *= 1 + little
-        model.score.kernel.assign(changed)
-        with np.errstate(invalid="ignore"):
-            effect = np.where(probabilities > 0, (log_probs() - before) / little, 0)
-        model.score.kernel.assign(weights)
-        expected = 5 * float((probabilities * effect**2).sum())
-        assert found[unit] == pytest.approx(expected, rel=0.2, abs=1e-3), unit
+    for size, layers in READERS.items():
+        kernels = [getattr(model, name).kernel for name in layers]
+        weights = [np.array(kernel) for kernel in kernels]
+        expected = []
+        for unit in range(getattr(TINY, size)):
+            for kernel, whole in zip(kernels, weights, strict=True):
+                kernel.assign(whole * (1 + little * (np.arange(len(whole)) == unit)[:, None]))
+            with np.errstate(invalid="ignore"):
+                effect = np.where(probabilities > 0, (log_probs() - before) / little, 0)
+            expected.append(5 * float((probabilities * effect**2).sum()))
+        for kernel, whole in zip(kernels, weights, strict=True):
+            kernel.assign(whole)
+        np.testing.assert_allclose(found[size], expected, rtol=0.2, atol=1e-3, err_msg=size)
 
 
 def test_captioners_that_speak_as_one_are_pruned_each_by_its_own(tmp_path: Path, store: StoredFeatures) -> None:
