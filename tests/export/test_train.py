@@ -24,14 +24,16 @@ from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extract
 from caplet_export.flickr8k import Dataset, read_dataset
-from caplet_export.freerun import FreeRunner, sample
+from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
 from caplet_export.model import CaptionModel
 from caplet_export.outputs import GRAPHS, RUN, check_folder
 from caplet_export.runs import plot_history
 from caplet_export.stages import ALL, read_stages
-from caplet_export.text import END, PAD, START, UNKNOWN, Vocabulary
+from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer
+from tiny_encoder import CONFIG as TINY
+from tiny_encoder import build_tiny_model
 from tiny_flickr8k import write_tiny_flickr8k
 
 LOCATIONS, CHANNELS = 4, 6
@@ -753,6 +755,50 @@ def test_sampling_draws_from_the_models_distribution(tmp_path: Path, dataset: Da
     counts = np.bincount(drawn, minlength=len(expected)) / 4000
     assert not counts[[PAD, START, UNKNOWN]].any()
     np.testing.assert_allclose(counts, expected, atol=4 * np.sqrt(0.25 / 4000))
+
+
+def test_samples_end_as_captions_do_and_have_the_logits_of_reading_them() -> None:
+    """After four words at most; of three photos, which teacher forcing tells apart."""
+    model = build_tiny_model()
+    features = np.random.default_rng(0).normal(size=(3, 64, 32)).astype(np.float32)
+    ids, logits = (np.asarray(part) for part in sample(model, features, 4, 50, np.array([3, 1])))
+    ended = np.cumsum(ids == END, axis=1) - (ids == END) > 0
+    assert ids.shape == (150, 5) and set(ids[:, 4]) == {END, PAD}  # there is no fifth word
+    assert not np.isin(ids, [START, UNKNOWN]).any()
+    np.testing.assert_array_equal(ids[:, :4] == PAD, ended[:, :4])
+    tokens = np.concatenate([np.full((150, 1), START), ids[:, :-1]], axis=1)
+    expected = np.asarray(model.teacher_forced(*model.encode(features), tokens, 50)[0])
+    np.testing.assert_allclose(logits[ids != PAD], expected[ids != PAD], atol=1e-4)
+    vocabulary = Vocabulary([*SPECIALS, *(f"word{number}" for number in range(20))])
+    cut = ids[ids[:, 3] > END][:1, [0, 1, 2, 3, 3]]
+    assert captions_of(cut, vocabulary, 4) == [[vocabulary.words[word] for word in cut[0, :4]]]
+
+
+def test_samples_of_a_model_that_knows_nothing_are_independent_words() -> None:
+    model = build_tiny_model()
+    for variable in model.trainable_variables:
+        variable.assign(np.zeros(variable.shape))
+    ids = np.asarray(sample(model, np.zeros((1, 64, 32), np.float32), 9, 200, np.array([3, 1]))[0])
+    following = (ids[:, :-1] > END) & (ids[:, 1:] > END)
+    assert (ids[:, 1:] == ids[:, :-1])[following].mean() == pytest.approx(1 / 20, abs=0.03)
+    model.output_bias.assign(50.0 * (np.arange(24) == END))
+    assert (
+        np.asarray(sample(model, np.zeros((1, 64, 32), np.float32), 9, 2, np.array([3, 1]))[0]).tolist() == [[END]] * 2
+    )
+
+
+def test_dropout_while_sampling_is_that_of_photos_and_of_words() -> None:
+    """That of channels a photo's captions share; that of words each has its own of."""
+    features = np.random.default_rng(0).normal(size=(1, 64, 32)).astype(np.float32)
+    first = {}
+    for switch in ("channel_dropout", "dropout"):
+        model = build_tiny_model(dataclasses.replace(TINY, **{"dropout": 0.0, switch: 0.5}))
+        for training in (False, True):
+            _, logits = sample(model, features, 1, 2, np.array([3, 1]), training)
+            first[switch, training] = np.asarray(logits)[:, 0]
+    for switch, own in (("channel_dropout", False), ("dropout", True)):
+        assert abs(first[switch, True] - first[switch, False]).max() > 0.01
+        assert (abs(np.diff(first[switch, True], axis=0)).max() > 0.01) == own
 
 
 def test_curves_are_a_picture(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
