@@ -27,7 +27,7 @@ from caplet_export.onnx_graph import Graph
 from caplet_export.optimize import optimize_decoder, optimize_encoder
 from caplet_export.parity import KerasCaptioner, OnnxCaptioner, Parity, prove
 from caplet_export.stages import Stage, write_stages
-from caplet_export.text import END, SPECIALS, Vocabulary
+from caplet_export.text import END, PAD, SPECIALS, Vocabulary
 from tiny_encoder import CONFIG, SIZE, build_tiny_extractor, build_tiny_model
 from tiny_flickr8k import write_tiny_flickr8k
 
@@ -160,6 +160,42 @@ def test_nan_is_no_small_difference() -> None:
     parity.compare("state", np.zeros(3), np.zeros(3))
     with pytest.raises(ParityError, match="state"):
         parity.check()
+    with pytest.raises(ParityError, match=r"Keras has shape \(3,\), onnxruntime \(1,\)"):
+        parity.compare("state", np.zeros(3), np.zeros(1))
+
+
+class Counter:
+    """Says word 5 as often as the first pixel tells it, then the end, though padding is likelier; each step takes its
+    state further `off`, and after the end everything.
+    """
+
+    def __init__(self, off: float) -> None:
+        self.off, self.steps = off, 0
+
+    def encode(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        left = pixels[:, 0, 0, 0].astype(np.float32)
+        return {"features": left * 0, "keys": left + self.off / 2, "state": np.stack([left, left * 0], axis=1)}
+
+    def step(self, token: NDArray[np.int64], encoded: object, state: NDArray[np.float32]) -> dict[str, NDArray]:
+        self.steps += 1
+        over = np.where(state[:, :1] < 0, self.off, 0)
+        log_probs = np.eye(8)[np.where(state[:, 0] > 0, 5, END)] + 2 * np.eye(8)[PAD] + over
+        return {"log_probs": log_probs, "next_state": state + np.array([-1, self.off]) + over, "attention": over}
+
+    def greedy(self, encoded: object, max_length: int) -> list[list[int]]:
+        return [[5, 5], [5, 5, 5, 6]]
+
+
+def test_each_side_goes_its_own_way_until_a_caption_ends() -> None:
+    reference, graphs = Counter(0), Counter(0.25)
+    pixels = np.array([2, 4], np.uint8).reshape(2, 1, 1, 1)
+    parity = prove(reference, graphs, [(["a.jpg", "b.jpg"], pixels)], 9)  # type: ignore[arg-type]
+    assert parity.max_difference == {
+        "features": 0, "keys": 0.125, "state": 0, "log_probs": 0, "next_state": 5 * 0.25, "attention": 0,
+    }  # fmt: skip
+    assert reference.steps == 5
+    assert (parity.photos, parity.identical_captions) == (2, 1)
+    assert parity.different_captions == [{"photo": "b.jpg", "keras": [5, 5, 5, 5], "onnx": [5, 5, 5, 6]}]
 
 
 def test_differing_captions_are_too_many_above_one_in_a_hundred() -> None:
