@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ import pytest
 
 from caplet_export.batches import Batches, caption_ids
 from caplet_export.checkpoint import ExtractorPart, load_checkpoint, load_extractor_part
-from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig
+from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig, changed_switches
 from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extract
@@ -28,8 +29,8 @@ from caplet_export.freerun import FreeRunner, captions_of, sample
 from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
 from caplet_export.model import CaptionModel
 from caplet_export.outputs import GRAPHS, RUN, check_folder
-from caplet_export.runs import plot_history
-from caplet_export.stages import ALL, read_stages
+from caplet_export.runs import Epoch, Run, data_digest, plot_history, split_words
+from caplet_export.stages import ALL, Stage, read_stages
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer
 from tiny_encoder import CONFIG as TINY
@@ -249,6 +250,68 @@ def test_a_run_resumed_equals_a_run_uninterrupted(
     assert [e.train_loss for e in pieces.history] == pytest.approx([e.train_loss for e in whole.history], abs=1e-5)
     for one, other in zip(weights(tmp_path / "whole"), weights(tmp_path / "pieces"), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+class Untaught(Run):
+    """A run whose weights are the number of its epochs."""
+
+    device = "a machine"
+
+    def _save_weights(self) -> None:
+        (self.folder / "decoder.weights.h5").write_text(f"{len(self.history)}")
+
+    def _state(self) -> list[np.ndarray]:
+        return [np.array(len(self.history))]
+
+    def _set_state(self, state: Sequence[np.ndarray]) -> None:
+        self.weights = int(state[0])
+
+    def end(self, dev_cider: float, seconds: float) -> None:
+        self._end_epoch(Epoch(len(self.history) + 1, 2.0, 3.0, dev_cider, seconds))
+        self._save_resume()
+
+
+@pytest.mark.parametrize(("patience", "kept"), [(2, 2), (0, 4)])
+def test_what_a_run_keeps_and_tells(tmp_path: Path, patience: int, kept: int) -> None:
+    """With patience the best epoch, the first of two; without, the last. And what was killed before it told it all."""
+    config, folder = with_train(epochs=5, patience=patience), tmp_path / "run"
+
+    def begun() -> Untaught:
+        run = Untaught(folder, config, Vocabulary.build([["a", "dog"]], 1), "digest")
+        run._resume()
+        return run
+
+    run, scores = begun(), [10.0, 30.0, 30.0, 20.0]
+    for score in scores:
+        assert not run.finished
+        run.end(score, 1.26)
+    assert run.finished == bool(patience)
+    assert (folder / "decoder.weights.h5").read_text() == f"{kept}"
+    told = Stage("run", 1, 4, kept, scores[kept - 1], 5.0, changed_switches(config), "a machine", "digest")
+    assert read_stages(folder) == [told]
+    records = {name: (folder / name).read_text() for name in ("history.json", "stages.json")}
+    (folder / "history.json").write_text("[]")
+    (folder / "stages.json").write_text("[]")
+    again = begun()
+    assert (again.weights, again.history) == (4, run.history)
+    assert {name: (folder / name).read_text() for name in records} == records
+    again.end(0.0, 1.0)
+    assert begun().finished
+    with np.load(folder / "resume.npz") as arrays:
+        content = {**arrays, "origin": np.array(json.dumps({**json.loads(str(arrays["origin"])), "format": 1}))}
+    np.savez(folder / "resume.npz", **content)
+    with pytest.raises(ConfigurationError, match="begun by an earlier release"):
+        begun()
+
+
+def test_a_run_is_of_its_captions_and_of_the_photos_of_both_splits(dataset: Dataset) -> None:
+    train, dev = dataset.split("train"), dataset.split("dev")
+    other = dataclasses.replace(dataset, captions={**dataset.captions, train[0]: ["A dog ."]})
+    of = [(dataset, train, dev), (other, train, dev), (dataset, train[1:], dev), (dataset, train, dev[1:])]
+    assert len({data_digest(*given) for given in of}) == 4
+    for split in ("train", "dev"):
+        with pytest.raises(DataError, match="both the train and the dev split"):
+            split_words(dataclasses.replace(dataset, splits={**dataset.splits, split: []}), CONFIG)
 
 
 def test_killed_while_training_it_loses_an_epoch_at_most(tmp_path: Path) -> None:
