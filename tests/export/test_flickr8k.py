@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from caplet.errors import ImageError
 from caplet.image import load_pixels
+from caplet_export import photos
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import read_captions, read_dataset
-from caplet_export.photos import photo_batches
+from caplet_export.photos import PhotoCache, photo_batches
 from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 
@@ -162,3 +165,25 @@ def test_photos_come_in_batches_each_once_without_those_that_are_broken(
         np.testing.assert_array_equal(pixels, [load_pixels(dataset.path(name), size=(20, 10)) for name in names])
     error = capsys.readouterr().err
     assert error.startswith(f"left out: {dataset.path(broken)}: ") and error.count("\n") == 1
+
+
+def test_photos_are_kept_while_a_quarter_of_memory_holds_them(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "usable_memory", lambda: 4 * 2 * (10 * 10 * 3))
+    monkeypatch.setattr(photos, "usable_threads", lambda: SimpleNamespace(count=1))
+    dataset = read_dataset(data)
+    names = dataset.split("dev")
+    broken, *whole = names
+    dataset.path(broken).write_bytes(b"no photo")
+    cache = PhotoCache(dataset, names, 10)
+    ((unreadable, problem),) = cache.unreadable.items()
+    assert unreadable == broken and problem.startswith(f"{dataset.path(broken)}: ")
+    assert cache.readable(names) == whole
+    with pytest.raises(DataError, match="not one photo of a split could be read"):
+        cache.readable([broken])
+    expected = [load_pixels(dataset.path(name), size=(10, 10)) for name in reversed(whole)]
+    np.testing.assert_array_equal(cache.load(whole[::-1]), expected)
+    for name in whole:
+        dataset.path(name).unlink()
+    np.testing.assert_array_equal(cache.load(whole[1::-1]), expected[1:])
+    with pytest.raises(ImageError):
+        cache.load(whole[2:])
