@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caplet_export import prune
 from caplet_export.checkpoint import load_checkpoint, save_weights
 from caplet_export.cli import main
 from caplet_export.config import ModelConfig
@@ -66,8 +67,8 @@ def run_with_dead_units(folder: Path, seed: int, config: ModelConfig) -> Path:
     return run
 
 
-def summed(folder: Path, store: StoredFeatures, names: list[str]) -> list[dict[str, np.ndarray]]:
-    batches = list(unit_importances(load_checkpoint(folder), store, names, seed=1))
+def summed(folder: Path, store: StoredFeatures, names: list[str], seed: int = 1) -> list[dict[str, np.ndarray]]:
+    batches = list(unit_importances(load_checkpoint(folder), store, names, seed))
     assert sum(photos for photos, _ in batches) == len(names)
     members = zip(*(members for _, members in batches), strict=True)
     return [{size: np.sum([own[size] for own in member], axis=0) for size in SIZES} for member in members]
@@ -178,6 +179,20 @@ def test_the_command_prunes_what_it_is_told(
     options = ["--from", str(pruned), "--teacher", str(run), "--recipe", "distillation", "--set", "train.views=plain"]
     assert main(["train", str(tmp_path / "on"), *data, *options, "--set", "train.epochs=1"]) == 0
     assert [stage.run for stage in read_stages(tmp_path / "on")][-2].startswith("pruned to state_size 8")
+
+
+def test_the_command_goes_by_all_training_photos(
+    tmp_path: Path, dataset: Dataset, store: StoredFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "_BATCH", 5)
+    given: list[prune.Units] = []
+    monkeypatch.setattr(prune, "prune_run", lambda _, importances, *others: given.extend(importances))
+    run = write_run(tmp_path / "run", 1, TINY)
+    data = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    assert main(["prune", str(run), *data, "--seed", "3", "-o", str(tmp_path / "pruned")]) == 0
+    [expected], [found] = summed(run, store, dataset.split("train"), seed=3), given
+    for size in SIZES:
+        np.testing.assert_allclose(found[size], expected[size], rtol=1e-4)
 
 
 def test_more_units_than_there_are_cannot_be_kept(
