@@ -304,6 +304,21 @@ def test_what_a_run_keeps_and_tells(tmp_path: Path, patience: int, kept: int) ->
         begun()
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_an_epoch_begins_to_be_written_where_there_is_room_for_twice_its_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    run = Untaught(tmp_path, with_train(), Vocabulary.build([["a", "dog"]], 1), "digest")
+    monkeypatch.setattr(run, "_state", lambda: [np.zeros(1_000_000), np.zeros(500_000)])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=25_000_000 - missing))
+    if missing:
+        with pytest.raises(ConfigurationError, match="no room for the 24 MB that are to be written"):
+            run.end(1.0, 1.0)
+    else:
+        run.end(1.0, 1.0)
+    assert bool(list(tmp_path.iterdir())) != bool(missing)
+
+
 def test_a_run_is_of_its_captions_and_of_the_photos_of_both_splits(dataset: Dataset) -> None:
     train, dev = dataset.split("train"), dataset.split("dev")
     other = dataclasses.replace(dataset, captions={**dataset.captions, train[0]: ["A dog ."]})
