@@ -16,7 +16,7 @@ import pytest
 import tf2onnx
 from numpy.typing import NDArray
 
-from caplet_export import checkpoint
+from caplet_export import checkpoint, inception
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig
 from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
@@ -246,6 +246,19 @@ def test_other_encoder_weights_than_the_runs_are_refused(tmp_path: Path) -> None
     write_stages(tmp_path, [Stage("x", 1, 1, 1, 50.0, 1.0, {}, encoder_weights=weights_digest(str(weights)))])
     with pytest.raises(ConfigurationError, match="not weights of InceptionV3 without top"):
         checkpoint.load_extractor(tmp_path, str(weights))
+
+
+@pytest.mark.parametrize("change", [{"locations": 32}, {"channels": 16}], ids=str)
+def test_an_extractor_of_another_shape_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, int]
+) -> None:
+    """Which Keras would reshape to fit: to twice as many photos."""
+    monkeypatch.setattr(inception, "build_extractor", lambda *_, **__: build_tiny_extractor())
+    model = dataclasses.replace(CONFIG, **change)
+    Config(model=model).save(tmp_path / "config.json")
+    said = f"{model.locations}×{model.channels}, but the features have 64×32"
+    with pytest.raises(ConfigurationError, match=said):
+        checkpoint.load_extractor(tmp_path, None)
 
 
 def test_verb_writes_nothing_when_the_proof_fails(

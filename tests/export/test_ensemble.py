@@ -206,6 +206,13 @@ def test_a_run_is_known_by_all_that_was_trained_of_it(runs: list[Path]) -> None:
     assert run_digest(runs[0]) == hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.parametrize("words", [WORDS[1:], [*WORDS, "more"]], ids=["fewer", "more"])
+def test_a_run_with_fewer_or_more_words_than_it_says_is_refused(tmp_path: Path, words: list[str]) -> None:
+    run = write_run(tmp_path / "run", 1, words=words)
+    with pytest.raises(ConfigurationError, match=f"has {len(words) + 4} words, config.json says 24"):
+        load_checkpoint(run)
+
+
 def test_one_run_is_not_joined(runs: list[Path]) -> None:
     with pytest.raises(ConfigurationError, match="two runs"):
         join_runs(runs[:1], runs[0])
