@@ -18,6 +18,7 @@ from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.evaluate import Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import TITLES, Interval, paired_bootstrap, references_of
+from caplet_export.outputs import check_place
 
 _THUMBNAIL = 224
 
@@ -140,8 +141,8 @@ def write_report(comparison: Comparison, dataset: Dataset, folder: Path, *, show
 
 
 def refuse_repository(folder: Path) -> None:
-    """Raise `ConfigurationError` for a folder inside a git repository: photos of a data set must not get into one."""
-    resolved = folder.resolve()
+    """Raise an ExportError for a folder inside a git repository: photos of a data set must not get into one."""
+    resolved = check_place(folder)
     for parent in (resolved, *resolved.parents):
         if (parent / ".git").exists():
             raise ConfigurationError(f"{folder}: lies in the repository {parent}, and photos must stay out of it")

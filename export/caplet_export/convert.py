@@ -309,15 +309,15 @@ def _number_by_use(graph: onnx.GraphProto) -> None:
         base, end = parts["base"], parts["end"]
         return numbers.setdefault(base + parts["number"], f"{base}{len(numbers)}") + end
 
-    used: dict[str, None] = {}
+    order: dict[str, int] = {}
     for node in graph.node:
         node.name = renamed(node.name)
         node.input[:] = map(renamed, node.input)
         node.output[:] = map(renamed, node.output)
-        used.update(dict.fromkeys(node.input))
+        for name in node.input:
+            order.setdefault(name, len(order))
     for constant in graph.initializer:
         constant.name = renamed(constant.name)
-    order = {name: position for position, name in enumerate(used)}
     graph.initializer.sort(key=lambda constant: order[constant.name])
     graph.doc_string = ""
 

@@ -32,8 +32,7 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
         ExportError: something stands there that is not to be replaced: a file, the working folder, one of the `inputs`
             or a folder around one, or a folder that no verb that writes this kind has made.
     """
-    resolved = _followed(target)
-    _check_place(target, resolved)
+    resolved = check_place(target)
     if Path.cwd().is_relative_to(resolved):
         raise ExportError(f"{target}: the working folder, or one around it, is not replaced")
     for source in inputs:
@@ -72,8 +71,7 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
         keys: of the JSON object, whole or in the first line, by which a file is known as one that the verb has written.
         inputs: files that are read.
     """
-    resolved = _followed(target)
-    _check_place(target, resolved)
+    resolved = check_place(target)
     if resolved.is_dir():
         raise ExportError(f"{target}: is a folder, not a file")
     if resolved in map(_followed, inputs):
@@ -98,16 +96,19 @@ def _has_keys(path: Path, keys: frozenset[str]) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """Where symbolic links lead. Unlike `Path.resolve`, no error where that is a circle, which `_check_place` tells."""
+    """Where symbolic links lead. Unlike `Path.resolve`, no error where that is a circle, which `check_place` tells."""
     return Path(os.path.realpath(path))
 
 
-def _check_place(target: Path, resolved: Path) -> None:
+def check_place(target: Path) -> Path:
+    """Where `target` is, symbolic links followed; whatever stands there. Raises an ExportError if it cannot be made."""
+    resolved = _followed(target)
     if resolved.is_symlink():
         raise ExportError(f"{target}: cannot write: symbolic links that lead in a circle")
     place = next((parent for parent in resolved.parents if parent.exists()), resolved)
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ExportError(f"{target}: cannot write: {place} is no folder that can be written to")
+    return resolved
 
 
 @contextmanager

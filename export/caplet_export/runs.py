@@ -20,7 +20,7 @@ from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, lo
 from caplet_export.config import Config, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
-from caplet_export.outputs import require_space, whole_file, write_whole
+from caplet_export.outputs import check_place, require_space, whole_file, write_whole
 from caplet_export.stages import ALL, STAGES, Stage, read_stages, write_stages
 from caplet_export.text import Vocabulary, clean
 
@@ -55,6 +55,7 @@ class Run(ABC):
     Raises:
         ConfigurationError: the folder holds a run of another configuration, or one that cannot go on; there is no
             teacher and there should be, or the other way round.
+        ExportError: the folder cannot be made.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Run(ABC):
     ) -> None:
         if (config.train.objective == "distillation") != bool(teachers):
             raise ConfigurationError("a teacher is needed to train by distillation, and for nothing else")
+        check_place(folder)  # it is made when nothing is refused any more, which can take minutes
         self.folder = folder
         self.config = config
         self.vocabulary = vocabulary
@@ -153,7 +155,7 @@ class Run(ABC):
         self._write_records()
 
     def _resume(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)  # not before: what is refused leaves nothing behind
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RESUME
         if not path.exists():
             return

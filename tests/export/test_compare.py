@@ -10,7 +10,7 @@ from PIL import Image
 
 from caplet_export.cli import main
 from caplet_export.compare import Change, compare, format_comparison, write_report
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.evaluate import BeamResult, CaptionRecord, Evaluation
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.metrics import METRICS, references_of
@@ -156,6 +156,9 @@ def test_photos_stay_out_of_repositories(
         with pytest.raises(ConfigurationError, match="photos must stay out"):
             write_report(comparison, dataset, folder)
     assert not (tmp_path / "thumbnails").exists() and not (tmp_path / "deep").exists()
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(ExportError, match="lead in a circle"):
+        write_report(comparison, dataset, tmp_path / "circle")
 
 
 @pytest.mark.parametrize(

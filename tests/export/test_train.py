@@ -504,6 +504,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, dataset: Datas
     assert (tmp_path / name).read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ExportError, match="no folder that can be written to"):
+        Untaught(tmp_path / "file" / "run", with_train(), Vocabulary.build([["a", "dog"]], 1), "digest")
+
+
 def test_starting_from_a_run_begins_with_its_weights(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     first = Trainer(tmp_path / "first", with_train(epochs=1), dataset, stores)
     first.run_epoch()
