@@ -39,8 +39,9 @@ def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
-        # Python asks another program for the processor, which on Linux knows no more than the file.
-        "name": fields.get("model name", "") if lines else platform.processor(),
+        # Python asks another program for the processor, which on Linux knows no more than the file. x86 has the
+        # processor's name there, a Raspberry Pi the board's.
+        "name": fields.get("model name", fields.get("Model", "")) if lines else platform.processor(),
         "cpus": os.cpu_count(),
         "features": [feature for feature in _FEATURES if feature in flags],
     }
