@@ -1,6 +1,6 @@
 """caplet: a sentence for a photo, on any CPU, offline.
 
-Importing caplet loads next to nothing: numpy, Pillow and onnxruntime are imported when a Captioner is made.
+`import caplet` loads next to nothing: numpy, Pillow and onnxruntime are loaded at the first use of `caplet.Captioner`.
 """
 
 from __future__ import annotations

@@ -15,5 +15,7 @@ def whole_number(option: str, value: SupportsIndex, high: int) -> int:
     except TypeError:
         number = 0
     if not 1 <= number <= high:
-        raise ArgumentError(option, f"{value!r} is not a whole number from 1 to {high}")
+        # Python writes no number of thousands of digits.
+        shown = repr(value) if number.bit_length() < 1000 else f"a number of {number.bit_length():,} bits"
+        raise ArgumentError(option, f"{shown} is not a whole number from 1 to {high}")
     return number

@@ -42,7 +42,7 @@ peak = next((int(line.split()[1]) for line in lines if line.startswith(b"VmHWM")
 print(f"peak kilobytes: {peak}", file=sys.stderr)
 sys.exit(status)
 """
-_PEAK = re.compile(rb"^peak kilobytes: (\d+)$", re.MULTILINE)
+_PEAK = re.compile(rb"^peak kilobytes: (\d+)\r?$", re.MULTILINE)  # Windows ends lines in two characters
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -102,16 +102,16 @@ def _check_photo(photo: str, captioner: Captioner) -> None:
 
 
 class _TimedSteps:
-    """The decoder, with the duration of each step."""
+    """The decoder; adds the duration of each step to `milliseconds`."""
 
-    def __init__(self, captioner: Captioner) -> None:
+    def __init__(self, captioner: Captioner, milliseconds: list[float]) -> None:
         self._step = captioner.sessions.step
-        self.milliseconds: list[float] = []
+        self._milliseconds = milliseconds
 
     def __call__(self, token: NDArray[np.int64], state: Floats, features: Floats, keys: Floats) -> StepResult:
         started = time.perf_counter()
         result = self._step(token, state, features, keys)
-        self.milliseconds.append(1000 * (time.perf_counter() - started))
+        self._milliseconds.append(1000 * (time.perf_counter() - started))
         return result
 
 
@@ -124,8 +124,8 @@ def _stages(
     between them; total: `Captioner.caption`, measured by itself.
     """
     manifest, decoding = captioner.bundle.manifest, captioner.decoding(beam_size)
-    steps = _TimedSteps(captioner)
-    times: dict[str, list[float]] = {name: [] for name in ("decode", "encode", "search", "total")}
+    times: dict[str, list[float]] = {name: [] for name in ("decode", "encode", "step", "search", "total")}
+    steps = _TimedSteps(captioner, times["step"])
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
@@ -136,7 +136,6 @@ def _stages(
     words, cpu_seconds = 0, 0.0
     for number in range(_WARM_UP + runs):
         if number == _WARM_UP:
-            steps.milliseconds.clear()
             for values in times.values():
                 values.clear()
             cpu_seconds = 0.0
@@ -146,14 +145,7 @@ def _stages(
         before = time.process_time()
         words = len(timed("total", lambda: captioner.caption(photo, beam_size=beam_size)).words)
         cpu_seconds += time.process_time() - before
-    stages = {
-        "decode": times["decode"],
-        "encode": times["encode"],
-        "step": steps.milliseconds,
-        "search": times["search"],
-        "total": times["total"],
-    }
-    return {name: _percentiles(values) for name, values in stages.items()}, words, cpu_seconds / runs
+    return {name: _percentiles(values) for name, values in times.items()}, words, cpu_seconds / runs
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

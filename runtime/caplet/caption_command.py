@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -97,7 +98,7 @@ class _Drawings:
         """Make the folder, if there is to be one. Raises OSError, and ArgumentError for a list that breaks off."""
         path = arguments.attention
         self._path = None if path is None else Path(path)
-        self._folder = path is not None and (several or is_folder(path) or path.endswith(os.sep))
+        self._folder = path is not None and (several or is_folder(path) or path.endswith(("/", os.sep)))
         self._photos: Counter[str] = Counter()
         self._taken: set[str] = set()
         if self._path is not None and self._folder:
@@ -110,21 +111,21 @@ class _Drawings:
 
     def leave(self, files: Iterable[str]) -> None:
         """Draw over none of these files, which an interrupted run has drawn."""
-        self._taken.update(map(os.path.abspath, files))
+        self._taken.update(map(_folded, files))
 
     def job(self, photo: Input) -> _Job:
         """The next photo with its file. Raises ArgumentError if the only file there is has to be left."""
         if self._path is None:
             return _Job(photo, None)
         if not self._folder:
-            if os.path.abspath(self._path) in self._taken:  # noqa: PTH100 - as below
+            if _folded(self._path) in self._taken:
                 raise ArgumentError("--attention", f"{self._path} is the drawing of another photo", "give another PATH")
             return _Job(photo, self._path)
         stem = Path(photo.name).stem if photo.name != STDIN else "stdin"
         while True:
             self._photos[stem] += 1
             file = self._path / _file_name(stem, self._photos[stem])
-            name = os.path.abspath(file)  # noqa: PTH100 - unlike Path.absolute, this takes ".." away
+            name = _folded(file)
             if name not in self._taken and self._may_be_drawn_over(file):
                 self._taken.add(name)
                 return _Job(photo, file)
@@ -140,6 +141,11 @@ class _Drawings:
 def _can_be_read_twice(listing: str) -> bool:
     """Whether a list is a file, and not standard input by any name, which on macOS is read on from where it was."""
     return listing != STDIN and not listing.startswith("/dev/") and os.path.isfile(listing)  # noqa: PTH113
+
+
+def _folded(file: str | Path) -> str:
+    """What two names of one file have in common where the file system knows no case, or one form of each letter."""
+    return unicodedata.normalize("NFC", os.path.abspath(file)).casefold()  # noqa: PTH100 - unlike Path, it takes ".." away
 
 
 def _identities(files: Iterable[str | Path]) -> Iterator[tuple[int, int]]:
@@ -165,7 +171,7 @@ def _draw(job: _Job, caption: Caption, arguments: argparse.Namespace) -> CapletE
         drawing = caption.plot(job.photo.source, **_reading(arguments))
         save_drawing(drawing, job.drawing)
     except CapletError as error:
-        return error
+        return _named(error, job.photo)
     except OSError as error:
         cause = f"cannot be written ({error.strerror or error})"
         return CapletError(str(job.drawing), cause, "check its permissions and the disk")
@@ -239,7 +245,10 @@ def _in_turn(
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:
-    """The error under its photo's name, which it lacks if the captioner got only the contents, or if a graph failed."""
-    if isinstance(error, InferenceError):
+    """The error under its photo's name, which it lacks if the captioner got only the contents, or if a graph failed.
+
+    Attention that cannot be drawn is a graph's fault, too.
+    """
+    if isinstance(error, (InferenceError, ArgumentError)):
         return InferenceError(photo.name, f"{error.subject}: {error.cause}", error.remedy)
     return error if photo.contents is None else type(error)(photo.name, error.cause, error.remedy)

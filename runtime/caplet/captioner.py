@@ -98,6 +98,15 @@ class Caption:
         )
 
 
+def _import_drawing() -> None:
+    """Import what `plot` does on its first use, which may be under way in another thread: see `image_file`."""
+    import caplet.explain  # noqa: F401
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_import_drawing)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Decoded:
     """A photo's pixels for the encoder, or what was wrong with it, and the seconds that took."""
@@ -135,7 +144,8 @@ class Captioner:
         Args:
             model: the bundle's directory; None for the environment variable CAPLET_MODEL, or the bundled model.
             threads: threads that encode one photo; None for as many as this process may use (see `caplet.threads`).
-                With 1, everything runs in the calling thread. A larger number does not limit `caption_many`, which
+                With 1, everything runs in the calling thread, but for the decoder of AVIF in Pillow, which has threads
+                of its own. A larger number does not limit `caption_many`, which
                 encodes up to 4 photos side by side while it searches: `threads + min(threads, 4)` threads may want a
                 CPU at once there. To limit the CPUs that are used, set an affinity mask or a CPU quota.
             providers: onnxruntime execution providers, by name or as (name, options); None for the CPU.
@@ -308,11 +318,17 @@ class Captioner:
                 batch, failure = _take(photos, together)
                 for result in self._caption_batch(batch, decoding):
                     if raises and isinstance(result, CapletError):
-                        raise result
+                        try:
+                            raise result
+                        finally:
+                            del result, batch, failure  # as in `caption`
                     yield result
                 if failure is None and len(batch) < together:
                     return
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure, batch
 
     def _loader(self, allow_truncated: bool, max_pixels: int) -> _Load:
         """What makes the encoder's pixels of a photo."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import os
 from collections.abc import Sequence
@@ -280,7 +281,7 @@ def _font(size: int) -> _Font:
 def _wrap(text: str, font: _Font, width: int) -> list[str]:
     """Lines of whole words no wider than `width`; a word that alone is wider has a line of its own, cut to fit."""
     lines: list[str] = []
-    for word in text.split():
+    for word in (word[: width + 1] for word in text.split()):  # more letters than that fit in no case
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(joined) <= width:
             lines[-1] = joined
@@ -291,6 +292,7 @@ def _wrap(text: str, font: _Font, width: int) -> list[str]:
 
 def _fit(word: str, size: int, width: int) -> tuple[str, _Font]:
     """The word and a font in which it is no wider than `width`: smaller by up to 40 %, then cut."""
+    word = word[: width + 1]
     for smaller in range(size, round(0.6 * size) - 1, -1):
         if _font(smaller).getlength(word) <= width:
             return word, _font(smaller)
@@ -301,6 +303,7 @@ def _fit(word: str, size: int, width: int) -> tuple[str, _Font]:
 def _cut(word: str, font: _Font, width: int) -> str:
     if font.getlength(word) <= width:
         return word
-    while word and font.getlength(f"{word}...") > width:
-        word = word[:-1]
-    return f"{word}..."
+    fitting = bisect.bisect(
+        range(1, len(word) + 1), float(width), key=lambda letters: font.getlength(f"{word[:letters]}...")
+    )
+    return f"{word[:fitting]}..."

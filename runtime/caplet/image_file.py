@@ -204,7 +204,9 @@ def _gif_canvas(file: _Reader) -> tuple[int, int]:
 _MOST_READS = 200_000
 """In a header. Every marker, chunk, block and character of one is a read or two, in Python, so that megabytes of them
 would take many seconds; real headers take some hundreds."""
-
+_MOST_SHORT_READS = 200_000
+"""In and after the pixels of a PNG, which come in chunks, too; every 512 bytes of them allow another read, since the
+chunks that encoders write have kilobytes each."""
 
 _MOST_MARKS = {"jpeg": (b"\xff\xda", 200), "ppm_plain": (b"#", 10_000)}
 """By Pillow's name of the decoder, what takes few bytes but much time, and how often it may stand in the pixels. Every
@@ -224,15 +226,16 @@ class _Reader(io.RawIOBase):
         self._bytes_left = most
         self._ending = b""
         self._reads_left: float = _MOST_READS
+        self._reads_per_byte = 0.0
         self._mark: bytes | None = None
         self._marks_left = 0
         self.ran_dry = False
 
     def start_pixels(self, ending: bytes, decoder: str) -> None:
-        """From here on reads are free, and those past the end are noted; the first of them gets `ending`."""
+        """From here on reads are free but in PNG, and those past the end are noted; the first of them gets `ending`."""
         self._ending = ending
         self._mark, self._marks_left = _MOST_MARKS.get(decoder, (None, 0))
-        self._reads_left = math.inf
+        self._reads_left, self._reads_per_byte = (_MOST_SHORT_READS, 1 / 512) if decoder == "zip" else (math.inf, 0.0)
         self._bytes_left = self._most
         self.ran_dry = False
 
@@ -245,7 +248,9 @@ class _Reader(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads_left -= 1
         if self._reads_left < 0:
-            raise ValueError("its header does not end")
+            raise ValueError(
+                "it has far more chunks than a picture needs" if self._reads_per_byte else "its header does not end"
+            )
         if size is None or not 0 <= size <= self._bytes_left:  # all there is, or more than may be left of it
             position = self.tell()
             size = self.seek(0, os.SEEK_END) - position
@@ -254,6 +259,7 @@ class _Reader(io.RawIOBase):
                 raise too_long(self._subject, self._most)
         data = self._file.read(size)
         self._bytes_left -= len(data)
+        self._reads_left += self._reads_per_byte * len(data)
         if not data and size > 0:
             self.ran_dry = True
             data, self._ending = self._ending, b""

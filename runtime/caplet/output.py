@@ -32,7 +32,7 @@ class Output:
         """
         self._is_file = False
         if path is not None:
-            self._file = io.FileIO(path, "ab")
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
             self._is_file = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
             if self._is_file and not _lock(self._file.fileno()):
                 self._file.close()
@@ -42,7 +42,8 @@ class Output:
         else:
             sys.stdout.flush()
             make_blocking(sys.stdout)
-            self._file = io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+            # Not FileIO by itself: `open` knows a console of Windows, which takes other bytes than a file.
+            self._file = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
         self._name = path or "<standard output>"
 
     def clear(self) -> None:
@@ -52,7 +53,10 @@ class Output:
 
     def write(self, line: str) -> None:
         """Write a line, in UTF-8; file names that are not UTF-8 get their own bytes back. Raises OSError."""
-        left = memoryview(line.encode("utf-8", "surrogateescape"))
+        try:
+            left = memoryview(line.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:  # half of a pair, as a file's name on Windows can hold one
+            left = memoryview(line.encode("utf-8", "surrogatepass"))
         while left:
             try:
                 left = left[self._file.write(left) :]

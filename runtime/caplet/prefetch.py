@@ -65,5 +65,6 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
             raise failure
         yield from map(work, rest)
     finally:
+        del failure  # as in `Captioner.caption`
         # Not waited for: a worker may be stuck on a slow disk, and closing must not be.
         executor.shutdown(wait=False, cancel_futures=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from caplet.bundle import Bundle, load_bundle
 from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
-from caplet.errors import NO_MEMORY, ArgumentError, BundleError, InferenceError
+from caplet.errors import NO_MEMORY, ArgumentError, BundleError, InferenceError, without_frames
 from caplet.machine import describe_cpu
 
 onnxruntime.disable_telemetry_events()  # all that can be done if it was imported before caplet; see caplet/__init__.py
@@ -62,9 +62,7 @@ class Sessions:
         """
         self.providers = _known_providers(providers)
         self._bundle, self._threads = bundle, threads
-        self._lock = threading.Lock()
         self._open()
-        _alive.add(self)
 
     def _open(self) -> None:
         bundle = self._bundle
@@ -99,7 +97,7 @@ class Sessions:
 
     def _reopen_after_fork(self) -> None:
         if self._process != os.getpid():
-            with self._lock:
+            with _reopening:
                 if self._process != os.getpid():
                     self._check_unchanged()
                     self._open()
@@ -109,23 +107,21 @@ class Sessions:
         if load_bundle(self._bundle.path, verify=self._bundle.verified).digest != self._bundle.digest:
             raise BundleError(str(self._bundle.path), "is another model than was loaded", "make a new Captioner")
 
-    def _keep_inherited(self) -> None:
-        """In a forked child, keep the inherited sessions from being destroyed.
 
-        Their threads do not exist there, and onnxruntime would wait for them for ever. So each session gets a reference
-        that is never given back.
-        """
-        for session in (self._encoder, self._decoder):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-        self._lock = threading.Lock()
-
-
-_alive: weakref.WeakSet[Sessions] = weakref.WeakSet()
+_alive: weakref.WeakSet[onnxruntime.InferenceSession] = weakref.WeakSet()
+_reopening = threading.Lock()
 
 
 def _after_fork() -> None:
-    for sessions in list(_alive):
-        sessions._keep_inherited()
+    """In a forked child, keep the inherited sessions from being destroyed.
+
+    Their threads do not exist there, and onnxruntime would wait for them for ever. So each session gets a reference
+    that is never given back.
+    """
+    global _reopening
+    for session in list(_alive):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    _reopening = threading.Lock()  # a thread that is not here may have it
 
 
 if hasattr(os, "register_at_fork"):
@@ -172,10 +168,12 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         session.disable_fallback()
     except Exception as error:  # onnxruntime's exceptions share no base class
+        without_frames(error)  # they hold a session, which must not be left to a forked child
         if _is_out_of_memory(error):
             raise BundleError(str(path), NO_MEMORY, "free some") from error
         remedy = "get the bundle again" if providers == _CPU else "use other providers, or get the bundle again"
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", remedy) from error
+    _alive.add(session)
     # Without CUDA's libraries, for one, onnxruntime goes on by the CPU alone.
     lost = [name for name in map(_provider_name, providers) if name not in session.get_providers()]
     if lost:
@@ -266,15 +264,17 @@ def _check_contract(
             value = values[name]
             if value.type != kind:
                 raise _off_contract(path, f"{role} {name!r} is a {value.type} instead of a {kind}")
-            batch, *rest = value.shape or [None]
-            if isinstance(batch, int) or len(rest) != len(shape) or len(value.shape) == 0:
+            batch, *rest = value.shape or [0]
+            if isinstance(batch, int) or len(rest) != len(shape) or not all(map(_is_size, rest)):
                 raise _off_contract(path, f"{role} {name!r} has the shape {value.shape} instead of {['N', *shape]}")
             for size, wanted in zip(rest, shape, strict=True):
-                if not isinstance(size, int) or size < 1:
-                    raise _off_contract(path, f"{role} {name!r} has the shape {value.shape} instead of {['N', *shape]}")
                 known = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)
                 if size != known:
                     raise _off_contract(path, f"{role} {name!r} has a size of {size} where {known} was expected")
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, int) and size >= 1
 
 
 def _off_contract(path: Path, cause: str) -> BundleError:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from caplet.errors import CapletError
 from caplet.inputs import STDIN, SUFFIXES, is_folder
+
+_PPM_HEADER = re.compile(rb"P.\s+(#|\d+\s+\d)")
 
 
 def objection(arguments: argparse.Namespace) -> str | None:
@@ -87,8 +90,8 @@ def _is_picture(path: str) -> bool:
         return False
     except CapletError:
         return head[4:8] == b"ftyp"  # HEIC, a picture all the same
-    # BMP and PPM start with two letters, and so may captions, with the name of a photo.
-    return not head.startswith((b"BM", b"P")) or b"\0" in head or head[2:3].isspace()
+    # BMP and PPM start with two letters, and so may captions, with the name of a photo: "P1 cat.jpg".
+    return not head.startswith((b"BM", b"P")) or b"\0" in head or _PPM_HEADER.match(head) is not None
 
 
 def _is_drawing(path: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import io
 import itertools
 import logging
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 import typing
+import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -43,7 +45,8 @@ from caplet.captioner import join_words
 from caplet.explain import plot_attention
 from caplet.image import BinaryReader, load_pixels
 from caplet.prefetch import in_order
-from tiny_bundle import END, TinyModel, reference_search, vocabulary, write_tiny_bundle
+from caplet.sessions import _after_fork
+from tiny_bundle import END, TinyModel, reference_search, rehash, vocabulary, write_tiny_bundle
 
 NAMES = ("astronaut", "cat", "coffee", "rocket")
 LONG = os.environ.get("CAPLET_LONG") == "1"
@@ -210,7 +213,9 @@ def test_options_that_make_no_sense(option: str, value: Any, captioner: Captione
         captioner.caption_many([], **{option: value})  # at once, not at the first photo
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": "8"}, {"on_error": "ignore"}])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"batch_size": "8"}, {"batch_size": 10**5000}, {"on_error": "ignore"}]
+)
 def test_options_of_a_batch_that_make_no_sense(options: Any, captioner: Captioner) -> None:
     with pytest.raises(ArgumentError, match=next(iter(options))):
         captioner.caption_many([], **options)
@@ -664,6 +669,40 @@ def test_a_folder_with_broken_photos(captioner: Captioner, paths: list[Path], te
         assert isinstance(result, CapletError) or result.text == texts[i % 4]
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("broken", ["photo", "iterator", "both"])
+def test_what_failed_waits_for_no_garbage_collector(
+    threads: int, broken: str, tiny_bundle: Path, paths: list[Path]
+) -> None:
+    """An iterator may hold files open, and errors know the frames they came through."""
+
+    class Photos:
+        def __init__(self) -> None:
+            self.left: list[Path | bytes] = [*paths, *[b"no photo"] * (broken != "iterator")]
+
+        def __iter__(self) -> Photos:
+            return self
+
+        def __next__(self) -> Path | bytes:
+            if not self.left:
+                raise StopIteration if broken == "photo" else KeyError("x")
+            return self.left.pop(0)
+
+    captioner, photos = Captioner(tiny_bundle, threads=threads), Photos()
+    alive = weakref.ref(photos)
+    gc.disable()
+    try:
+        try:
+            list(captioner.caption_many(photos))
+        except (ImageError, KeyError) as error:  # not pytest.raises, which keeps it
+            kind = type(error)
+        del photos
+        assert kind is (KeyError if broken == "iterator" else ImageError)
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 # Threads, processes.
 
 
@@ -713,6 +752,70 @@ for used in (False, True):
 def test_a_forked_child_exits_as_any_process_does(tiny_bundle: Path, photos: Path) -> None:
     command = [sys.executable, "-c", FORK, str(tiny_bundle), str(photos / "cat.jpg")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "7\n7\n"
+
+
+KEPT_ERROR = """
+import os, sys
+from caplet import BundleError, Captioner
+try:
+    Captioner(sys.argv[1], threads=3)
+except BundleError as error:
+    kept = error
+    child = os.fork()
+    if child == 0:
+        sys.exit(7)
+    print(kept.cause[:11], os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize(("decoder", "cause"), [("another graph", "has the inp"), ("no graph", "onnxruntime")])
+def test_a_forked_child_may_have_the_error_of_a_captioner_that_failed(decoder: str, cause: str, tmp_path: Path) -> None:
+    """The error knows the frames it came through, and they know the session of the encoder, which was well."""
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    graph = (bundle / "encoder.onnx").read_bytes()
+    (bundle / "decoder.onnx").write_bytes(graph if decoder == "another graph" else graph.replace(b"Tanh", b"Tan!"))
+    rehash(bundle)
+    command = [sys.executable, "-c", KEPT_ERROR, str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == f"{cause} 7\n"
+
+
+PLOT_AT_A_FORK = """
+import os, sys, threading
+from caplet import Captioner
+import caplet.image_file
+
+caption = Captioner(sys.argv[1], threads=1).caption(sys.argv[2])
+caplet.image_file._import_all()  # so that little else is imported at the fork
+
+class Slow:  # stands before the finders of modules
+    def find_spec(self, name, path, target=None):
+        if name == "caplet.explain":
+            importing.set()
+            forking.wait(1)  # the fork waits for this import; it does not come first
+
+importing, forking = threading.Event(), threading.Event()
+sys.meta_path.insert(0, Slow())
+thread = threading.Thread(target=caption.plot, args=sys.argv[2:])
+thread.start()
+importing.wait()
+child = os.fork()
+forking.set()
+if child == 0:
+    import signal
+    signal.alarm(20)
+    caption.plot(sys.argv[2])
+    os._exit(7)
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_may_draw_whatever_its_parents_threads_do(tiny_bundle: Path, photos: Path) -> None:
+    command = [sys.executable, "-c", PLOT_AT_A_FORK, str(tiny_bundle), str(photos / "cat.jpg")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "7\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -765,7 +868,7 @@ def test_in_another_process_the_graphs_are_opened_once(
 ) -> None:
     """What a forked child does, looked at from inside: all its threads wait for one of them to open the graphs."""
     captioner = Captioner(tiny_bundle, threads=1)
-    captioner.sessions._keep_inherited()  # what happens at the fork
+    _after_fork()  # what happens at the fork
     opened = 0
     open_graphs = captioner.sessions._open
 
@@ -791,7 +894,7 @@ def test_another_process_opens_no_other_graphs(
     for file in other.glob("*.*") if whole else [other / "decoder.onnx"]:
         shutil.copy(file, tmp_path / "bundle" / file.name)
     assert captioner.caption(photos / "cat.jpg")
-    captioner.sessions._keep_inherited()  # what happens at the fork
+    _after_fork()  # what happens at the fork
     monkeypatch.setattr("caplet.sessions.os.getpid", lambda: 1)
     with pytest.raises(BundleError, match="is another model than was loaded" if whole else "has been altered"):
         captioner.caption(photos / "cat.jpg")

@@ -22,7 +22,7 @@ from PIL import Image
 import caplet.caption_command
 import caplet.explain
 import caplet.output
-from caplet import Caption, Captioner, ImageNotFoundError, InferenceError
+from caplet import ArgumentError, Caption, Captioner, ImageNotFoundError, InferenceError
 from caplet.cli import main
 from caplet.inputs import find_inputs
 from caplet.progress import Progress
@@ -771,7 +771,9 @@ def test_a_picture_that_starts_like_a_caption_is_one(picture: bytes, photos: Pat
     assert (tmp_path / "out").read_bytes() == picture
 
 
-@pytest.mark.parametrize("text", ["P1000123.JPG\ta dog\n", "BMW.jpg\ta car in a street\n", ""])
+@pytest.mark.parametrize(
+    "text", ["P1000123.JPG\ta dog\n", "P1 cat.jpg\ta dog\n", "P5 2020.jpg\ta dog\n", "BMW.jpg\ta car in a street\n", ""]
+)
 def test_captions_that_start_like_a_picture_are_none(text: str, photos: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "out").write_text(text)
     assert run(photos / "cat.jpg", "-o", tmp_path / "out", capfd=capfd)[0] == 0
@@ -1008,6 +1010,47 @@ def test_a_drawing_that_cannot_be_written_costs_no_caption(
     drawing = tmp_path / "out" / "cat.png"
     assert err == f"caplet: {drawing}: cannot be written (Permission denied); check its permissions and the disk\n"
     assert len(list((tmp_path / "out").iterdir())) == len(NAMES) - 1
+
+
+def test_a_photo_whose_attention_cannot_be_drawn_is_named(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ArgumentError("attention", "has shares below 0")
+
+    monkeypatch.setattr("caplet.explain.plot_attention", refuse)
+    photo = photos / "cat.jpg"
+    status, out, err = run(photo, photo, "--attention", tmp_path / "new", capfd=capfd)
+    assert (status, len(out.splitlines())) == (1, 2)
+    assert err == f"caplet: {photo}: attention: has shares below 0\n" * 2
+
+
+def test_names_that_differ_in_case_or_form_alone_get_two_drawings(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On file systems of macOS and Windows they are one file."""
+    inputs = [tmp_path / name for name in ("1/IMG.jpg", "2/img.jpg", "3/caf\u00e9.jpg", "4/cafe\u0301.jpg")]
+    for photo in inputs:
+        photo.parent.mkdir()
+        shutil.copy(photos / "cat.jpg", photo)
+    assert run(*inputs, "--attention", tmp_path / "new", capfd=capfd)[0] == 0
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {"IMG.png", "img-2.png", "caf\u00e9.png", "cafe\u0301-2.png"}
+
+
+def test_a_slash_means_a_folder_where_another_sign_parts_names(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("caplet.caption_command.os.sep", "\\")
+    assert run(photos / "cat.jpg", "--attention", f"{tmp_path}/new/", capfd=capfd)[0] == 0
+    assert (tmp_path / "new" / "cat.png").exists()
+
+
+def test_half_of_a_pair_in_a_name_costs_nothing(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As a name can have it on Windows; UTF-8 has no bytes for it."""
+    status, out, err = run("\ud800.jpg", photos / "cat.jpg", "--format", "csv", capfd=capfd)
+    assert (status, len(out.splitlines())) == (1, 3)
+    assert err.startswith("caplet: \\ud800.jpg: ") and err.count("\n") == 1
 
 
 def test_numbers_do_not_run_into_names(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ def test_words_too_long_are_made_to_fit(texts: list[Any]) -> None:
     written = [text for text, _ in texts]
     assert written.count("extraordinarily") == 2
     assert sum(text.endswith("...") for text in written) == 2  # in the caption and under its panel
+
+
+def test_a_word_of_megabytes_takes_no_longer_than_one_too_long(texts: list[Any]) -> None:
+    start = time.thread_time()
+    plot_attention(PHOTOS / "rocket.jpg", ["w" * 3_000_000], looking_at((0, 0)), [0.5], panel=120)
+    assert time.thread_time() - start < 5
+    assert sum(text.endswith("w...") for text, _ in texts) == 2
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12, 20, 50])

@@ -12,6 +12,7 @@ import time
 import tracemalloc
 import warnings
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,39 @@ def test_a_header_without_end_is_given_up_soon(name: str) -> None:
     start = time.thread_time()
     assert "header does not end" in str(refusal(ENDLESS_HEADERS[name]))
     assert time.thread_time() - start < 5  # a tenth of that, unless coverage counts every line
+
+
+@pytest.mark.parametrize("where", ["among the pixels", "after the pixels"])
+def test_chunks_without_end_are_given_up_soon_behind_the_first_pixels(where: str) -> None:
+    idat = b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")
+    chunks, at = (idat * 350_000, 33) if where == "among the pixels" else (NOTHING * 250_000, -12)
+    start = time.thread_time()
+    assert "far more chunks than a picture needs" in str(refusal(PNG[:at] + chunks + PNG[at:]))
+    assert time.thread_time() - start < 5
+
+
+def test_a_png_may_have_many_chunks() -> None:
+    """Of half a kilobyte, where encoders write some of 8 kilobytes or more."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
+    whole = encoded(Image.fromarray(pixels), compress_level=0)
+    data = b"".join(iter_idat(whole))
+    parts = [data[start : start + 512] for start in range(0, len(data), 512)]
+    chunks = [
+        len(part).to_bytes(4, "big") + (b"IDAT" + part) + zlib.crc32(b"IDAT" + part).to_bytes(4, "big")
+        for part in parts
+    ]
+    again = whole[:33] + b"".join(chunks) + whole[-12:]
+    assert len(chunks) > 13_000
+    assert np.array_equal(load_pixels(again), load_pixels(whole))
+
+
+def iter_idat(png: bytes) -> Iterator[bytes]:
+    at = 8
+    while at < len(png):
+        length = int.from_bytes(png[at : at + 4], "big")
+        if png[at + 4 : at + 8] == b"IDAT":
+            yield png[at + 8 : at + 8 + length]
+        at += 12 + length
 
 
 UNLIMITED = {  # beginnings after which Pillow would take any number of bytes into memory
