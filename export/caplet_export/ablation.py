@@ -23,6 +23,7 @@ from caplet_export.metrics import (
     references_of,
 )
 from caplet_export.photos import photo_batches, readable_photos
+from caplet_export.stages import run_name
 
 _BATCH = 100
 COLUMNS = ("run", "CIDEr-D", "difference", "BLEU-4", "ROUGE-L", "words", "repeats %", "odd pairs %", "switches changed")
@@ -82,7 +83,7 @@ def compare_runs(
         seen = store.batches(names, _BATCH) if store else _extract(folder, encoder_weights, dataset, names)
         captions = dict(zip(names, _captions(checkpoint, seen), strict=True))
         statistics = ImageStatistics.of(captions, references)
-        scores = corpus_scores(captions, references, bigrams)
+        scores = corpus_scores(captions, references, bigrams, statistics)
         interval = bootstrap_interval(statistics)["cider_d"]
         gain = ""
         if before is not None:
@@ -90,7 +91,7 @@ def compare_runs(
             gain = f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
         rows.append(
             [
-                folder.name,
+                run_name(folder),
                 f"{scores.cider_d:.1f} ({interval.low:.1f} to {interval.high:.1f})",
                 gain,
                 f"{scores.bleu_4:.1f}",
@@ -124,7 +125,7 @@ def _extract(folder: Path, encoder_weights: str | None, dataset: Dataset, names:
     """Features of photos by a run's own extractor, in batches [N,L,C]."""
     extractor = load_extractor(folder, encoder_weights)
     height, width = extractor.input_shape[1:3]
-    for read, pixels in photo_batches(dataset, names, size=(width, height), task=folder.name):
+    for read, pixels in photo_batches(dataset, names, size=(width, height), task=run_name(folder)):
         features = extractor(scale(pixels), training=False)
         yield keras.ops.reshape(features, (len(read), -1, features.shape[-1]))
 

@@ -45,7 +45,7 @@ _BASE = "base"
 DAMAGED = (
     OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What reading a damaged .npz file may raise: bytes of a zip archive's headers name methods, passwords and lengths."""
+"""What reading a damaged .npz file may raise, whose bytes name methods, passwords and lengths, or one of HDF5."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
         raise ConfigurationError(f"{path}: no such file; has the run finished an epoch?")
     try:
         model.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(f"{path}: weights of another configuration, or damaged: {reason}") from error
 

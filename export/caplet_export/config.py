@@ -100,7 +100,8 @@ class TrainConfig:
     """What each pair of neighbouring words that nobody says costs a sampled caption (self-critical)."""
     batch_images: int = 24
     captions_per_image: int = 5
-    """Captions of an image in a batch: its own, or as many samples (self-critical; of the teacher in distillation)."""
+    """Captions of an image in a batch: the first of its own, or as many samples (self-critical; of the teacher in
+    distillation)."""
     epochs: int = 14
     patience: int = 5
     """Stop after this many epochs without a better free-running dev CIDEr-D; 0 trains for a fixed number of epochs and
@@ -153,7 +154,7 @@ class Config:
     @property
     def trains_extractor(self) -> bool:
         """Whether Inception blocks are trained along."""
-        return self.train.extractor_layer not in ("none", self.model.feature_block)
+        return self.train.extractor_layer != "none"
 
     @property
     def stored_blocks(self) -> tuple[str, ...]:

@@ -301,13 +301,16 @@ def _number_by_use(graph: onnx.GraphProto) -> None:
     captioner makes one file, byte for byte.
     """
     numbers: dict[str, str] = {}
+    # Of equal constants one is left, and by its name it is the first of a set.
+    constants = {constant.name for constant in graph.initializer}
 
     def renamed(name: str) -> str:
         parts = _NUMBERED.fullmatch(name)
         if parts is None:
             return name
         base, end = parts["base"], parts["end"]
-        return numbers.setdefault(base + parts["number"], f"{base}{len(numbers)}") + end
+        shown = "constant__" if name in constants else base
+        return numbers.setdefault(base + parts["number"], f"{shown}{len(numbers)}") + end
 
     order: dict[str, int] = {}
     for node in graph.node:

@@ -28,7 +28,8 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
     A run that is an ensemble itself brings all of its members. Weights are stored in float16.
 
     Raises:
-        ConfigurationError: fewer than two runs; runs of different vocabularies, sizes or Inception weights.
+        ConfigurationError: fewer than two runs; runs of different vocabularies, text.* switches, sizes or Inception
+            weights.
     """
     checkpoints = _alike(runs, as_members=True)
     first = checkpoints[0]
@@ -79,6 +80,8 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
     for other in checkpoints[1:]:
         if other.vocabulary.words != first.vocabulary.words:
             raise ConfigurationError(f"{other.folder}: another vocabulary than {first.folder}")
+        if other.config.text != first.config.text:
+            raise ConfigurationError(f"{other.folder}: text.* switches other than those of {first.folder}")
         sizes, expected = (_sizes(checkpoint.config.model, as_members) for checkpoint in (other, first))
         if sizes != expected:
             raise ConfigurationError(f"{other.folder}: model.* switches other than those of {first.folder}")

@@ -84,12 +84,12 @@ class BeamResult:
         bigrams: Bigrams | None = None,
     ) -> BeamResult:
         """Score captions by image name against tokenised references of the same images."""
-        statistics = statistics_of(captions, references)
         hypotheses = {name: tokenize(record.text) for name, record in captions.items()}
+        statistics = ImageStatistics.of(hypotheses, references)
         mean = sum(record.milliseconds for record in captions.values()) / len(captions)
         return cls(
             captions,
-            corpus_scores(hypotheses, references, bigrams),
+            corpus_scores(hypotheses, references, bigrams, statistics),
             bootstrap_interval(statistics),
             _by_score(captions, statistics),
             leave_one_out_scores(hypotheses, references),

@@ -94,14 +94,20 @@ class Interval:
     high: float
 
 
-def corpus_scores(hypotheses: Hypotheses, references: References, bigrams: Bigrams | None = None) -> Scores:
+def corpus_scores(
+    hypotheses: Hypotheses,
+    references: References,
+    bigrams: Bigrams | None = None,
+    statistics: ImageStatistics | None = None,
+) -> Scores:
     """Score captions of a whole split. CIDEr-D's document frequencies are those of `references`, so they must be the
-    references of exactly the images in `hypotheses`. `bigrams` are those of other people's captions.
+    references of exactly the images in `hypotheses`. `bigrams` are those of other people's captions,
+    `statistics` those of these hypotheses and references, if they are there already.
 
     Raises:
         ValueError: the two do not name the same images, there are none, or an image has no reference.
     """
-    statistics = ImageStatistics.of(hypotheses, references)
+    statistics = statistics or ImageStatistics.of(hypotheses, references)
     figures: dict[str, Any] = {**statistics.scores(), **_diversity(list(hypotheses.values()))}
     if bigrams is not None:
         odd = sum(bool(bigrams.implausible(words)) for words in hypotheses.values())

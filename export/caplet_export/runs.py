@@ -21,7 +21,7 @@ from caplet_export.config import Config, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import check_place, require_space, whole_file, write_whole
-from caplet_export.stages import ALL, STAGES, Stage, read_stages, write_stages
+from caplet_export.stages import ALL, STAGES, Stage, read_stages, run_name, write_stages
 from caplet_export.text import Vocabulary, clean
 
 RESUME = "resume.npz"
@@ -81,7 +81,7 @@ class Run(ABC):
             )
         self._check_folder()
         self._stages_before = read_stages(start_from) if start_from else []
-        self._taught_by = {"teacher": " ".join(run.name for run in teachers)} if teachers else {}
+        self._taught_by = {"teacher": " ".join(map(run_name, teachers))} if teachers else {}
         # What the configuration does not tell, and a run must not go on without; by the option that gives it. What is
         # read, subclasses add.
         self._origin: dict[str, Any] = {
@@ -203,7 +203,7 @@ class Run(ABC):
     def _stage(self) -> Stage:
         assert self.kept is not None
         return Stage(
-            self.folder.name,
+            run_name(self.folder),
             1 if self.config.model.members == 1 else ALL,
             self.history[-1].epoch,
             self.kept.epoch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,10 +107,22 @@ def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
     write_whole(folder / STAGES, json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1) + "\n")
 
 
+def run_name(folder: Path) -> str:
+    """What a run is called: its folder's name, also where the path says only `.`."""
+    return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - links keep their names
+
+
 def average_stages(runs: Sequence[Path]) -> list[Stage]:
     """The stages of all the runs, and one more: that they were averaged. Of a run at several epochs the last counts."""
-    names = ", ".join(run.name for run in runs)
-    before = list({(stage.run, stage.member): stage for run in runs for stage in read_stages(run)}.values())
+    names = ", ".join(map(run_name, runs))
+    # Two runs may have one name, but then hardly the same switches.
+    before = list(
+        {
+            (stage.run, stage.member, json.dumps(stage.switches, sort_keys=True)): stage
+            for run in runs
+            for stage in read_stages(run)
+        }.values()
+    )
     member = before[-1].member if before else 1
     return [*before, Stage(f"mean of the weights of {names}", member, 0, 0, None, 0.0, {})]
 

@@ -26,9 +26,11 @@ from tiny_encoder import CONFIG, build_tiny_model
 WORDS = [f"word{number}" for number in range(CONFIG.vocabulary_size - len(SPECIALS))]
 
 
-def write_run(folder: Path, seed: int, model: ModelConfig = CONFIG, words: list[str] = WORDS) -> Path:
+def write_run(
+    folder: Path, seed: int, model: ModelConfig = CONFIG, words: list[str] = WORDS, max_length: int = 9
+) -> Path:
     folder.mkdir()
-    Config(TextConfig(max_length=9), model).save(folder / "config.json")
+    Config(TextConfig(max_length=max_length), model).save(folder / "config.json")
     Vocabulary([*SPECIALS, *words]).save(folder / "vocabulary.txt")
     captioner = build_tiny_model(model)
     random = np.random.default_rng(seed)
@@ -177,6 +179,7 @@ def test_what_was_trained_of_inception_is_averaged_too(
     [
         ({"words": [*WORDS[:-1], "other"]}, "another vocabulary"),
         ({"model": dataclasses.replace(CONFIG, tied_embeddings=False)}, "model.* switches"),
+        ({"max_length": 5}, "text.* switches"),
     ],
 )
 def test_what_does_not_fit_is_not_joined(
@@ -228,6 +231,30 @@ def test_a_mean_tells_every_branch_once(runs: list[Path], tmp_path: Path) -> Non
     average_runs(runs, tmp_path / "mean")
     stages = [(stage.run, stage.epochs) for stage in read_stages(tmp_path / "mean")]
     assert stages == [("xe", 3), ("left", 4), ("right", 3), ("mean of the weights of 1, 2, 3", 0)]
+
+
+def test_two_runs_of_one_name_are_two(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for run, seed in zip(runs, (1, 2, 2), strict=True):
+        write_stages(run, [Stage("tuned", 1, 3 * seed, 2, 50.0, 60.0, {"train.seed": seed})])
+    (tmp_path / "mean").mkdir()
+    monkeypatch.chdir(runs[0])  # which has a name, too
+    average_runs([Path(), *runs[1:]], tmp_path / "mean")
+    stages = [(stage.run, stage.epochs) for stage in read_stages(tmp_path / "mean")]
+    assert stages == [("tuned", 3), ("tuned", 6), ("mean of the weights of 1, 2, 3", 0)]
+
+
+def test_weights_of_which_a_byte_is_damaged_are_said_in_a_line(runs: list[Path]) -> None:
+    """HDF5 has errors of its own for what its links and lists run into."""
+    whole, random, said = (runs[0] / "decoder.weights.h5").read_bytes(), np.random.default_rng(3), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] ^= 255
+        (runs[0] / "decoder.weights.h5").write_bytes(damaged)
+        try:
+            load_checkpoint(runs[0])
+        except ConfigurationError as error:
+            said += "or damaged" in str(error)
+    assert said > 3
 
 
 def test_the_members_bring_their_stages(runs: list[Path], tmp_path: Path) -> None:

@@ -480,11 +480,15 @@ def test_verb_counts_the_photos_it_could_read(
     command = ["quantize", str(source), "--data", str(data), "-o"]
     assert main([*command, str(output)]) == 0
     assert json.loads((output / "quantization.json").read_text())["photos"] == 2
+    assert capsys.readouterr().err.count(f"left out: {damaged}") == 1
     for photo in rest:
         photo.write_bytes(b"no photo")
     capsys.readouterr()
     assert main([*command, str(tmp_path / "other")]) == 1
     assert "none of 3 photos to calibrate by can be read" in capsys.readouterr().err
+    (data / "Flickr_8k.devImages.txt").unlink()
+    assert main([*command, str(tmp_path / "other"), "--evaluate", "1"]) == 1
+    assert "no 'dev' split" in capsys.readouterr().err  # at once, and not when all is done
     # And not in the place of what it is made of.
     assert main([*command, str(source)]) == 1
     assert "would replace what is read" in capsys.readouterr().err

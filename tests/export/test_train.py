@@ -565,6 +565,9 @@ def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Data
     config = with_train(extractor_layer="mixed9", extractor_learning_rate=0.01, epochs=1, objective=objective)
     with pytest.raises(ConfigurationError, match="needs --encoder-weights"):
         Trainer(tmp_path / "none", config, dataset, Stores([store], store))
+    nothing = dataclasses.replace(config, train=dataclasses.replace(config.train, extractor_layer="mixed10"))
+    with pytest.raises(ConfigurationError, match="mixed10: there is nothing above it to train"):
+        Trainer(tmp_path / "none", nothing, dataset, Stores([store], store), extractor=small_extractor())
     extractor = small_extractor()
     before = extractor.get_layer("mixed10").kernel.numpy()
     run = tmp_path / "run"

@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     train = list(dataset.split("train"))
     if not train:
         raise DataError("calibration needs at least one training photo")
+    if arguments.evaluate:
+        dataset.split("dev")
     names = random.Random(arguments.seed).sample(train, min(arguments.calibration, len(train)))
 
     import onnx
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.calibrate import greedy_feeds
     from caplet_export.onnx_graph import load_model, shape_of
     from caplet_export.optimize import optimize_for_bytes
-    from caplet_export.photos import photo_batches
+    from caplet_export.photos import photo_batches, readable_photos
     from caplet_export.quantize import check_float_graph, quantize
     from caplet_export.text import Vocabulary
 
@@ -76,14 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     vocabulary = Vocabulary.load(arguments.graphs / "vocabulary.txt")
     _, height, width, _ = shape_of(encoder.graph.input[0])
 
-    read: set[str] = set()
+    readable = readable_photos(dataset, names)  # now, and once: calibration goes through them several times
+    if not readable:
+        raise DataError(f"{arguments.data}: none of {len(names)} photos to calibrate by can be read")
 
     def photos() -> Iterator[Mapping[str, Any]]:
-        for batch, pixels in photo_batches(dataset, names, size=(width, height), task="calibrate"):
-            read.update(batch)
+        for _, pixels in photo_batches(dataset, readable, size=(width, height), task="calibrate"):
             yield {"pixels": pixels}
-        if not read:
-            raise DataError(f"{arguments.data}: none of {len(names)} photos to calibrate by can be read")
 
     byte_encoder = optimize_for_bytes(encoder)
     small_encoder = quantize(byte_encoder, photos, method=arguments.method)
@@ -97,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             shutil.copyfile(arguments.graphs / "parity.json", folder / "parity.json")
         record = {
             "method": arguments.method,
-            "photos": len(read),
+            "photos": len(readable),
             "seed": arguments.seed,
             "rounding": "nearest that does not saturate",
             "biases": "for the same means after the ReLUs",
