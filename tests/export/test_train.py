@@ -39,7 +39,7 @@ from tiny_flickr8k import write_tiny_flickr8k
 
 LOCATIONS, CHANNELS = 4, 6
 CONFIG = Config(
-    TextConfig(minimum_count=1, max_length=9),
+    TextConfig(minimum_count=1, max_length=4),
     ModelConfig(
         locations=LOCATIONS, channels=CHANNELS, feature_size=16, attention_size=8, embedding_size=16, state_size=24
     ),

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not train:
         raise DataError("calibration needs at least one training photo")
     if arguments.evaluate:
-        dataset.split("dev")
+        dataset.split("dev")  # it says so at once if there is none
     names = random.Random(arguments.seed).sample(train, min(arguments.calibration, len(train)))
 
     import onnx
