@@ -196,8 +196,8 @@ class Trainer(Run):
         self._average = [tf.Variable(v.value) for v in self._variables] if settings.ema_decay else []
         self._runner = FreeRunner(self.model, self.config.text.max_length)
         steps: dict[str, Callable[..., Any]] = {
-            "cross_entropy": tf.function(self._cross_entropy_step),
-            "self_critical": tf.function(self._self_critical_step),
+            "cross_entropy": tf.function(self._cross_entropy_step, autograph=False),
+            "self_critical": tf.function(self._self_critical_step, autograph=False),
             "distillation": self._distillation_step,
         }
         self._step = steps[settings.objective]
@@ -262,7 +262,7 @@ class Trainer(Run):
         ids, logits = tf.pad(ids, ((0, 0), (0, more))), tf.pad(logits, ((0, 0), (0, more), (0, 0)))
         return self._distillation_update(inputs, ids, logits)
 
-    @tf.function
+    @tf.function(autograph=False)
     def _mixed(self, *views: Any) -> list[Any]:
         """Views [B,L,C] of the photos of a batch with up to half of another photo mixed into some, the same in each."""
         count = tf.shape(views[0])[0]
@@ -273,13 +273,13 @@ class Trainer(Run):
         photos = [tf.cast(view, tf.float32) for view in views]
         return [own * photo + (1.0 - own) * tf.gather(photo, others) for photo in photos]
 
-    @tf.function
+    @tf.function(autograph=False)
     def _sample_teacher(self, inputs: Any) -> tuple[Any, Any]:
         assert self._teacher is not None
         length, group = self.config.text.max_length, self.config.train.captions_per_image
         return sample(self._teacher, inputs, length, group, self._seed(_CAPTIONS))
 
-    @tf.function
+    @tf.function(autograph=False)
     def _distillation_update(self, inputs: Any, ids: Any, teacher_logits: Any) -> Any:
         tokens = tf.concat([tf.fill((ids.shape[0], 1), START), ids[:, :-1]], axis=1)
         with tf.GradientTape() as tape:
@@ -333,11 +333,11 @@ class Trainer(Run):
         scores = self._dev_scorer.score_many(self._dev.names, captions)
         return total / words, 100.0 * float(scores.mean())
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _frozen_features(self, inputs: Any) -> Any:
         return self._features(inputs)
 
-    @tf.function
+    @tf.function(autograph=False)
     def _dev_loss(self, features: Any, tokens: Any, targets: Any) -> tuple[Any, Any]:
         logits, _ = self.model.teacher_forced(*self.model.encode(features), tokens, self._dev.group)
         words = tf.reduce_sum(tf.cast(targets != PAD, tf.float32))
