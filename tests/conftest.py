@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,12 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that import onnxruntime befor
 sys.path.insert(0, str(HERE))  # test folders import `tiny_bundle` by name
 
 from tiny_bundle import write_tiny_bundle  # noqa: E402
+
+
+def pytest_collection_finish() -> None:
+    """TensorFlow, once imported, is a million objects, and every collection of garbage would look at each again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
