@@ -10,7 +10,7 @@ from PIL import Image
 
 from caplet_export.cli import main
 from caplet_export.compare import Change, compare, format_comparison, write_report
-from caplet_export.errors import ConfigurationError, ExportError
+from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.evaluate import BeamResult, CaptionRecord, Evaluation
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.metrics import METRICS, references_of
@@ -105,6 +105,33 @@ def test_different_images_are_not_compared(dataset: Dataset, vague: dict[str, st
     fewer = {image: text for image, text in vague.items() if image != "car.jpg"}
     with pytest.raises(ConfigurationError, match=r"different images: car\.jpg"):
         compare(evaluation(dataset, vague), evaluation(dataset, fewer), dataset)
+    with pytest.raises(ConfigurationError, match=r"different images: car\.jpg"):
+        compare(evaluation(dataset, fewer), evaluation(dataset, vague), dataset)
+
+
+def test_images_that_the_data_set_does_not_describe_are_not_compared(dataset: Dataset, vague: dict[str, str]) -> None:
+    others = replace(dataset, captions={name: said for name, said in dataset.captions.items() if name != "car.jpg"})
+    with pytest.raises(DataError, match=r"no captions of car\.jpg and 0 more"):
+        compare(evaluation(dataset, vague), evaluation(dataset, vague), others)
+
+
+def test_the_order_in_which_photos_were_captioned_does_not_matter(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]
+) -> None:
+    first = evaluation(dataset, vague)
+    backwards = dict(reversed(mixed.items()))
+    expected = compare(first, evaluation(dataset, mixed), dataset)
+    found = compare(first, evaluation(dataset, backwards), dataset)
+    assert found.changes == expected.changes
+    assert found.differences == expected.differences
+
+
+def test_gains_are_percent_and_their_mean_is_the_difference(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]
+) -> None:
+    comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
+    mean = sum(change.gain for change in comparison.changes) / comparison.photos
+    assert mean == pytest.approx(comparison.differences["cider_d"].value)
 
 
 def test_the_table_says_which_intervals_exclude_zero(
@@ -159,6 +186,31 @@ def test_photos_stay_out_of_repositories(
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(ExportError, match="lead in a circle"):
         write_report(comparison, dataset, tmp_path / "circle")
+
+
+@pytest.mark.parametrize(("name", "thumbnail"), [("ä dog.PNG", "ä dog.PNG.jpg"), ("ä dog.JPG", "ä dog.JPG")])
+def test_photos_of_any_name_and_format_are_shown(name: str, thumbnail: str, dataset: Dataset, tmp_path: Path) -> None:
+    Image.new("RGB", (500, 375)).save(tmp_path / name)
+    said = {name: ["Ein Hund läuft .", "a dog runs"], "cat.jpg": dataset.captions["cat.jpg"]}
+    others = replace(dataset, images=tmp_path, captions=said)
+    first, second = ({name: caption, "cat.jpg": "a cat"} for caption in ("what", "a dog runs"))
+    comparison = compare(evaluation(others, first), evaluation(others, second), others)
+    report = write_report(comparison, others, tmp_path / "report")
+    assert f"![{name}](<thumbnails/{thumbnail}>)" in report.read_text("utf-8")
+    assert "- reference: Ein Hund läuft ." in report.read_text("utf-8")
+    with Image.open(tmp_path / "report" / "thumbnails" / thumbnail) as image:
+        assert image.format == "JPEG"
+
+
+def test_a_photo_that_cannot_be_drawn_is_an_error_of_the_report(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str], tmp_path: Path
+) -> None:
+    comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "boat.jpg").write_bytes(b"no photo any more")
+    elsewhere = replace(dataset, images=tmp_path / "photos")
+    with pytest.raises(ConfigurationError, match=r"report: the report cannot be written \(.*boat\.jpg"):
+        write_report(comparison, elsewhere, tmp_path / "report")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,24 @@ with outputs.whole_folder(Path({str(tmp_path / "run")!r}), outputs.RUN) as folde
     assert (tmp_path / "run" / "config.json").read_text() == "again"
 
 
+def test_an_old_folder_that_a_killed_process_could_not_remove_is_cleared(tmp_path: Path) -> None:
+    """Killed when the new one stood in its place: then both are there."""
+    for folder in (tmp_path / "run", tmp_path / ".run.caplet-export.old"):
+        folder.mkdir()
+        for name in RUN[0]:
+            (folder / name).write_text("old")
+    with whole_folder(tmp_path / "run", RUN) as temporary:
+        (temporary / "config.json").write_text("new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+    assert (tmp_path / "run" / "config.json").read_text() == "new"
+
+
+def test_a_place_that_may_not_be_written_to_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # file modes do not stop root
+    with pytest.raises(ExportError, match="no folder that can be written to"):
+        check_folder(tmp_path / "run", RUN)
+
+
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,3 +175,5 @@ def test_a_folder_a_pipe_and_what_is_read_are_no_place_for_a_file(tmp_path: Path
     for name, said in ((".", "is a folder"), ("pipe", "another file"), ("link.json", "read"), ("circle", "circle")):
         with pytest.raises(ExportError, match=said):
             check_file(tmp_path / name, frozenset({"scorer"}), [tmp_path / "a.json"])
+    with pytest.raises(ExportError, match="read"):
+        check_file(tmp_path / "a.json", frozenset({"scorer"}), [tmp_path / "link.json"])

@@ -90,6 +90,7 @@ def test_no_such_directory(name: str, tmp_path: Path) -> None:
     with pytest.raises(BundleNotFoundError, match="no such directory") as caught:
         load_bundle(f"{tmp_path}/{name}")
     assert isinstance(caught.value, FileNotFoundError)
+    assert "CAPLET_MODEL" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", [123, 1.5, [], object()], ids=lambda value: type(value).__name__)
@@ -340,6 +341,7 @@ def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Pa
         ("decoding.repeatable", [[True]]),
         ("decoding.repeatable", [[-1]]),
         ("decoding.repeatable", [[10**6]]),
+        ("decoding.repeatable", [[36]]),
         ("graphs.decoder.saturates", None),
         ("graphs.encoder.saturates", "no"),
         ("vocabulary.size", 35),
@@ -349,6 +351,8 @@ def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Pa
         ("golden.0.file", "golden/dog.png"),
         ("graphs.encoder.file", "README"),
         ("name", "x" * 500),
+        ("name", ""),
+        ("name", "x\x1b[2J"),
         ("name", "x" * 201),
         ("preprocessing.height", 4097),
         ("preprocessing.width", 4097),
@@ -425,10 +429,14 @@ def test_a_manifest_may_not_point_outside_its_folder(name: str, bundle: Path, tm
         manifest["files"][name] = manifest["files"]["encoder.onnx"]
         manifest["graphs"]["encoder"]["file"] = name
 
-    edit(bundle, point)
-    for verify in (True, False):
-        with pytest.raises(BundleError, match="not a file inside the bundle"):
-            load_bundle(bundle, verify=verify)
+    def list_only(manifest: Manifest) -> None:
+        manifest["files"][name] = manifest["files"]["encoder.onnx"]
+
+    for change in (list_only, point):
+        edit(bundle, change)
+        for verify in (True, False):
+            with pytest.raises(BundleError, match="not a file inside the bundle"):
+                load_bundle(bundle, verify=verify)
 
 
 # The vocabulary.

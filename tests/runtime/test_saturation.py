@@ -46,6 +46,8 @@ def write_cpuinfo(folder: Path, line: str) -> Path:
         ("flags\t\t: fpu avx avx2 fma avx512f avx512bw", True),
         ("flags\t\t: fpu avx avx2 fma avx512f avx512bw avx512_vnni", False),
         ("flags\t\t: fpu avx avx2 fma avx_vnni", False),
+        ("flags\t\t: fpu avx avx2 fma avx512f amx_int8", False),
+        ("flags\t\t: fpu sse4_2 avx", False),
         ("Features\t: fp asimd asimddp", False),
         ("", False),
     ],
