@@ -64,8 +64,6 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
     Raises:
         ConfigurationError: a file is missing or damaged, or the weights belong to another configuration.
     """
-    from caplet_export.model import build_model
-
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: no such run folder")
@@ -77,7 +75,7 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
         raise ConfigurationError(
             f"{folder}: vocabulary.txt has {len(vocabulary)} words, config.json says {config.model.vocabulary_size}"
         )
-    model = build_model(config.model, dtype)
+    model = model_to_load(config.model, dtype)
     load_weights(model, folder / DECODER)
     return Checkpoint(folder, config, vocabulary, model)
 
@@ -122,9 +120,16 @@ def require_frozen_extractor(checkpoint: Checkpoint, done: str) -> None:
 
 def empty_model(config: ModelConfig) -> Captioner:
     """A model to be filled and saved: a captioner in float32, from which training goes on, an ensemble in float16."""
+    return model_to_load(config, "float16" if config.members > 1 else "float32")
+
+
+def model_to_load(config: ModelConfig, dtype: str = "float32") -> Captioner:
+    """As `build_model`, but for weights that are loaded next: hardly any are drawn."""
+    from caplet_export.initializers import loaded_later
     from caplet_export.model import build_model
 
-    return build_model(config, "float16" if config.members > 1 else "float32")
+    with loaded_later():
+        return build_model(config, dtype)
 
 
 def save_checkpoint(folder: Path, config: Config, vocabulary: Vocabulary, model: Captioner) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
 
 from caplet_export.errors import ConfigurationError
+from caplet_export.initializers import loaded_later
 
 INPUT_SIZE = 299
 NAME = "inception"
@@ -35,7 +37,8 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
     try:
-        with warnings.catch_warnings():  # Keras warns, many times over, before it says in an error what does not fit
+        # Keras warns, many times over, before it says in an error what does not fit.
+        with warnings.catch_warnings(), loaded_later() if weights else nullcontext():
             warnings.simplefilter("ignore")
             whole = keras.applications.InceptionV3(
                 include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)

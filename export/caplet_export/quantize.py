@@ -147,16 +147,13 @@ def quantize_weights(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[n
     """
     rows, restore = _rows(weights, axis)
     finest = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127, np.float32(1e-12))
-    best, scale = np.zeros(rows.shape, np.int8), finest.copy()
-    least = np.full((len(rows), 1), np.inf, np.float32)
+    scale, least = finest, np.full((len(rows), 1), np.inf, np.float32)
     # At twice the finest scale no weight is above 64, and no pair is clipped.
     for factor in np.linspace(1, 2, 33, dtype=np.float32):
-        candidate = _clip_pairs(np.rint(rows / (finest * factor)))
-        error = np.square(candidate * (finest * factor) - rows).sum(axis=1, keepdims=True)
-        better = error < least
-        best = np.where(better, candidate.astype(np.int8), best)
-        scale, least = np.where(better, finest * factor, scale), np.where(better, error, least)
-    return restore(best), scale.ravel()
+        candidate = finest * factor
+        error = np.square(_clip_pairs(rows / candidate) * candidate - rows).sum(axis=1, keepdims=True)
+        scale, least = np.where(error < least, candidate, scale), np.minimum(error, least)
+    return restore(_clip_pairs(rows / scale).astype(np.int8)), scale.ravel()
 
 
 def saturates(model: onnx.ModelProto) -> bool:
@@ -173,7 +170,7 @@ def saturates(model: onnx.ModelProto) -> bool:
         if weights is None or weights.dtype != np.int8:
             continue
         rows, _ = _rows(weights, _output_axis(node))
-        if _excess(_pairs(rows)).any():
+        if _excess(*_pairs(rows)).any():
             return True
     return False
 
@@ -192,24 +189,27 @@ def _rows(weights: NDArray[Any], axis: int) -> tuple[NDArray[Any], Callable[[NDA
     return moved.reshape(len(moved), -1), lambda rows: rows.reshape(moved.shape).transpose(np.argsort(order))
 
 
-def _pairs(rows: NDArray[Any]) -> NDArray[np.float32]:
-    """Neighbours [channels, pairs, 2] of rows [channels, K]; the last has none where K is odd."""
+def _pairs(rows: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The first and the second of each two neighbours of rows [channels, K], [channels, pairs]; where K is odd, the
+    last has 0 beside it.
+    """
     padded = np.pad(rows.astype(np.float32), ((0, 0), (0, rows.shape[1] % 2)))
-    return padded.reshape(len(rows), -1, 2)
+    return padded[:, ::2], padded[:, 1::2]
 
 
-def _excess(pairs: NDArray[np.float32]) -> NDArray[np.float32]:
+def _excess(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
     """By how much neighbours of one sign together exceed `_PAIR`, [channels, pairs]."""
-    same_sign = pairs[..., 0] * pairs[..., 1] > 0
-    return np.where(same_sign, np.maximum(np.abs(pairs).sum(axis=2) - _PAIR, 0), 0)
+    return np.where(first * second > 0, np.maximum(np.abs(first) + np.abs(second) - _PAIR, 0), 0)
 
 
 def _clip_pairs(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest whole numbers whose neighbours of one sign add up to `_PAIR` at most."""
-    pairs = _pairs(rows)
-    excess = _excess(pairs)
-    less = np.stack([np.ceil(excess / 2), np.floor(excess / 2)], axis=2)
-    return np.asarray((pairs - np.sign(pairs) * less).reshape(len(rows), -1)[:, : rows.shape[1]])
+    """Whole numbers near those of rows [channels, K], whose neighbours of one sign add up to `_PAIR` at most."""
+    first, second = _pairs(np.rint(rows))
+    half = _excess(first, second) / 2
+    clipped = np.empty((len(rows), 2 * half.shape[1]), np.float32)
+    clipped[:, ::2] = first - np.sign(first) * np.ceil(half)
+    clipped[:, 1::2] = second - np.sign(second) * np.floor(half)
+    return clipped[:, : rows.shape[1]]
 
 
 def _quantize_weights(graph: Graph, node: onnx.NodeProto, input_scale: float) -> None:

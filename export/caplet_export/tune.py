@@ -36,6 +36,7 @@ from caplet_export.checkpoint import (
     empty_model,
     load_extractor_part,
     load_weights,
+    model_to_load,
     require_shape,
     save_weights,
 )
@@ -44,7 +45,7 @@ from caplet_export.errors import ConfigurationError
 from caplet_export.flickr8k import Dataset
 from caplet_export.inception import lower_blocks, scale, upper_blocks
 from caplet_export.metrics import CiderD, references_of
-from caplet_export.model import Captioner, build_model, mask_special_tokens, members_of
+from caplet_export.model import Captioner, mask_special_tokens, members_of
 from caplet_export.objectives import (
     cross_entropy,
     distillation_loss,
@@ -237,7 +238,7 @@ class Tuner(Run):
             require_encoder_weights(run, encoder_weights, "--encoder-weights")
         super().__init__(Path(folder), config, vocabulary, encoder_weights, start_from, teachers)
 
-        model = build_model(config.model)
+        model = model_to_load(config.model)
         load_weights(model, start_from / DECODER)
         extractor = build(config.model.blocks)
         require_shape(config.model, extractor.output_shape[1:], start_from)

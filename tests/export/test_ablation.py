@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     stores = tiny_stores(folder / "features" / "mixed10-plain", dataset)
     kept = {}
     for name, rate in RATES.items():
-        config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, learning_rate=rate, epochs=20))
+        config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, learning_rate=rate, epochs=10))
         trainer = Trainer(folder / name, config, dataset, stores)
         while not trainer.finished:
             trainer.run_epoch()

@@ -20,7 +20,7 @@ import pytest
 
 from caplet_export.batches import Batches, caption_ids
 from caplet_export.checkpoint import ExtractorPart, load_checkpoint, load_extractor_part
-from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig, changed_switches
+from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig, changed_switches, load_config
 from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extract
@@ -93,6 +93,21 @@ def finish(trainer: Trainer) -> Trainer:
     return trainer
 
 
+ONE_EPOCH = with_train(epochs=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset, stores: Stores) -> Path:
+    """A run of `ONE_EPOCH`, done: each that is trained takes seconds to trace its steps. Read only."""
+    return finish(Trainer(tmp_path_factory.mktemp("runs") / "trained", ONE_EPOCH, dataset, stores)).folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, trained: Path) -> Path:
+    """A copy of it, to be spoiled."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
 # -- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -120,9 +135,39 @@ def test_an_epoch_holds_every_image_once_with_its_own_captions(dataset: Dataset,
         assert tokens.shape[0] == 5 * features.shape[0]
         for feature, row in zip(features.numpy(), rows.numpy(), strict=True):
             np.testing.assert_array_equal(feature, stores.plain[data.names[row]])
+        length = targets.shape[1]
+        for ids, said in ((tokens, "tokens"), (targets, "targets")):
+            own = np.concatenate([getattr(data._ids[row], said) for row in rows.numpy()])
+            np.testing.assert_array_equal(ids, own[:, :length])
+            assert not own[:, length:].any(), "nothing but padding is cut off"
         seen += rows.numpy().tolist()
     assert sorted(seen) == list(range(16))
     assert len(data) == 3
+
+
+def test_an_epoch_draws_a_view_of_each_photo_and_in_order_they_are_plain(
+    tmp_path: Path, dataset: Dataset, stores: Stores
+) -> None:
+    other = tiny_stores(tmp_path / "mixed10-other", dataset, seed=1).plain
+    data = batches(dataset, Stores([stores.plain, other], stores.plain))
+    drawn = []
+    for features, *_, rows in data.epoch(1):
+        for feature, row in zip(features.numpy(), rows.numpy(), strict=True):
+            drawn += [view for view in (stores.plain, other) if np.array_equal(feature, view[data.names[row]])]
+    assert len(drawn) == len(data.names) and set(drawn) == {stores.plain, other}
+    in_order = np.concatenate([features.numpy() for features, *_ in data.in_order()])
+    np.testing.assert_array_equal(in_order, stores.plain.gather(data.names))
+
+
+def test_photos_that_were_skipped_in_a_view_are_in_no_batch(
+    dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = dataset.split("train")
+    monkeypatch.setattr(stores.plain, "skipped", frozenset({first}))
+    assert batches(dataset, stores).names == others
+    monkeypatch.setattr(stores.plain, "skipped", frozenset(dataset.split("train")))
+    with pytest.raises(DataError, match="no image of this split could be read"):
+        batches(dataset, stores)
 
 
 def test_the_order_is_fixed_by_seed_and_epoch(dataset: Dataset, stores: Stores) -> None:
@@ -233,17 +278,15 @@ def weights(folder: Path) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "self_critical", "distillation"])
 def test_a_run_resumed_equals_a_run_uninterrupted(
-    tmp_path: Path, dataset: Dataset, stores: Stores, objective: str
+    tmp_path: Path, dataset: Dataset, stores: Stores, trained: Path, objective: str
 ) -> None:
-    teacher = None
-    if objective == "distillation":
-        teacher = finish(Trainer(tmp_path / "teacher", with_train(epochs=1, seed=5), dataset, stores)).folder
+    teacher = trained if objective == "distillation" else None
     mixup = 0.5 if objective == "distillation" else 0.0
     config = with_train(objective=objective, ema_decay=0.5, learning_rate=1e-3, mixup=mixup)
     assert config.model.dropout
     whole = finish(Trainer(tmp_path / "whole", config, dataset, stores, teacher=teacher))
-    for _ in range(3):
-        Trainer(tmp_path / "pieces", config, dataset, stores, teacher=teacher).run_epoch()
+    Trainer(tmp_path / "pieces", config, dataset, stores, teacher=teacher).run_epoch()
+    finish(Trainer(tmp_path / "pieces", config, dataset, stores, teacher=teacher))
     pieces = Trainer(tmp_path / "pieces", config, dataset, stores, teacher=teacher)
     assert pieces.finished
     assert [e.epoch for e in pieces.history] == [1, 2, 3]
@@ -357,10 +400,11 @@ def test_killed_while_training_it_loses_an_epoch_at_most(tmp_path: Path) -> None
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_of_another_configuration_is_left_alone(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
+def test_a_folder_of_another_configuration_is_left_alone(trained: Path, dataset: Dataset, stores: Stores) -> None:
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
     with pytest.raises(ConfigurationError, match="another configuration"):
-        Trainer(tmp_path, with_train(seed=2), dataset, stores)
+        Trainer(trained, with_train(epochs=1, seed=2), dataset, stores)
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
 
 def test_what_was_refused_or_lost_claims_no_folder(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
@@ -369,20 +413,18 @@ def test_what_was_refused_or_lost_claims_no_folder(tmp_path: Path, dataset: Data
         Trainer(tmp_path, with_train(objective="distillation"), dataset, stores)
     with pytest.raises(ConfigurationError, match=r"lower train\.learning_rate"):
         finish(Trainer(tmp_path, with_train(learning_rate=1e30), dataset, stores))
-    finish(Trainer(tmp_path, with_train(epochs=1), dataset, stores))
+    assert not Trainer(tmp_path, ONE_EPOCH, dataset, stores).history
 
 
 def test_weights_that_cannot_be_gone_on_with_are_not_written_over(
-    tmp_path: Path, dataset: Dataset, stores: Stores
+    tmp_path: Path, trained: Path, run: Path, dataset: Dataset, stores: Stores
 ) -> None:
     """Such as what `join` made, or a run whose resume.npz was deleted."""
-    for name in ("one", "two"):
-        finish(Trainer(tmp_path / name, with_train(epochs=1), dataset, stores))
     mean = tmp_path / "mean"
     mean.mkdir()
-    average_runs([tmp_path / "one", tmp_path / "two"], mean)
-    (tmp_path / "one" / "resume.npz").unlink()
-    for folder in (mean, tmp_path / "one"):
+    average_runs([trained, run], mean)
+    (run / "resume.npz").unlink()
+    for folder in (mean, run):
         before = (folder / "decoder.weights.h5").read_bytes()
         with pytest.raises(ConfigurationError, match=r"no resume\.npz to go on with"):
             Trainer(folder, load_checkpoint(folder).config, dataset, stores)
@@ -390,11 +432,11 @@ def test_weights_that_cannot_be_gone_on_with_are_not_written_over(
 
 
 def test_a_run_goes_on_with_what_it_began_with_only(
-    tmp_path: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same captions, the same features, the same start, the same teacher."""
-    for name, seed in (("one", 1), ("two", 2)):
-        finish(Trainer(tmp_path / name, with_train(epochs=1, seed=seed), dataset, stores))
+    shutil.copytree(trained, tmp_path / "one")
+    finish(Trainer(tmp_path / "two", with_train(epochs=1, seed=2), dataset, stores))
     config, run = with_train(objective="distillation"), tmp_path / "run"
 
     def trainer(data: Dataset = dataset, start_from: str = "one", teacher: str = "two") -> Trainer:
@@ -417,7 +459,7 @@ def test_a_run_goes_on_with_what_it_began_with_only(
     for store in (*stores.train, stores.plain):
         monkeypatch.setattr(store, "source", source)
     with pytest.raises(ConfigurationError, match="another --features"):
-        Trainer(tmp_path / "one", with_train(epochs=1, seed=1), dataset, stores)
+        Trainer(tmp_path / "one", ONE_EPOCH, dataset, stores)
     for begun_with in ({"start_from": tmp_path / "one"}, {"teacher": tmp_path / "one"}):
         with pytest.raises(ConfigurationError, match=r"one: trained on other Inception weights than those of .*plain"):
             Trainer(tmp_path / "new", config, dataset, stores, **begun_with)
@@ -429,24 +471,15 @@ def test_a_run_goes_on_with_what_it_began_with_only(
     def renamed(captions: list[str]) -> list[str]:
         return [caption.replace("red", "purple") for caption in captions]
 
-    Trainer(tmp_path / "captions", CONFIG, dataset, stores).run_epoch()
     other_words = dataclasses.replace(dataset, captions={n: renamed(c) for n, c in dataset.captions.items()})
     with pytest.raises(ConfigurationError, match="other captions"):
-        Trainer(tmp_path / "captions", CONFIG, other_words, stores)
+        Trainer(tmp_path / "one", ONE_EPOCH, other_words, stores)
 
 
 def test_self_critical_training_that_diverges_is_said(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """Its rewards stay finite whatever becomes of the weights."""
     with pytest.raises(ConfigurationError, match=r"lower train\.learning_rate"):
         finish(Trainer(tmp_path, with_train(objective="self_critical", learning_rate=1e30), dataset, stores))
-
-
-def test_a_full_disk_is_said(tmp_path: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(tmp_path, CONFIG, dataset, stores)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(ConfigurationError, match="no room for the"):
-        trainer.run_epoch()
-    assert not list(tmp_path.iterdir())
 
 
 def test_views_stored_with_other_weights_are_refused(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
@@ -456,44 +489,40 @@ def test_views_stored_with_other_weights_are_refused(tmp_path: Path, dataset: Da
         Trainer(tmp_path, CONFIG, dataset, Stores([stores.plain, other], stores.plain))
 
 
-def test_a_damaged_resume_file_is_said(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
-    path = tmp_path / "resume.npz"
+def test_a_damaged_resume_file_is_said(run: Path, dataset: Dataset, stores: Stores) -> None:
+    path = run / "resume.npz"
     for content in (path.read_bytes()[:1000], b""):  # nothing is what a power cut leaves
         path.write_bytes(content)
         with pytest.raises(ConfigurationError, match="damaged"):
-            Trainer(tmp_path, CONFIG, dataset, stores)
+            Trainer(run, ONE_EPOCH, dataset, stores)
 
 
-def test_arrays_of_another_shape_are_said_in_a_line(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
-    with np.load(tmp_path / "resume.npz") as arrays:
+def test_arrays_of_another_shape_are_said_in_a_line(run: Path, dataset: Dataset, stores: Stores) -> None:
+    with np.load(run / "resume.npz") as arrays:
         content = {**arrays, "0": np.zeros((3, 3))}
-    np.savez(tmp_path / "resume.npz", **content)
+    np.savez(run / "resume.npz", **content)
     with pytest.raises(ConfigurationError, match=r"resume\.npz: damaged \([^\n]{1,200}\); delete") as refused:
-        Trainer(tmp_path, CONFIG, dataset, stores)
+        Trainer(run, ONE_EPOCH, dataset, stores)
     assert "\n" not in str(refused.value)
 
 
-def test_a_run_that_an_earlier_release_began_is_left_alone(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
-    with np.load(tmp_path / "resume.npz") as arrays:
+def test_a_run_that_an_earlier_release_began_is_left_alone(run: Path, dataset: Dataset, stores: Stores) -> None:
+    with np.load(run / "resume.npz") as arrays:
         content = {**arrays, "origin": np.array('["abc", null]')}
-    np.savez(tmp_path / "resume.npz", **content)
+    np.savez(run / "resume.npz", **content)
     with pytest.raises(ConfigurationError, match="begun by an earlier release"):
-        Trainer(tmp_path, CONFIG, dataset, stores)
+        Trainer(run, ONE_EPOCH, dataset, stores)
 
 
 def test_a_run_that_was_killed_before_its_first_epoch_was_whole_is_begun_again(
-    tmp_path: Path, dataset: Dataset, stores: Stores
+    run: Path, dataset: Dataset, stores: Stores
 ) -> None:
-    Trainer(tmp_path, CONFIG, dataset, stores).run_epoch()
     for name in ("resume.npz", "history.json", "stages.json"):
-        (tmp_path / name).unlink()
+        (run / name).unlink()
     for name in ("config.json", "decoder.weights.h5"):
-        (tmp_path / f".{name}").write_bytes((tmp_path / name).read_bytes()[:20])
-        (tmp_path / name).unlink()
-    assert Trainer(tmp_path, CONFIG, dataset, stores).run_epoch().epoch == 1
+        (run / f".{name}").write_bytes((run / name).read_bytes()[:20])
+        (run / name).unlink()
+    assert Trainer(run, ONE_EPOCH, dataset, stores).run_epoch().epoch == 1
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "vocabulary.txt", "config.json"])
@@ -510,29 +539,28 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(tmp_p
         Untaught(tmp_path / "file" / "run", with_train(), Vocabulary.build([["a", "dog"]], 1), "digest")
 
 
-def test_starting_from_a_run_begins_with_its_weights(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    first = Trainer(tmp_path / "first", with_train(epochs=1), dataset, stores)
-    first.run_epoch()
-    second = Trainer(tmp_path / "second", with_train(seed=9), dataset, stores, start_from=tmp_path / "first")
-    for one, other in zip(first.model.trainable_variables, second.model.trainable_variables, strict=True):
-        np.testing.assert_array_equal(one.numpy(), other.numpy())
+def test_starting_from_a_run_begins_with_its_weights(
+    tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores
+) -> None:
+    second = Trainer(tmp_path / "second", with_train(seed=9), dataset, stores, start_from=trained)
+    for one, other in zip(weights(trained), second.model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(one, other.numpy())
     other_model = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, state_size=8))
     with pytest.raises(ConfigurationError, match="another configuration"):
-        Trainer(tmp_path / "third", other_model, dataset, stores, start_from=tmp_path / "first")
+        Trainer(tmp_path / "third", other_model, dataset, stores, start_from=trained)
 
 
-def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    trainer = Trainer(tmp_path, CONFIG, dataset, stores)
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "new").mkdir()
     with pytest.raises(ConfigurationError, match="has the run finished an epoch"):
-        load_checkpoint(tmp_path)
-    trainer.run_epoch()
-    config = dataclasses.replace(trainer.config, model=dataclasses.replace(trainer.config.model, state_size=8))
-    config.save(tmp_path / "config.json")
+        load_checkpoint(tmp_path / "new")
+    config = load_config(run / "config.json")
+    dataclasses.replace(config, model=dataclasses.replace(config.model, state_size=8)).save(run / "config.json")
     with pytest.raises(ConfigurationError, match="weights of another configuration"):
-        load_checkpoint(tmp_path)
-    (tmp_path / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\n<unk>\ndog\n")
+        load_checkpoint(run)
+    (run / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\n<unk>\ndog\n")
     with pytest.raises(ConfigurationError, match=r"vocabulary\.txt has 5 words"):
-        load_checkpoint(tmp_path)
+        load_checkpoint(run)
     with pytest.raises(ConfigurationError, match="no such run folder"):
         load_checkpoint(tmp_path / "gone")
 
@@ -614,16 +642,6 @@ def test_what_was_trained_of_inception_is_kept_as_differences_in_eight_bits(tmp_
             load_extractor_part(extractor, path)
 
 
-def test_a_captioner_of_an_earlier_block_keeps_to_it(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    model = dataclasses.replace(CONFIG.model, feature_block="mixed9")
-    config = dataclasses.replace(CONFIG, model=model, train=dataclasses.replace(CONFIG.train, epochs=1))
-    assert config.stored_blocks == ("mixed9",) and not config.trains_extractor
-    run = finish(Trainer(tmp_path / "run", config, dataset, stores)).folder
-    with pytest.raises(ConfigurationError, match="switches differ"):
-        Trainer(tmp_path / "other", CONFIG, dataset, stores, start_from=run)
-    assert load_checkpoint(run).config.model.feature_block == "mixed9"
-
-
 # -- the self-critical objective --------------------------------------------------------------------------------------
 
 
@@ -649,19 +667,18 @@ def test_a_narrow_captioner_becomes_like_its_teacher(tmp_path: Path, dataset: Da
     assert read_stages(trainer.folder)[-1].switches["teacher"] == "teacher"
 
 
-def test_distillation_is_measured_by_the_divergence(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+def test_distillation_is_measured_by_the_divergence(
+    tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores
+) -> None:
     """Against the formula written out in numpy, on the teacher's own draws; and nothing is left of it for a copy."""
-    finish(Trainer(tmp_path / "teacher", with_train(epochs=1), dataset, stores))
     config = with_train(objective="distillation", learning_rate=0.0)
     still = dataclasses.replace(config, model=dataclasses.replace(CONFIG.model, dropout=0.0))
-    copy = Trainer(
-        tmp_path / "copy", still, dataset, stores, start_from=tmp_path / "teacher", teacher=tmp_path / "teacher"
-    )
+    copy = Trainer(tmp_path / "copy", still, dataset, stores, start_from=trained, teacher=trained)
     batch = next(iter(copy._train.epoch(1)))
     assert float(copy._step(*batch)) == pytest.approx(0, abs=1e-6)
 
-    trainer = Trainer(tmp_path / "other", still, dataset, stores, teacher=tmp_path / "teacher")
-    teacher = load_checkpoint(tmp_path / "teacher").model
+    trainer = Trainer(tmp_path / "other", still, dataset, stores, teacher=trained)
+    teacher = load_checkpoint(trained).model
     ids = np.array([[7, 5, END, PAD], [6, END, PAD, PAD]] * 10, np.int32)
     features = np.asarray(batch[0])[:4]
     tokens = np.concatenate([np.full((20, 1), START), ids[:, :-1]], axis=1)
@@ -686,12 +703,13 @@ class Blank(JoinedStores):
 
 
 @pytest.mark.parametrize("view", ["same", "plain"])
-def test_what_the_teacher_sees_of_a_photo(tmp_path: Path, dataset: Dataset, stores: Stores, view: str) -> None:
+def test_what_the_teacher_sees_of_a_photo(
+    tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores, view: str
+) -> None:
     """The captioner's view, or the photo as it is; told apart by a view of which nothing is left."""
-    finish(Trainer(tmp_path / "teacher", with_train(epochs=1), dataset, stores))
     blank = Blank([stores.plain])
     config = with_train(objective="distillation", teacher_view=view)
-    trainer = Trainer(tmp_path / "run", config, dataset, Stores([blank], stores.plain), teacher=tmp_path / "teacher")
+    trainer = Trainer(tmp_path / "run", config, dataset, Stores([blank], stores.plain), teacher=trained)
     seen: dict[str, np.ndarray] = {}
     sampled, update = trainer._sample_teacher, trainer._distillation_update
     trainer._sample_teacher = lambda shown: (seen.update(teacher=np.asarray(shown)), sampled(shown))[1]
@@ -703,11 +721,10 @@ def test_what_the_teacher_sees_of_a_photo(tmp_path: Path, dataset: Dataset, stor
     np.testing.assert_array_equal(seen["teacher"], expected if view == "plain" else seen["captioner"])
 
 
-def test_photos_are_mixed_alike_in_all_views(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+def test_photos_are_mixed_alike_in_all_views(tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores) -> None:
     """Each is at least half itself, the rest one other photo; with 0.5 about half of them have any."""
-    finish(Trainer(tmp_path / "teacher", with_train(epochs=1), dataset, stores))
     config = with_train(objective="distillation", mixup=0.5)
-    trainer = Trainer(tmp_path / "run", config, dataset, stores, teacher=tmp_path / "teacher")
+    trainer = Trainer(tmp_path / "run", config, dataset, stores, teacher=trained)
     photos = np.eye(400, dtype=np.float16)[:, None, :]  # each of a channel of its own
     mixed, twice = (np.asarray(view)[:, 0] for view in trainer._mixed(photos, 2 * photos))
     np.testing.assert_array_equal(twice, 2 * mixed)
@@ -717,19 +734,19 @@ def test_photos_are_mixed_alike_in_all_views(tmp_path: Path, dataset: Dataset, s
     assert 150 < (own < 1).sum() < 250
 
 
-def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    teacher = tmp_path / "teacher"
-    finish(Trainer(teacher, with_train(epochs=1), dataset, stores))
+def test_a_teacher_that_does_not_fit_is_refused(
+    tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores
+) -> None:
     distillation = with_train(objective="distillation")
-    for name, config, run in (("without", distillation, None), ("needless", CONFIG, teacher)):
+    for name, config, run in (("without", distillation, None), ("needless", CONFIG, trained)):
         with pytest.raises(ConfigurationError, match="a teacher is needed to train by distillation"):
             Trainer(tmp_path / name, config, dataset, stores, teacher=run)
     earlier = dataclasses.replace(distillation, model=dataclasses.replace(CONFIG.model, feature_block="mixed9"))
     with pytest.raises(ConfigurationError, match=r"reads mixed10, .* mixed9"):
-        Trainer(tmp_path / "earlier", earlier, dataset, stores, teacher=teacher)
+        Trainer(tmp_path / "earlier", earlier, dataset, stores, teacher=trained)
     rare = dataclasses.replace(distillation, text=TextConfig(minimum_count=20, max_length=9))
     with pytest.raises(ConfigurationError, match="another vocabulary"):
-        Trainer(tmp_path / "rare", rare, dataset, stores, teacher=teacher)
+        Trainer(tmp_path / "rare", rare, dataset, stores, teacher=trained)
 
 
 def test_rewards_count_the_end_token(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
@@ -775,28 +792,49 @@ def test_rewards_lose_the_penalty_for_every_pair_that_nobody_says(
     np.testing.assert_allclose(difference, 0.7 * np.array([0, 1, 3, 1, 0]), rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_tells_the_stages_before_it(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    first = finish(Trainer(tmp_path / "first", CONFIG, dataset, stores))
-    config = with_train(seed=9, epochs=1)
-    second = finish(Trainer(tmp_path / "second", config, dataset, stores, start_from=first.folder))
+def test_a_run_tells_the_stages_before_it(tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores) -> None:
+    config = with_train(seed=9, epochs=2)
+    second = finish(Trainer(tmp_path / "second", config, dataset, stores, start_from=trained))
     stages = read_stages(second.folder)
-    assert [(stage.run, stage.epochs, stage.member) for stage in stages] == [("first", 3, 1), ("second", 1, 1)]
+    assert [(stage.run, stage.epochs, stage.member) for stage in stages] == [("trained", 1, 1), ("second", 2, 1)]
     assert stages[1].switches["train.seed"] == 9
-    assert stages[1].dev_cider == second.history[0].dev_cider
+    assert stages[1].dev_cider == second.history[1].dev_cider
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Stores:
+    """Features of the block before."""
+    return tiny_stores(tmp_path_factory.mktemp("stores") / "mixed9-plain", dataset, seed=5)
+
+
+@pytest.fixture(scope="module")
+def trained_on_earlier(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset, earlier: Stores) -> Path:
+    """A run of them, of one epoch. Read only."""
+    config = dataclasses.replace(ONE_EPOCH, model=dataclasses.replace(CONFIG.model, feature_block="mixed9"))
+    assert config.stored_blocks == ("mixed9",) and not config.trains_extractor
+    return finish(Trainer(tmp_path_factory.mktemp("runs") / "mixed9", config, dataset, earlier)).folder
+
+
+def test_a_captioner_of_an_earlier_block_keeps_to_it(
+    tmp_path: Path, trained_on_earlier: Path, dataset: Dataset, stores: Stores
+) -> None:
+    with pytest.raises(ConfigurationError, match="switches differ"):
+        Trainer(tmp_path / "other", CONFIG, dataset, stores, start_from=trained_on_earlier)
+    assert load_checkpoint(trained_on_earlier).config.model.feature_block == "mixed9"
 
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "self_critical"])
 def test_captioners_of_two_blocks_are_trained_on_as_one(
-    tmp_path: Path, dataset: Dataset, stores: Stores, objective: str
+    tmp_path: Path,
+    trained: Path,
+    trained_on_earlier: Path,
+    dataset: Dataset,
+    stores: Stores,
+    earlier: Stores,
+    objective: str,
 ) -> None:
-    earlier = tiny_stores(tmp_path / "mixed9-plain", dataset, seed=5)
-    runs = []
-    for block, store in {"mixed10": stores, "mixed9": earlier}.items():
-        model = dataclasses.replace(CONFIG.model, feature_block=block)
-        config = dataclasses.replace(with_train(epochs=1), model=model)
-        runs.append(finish(Trainer(tmp_path / block, config, dataset, store)).folder)
     (tmp_path / "joined").mkdir()
-    join_runs(runs, tmp_path / "joined")
+    join_runs([trained, trained_on_earlier], tmp_path / "joined")
     both = JoinedStores([stores.plain, earlier.plain])
     model = dataclasses.replace(CONFIG.model, members=2, feature_block="mixed10 mixed9")
     config = dataclasses.replace(with_train(objective=objective, epochs=2, patience=0), model=model)
@@ -810,7 +848,7 @@ def test_captioners_of_two_blocks_are_trained_on_as_one(
     for now, variable in zip(trainer.model.trainable_variables, written, strict=True):
         np.testing.assert_array_equal(now, variable)
     stages = read_stages(trainer.folder)
-    assert [(stage.run, stage.member) for stage in stages] == [("mixed10", 1), ("mixed9", 2), ("as-one", ALL)]
+    assert [(stage.run, stage.member) for stage in stages] == [("trained", 1), ("mixed9", 2), ("as-one", ALL)]
     # The mean of two such runs is one again, and a file of half the size.
     (tmp_path / "mean").mkdir()
     average_runs([tmp_path / "joined", trainer.folder], tmp_path / "mean")
@@ -888,19 +926,16 @@ def test_dropout_while_sampling_is_that_of_photos_and_of_words() -> None:
         assert (abs(np.diff(first[switch, True], axis=0)).max() > 0.01) == own
 
 
-def test_curves_are_a_picture(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
-    trainer = Trainer(tmp_path, with_train(epochs=1), dataset, stores)
-    epoch = trainer.run_epoch()
-    plot_history([epoch], epoch, tmp_path / "curves.png")
+def test_curves_are_a_picture(tmp_path: Path) -> None:
+    epochs = [Epoch(number, 3.0 - number, 3.5 - number, 10.0 * number, 1.0) for number in (1, 2)]
+    plot_history(epochs, epochs[1], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_may_be_replaced(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+def test_a_run_may_be_replaced(run: Path) -> None:
     """By verbs that make a run of another, and no others: nothing that training writes is taken for somebody's own."""
-    trainer = Trainer(tmp_path, with_train(epochs=1), dataset, stores)
-    epoch = trainer.run_epoch()
-    plot_history([epoch], epoch, tmp_path / "curves.png")
-    (tmp_path / "extractor.npz").touch()
-    assert check_folder(tmp_path, RUN) == tmp_path
+    for name in ("curves.png", "extractor.npz"):
+        (run / name).touch()
+    assert check_folder(run, RUN) == run
     with pytest.raises(ExportError, match="something else"):
-        check_folder(tmp_path, GRAPHS)
+        check_folder(run, GRAPHS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -32,16 +31,19 @@ SINGLE = replace(MODEL, members=1, feature_block="mixed10", deep_output=False, i
 
 
 @pytest.fixture(scope="module")
-def on_jax() -> Iterator[On]:
+def on_jax(tmp_path_factory: pytest.TempPathFactory) -> Iterator[On]:
     """Calls a function of tune_cases in a process in which Keras runs on JAX: here it runs on TensorFlow."""
-    before = os.environ.get("KERAS_BACKEND")
-    os.environ["KERAS_BACKEND"] = "jax"
+    environment = {
+        "KERAS_BACKEND": "jax",
+        # Most runs compile what another has compiled.
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(int).result()  # starts it
-        if before is None:
-            del os.environ["KERAS_BACKEND"]
-        else:
-            os.environ["KERAS_BACKEND"] = before
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            pool.submit(int).result()  # starts it
         yield lambda function, *arguments, **switches: pool.submit(function, *arguments, **switches).result()
 
 

@@ -55,21 +55,32 @@ def tiny_extractor(blocks: Sequence[str], seed: int = 3) -> Any:
     from keras import layers
 
     from caplet_export.inception import JOINED
+    from caplet_export.initializers import loaded_later
 
-    keras.utils.set_random_seed(seed)
     pixels = keras.Input((SIZE, SIZE, 3))
-    low = layers.Conv2D(8, 4, strides=4, activation="relu", name="mixed2")(pixels)
-    first = layers.Conv2D(12, 3, strides=2, padding="same", activation="relu", name="mixed9")(low)
-    second = layers.Conv2D(12, 3, padding="same", activation="relu", name="mixed10")(first)
+    with loaded_later():
+        low = layers.Conv2D(8, 4, strides=4, activation="relu", name="mixed2")(pixels)
+        first = layers.Conv2D(12, 3, strides=2, padding="same", activation="relu", name="mixed9")(low)
+        second = layers.Conv2D(12, 3, padding="same", activation="relu", name="mixed10")(first)
     outputs = {"mixed9": first, "mixed10": second}
     wanted = [outputs[block] for block in blocks]
-    return keras.Model(pixels, wanted[0] if len(wanted) == 1 else layers.Concatenate(name=JOINED)(wanted))
+    return drawn_weights(
+        keras.Model(pixels, wanted[0] if len(wanted) == 1 else layers.Concatenate(name=JOINED)(wanted)), seed
+    )
+
+
+def drawn_weights(model: Any, seed: int) -> Any:
+    """The model with random weights as Glorot uniform has them, from NumPy: JAX would compile every shape."""
+    random = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        if len(shape := variable.shape) > 1:
+            limit = np.sqrt(6 / (np.prod(shape[:-2]) * (shape[-2] + shape[-1])))
+            variable.assign(random.uniform(-limit, limit, shape))
+    return model
 
 
 def start_run(folder: Path, data: Path, config: Config = CONFIG, seed: int = 5) -> Path:
     """A run folder with random weights and the vocabulary of the data set."""
-    import keras
-
     from caplet_export.checkpoint import empty_model, save_checkpoint
     from caplet_export.flickr8k import read_dataset
     from caplet_export.runs import split_words
@@ -79,8 +90,7 @@ def start_run(folder: Path, data: Path, config: Config = CONFIG, seed: int = 5) 
     vocabulary = Vocabulary.build((caption for captions in words.values() for caption in captions), 1)
     config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
     folder.mkdir(parents=True)
-    keras.utils.set_random_seed(seed)
-    save_checkpoint(folder, config, vocabulary, empty_model(config.model))
+    save_checkpoint(folder, config, vocabulary, drawn_weights(empty_model(config.model), seed))
     return folder
 
 
@@ -151,26 +161,26 @@ def said(weights: Path, config: ModelConfig, features: np.ndarray, tokens: np.nd
     import jax
     import jax.numpy as jnp
 
-    from caplet_export.checkpoint import load_weights
-    from caplet_export.model import build_model
+    from caplet_export.checkpoint import load_weights, model_to_load
     from caplet_export.tune import StatelessCaptioner, generate_captions
 
-    model = build_model(config)
+    model = model_to_load(config)
     load_weights(model, weights)
     extractor = tiny_extractor(["mixed10"])
     captioner = StatelessCaptioner(model, extractor)
     values = captioner.values()
-    encoded = captioner.encode(values, jnp.asarray(features))
+    encoded = jax.jit(captioner.encode)(values, jnp.asarray(features))
     ids, logits = jax.jit(
         lambda values, encoded: generate_captions([captioner] * count, [values] * count, [encoded] * count, 9)
     )(values, encoded)
     read = jax.jit(captioner.teacher_forced)(values, encoded, tokens)
     keras_read = model.teacher_forced(*model.encode(features), tokens, tokens.shape[0] // features.shape[0])[0]
-    key = jax.random.key(0)
-    dropped = [
-        captioner.teacher_forced(values, captioner.encode(values, jnp.asarray(features), k), tokens, k)
-        for k in (key, key)
-    ]
+
+    @jax.jit
+    def under_dropout(values: Any, key: Any) -> Any:
+        return captioner.teacher_forced(values, captioner.encode(values, jnp.asarray(features), key), tokens, key)
+
+    dropped = [under_dropout(values, jax.random.key(0)) for _ in range(2)]
     return [np.asarray(part) for part in (ids, logits, read, keras_read, *dropped)]
 
 
@@ -179,11 +189,10 @@ def drawn(weights: Path, config: ModelConfig, features: np.ndarray, count: int) 
     import jax
     import jax.numpy as jnp
 
-    from caplet_export.checkpoint import load_weights
-    from caplet_export.model import build_model
+    from caplet_export.checkpoint import load_weights, model_to_load
     from caplet_export.tune import StatelessCaptioner, generate_captions
 
-    model = build_model(config)
+    model = model_to_load(config)
     load_weights(model, weights)
     captioner = StatelessCaptioner(model, tiny_extractor(["mixed10"]))
     values = captioner.values()
