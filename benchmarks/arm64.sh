@@ -6,7 +6,7 @@
 #
 # Installs qemu-user-static and debootstrap where they are missing. Takes minutes; times under emulation mean nothing.
 set -euo pipefail
-python=$(realpath --no-symlinks "$1")
+python=$(realpath --no-symlinks "${1:?give the Python of an environment with .[dev]}")
 cd "$(dirname "$0")/.."
 photos=("$PWD"/tests/photos/*.jpg)
 export DEBIAN_FRONTEND=noninteractive

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from caplet import Captioner
+from benchmarks.arguments import count
+from caplet import CapletError, Captioner
 from caplet.image import load_pixels
+from caplet_export.errors import ExportError
 from caplet_export.flickr8k import read_dataset
 
 _LIST = """
@@ -89,11 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="Flickr8k, as for `caplet-export`")
     parser.add_argument("--bundle", type=Path, help="default: the one that comes with caplet")
-    parser.add_argument("--photos", type=int, default=300, help="of the dev split (default: %(default)s)")
+    parser.add_argument("--photos", type=count, default=300, help="of the dev split (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    dataset = read_dataset(arguments.data)
-    photos = [dataset.path(name) for name in dataset.split("dev")[: arguments.photos]]
-    print(json.dumps(measure(Captioner(arguments.bundle), photos), indent=1))
+    try:
+        dataset, captioner = read_dataset(arguments.data), Captioner(arguments.bundle)
+        photos = [dataset.path(name) for name in dataset.split("dev")[: arguments.photos]]
+    except (CapletError, ExportError) as error:
+        parser.exit(1, f"{error}\n")
+    print(json.dumps(measure(captioner, photos), indent=1))
     return 0
 
 

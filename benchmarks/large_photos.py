@@ -17,6 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.arguments import count
+from caplet import CapletError
+from caplet_export.errors import ExportError
+
 _MEGAPIXELS = 12e6
 
 
@@ -63,9 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_photos", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="Flickr8k, as for `caplet-export`")
     parser.add_argument("--bundle", type=Path, help="default: the one that comes with caplet")
-    parser.add_argument("--photos", type=int, default=200, help="of the dev split (default: %(default)s)")
+    parser.add_argument("--photos", type=count, default=200, help="of the dev split (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    print(json.dumps(compare(arguments.data, arguments.bundle, arguments.photos), indent=1))
+    try:
+        print(json.dumps(compare(arguments.data, arguments.bundle, arguments.photos), indent=1))
+    except (CapletError, ExportError) as error:
+        parser.exit(1, f"{error}\n")
     return 0
 
 

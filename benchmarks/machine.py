@@ -14,8 +14,8 @@ _BUSY_SECONDS = 1.0
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, memory, system, Python, and how busy the machine was with other things before measuring."""
-    from caplet.machine import describe_cpu
+    """Processor, memory, system, versions, and how busy the machine was with other things before measuring."""
+    from caplet.machine import describe_cpu, versions
     from caplet.threads import usable_threads
 
     usable = usable_threads()
@@ -24,7 +24,7 @@ def describe_machine() -> dict[str, Any]:
         "usable_threads": {"count": usable.count, "reason": usable.reason},
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "system": platform.platform(),
-        "python": platform.python_version(),
+        "versions": versions(),
         "busy_before": round(busy(), 3),
     }
 
@@ -49,7 +49,7 @@ def memory_mb(status: Path = Path("/proc/self/status")) -> dict[str, float]:
 
 
 def distributions(imports: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
-    """The installed distributions that hold these packages, and all that they require, by name."""
+    """The installed distributions that hold these packages, and all of those that they require, by name."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -60,7 +60,10 @@ def distributions(imports: Iterable[str]) -> dict[str, importlib.metadata.Distri
         name = canonicalize_name(wanted.pop())
         if name in found:
             continue
-        found[name] = importlib.metadata.distribution(name)
+        try:
+            found[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:  # the package may work without it, or its engine will say so
+            continue
         requirements = [Requirement(text) for text in found[name].requires or ()]
         wanted += [
             requirement.name

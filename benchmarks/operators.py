@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import add_output, count, output_file
 from benchmarks.engine import START, plain_pixels
 from benchmarks.machine import describe_machine
-from benchmarks.peers import RESULTS, write_results
+from benchmarks.peers import write_results
 
 FOLDERS = {
     "plain": "float, as exported",
@@ -97,13 +98,14 @@ def _feeds(folder: Path, name: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.operators", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="written by `python -m benchmarks.prepare`")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s, which wastes none on waiting")
-    parser.add_argument("--runs", type=int, default=40, help="of each graph (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="default: %(default)s, which wastes none on waiting")
+    parser.add_argument("--runs", type=count, default=40, help="of each graph (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="two runs: that it works, not how fast it is")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "operators.json", help="default: %(default)s")
+    add_output(parser, "operators.json")
     arguments = parser.parse_args(argv)
     if not list((arguments.folder / "photos").glob("*.jpg")):
         parser.error(f"{arguments.folder}: no photos; run `python -m benchmarks.prepare` first")
+    output = output_file(parser, arguments.output, "operators.json", whole=not arguments.quick)
     runs = 2 if arguments.quick else arguments.runs
     results = {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -113,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "quick": arguments.quick,
         "graphs": measure(arguments.folder, threads=arguments.threads, runs=runs),
     }
-    write_results(arguments.output, results)
-    print(f"wrote {arguments.output}")
+    write_results(output, results)
+    print(f"wrote {output}")
     return 0
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import hashlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -21,11 +23,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import add_output, count, output_file
 from benchmarks.machine import describe_machine, disk_mb, distributions, installed_mb
 from benchmarks.roster import PEERS, ROSTER, Peer
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks/results"
 TASKS = ("caption", "encode", "decode")
 DECODED_WORDS = 12
 REFERENCE = "caplet-int8"  # its captions set the length of those whose weights are random
@@ -160,7 +162,9 @@ class Contest:
         return times
 
     def round(self, number: int, photo: Path, words: int, times: dict[tuple[str, str], int]) -> None:
-        """A burst of each task by each engine, now from the front, now from the back: no pair is always neighbours."""
+        """A burst of each task by each engine, now from the front, now from the back: nobody always runs after the same
+        one.
+        """
         for task in TASKS:
             for worker in self.workers[:: -1 if number % 2 else 1]:
                 if task in worker.tasks:
@@ -199,6 +203,7 @@ def compare(
     peers: Iterable[Peer], folder: Path, photos: Sequence[Path], plan: Plan, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure all peers that can be; the others are in the result with the reason why not."""
+    bundle = bundle_identity(folder / "int8")
     machine = describe_machine()
     contest = Contest(peers, folder, plan, say)
     try:
@@ -217,9 +222,15 @@ def compare(
         "plan": dataclasses.asdict(plan),
         "decoded_words": DECODED_WORDS,
         "caption_words": words,
-        "bundle": json.loads((folder / "int8/manifest.json").read_text())["name"],
+        **bundle,
         "peers": results,
     }
+
+
+def bundle_identity(folder: Path) -> dict[str, str]:
+    """Which bundle is measured: its name, and the sha256 of its manifest, which has those of all its files."""
+    content = (folder / "manifest.json").read_bytes()
+    return {"bundle": json.loads(content)["name"], "manifest_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _obstacle(peer: Peer, folder: Path) -> str | None:
@@ -246,8 +257,7 @@ def _facts(peer: Peer, folder: Path) -> dict[str, Any]:
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write what a benchmark measured as JSON, for `benchmarks.report`; the folder is made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write what a benchmark measured as JSON, for `benchmarks.report`."""
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -256,25 +266,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="written by `python -m benchmarks.prepare`")
     names = list(PEERS)
     parser.add_argument("--engines", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--threads", type=int, default=2, help="of every engine (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=40, help="bursts of each engine and task (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=2, help="of every engine (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=count, default=40, help="bursts of each engine and task (default: %(default)s)"
+    )
     parser.add_argument("--rest", type=float, default=0.15, metavar="SECONDS", help="between bursts (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="two rounds of one run: that it works, not how fast it is")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "peers.json", help="default: %(default)s")
+    add_output(parser, "peers.json")
     arguments = parser.parse_args(argv)
     photos = sorted((arguments.folder / "photos").glob("*.jpg"))
-    if not photos:
-        parser.error(f"{arguments.folder}: no photos; run `python -m benchmarks.prepare` first")
+    if not photos or not (arguments.folder / "int8/manifest.json").exists():
+        parser.error(f"{arguments.folder}: no photos or no bundle; run `python -m benchmarks.prepare` first")
+    if not 0 <= arguments.rest < math.inf:
+        parser.error(f"--rest: {arguments.rest} is not a number of seconds")
+    whole = not arguments.quick and len(set(arguments.engines)) == len(names)
+    output = output_file(parser, arguments.output, "peers.json", whole=whole)
     plan = Plan(arguments.threads, arguments.rounds, arguments.rest, burst_milliseconds=250, most_runs=10)
     if arguments.quick:
         plan = Plan(arguments.threads, rounds=2, rest_seconds=0.0, burst_milliseconds=0, most_runs=1)
     peers = [peer for peer in ROSTER if peer.name in arguments.engines]
     results = compare(peers, arguments.folder.resolve(), photos, plan, lambda line: print(line, file=sys.stderr))
     results["quick"] = arguments.quick
-    write_results(arguments.output, results)
+    write_results(output, results)
     for name, result in results["peers"].items():
         print(f"{name:<20} {result['status']}")
-    print(f"wrote {arguments.output}")
+    print(f"wrote {output}")
     return 0
 
 

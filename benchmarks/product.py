@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import add_output, count, output_file
 from benchmarks.machine import describe_machine, distributions, installed_mb
-from benchmarks.peers import RESULTS, ROOT, write_results
+from benchmarks.peers import ROOT, bundle_identity, write_results
 from benchmarks.prepare import write_photos
 
 _IMPORTS = ("onnxruntime", "numpy", "PIL")
@@ -32,6 +33,7 @@ def measure(bundle: Path, wheel: Path | None, *, repetitions: int, photos: int) 
         return {
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": describe_machine(),
+            **bundle_identity(bundle),
             "repetitions": repetitions,
             "cold_start": cold_start(bundle, first, repetitions),
             "memory": _probe("command_memory", "--model", bundle, first),
@@ -110,20 +112,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, help="default: the one that comes with caplet")
     parser.add_argument("--wheel", type=Path, help="default: build one")
     parser.add_argument("--no-wheel", action="store_true", help="leave the sizes of the wheel out")
-    parser.add_argument("--repetitions", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--repetitions", type=count, default=20, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="two repetitions: that it works, not how fast it is")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "product.json", help="default: %(default)s")
+    add_output(parser, "product.json")
     arguments = parser.parse_args(argv)
     from caplet.bundle import locate_bundle
+    from caplet.errors import CapletError
 
-    bundle = locate_bundle(arguments.bundle).resolve()
+    try:
+        bundle = locate_bundle(arguments.bundle).resolve()
+    except CapletError as error:
+        parser.error(str(error))
+    if arguments.wheel and not arguments.wheel.is_file():
+        parser.error(f"{arguments.wheel}: no such file")
+    output = output_file(parser, arguments.output, "product.json", whole=not arguments.quick)
     repetitions, photos = (2, 4) if arguments.quick else (arguments.repetitions, 100)
     with tempfile.TemporaryDirectory() as work:
         wheel = None if arguments.no_wheel else arguments.wheel or build_wheel(Path(work))
         results = measure(bundle, wheel, repetitions=repetitions, photos=photos)
     results["quick"] = arguments.quick
-    write_results(arguments.output, results)
-    print(f"wrote {arguments.output}")
+    write_results(output, results)
+    print(f"wrote {output}")
     return 0
 
 

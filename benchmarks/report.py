@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import RESULTS
 from benchmarks.operators import FOLDERS
-from benchmarks.peers import REFERENCE, RESULTS, ROOT
+from benchmarks.peers import REFERENCE, ROOT
 from benchmarks.roster import WITHOUT_AMX
 
 Results = dict[str, Any]
@@ -169,7 +170,7 @@ def markdown(peers: Results, product: Results, operators: Results) -> str:
     lines = ["# Results", "", f"Written by `python -m benchmarks.report` from {sources}.", ""]
     lines += [*_quick_warning(peers, product, operators), "## Targets", ""]
     lines += _table(("quantity", "measured", "bound", ""), [target.row for target in targets(peers, product)])
-    lines += ["", "## Peers", "", _machine(peers["machine"]) + f"; {peers['created']}.", ""]
+    lines += ["", "## Peers", "", _measured(peers), ""]
     plan = peers["plan"]
     lines += [
         f"{plan['threads']} threads, {plan['rounds']} rounds, {_ROUNDS_TEXT}, {plan['rest_seconds']} s of rest. Bundle "
@@ -187,8 +188,8 @@ def markdown(peers: Results, product: Results, operators: Results) -> str:
                 rows.append((peer["label"], *figures, str(len(runs))))
         lines += [f"### {task}", "", *_table(("engine", "p50", "p90", "p99", "runs"), rows), ""]
     lines += ["### Size, memory, and whether they say the same", "", *_facts(peers), ""]
-    lines += ["## caplet as a product", "", *_product(product), ""]
-    lines += ["## Where each millisecond goes", ""]
+    lines += ["## caplet as a product", "", _measured(product), "", *_product(product), ""]
+    lines += ["## Where each millisecond goes", "", _measured(operators), ""]
     lines += [
         f"onnxruntime's profile after its own fusions, threads: {operators['threads']}, one photo or one word. Number "
         f"of operators · the sum of their median milliseconds over {operators['runs']} runs.",
@@ -200,7 +201,9 @@ def markdown(peers: Results, product: Results, operators: Results) -> str:
 
 
 def chart(peers: Results, path: Path) -> None:
-    """Bars of the median time from photo to caption, whiskers to the 90th percentile, logarithmic."""
+    """The median time from photo to caption, whiskers to the 90th percentile; dots, since bars on a logarithmic scale
+    have no beginning.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -215,11 +218,19 @@ def chart(peers: Results, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 0.7 + 0.38 * len(measured)))
     colors = ["#d9480f" if name.startswith("caplet") else "#868e96" for name in measured]
     labels = [peers["peers"][name]["label"].replace("`", "") for name in measured]
-    bars = axes.barh(labels, medians, xerr=[[0] * len(measured), upwards], color=colors, ecolor="#343a40")
-    axes.bar_label(bars, [f" {_number(median)}" for median in medians], padding=3)
+    axes.hlines(labels, medians, [median + up for median, up in zip(medians, upwards, strict=True)], color=colors)
+    axes.scatter(medians, labels, color=colors, zorder=2)
+    for label, median, up in zip(labels, medians, upwards, strict=True):
+        axes.annotate(
+            _number(median), (median + up, label), xytext=(7, 0), textcoords="offset points", verticalalignment="center"
+        )
     axes.set_xscale("log")
-    axes.set_xlabel(f"ms from photo to caption, median and 90th percentile, {peers['plan']['threads']} threads")
-    axes.margins(x=0.2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(axis="x", color="#dee2e6")
+    axes.set_axisbelow(True)
+    threads = peers["plan"]["threads"]
+    axes.set_xlabel(f"ms from photo to caption (logarithmic), median to 90th percentile, {threads} threads")
+    axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
@@ -317,6 +328,13 @@ def _quick_warning(*results: Results) -> list[str]:
     return []
 
 
+def _measured(part: Results) -> str:
+    """The machine, the software and the date of one of the JSON files: they need not be those of the others."""
+    versions = part["machine"].get("versions", {})
+    software = "".join(f"; {name} {version}" for name, version in versions.items())
+    return f"{_machine(part['machine'])}{software}; {part['created']}."
+
+
 def _machine(machine: Results) -> str:
     cpu, busy = machine["cpu"], machine["busy_before"]
     features = ", ".join(cpu["features"])
@@ -341,22 +359,30 @@ def _number(value: float | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files are (%(default)s)")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default: %(default)s")
+    parser.add_argument("--readme", type=Path, help="default: the repository's, if the results are")
     arguments = parser.parse_args(argv)
+    results, path = arguments.results, arguments.readme
+    if path is None and results.resolve() == RESULTS:
+        path = ROOT / "README.md"
+    loaded = {}
+    for name in ("peers", "product", "operators"):
+        try:
+            loaded[name] = json.loads((results / f"{name}.json").read_text())
+        except FileNotFoundError as error:
+            parser.exit(1, f"{error.filename}: no such file; run benchmarks.peers, .product and .operators first\n")
+        except ValueError as error:
+            parser.exit(1, f"{results / name}.json: {error}; measure again\n")
+    peers = without_duplicates(loaded["peers"])
+    page = markdown(peers, loaded["product"], loaded["operators"])
     try:
-        peers, product, operators = (
-            json.loads((arguments.results / f"{name}.json").read_text()) for name in ("peers", "product", "operators")
-        )
-        peers = without_duplicates(peers)
-        readme = insert(arguments.readme.read_text(encoding="utf-8"), readme_table(peers))
-    except FileNotFoundError as error:
-        parser.exit(1, f"{error.filename}: no such file; run benchmarks.peers, .product and .operators first\n")
-    except ValueError as error:
-        parser.exit(1, f"{arguments.readme}: {error}\n")
-    (arguments.results / "results.md").write_text(markdown(peers, product, operators), encoding="utf-8")
-    chart(peers, arguments.results / "captions.svg")
-    arguments.readme.write_text(readme, encoding="utf-8")
-    print(f"wrote {arguments.results}/results.md, captions.svg and the table in {arguments.readme}")
+        readme = insert(path.read_text(encoding="utf-8"), readme_table(peers)) if path else ""
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{path}: {error}\n")
+    chart(peers, results / "captions.svg")
+    (results / "results.md").write_text(page, encoding="utf-8")
+    if path:
+        path.write_text(readme, encoding="utf-8")
+    print(f"wrote {results}/results.md and captions.svg" + (f" and the table in {path}" if path else ""))
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import count
 from benchmarks.machine import describe_machine
 
 KERNELS = {"exact": "1", "usual": "0"}
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.saturation", description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, help="default: the one that comes with caplet")
     parser.add_argument("--photo", type=Path, default=Path("tests/photos/astronaut.jpg"), help="(default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=100, help="of each, alternating (default: %(default)s)")
+    parser.add_argument("--runs", type=count, default=100, help="of each, alternating (default: %(default)s)")
     arguments = parser.parse_args(argv)
     machine = describe_machine()
     results = [measure(arguments.bundle, arguments.photo, threads, arguments.runs) for threads in (1, 2)]

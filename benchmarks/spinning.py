@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 
+from benchmarks.arguments import count
 from benchmarks.machine import describe_machine
 
 if TYPE_CHECKING:
@@ -83,10 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.spinning", description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, help="default: the one that comes with caplet")
     parser.add_argument("--photo", type=Path, default=Path("tests/photos/astronaut.jpg"), help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=40, help="of each, in turns (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=2, help="(default: %(default)s)")
+    parser.add_argument("--runs", type=count, default=40, help="of each, in turns (default: %(default)s)")
     arguments = parser.parse_args(argv)
     machine = describe_machine()
+    if tuple(map(int, machine["versions"]["onnxruntime"].split(".")[:2])) < (1, 26):
+        parser.exit(
+            1, "onnxruntime before 1.26 does not count the time that threads spin; there is nothing to compare\n"
+        )
     result = measure(arguments.bundle, arguments.photo, arguments.threads, arguments.runs)
     print(json.dumps({"machine": machine, **result}, indent=1))
     return 0

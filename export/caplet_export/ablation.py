@@ -107,7 +107,8 @@ def compare_runs(
     title, meaning = AGAINST[against]
     note = (
         f"{meaning} Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% "
-        "bootstrap intervals over photos. Odd pairs: captions in which two words follow each other that never do."
+        "bootstrap intervals over photos. Words: the mean length. Repeats: captions that say three words in "
+        "a row twice. Odd pairs: captions in which two words follow each other that never do."
     )
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
 

@@ -33,13 +33,13 @@ def render_card(
     sections = [
         _introduction(manifest),
         _scores(manifest["metrics"], manifest["decoding"]),
+        f"## What it is not for\n\n{limits.strip()}" if limits else "",
+        _licence(manifest["license"]),
         f"## What 8 bits cost\n\n{comparison.strip()}" if comparison else "",
         *map(_ablation, ablations),
         f"## What was found out\n\n{findings.strip()}" if findings else "",
         _making(manifest),
         _figure() if figure else "",
-        f"## What it is not for\n\n{limits.strip()}" if limits else "",
-        _licence(manifest["license"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from caplet import __version__
 from caplet.errors import printable
 from caplet.output import INTERRUPTED, end_process, was_interrupted
 from caplet_export.errors import ExportError
@@ -32,7 +33,12 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit status: 0 done, 1 failed with one line on standard error, 2 usage, 130 interrupted."""
     arguments_list = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="caplet-export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="caplet-export",
+        description="Train a captioner on photos of your own and make it a bundle for caplet, one verb a stage.",
+        epilog="exit status: 0 done, 1 failed with one line on standard error, 2 wrong usage, 130 interrupted",
+    )
+    parser.add_argument("--version", action="version", version=f"caplet-export {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     wanted = next((word for word in arguments_list if not word.startswith("-")), None)
     arguments = None

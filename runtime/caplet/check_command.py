@@ -70,7 +70,7 @@ def _as_json(captioner: Captioner, results: list[GoldenResult]) -> dict[str, obj
 
 def _as_text(captioner: Captioner, results: list[GoldenResult]) -> str:
     manifest = captioner.bundle.manifest
-    lines = [f"{manifest.name}: {len(manifest.files)} files are as released"]
+    lines = [f"{manifest.name}: {len(manifest.files)} files are as the manifest says"]
     for result in results:
         photo = f"{result.file}, beam {result.beam_size}"
         change = f"score {result.score:.4f}, {result.score - result.expected_score:+.4f}"

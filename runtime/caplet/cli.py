@@ -115,14 +115,16 @@ def _name(text: str) -> str:
 
 def _whole(text: str) -> int:
     """An argument that is a whole number above zero; the captioner knows the upper limits."""
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return number
 
 
-# What argparse calls them in its messages.
-_name.__name__, _whole.__name__ = "name", "whole number"
+_name.__name__ = "name"  # what argparse calls it in its messages
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caplet.bundle import load_bundle
-from caplet.errors import printable
+from caplet.errors import BundleError, printable
 from caplet.machine import describe_cpu, versions
 from caplet.output import Output
 from caplet.threads import usable_threads
@@ -17,8 +17,16 @@ _TITLES = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it; returns the exit status. Raises CapletError if there is no usable model."""
-    information = describe(arguments.model, arguments.threads)
+    """Print it; returns the exit status. Raises CapletError if there is no usable model, after what there is to tell of
+    the machine: a report of that error wants to have it.
+    """
+    try:
+        information = describe(arguments.model, arguments.threads)
+    except BundleError:
+        if not arguments.json:
+            with Output() as output:
+                output.write(_table(_machine_rows(describe_machine(arguments.threads))))
+        raise
     with Output() as output:
         output.write(json.dumps(information, indent=2) + "\n" if arguments.json else _as_text(information))
     return 0
@@ -28,9 +36,9 @@ def describe(model: str | None, asked_threads: int | None) -> dict[str, Any]:
     """Everything `caplet info` tells, as JSON can hold it."""
     bundle = load_bundle(model)
     manifest = bundle.manifest
-    threads = usable_threads(asked_threads)
+    machine = describe_machine(asked_threads)
     return {
-        "versions": versions(),
+        "versions": machine["versions"],
         "model": {
             "name": manifest.name,
             "path": str(bundle.path),
@@ -44,16 +52,27 @@ def describe(model: str | None, asked_threads: int | None) -> dict[str, Any]:
         "files": {name: vars(entry) for name, entry in manifest.files.items()},
         "metrics": manifest.metrics,
         "provenance": manifest.provenance,
+        "cpu": machine["cpu"],
+        "threads": machine["threads"],
+    }
+
+
+def describe_machine(asked_threads: int | None) -> dict[str, Any]:
+    """What does not hang on the model: versions, processor, threads."""
+    threads = usable_threads(asked_threads)
+    return {
+        "versions": versions(),
         "cpu": describe_cpu(),
         "threads": {"count": threads.count, "reason": threads.reason},
     }
 
 
 def _as_text(information: dict[str, Any]) -> str:
-    model, cpu, threads = information["model"], information["cpu"], information["threads"]
+    model = information["model"]
     decoding = model["decoding"]
+    about_versions, *about_machine = _machine_rows(information)
     rows = [
-        ("versions", ", ".join(f"{name} {version}" for name, version in information["versions"].items())),
+        about_versions,
         ("model", f"{model['name']}, {model['vocabulary']} words in the vocabulary"),
         ("path", model["path"]),
         ("sha256", model["sha256"]),
@@ -62,10 +81,22 @@ def _as_text(information: dict[str, Any]) -> str:
         *((f"license of {what}", text) for what, text in information["license"].items()),
         *((f"file {name}", _size_and_hash(entry)) for name, entry in information["files"].items()),
         ("scores", _scores(information["metrics"], decoding["beam_size"])),
+        *about_machine,
+    ]
+    return _table(rows)
+
+
+def _machine_rows(information: dict[str, Any]) -> list[tuple[str, str]]:
+    cpu, threads = information["cpu"], information["threads"]
+    return [
+        ("versions", ", ".join(f"{name} {version}" for name, version in information["versions"].items())),
         ("CPU", f"{cpu['name'] or 'unknown'} ({cpu['architecture']}, {cpu['cpus']} CPUs)"),
         ("CPU features", " ".join(cpu["features"]) or "unknown"),
         ("threads", f"{threads['count']} ({threads['reason']})"),
     ]
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
     cells = [(printable(name), printable(text)) for name, text in rows]  # a bundle's strings forge no rows
     width = max(len(name) for name, _ in cells)
     return "".join(f"{name.ljust(width)}  {text}\n" for name, text in cells)

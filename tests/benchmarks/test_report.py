@@ -47,7 +47,7 @@ def peers() -> dict[str, Any]:
 @pytest.fixture
 def product() -> dict[str, Any]:
     return {
-        "quick": False, "machine": MACHINE,
+        "quick": False, "machine": MACHINE, "created": "2026-01-02T00:00:00+00:00",
         "cold_start": {"caption_seconds": 0.6, "imports_seconds": 0.3},
         "memory": {"peak_mb": 201.0}, "idle": {"cpu_share": 0.0},
         "large_jpeg": {"caplet_ms": 30.0, "pillow_ms": 180.0, "mean_difference": 0.5},
@@ -67,7 +67,10 @@ def operators() -> dict[str, Any]:
 
     before = graph(QLinearConv=(94, 28.0), QLinearAveragePool=(9, 10.0), Tanh=(1, 0.004), Cast=(5, 0.01))
     after = graph(QLinearConv=(84, 27.5), QLinearMul=(9, 0.2), Tanh=(1, 0.004))
-    return {"threads": 1, "runs": 40, "quick": False, "graphs": {"encoder": {"plain-qdq": before, "int8": after}}}
+    return {
+        "created": "2026-01-03T00:00:00+00:00", "machine": MACHINE, "threads": 1, "runs": 40, "quick": False,
+        "graphs": {"encoder": {"plain-qdq": before, "int8": after}},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("percent", [0, 50, 90, 99, 100])

@@ -126,8 +126,13 @@ def test_a_score_that_is_no_number_of_this_world_is_none(
     assert "none for the default search" in text
 
 
-def test_info_about_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_info_about_no_model_tells_of_the_machine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What a report of the error wants to have; in JSON half of it would be something else."""
     status, out, err = run("info", "--model", tmp_path / "nowhere", capfd=capfd)
+    assert (status, err.count("\n")) == (1, 1)
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["versions", "CPU", "CPU features", "threads"]
+    assert f"caplet {caplet.__version__}, " in out
+    status, out, err = run("info", "--model", tmp_path / "nowhere", "--json", capfd=capfd)
     assert (status, out, err.count("\n")) == (1, "", 1)
 
 
@@ -200,7 +205,7 @@ def test_check_says_which_caption_differs_and_by_how_much(
     status, out, _ = run("check", "--model", bundle, "--threads", 3, capfd=capfd)
     assert status == 1
     assert out.splitlines() == [
-        "tiny-6: 7 files are as released",
+        "tiny-6: 7 files are as the manifest says",
         "same     golden/cat.png, beam 1: a cat (score -1.0938, -0.0938)",
         "DIFFERS  golden/cat.png, beam 2: 'a dog' instead of 'a cat' (score -1.0000, +0.0000)",
         "DIFFERS  golden/cat.png, beam 3: 'a cat' with another score (score -1.1016, -0.1016)",
