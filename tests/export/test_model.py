@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from caplet_export.config import ModelConfig
+from caplet_export.initializers import loaded_later
 from caplet_export.model import CaptionModel, build_model
 
 SMALL = ModelConfig(
@@ -132,3 +133,13 @@ def test_dropout_acts_in_training_only(features: NDArray[np.float32]) -> None:
     assert abs(one - other).max() > 1e-3
     one, other = (as_numpy(model((features, TOKENS))[0])[0] for _ in range(2))
     np.testing.assert_array_equal(one, other)
+
+
+def test_weights_that_are_loaded_next_are_not_drawn() -> None:
+    """Where Keras' default would: on JAX each shape of them is a program to compile."""
+    with loaded_later():
+        kernels = [keras.layers.Dense(3), keras.layers.Conv2D(3, 1)]
+    kernels.append(keras.layers.Dense(3))
+    for layer in kernels:
+        layer.build((1, 2, 2, 5))
+    assert [bool(np.any(layer.kernel)) for layer in kernels] == [False, False, True]
