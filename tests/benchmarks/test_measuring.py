@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 
-from benchmarks import machine, operators, peers, prepare, product, worker
+from benchmarks import (
+    engine_caplet,
+    machine,
+    operators,
+    peers,
+    prepare,
+    probes,
+    product,
+    report,
+    saturation,
+    spinning,
+    worker,
+)
+from benchmarks.engine import END, START, Encoded, StepwiseEngine, plain_pixels
 from benchmarks.peers import Contest, Plan, Worker
 from benchmarks.roster import PEERS, Peer
 
@@ -238,3 +256,341 @@ def test_operators_are_counted_and_their_median_times_added(monkeypatch: pytest.
         "Relu": {"count": 1, "milliseconds": pytest.approx(0.3)},
     }
     assert (profile["count"], profile["milliseconds"]) == (3, pytest.approx(9.3))
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """A folder with as much of a bundle as engines read that bring their own graphs: at most five words of three."""
+    bundle = tmp_path / "int8"
+    bundle.mkdir()
+    manifest = {"decoding": {"max_length": 5}, "preprocessing": {"width": 8, "height": 6}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\n<unk>\na\ndog\n's\n")
+    return tmp_path
+
+
+class Reciter(StepwiseEngine):
+    """Says the words of a list, whatever the photo, and notes after which word it was asked for the next."""
+
+    def __init__(self, folder: Path, words: list[int]) -> None:
+        super().__init__(folder)
+        self._sentence = words
+        self.asked: list[int] = []
+
+    def encode(self, pixels: Any) -> Encoded:
+        assert pixels.shape == (1, 6, 8, 3)
+        return Encoded(None, None, 0)
+
+    def step(self, token: int, state: int, encoded: Encoded) -> tuple[int, int]:
+        self.asked.append(token)
+        return self._sentence[state], state + 1
+
+
+@pytest.mark.parametrize("words", [1, 2, 7])
+def test_decoding_is_a_step_a_word_wherever_the_sentence_ends(described: Path, words: int) -> None:
+    reciter = Reciter(described, [4, END, 5, 6, 4, 5, 6])
+    reciter.decode(Encoded(None, None, 0), words)
+    assert reciter.asked == [START, 4, END, 5, 6, 4, 5][:words]
+
+
+def test_a_caption_stops_at_its_end_or_at_the_longest(described: Path, photos: Path) -> None:
+    ending, endless = Reciter(described, [4, 5, 6, END]), Reciter(described, [4, 5] * 9)
+    assert ending.caption(photos / "cat.jpg", 12) == "a dog's"
+    assert ending.asked == [START, 4, 5, 6]
+    assert endless.caption(photos / "cat.jpg", 12) == "a dog a dog a"
+    assert endless.asked == [START, 4, 5, 4, 5]
+
+
+@pytest.mark.parametrize(("name", "beam_size"), [("caplet-int8", 1), ("caplet-int8-default", None)])
+def test_caplet_runs_with_the_threads_and_the_beam_that_are_compared(
+    name: str, beam_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class Captioner:
+        bundle = SimpleNamespace(manifest=SimpleNamespace(width=8, height=6))
+        sessions = SimpleNamespace(step=None)
+
+        def __init__(self, bundle: Path, *, threads: int) -> None:
+            asked.append((str(bundle), threads))
+
+        def caption(self, photo: Path, *, beam_size: int | None) -> SimpleNamespace:
+            asked.append(beam_size)
+            return SimpleNamespace(text="a dog")
+
+        def decoding(self, beam_size: int | None, max_length: int) -> tuple[int | None, int]:
+            return beam_size, max_length
+
+    monkeypatch.setattr(engine_caplet, "Captioner", Captioner)
+    monkeypatch.setattr(engine_caplet, "search", lambda step, encoded, decoding: asked.append(decoding))
+    caplet: Any = PEERS[name].build(Path("folder"), 3)
+    assert caplet.caption(Path("cat.jpg"), 12) == "a dog"
+    caplet.decode(None, 12)
+    assert asked == [("folder/int8", 3), beam_size, (beam_size, 12)]
+
+
+@pytest.mark.parametrize("beam_size", [1, None])
+def test_caplet_decodes_as_many_words_as_asked_for(
+    tiny_bundle: Path, photos: Path, beam_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a photo whose caption is shorter."""
+    from caplet import sessions
+
+    asked: list[list[int]] = []
+    step = sessions.Sessions.step
+
+    def noting(self: Any, token: Any, *rest: Any) -> Any:
+        asked.append(token.tolist())
+        return step(self, token, *rest)
+
+    caplet = engine_caplet.Caplet(tiny_bundle.parent, 1, tiny_bundle.name, beam_size)
+    assert len(caplet.caption(photos / "cat.jpg", 12).split()) < 12
+    monkeypatch.setattr(sessions.Sessions, "step", noting)
+    caplet.decode(caplet.encode(plain_pixels(photos / "cat.jpg", caplet.size)), 12)
+    assert len(asked) == 12 and not any(END in tokens for tokens in asked)
+
+
+def test_openvino_runs_one_photo_for_latency_in_float32(described: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[tuple[str, dict[str, Any]]] = []
+    shapes: list[dict[str, list[int]]] = []
+
+    class Core:
+        def read_model(self, path: Path) -> SimpleNamespace:
+            inputs = [SimpleNamespace(any_name=f"of {path.stem}", partial_shape=[-1, 6, 8])]
+            return SimpleNamespace(inputs=inputs, reshape=shapes.append)
+
+        def compile_model(self, model: object, device: str, options: dict[str, Any]) -> MagicMock:
+            compiled.append((device, options))
+            return MagicMock()
+
+    monkeypatch.setitem(sys.modules, "openvino", MagicMock(Core=Core))
+    PEERS["openvino-int8"].build(described, 3)
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 3, "INFERENCE_PRECISION_HINT": "f32"}
+    assert compiled == [("CPU", options)] * 2
+    assert shapes == [{"of encoder": [1, 6, 8]}, {"of decoder": [1, 6, 8]}]
+
+
+def test_litert_runs_with_the_threads_that_are_compared(described: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    litert = MagicMock()
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", MagicMock(interpreter=litert))
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", litert)
+    PEERS["litert"].build(described, 3)
+    assert [(Path(given.args[0]).name, given.kwargs) for given in litert.Interpreter.call_args_list] == [
+        (f"{name}.tflite", {"num_threads": 3}) for name in ("encoder", "decoder")
+    ]
+
+
+def test_tensorflow_runs_with_the_threads_that_are_compared(described: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorflow = MagicMock()
+    monkeypatch.setitem(sys.modules, "tensorflow", tensorflow)
+    for name in ("keras", "caplet_export.checkpoint"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    PEERS["tf-function"].build(described, 3)
+    tensorflow.config.threading.set_intra_op_parallelism_threads.assert_called_once_with(3)
+    tensorflow.config.threading.set_inter_op_parallelism_threads.assert_called_once_with(3)
+
+
+def test_the_chart_shows_medians_and_reaches_to_the_90th_percentile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    ends: list[float] = []
+    save = figures.Figure.savefig
+
+    def savefig(figure: Any, *arguments: Any, **options: Any) -> None:
+        ends.append(figure.axes[0].dataLim.x1)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(figures.Figure, "savefig", savefig)
+    rounds = {"caplet-int8": [[11.0, 23.0], [71.0]], "keras-predict": [[410.0, 517.0, 917.0]]}
+    engines = {name: {"label": name, "rounds": {"caption": runs}} for name, runs in rounds.items()}
+    report.chart({"peers": engines, "plan": {"threads": 2}}, tmp_path / "chart.svg")
+    texts = re.findall("<!-- (.+?) -->", (tmp_path / "chart.svg").read_text())
+    assert {"caplet-int8", "keras-predict", "23", "517"} <= set(texts)
+    assert ends == [pytest.approx(517 + 0.8 * 400)]
+
+
+class Kernels:
+    """An onnxruntime session whose exact kernels take 3 seconds, its usual ones 1, by a clock that moves with them."""
+
+    now = 0.0
+    usual_is_off_by = 0.0
+    opened: ClassVar[list[tuple[str, str, int]]] = []
+
+    def __init__(self, path: str, options: Any, providers: list[str]) -> None:
+        self._exact = options.get_session_config_entry("session.x64quantprecision") == "1"
+        spinning = options.get_session_config_entry("session.intra_op.allow_spinning")
+        Kernels.opened.append(("exact" if self._exact else "usual", spinning, options.intra_op_num_threads))
+
+    def run(self, names: None, feeds: dict[str, Any]) -> list[Any]:
+        Kernels.now += 3 if self._exact else 1
+        return [np.zeros(2), np.array([1.0, 2.0 if self._exact else 2.0 + Kernels.usual_is_off_by])]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=name) for name in ("features", "state")]
+
+
+@pytest.mark.parametrize("off_by", [0.0, 1e-6])
+def test_exact_kernels_are_compared_with_the_usual_ones(
+    tiny_bundle: Path, photos: Path, off_by: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Kernels)
+    monkeypatch.setattr(saturation, "time", SimpleNamespace(perf_counter=lambda: Kernels.now))
+    monkeypatch.setattr(Kernels, "usual_is_off_by", off_by)
+    Kernels.opened.clear()
+    found = saturation.measure(tiny_bundle, photos / "cat.jpg", threads=3, runs=2)
+    assert Kernels.opened == [("exact", "0", 3), ("usual", "0", 3), ("exact", "0", 1), ("usual", "0", 1)]
+    for graph in ("encoder", "decoder"):
+        assert found[graph] == {
+            "exact": [3000, 3000], "usual": [1000, 1000], "usual / exact": 0.333, "same outputs": not off_by
+        }  # fmt: skip
+
+
+class World:
+    """A clock, the programs that compute beside, and captioners by their spin, twice as slow beside such a program.
+
+    They take a second for the encoder, two for a caption, and half a one for each of many; two cores compute.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.programs, self.most_programs, self.captioners = 0, 0, 0
+        self.notes: list[str] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return 2 * self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.notes.append(f"rest {seconds}")
+
+    def start(self, command: list[str]) -> SimpleNamespace:
+        self.programs += 1
+        self.most_programs = max(self.most_programs, self.programs)
+        return SimpleNamespace(kill=self.end, wait=lambda: None)
+
+    def end(self) -> None:
+        self.programs -= 1
+
+    def captioner(self, bundle: Path | None, threads: int) -> SimpleNamespace:
+        spin = spinning.SPINS[self.captioners]
+        self.captioners += 1
+
+        def work(seconds: float) -> None:
+            self.now += seconds * (2 if self.programs else 1)
+            self.notes.append(f"run {spin}")
+
+        def caption_many(photos: list[Path]) -> list[None]:
+            work(len(photos) / 2)
+            return []
+
+        return SimpleNamespace(
+            bundle=SimpleNamespace(manifest=SimpleNamespace(name="world", width=16, height=16)),
+            sessions=SimpleNamespace(encode=lambda pixels: work(1)), caption=lambda photo: work(2),
+            caption_many=caption_many,
+        )  # fmt: skip
+
+
+def test_spins_take_turns_alone_and_beside_a_program(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each after a rest and an untimed run, now from the back, now from the front; times are those of one photo."""
+    world = World()
+    monkeypatch.setattr("caplet.Captioner", world.captioner)
+    monkeypatch.setattr(spinning, "time", world)
+    monkeypatch.setattr(spinning, "subprocess", SimpleNamespace(Popen=world.start))
+    found = spinning.measure(None, photos / "cat.jpg", threads=2, runs=2)
+    for company, slower in (("alone", 1), ("beside a busy program", 2)):
+        for task, milliseconds in (("encoder", 1000), ("caption", 2000), ("side by side", 500)):
+            taken = {"ms": slower * milliseconds, "cpu_ms": 2 * slower * milliseconds}
+            assert found[company][task] == {f"{spin} us": taken for spin in spinning.SPINS}
+    turns = [*spinning.SPINS[::-1], *spinning.SPINS]
+    assert world.notes == 6 * [note for spin in turns for note in ("rest 0.02", f"run {spin}", f"run {spin}")]
+    assert (world.programs, world.most_programs) == (0, 1)
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that takes 100 MB, and took 300."""
+    monkeypatch.setattr(probes, "memory_mb", lambda: {"now": 100.0, "peak": 300.0})
+
+
+def test_idling_begins_a_fifth_of_a_second_after_a_caption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process that computes all the time until then, and a quarter of it later."""
+    slept: list[float] = []
+
+    def process_time() -> float:
+        passed = sum(slept)
+        return min(passed, 0.2) + max(passed - 0.2, 0) / 4
+
+    monkeypatch.setattr(probes, "time", SimpleNamespace(sleep=slept.append, process_time=process_time))
+    monkeypatch.setattr("caplet.Captioner", MagicMock())
+    assert probes.idle_cpu("bundle", "cat.jpg") == {"cpu_share": pytest.approx(1 / 4)}
+    assert slept == [0.2, 2.0]
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_memory_grows_over_as_many_photos_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a captioner that takes a second a photo."""
+    asked: list[str] = []
+
+    def caption_many(photos: Iterable[str]) -> Iterator[None]:
+        for photo in photos:
+            asked.append(photo)
+            yield
+
+    monkeypatch.setattr(probes, "time", SimpleNamespace(perf_counter=lambda: float(len(asked))))
+    monkeypatch.setattr("caplet.Captioner", lambda bundle: SimpleNamespace(caption_many=caption_many))
+    found = probes.growth("bundle", "5", "cat.jpg", "dog.jpg")
+    assert asked == ["cat.jpg", "dog.jpg", "cat.jpg", "dog.jpg", "cat.jpg"]
+    assert found == {"photos": 5, "seconds": 5.0, "peak_mb": 300.0}
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_the_commands_memory_is_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = MagicMock(return_value=0)
+    monkeypatch.setattr("caplet.cli.main", command)
+    assert probes.command_memory("--model", "bundle", "cat.jpg") == {"status": 0, "peak_mb": 300.0}
+    command.assert_called_once_with(("--model", "bundle", "cat.jpg"))
+
+
+def test_starts_find_their_modules_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one folder for all of them, even where Python is told to write none."""
+    folders: list[str] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> None:
+        assert "PYTHONDONTWRITEBYTECODE" not in env and Path(env["PYTHONPYCACHEPREFIX"]).is_dir()
+        folders.append(env["PYTHONPYCACHEPREFIX"])
+
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(product, "subprocess", SimpleNamespace(run=run))
+    product.cold_start(Path("bundle"), "cat.jpg", 2)
+    assert len(folders) == 6 and len(set(folders)) == 1
+    assert not Path(folders[0]).exists()
+
+
+def test_the_product_is_probed_in_processes_with_photos_and_four_times_as_many(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        if "benchmarks.probes" in command:
+            asked.append(command[command.index("benchmarks.probes") + 1 :])
+        return SimpleNamespace(stdout="printed before\n{}\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(product, "describe_machine", dict)
+    monkeypatch.setattr(product, "sizes", lambda wheel: {})
+    monkeypatch.setattr(product, "write_photos", lambda folder: PHOTOS)
+    product.measure(tiny_bundle, None, repetitions=8, photos=25)
+    bundle, photos = str(tiny_bundle), ["cat.jpg", "dog.jpg"]
+    probed = {name: rest for name, *rest in asked}
+    assert [rest for name, *rest in asked if name == "growth"] == [[bundle, "25", *photos], [bundle, "100", *photos]]
+    assert probed["command_memory"] == ["--model", bundle, "cat.jpg"]
+    assert probed["idle_cpu"] == [bundle, "cat.jpg"]
+    assert probed["batch"] == [bundle, "2", *photos]
+    assert probed["words"] == [bundle, "8", "cat.jpg"]
+    assert probed["large_jpeg"][1:] == ["8", *photos]
