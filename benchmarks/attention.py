@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from benchmarks.arguments import count
 from caplet import CapletError, Captioner
+from caplet.arguments import count
 from caplet.image import load_pixels
 from caplet_export.errors import ExportError
 from caplet_export.flickr8k import read_dataset

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.arguments import count
 from caplet import CapletError
+from caplet.arguments import count
 from caplet_export.errors import ExportError
 
 _MEGAPIXELS = 12e6

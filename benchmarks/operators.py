@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arguments import add_output, count, output_file
 from benchmarks.engine import START, plain_pixels
 from benchmarks.machine import describe_machine
-from benchmarks.peers import write_results
+from benchmarks.outputs import add_output, output_file, write_results
+from caplet.arguments import count
 
 FOLDERS = {
     "plain": "float, as exported",

@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import add_output, count, output_file
 from benchmarks.machine import describe_machine, disk_mb, distributions, installed_mb
+from benchmarks.outputs import add_output, output_file, write_results
 from benchmarks.roster import PEERS, ROSTER, Peer
+from caplet.arguments import count
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("caption", "encode", "decode")
@@ -254,11 +255,6 @@ def _facts(peer: Peer, folder: Path) -> dict[str, Any]:
     if peer.files and not peer.missing_files(folder):
         facts["model_mb"] = disk_mb(folder / name for name in peer.files)
     return facts
-
-
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write what a benchmark measured as JSON, for `benchmarks.report`."""
-    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

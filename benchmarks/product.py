@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import add_output, count, output_file
 from benchmarks.machine import describe_machine, distributions, installed_mb
-from benchmarks.peers import ROOT, bundle_identity, write_results
+from benchmarks.outputs import add_output, output_file, write_results
+from benchmarks.peers import ROOT, bundle_identity
 from benchmarks.prepare import write_photos
+from caplet.arguments import count
 
 _IMPORTS = ("onnxruntime", "numpy", "PIL")
 _BARE_IMPORT = "import onnxruntime, PIL.Image"

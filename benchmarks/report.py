@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import RESULTS
 from benchmarks.operators import FOLDERS
+from benchmarks.outputs import RESULTS
 from benchmarks.peers import REFERENCE, ROOT
 from benchmarks.roster import WITHOUT_AMX
 

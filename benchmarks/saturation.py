@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arguments import count
 from benchmarks.machine import describe_machine
+from caplet.arguments import count
 
 KERNELS = {"exact": "1", "usual": "0"}
 

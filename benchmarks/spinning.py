@@ -19,8 +19,8 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.arguments import count
 from benchmarks.machine import describe_machine
+from caplet.arguments import count
 
 if TYPE_CHECKING:
     from caplet import Captioner

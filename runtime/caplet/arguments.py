@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import operator
 from typing import SupportsIndex
 
 from caplet.errors import ArgumentError
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, as a `type` for argparse; upper limits are for those who know them."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
 
 
 def whole_number(option: str, value: SupportsIndex, high: int) -> int:

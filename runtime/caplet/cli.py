@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from caplet import __version__
+from caplet.arguments import count
 from caplet.errors import ArgumentError, CapletError, printable
 from caplet.output import INTERRUPTED, Output, complain, end_process, was_interrupted
 from caplet.records import FORMATS
@@ -113,17 +114,6 @@ def _name(text: str) -> str:
     return text
 
 
-def _whole(text: str) -> int:
-    """An argument that is a whole number above zero; the captioner knows the upper limits."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return number
-
-
 _name.__name__ = "name"  # what argparse calls it in its messages
 
 
@@ -152,7 +142,7 @@ def _add_model_options(parser: argparse.ArgumentParser, *, may_skip_hashes: bool
     )
     model.add_argument(
         "--threads",
-        type=_whole,
+        type=count,
         metavar="N",
         help="threads per photo (many photos may use more in total); default: as many as this process may use",
     )
@@ -182,18 +172,14 @@ def _caption_parser() -> argparse.ArgumentParser:
         "--allow-truncated", action="store_true", help="caption what there is of photos that are cut off"
     )
     photos.add_argument(
-        "--max-pixels", type=_whole, metavar="N", help="largest width x height to accept; default: 120 million"
+        "--max-pixels", type=count, metavar="N", help="largest width x height to accept; default: 120 million"
     )
     captions = parser.add_argument_group("captions")
-    captions.add_argument(
-        "--beam", type=_whole, metavar="N", help="beam size; 1 is greedy search; default: the model's"
-    )
-    captions.add_argument(
-        "--max-length", type=_whole, metavar="N", help="most words in a caption; default: the model's"
-    )
+    captions.add_argument("--beam", type=count, metavar="N", help="beam size; 1 is greedy search; default: the model's")
+    captions.add_argument("--max-length", type=count, metavar="N", help="most words in a caption; default: the model's")
     captions.add_argument(
         "--batch-size",
-        type=_whole,
+        type=count,
         default=8,
         metavar="N",
         help="photos whose words are searched together, 8 at most; more are only read ahead; default: 8",
@@ -266,10 +252,10 @@ def _bench_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "photo", nargs="?", type=_name, metavar="PHOTO", help="default: a photo that comes with the model"
     )
-    parser.add_argument("--runs", type=_whole, default=30, metavar="N", help="captions to measure; default: 30")
-    parser.add_argument("--beam", type=_whole, metavar="N", help="beam size; default: the model's")
+    parser.add_argument("--runs", type=count, default=30, metavar="N", help="captions to measure; default: 30")
+    parser.add_argument("--beam", type=count, metavar="N", help="beam size; default: the model's")
     parser.add_argument(
-        "--batch-size", type=_whole, default=8, metavar="N", help="batch size for throughput; default: 8"
+        "--batch-size", type=count, default=8, metavar="N", help="batch size for throughput; default: 8"
     )
     parser.add_argument("--sweep", action="store_true", help="also measure other numbers of threads and batch sizes")
     parser.add_argument("--json", action="store_true", help="print JSON")

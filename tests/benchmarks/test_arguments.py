@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import operators, peers, product, report, spinning
-from benchmarks.arguments import RESULTS, count, output_file
+from benchmarks.outputs import RESULTS, output_file
+from caplet.arguments import count
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", ""])

@@ -1,23 +1,14 @@
-"""What the commands have in common: counts, and where results go."""
+"""Where results go."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1, for `add_argument`."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
 
 
 def add_output(parser: argparse.ArgumentParser, name: str) -> None:
@@ -30,6 +21,16 @@ def output_file(parser: argparse.ArgumentParser, given: Path | None, name: str, 
     if given is None and not whole:
         parser.error(f"only a part is measured, which is not to replace {RESULTS / name}; give -o")
     path = given or RESULTS / name
-    if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path if path.exists() else path.parent, os.W_OK) and not path.is_dir()
+    except OSError:
+        writable = False
+    if not writable:
         parser.error(f"{path}: cannot be written to")
     return path
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write what a benchmark measured as JSON, for `benchmarks.report`."""
+    path.write_text(json.dumps(results, indent=1) + "\n")
