@@ -275,7 +275,7 @@ def _shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def _trace(function: Any, signature: Mapping[str, tuple[Any, Sequence[int | None]]]) -> onnx.ModelProto:
     specs = [tf.TensorSpec(shape, dtype, name=name) for name, (dtype, shape) in signature.items()]
-    traced = tf.function(function, input_signature=specs)
+    traced = tf.function(function, input_signature=specs, autograph=False)
     # Else tf2onnx copies the graph before each of its optimizers, to go on without those that fail: 4 GB of copies.
     os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
     graph, _ = tf2onnx.convert.from_function(traced, input_signature=specs, opset=OPSET)

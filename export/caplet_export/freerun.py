@@ -21,7 +21,7 @@ class FreeRunner:
     def __init__(self, model: Captioner, max_length: int) -> None:
         self._model = model
         self._max_length = max_length
-        self._run = tf.function(self._unroll, reduce_retracing=True)
+        self._run = tf.function(self._unroll, reduce_retracing=True, autograph=False)
 
     def greedy(self, features: Any) -> NDArray[np.int32]:
         """Ids int32 [N,max_length+1] of the most likely words for features [N,L,C]; after `<end>`, padding."""
@@ -33,15 +33,19 @@ class FreeRunner:
 
     def _unroll(self, features: Any, count: int) -> Any:
         features, keys, state = self._model.encode(features)
-        token = tf.fill(tf.shape(state)[:1], START)
-        alive = tf.ones_like(token, tf.bool)
-        written = tf.TensorArray(tf.int32, self._max_length + 1, element_shape=(None, count))
-        for t in tf.range(self._max_length + 1):
+        start = tf.fill(tf.shape(state)[:1], START)
+        size = self._max_length + 1
+        written = tf.TensorArray(tf.int32, size, element_shape=(None, count))
+
+        def step(t: Any, token: Any, alive: Any, state: Any, written: Any) -> tuple[Any, ...]:
             logits, state, _ = self._model.step(token, state, features, keys)
             likeliest = tf.where(alive[:, None], tf.math.top_k(mask_special_tokens(logits), count).indices, PAD)
             token = likeliest[:, 0]
-            written = written.write(t, likeliest)
-            alive &= token != END
+            return t + 1, token, alive & (token != END), state, written.write(t, likeliest)
+
+        *_, written = tf.while_loop(
+            lambda t, *_: t < size, step, (tf.constant(0), start, tf.ones_like(start, tf.bool), state, written)
+        )
         return tf.transpose(written.stack(), (1, 0, 2))
 
 

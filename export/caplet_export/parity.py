@@ -88,8 +88,8 @@ class KerasCaptioner:
             grid = extractor(scale(pixels), training=False)
             return model.encode(tf.reshape(grid, (-1, config.locations, config.extractor_channels)))
 
-        self._encode = tf.function(encode, reduce_retracing=True)
-        self._step = tf.function(model.step, reduce_retracing=True)
+        self._encode = tf.function(encode, reduce_retracing=True, autograph=False)
+        self._step = tf.function(model.step, reduce_retracing=True, autograph=False)
 
     def encode(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
         """Features, keys and first state of a batch of photos."""

@@ -57,7 +57,7 @@ def unit_importances(
     readers = [_readers(member) for member in members_of(model)]
     kernels = [[own[size] for size in SIZES] for own in readers]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def effects(features: Any, number: Any) -> Any:
         with tf.GradientTape() as tape:
             drawn_from = tf.stack([tf.constant(seed, tf.int64), number])

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     sizes = [(height * width, channels) for _, height, width, channels in shapes]
     pixels = tf.TensorSpec((None, INPUT_SIZE, INPUT_SIZE, 3), tf.uint8)
 
-    @tf.function(input_signature=[pixels])
+    @tf.function(input_signature=[pixels], autograph=False)
     def forward(batch: Any) -> Any:
         seen = tapped(scale(batch), training=False)
         rows = [tf.reshape(seen[block], (-1, *size)) for block, size in zip(blocks, sizes, strict=True)]
