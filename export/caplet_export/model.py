@@ -46,7 +46,6 @@ class CaptionModel(keras.Model):
         self.gate_size = config.feature_size if config.gated_context else 0
         self.from_state = keras.layers.Dense(config.attention_size + self.gate_size + 3 * size, name="from_state")
         self.score = keras.layers.Dense(1, use_bias=False, name="score")
-        self.score.build((None, config.attention_size))
         self.from_word = keras.layers.Dense(3 * size, name="from_word")
         self.from_context = keras.layers.Dense(3 * size, use_bias=False, name="from_context")
         hidden = config.embedding_size if config.deep_output else size
@@ -63,6 +62,27 @@ class CaptionModel(keras.Model):
         self.output_bias = (
             self.add_weight(shape=(config.vocabulary_size,), initializer="zeros", name="output_bias") if tied else None
         )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Make the variables, whose shapes the configuration tells; to find them by a first call takes far longer."""
+        config = self.config
+        features, state, hidden = config.feature_size, config.state_size, self.output_state.units
+        for layer, size in (
+            (self.project_features, config.extractor_channels),
+            (self.project_keys, features),
+            (self.initial_state, features),
+            (self.from_state, state),
+            (self.score, config.attention_size),
+            (self.from_word, config.embedding_size),
+            (self.from_context, features),
+            (self.output_state, state),
+            (self.output_context, features),
+            (self.output_words, hidden),
+        ):
+            if layer is not None:
+                layer.build((None, size))
+        self.embedding.build()
+        self.built = True
 
     def encode(self, features: Tensor, training: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Encode images: all that does not change from word to word.
@@ -245,14 +265,8 @@ class CaptionEnsemble(keras.Model):
     def build(self, input_shape: Any = None) -> None:
         """Make the members' variables."""
         for member in self.members:
-            member(_example(member.config))
+            member.build()
         self.built = True
-
-    def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits float32 [N,V] of the first step, from features [N,L,C] and tokens int [N,T]."""
-        features, tokens = inputs
-        encoded, keys, state = self.encode(features)
-        return self.step(tokens[:, 0], state, encoded, keys)[0]
 
 
 Captioner = CaptionModel | CaptionEnsemble
@@ -276,12 +290,7 @@ def build_model(config: ModelConfig, dtype: str = "float32") -> Captioner:
     keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
     try:
         model = CaptionModel(config) if config.members == 1 else CaptionEnsemble(config)
-        model(_example(config))
+        model.build()
     finally:
         keras.config.set_dtype_policy(before)
     return model
-
-
-def _example(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """The smallest input."""
-    return ops.zeros((1, config.locations, config.extractor_channels)), ops.ones((1, 2), dtype="int32")

@@ -129,9 +129,9 @@ def random_corpus(images: int, seed: int) -> Corpus:
 
 
 def flickr8k_corpus() -> Corpus:
-    """One human caption of each photo against its other four."""
+    """One human caption of each fourth photo against its other four."""
     captions = read_captions(FLICKR8K_TOKENS)[0]
-    tokenized = {name: [tokenize(caption) for caption in many] for name, many in captions.items()}
+    tokenized = {name: [tokenize(caption) for caption in captions[name]] for name in list(captions)[::4]}
     return {name: many[0] for name, many in tokenized.items()}, {name: many[1:] for name, many in tokenized.items()}
 
 

@@ -884,7 +884,7 @@ def test_sampling_draws_from_the_models_distribution(tmp_path: Path, dataset: Da
 
 def test_samples_end_as_captions_do_and_have_the_logits_of_reading_them() -> None:
     """After four words at most; of three photos, which teacher forcing tells apart."""
-    model = build_tiny_model()
+    model = build_tiny_model(spread=0.4)
     features = np.random.default_rng(0).normal(size=(3, 64, 32)).astype(np.float32)
     ids, logits = (np.asarray(part) for part in sample(model, features, 4, 50, np.array([3, 1])))
     ended = np.cumsum(ids == END, axis=1) - (ids == END) > 0

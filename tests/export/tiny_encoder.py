@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import layers
 
 from caplet_export.config import ModelConfig
@@ -47,10 +48,10 @@ def build_tiny_extractor(blocks: int = 1) -> keras.Model:
 def build_tiny_model(config: ModelConfig = CONFIG, spread: float = 0.5) -> CaptionModel:
     """A captioner whose weights, biases too, are random and large enough that words follow from photos."""
     keras.utils.set_random_seed(12)
-    chance = keras.random.SeedGenerator(10)
+    random = np.random.default_rng(10)
     model = build_model(config)
     for variable in model.trainable_variables:
-        variable.assign(variable + keras.random.normal(variable.shape, stddev=spread, seed=chance))
+        variable.assign(variable + random.normal(0, spread, variable.shape))
     return model
 
 
