@@ -24,7 +24,18 @@ from PIL import Image, ImageFile
 
 from caplet.arguments import whole_number
 from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
-from caplet.image_file import HEAD, Box, check_size, decode_file, identify, longest_file, refused, too_long
+from caplet.image_file import (
+    HEAD,
+    IN_PYTHON,
+    Box,
+    check_size,
+    decode_file,
+    decoder_of,
+    identify,
+    longest_file,
+    refused,
+    too_long,
+)
 
 
 class BinaryReader(Protocol):
@@ -287,11 +298,17 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
     Taken through the decoder for files, they give the pixels that the path would give, also where that decodes a large
     photo at a part of its size, and the caller's image stays undecoded. An image that the caller has drafted or that
     stands at another frame than the first is another picture than its file. Where truncated files are allowed, every
-    format that can be used truncated goes that way: Pillow's own leniency is a switch of the process.
+    format that can be used truncated goes that way: Pillow's own leniency is a switch of the process. Not so the
+    variants that caplet reads from no file.
     """
     formats = _JPEG + _MAY_BE_TRUNCATED if allow_truncated else _JPEG
     with _decoding:
-        if isinstance(image, ImageFile.ImageFile) and image.format in formats and _is_as_opened(image):
+        if (
+            isinstance(image, ImageFile.ImageFile)
+            and image.format in formats
+            and decoder_of(image) not in IN_PYTHON
+            and _is_as_opened(image)
+        ):
             contents = _read_stream(image.fp, subject, max_pixels).getvalue()
         else:
             _decode(image, subject)

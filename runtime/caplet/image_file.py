@@ -38,6 +38,7 @@ class _Format(NamedTuple):
 # header need not tell the size of what is inside); FITS, MCIDAS, SPIDER, IPTC (science); TGA, DIB, PCD, GBR, XVThumb
 # (no signature, or a weak one: noise passes for them); QOI, XBM, XPM, MSP, IM, PCX, SGI, SUN (extinct or exotic,
 # several of them decoded a byte at a time in Python). A PIL image of any of these is welcome: the caller has opened it.
+# So is one of the variants in `IN_PYTHON`, which Pillow decodes in Python too.
 _JPEG = _Format("JPEG", "JpegImagePlugin", "JpegImageFile", True)  # also MPO: its first picture is a plain JPEG
 _PNG = _Format("PNG", "PngImagePlugin", "PngImageFile", True)  # also APNG: its default picture
 _GIF = _Format("GIF", "GifImagePlugin", "GifImageFile", True)
@@ -57,6 +58,10 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
     ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), _JPEG_2000),
     (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"F", b"f")), _PPM),
 )
+IN_PYTHON = {"bmp_rle": ("run-length encoded BMP", "PNG")}
+"""By Pillow's name of the decoder, variants of the formats above that have none in C, and what to save them as. A
+kilobyte of them takes gigabytes or minutes, in which no other thread of Python runs."""
+
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 HEAD = 64
@@ -334,7 +339,16 @@ def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.Imag
         plugin = importlib.import_module(f"PIL.{file_format.plugin}")
     except ModuleNotFoundError as error:
         raise ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow") from error
-    return cast("ImageFile.ImageFile", getattr(plugin, file_format.image_class)(reader))
+    image = cast("ImageFile.ImageFile", getattr(plugin, file_format.image_class)(reader))
+    if decoder_of(image) in IN_PYTHON:
+        variant, alternative = IN_PYTHON[decoder_of(image)]
+        raise ImageError(subject, f"is a {variant}, which caplet does not read", f"save it as {alternative}")
+    return image
+
+
+def decoder_of(image: ImageFile.ImageFile) -> str:
+    """Pillow's name of the decoder that an image yet to be decoded takes; empty where it takes none of these."""
+    return str(image.tile[0][0]) if image.tile else ""
 
 
 def _load(
@@ -343,7 +357,7 @@ def _load(
     """Decode the pixels, or as many as there are if that is allowed."""
     lenient = allow_truncated and file_format.sequential
     # An end-of-image marker makes libjpeg hand out what it has, which for a progressive JPEG is the whole picture.
-    decoder = image.tile[0][0] if image.tile else ""
+    decoder = decoder_of(image)
     if decoder == "jpeg" and "progressive" not in image.info:
         decoder = ""  # others have a scan for each colour at most, and counting takes time
     reader.start_pixels(b"\xff\xd9" if lenient and file_format is _JPEG else b"", decoder)

@@ -383,6 +383,40 @@ def test_plain_ppm_of_countless_comments_is_given_up() -> None:
     assert (load_pixels(raw) == ord("#")).all()
 
 
+# -- variants without a decoder in C ----------------------------------------------------------------------------------
+
+
+def rle_bmp(width: int, height: int, pixels: bytes) -> bytes:
+    """A BMP of 8 bits, its palette grey, in runs: a count and a value, or 0 and what else to do."""
+    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(pixels), 0, 0, 256, 0)
+    start = 14 + len(header) + len(palette)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + palette + pixels
+
+
+IN_PYTHON = {
+    "run-length encoded BMP": (rle_bmp(30, 20, b"\x1e\x50\0\0" * 20 + b"\0\1"), 80),
+}
+"""A picture of each, and the grey it shows."""
+
+
+@pytest.mark.parametrize("variant", IN_PYTHON)
+def test_what_pillow_decodes_in_python_is_refused_unless_the_caller_opened_it(variant: str) -> None:
+    data, grey = IN_PYTHON[variant]
+    for allow_truncated in (False, True):
+        message = str(refusal(data, allow_truncated=allow_truncated))
+        assert message.startswith(f"<bytes>: is a {variant}, which caplet does not read; save it as")
+        assert (load_pixels(Image.open(io.BytesIO(data)), allow_truncated=allow_truncated) == grey).all()
+
+
+def test_a_run_length_encoded_bmp_takes_no_memory_however_large_it_says_it_is() -> None:
+    bomb = rle_bmp(2_000_000, 1, b"\0\2\xff\xff\xff\xff\0\1")  # go 255 to the right and 255 up
+    refusal(rle_bmp(1, 1, b""))  # its plugin imported
+    before = resident_memory()
+    refusal(bomb)
+    assert peak_memory() - before < 4 << 20
+
+
 # -- truncated files --------------------------------------------------------------------------------------------------
 
 
