@@ -58,9 +58,13 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
     ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), _JPEG_2000),
     (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"F", b"f")), _PPM),
 )
-IN_PYTHON = {"bmp_rle": ("run-length encoded BMP", "PNG")}
-"""By Pillow's name of the decoder, variants of the formats above that have none in C, and what to save them as. A
-kilobyte of them takes gigabytes or minutes, in which no other thread of Python runs."""
+
+IN_PYTHON = {
+    "bmp_rle": ("run-length encoded BMP", "PNG"),
+    "ppm_plain": ("PPM whose numbers are text", "binary PPM, or as PNG"),
+}
+"""By Pillow's name of the decoder, variants of the formats above that have none in C, and what to save them as. They
+take up to a gigabyte for a kilobyte, and seconds a megapixel in which no other thread of Python runs."""
 
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
@@ -153,8 +157,8 @@ def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
 def longest_file(max_pixels: int) -> int:
     """Bytes that are read at most: four 16-bit samples a pixel, and some metadata.
 
-    That is too few only for a plain PPM (numbers as text) near the limit, or for what is read with all that is behind
-    the picture: compressed TIFFs of many pages, long WebP and AVIF animations.
+    That is too few only for what is read with all that is behind the picture: compressed TIFFs of many pages, long WebP
+    and AVIF animations.
     """
     return 8 * max_pixels + (1 << 20)
 
@@ -213,10 +217,9 @@ _MOST_SHORT_READS = 200_000
 """In and after the pixels of a PNG, which come in chunks, too; every 512 bytes of them allow another read, since the
 chunks that encoders write have kilobytes each."""
 
-_MOST_MARKS = {"jpeg": (b"\xff\xda", 200), "ppm_plain": (b"#", 10_000)}
-"""By Pillow's name of the decoder, what takes few bytes but much time, and how often it may stand in the pixels. Every
-scan of a progressive JPEG goes over the whole picture, and encoders write a dozen; comments among the numbers of a PPM
-are skipped in Python."""
+_SCAN, _MOST_SCANS = b"\xff\xda", 200
+"""What starts a scan in the pixels of a JPEG, and how many there may be: each of a progressive one takes few bytes but
+goes over the whole picture, and encoders write a dozen."""
 
 
 class _Reader(io.RawIOBase):
@@ -232,14 +235,13 @@ class _Reader(io.RawIOBase):
         self._ending = b""
         self._reads_left: float = _MOST_READS
         self._reads_per_byte = 0.0
-        self._mark: bytes | None = None
-        self._marks_left = 0
+        self._scans_left: int | None = None
         self.ran_dry = False
 
     def start_pixels(self, ending: bytes, decoder: str) -> None:
         """From here on reads are free but in PNG, and those past the end are noted; the first of them gets `ending`."""
         self._ending = ending
-        self._mark, self._marks_left = _MOST_MARKS.get(decoder, (None, 0))
+        self._scans_left = _MOST_SCANS if decoder == "jpeg" else None
         self._reads_left, self._reads_per_byte = (_MOST_SHORT_READS, 1 / 512) if decoder == "zip" else (math.inf, 0.0)
         self._bytes_left = self._most
         self.ran_dry = False
@@ -268,10 +270,10 @@ class _Reader(io.RawIOBase):
         if not data and size > 0:
             self.ran_dry = True
             data, self._ending = self._ending, b""
-        if self._mark is not None:
-            self._marks_left -= data.count(self._mark)
-            if self._marks_left < 0:
-                raise ValueError("it has far more scans or comments than a picture needs")
+        if self._scans_left is not None:
+            self._scans_left -= data.count(_SCAN)
+            if self._scans_left < 0:
+                raise ValueError("it has far more scans than a picture needs")
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
