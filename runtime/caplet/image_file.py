@@ -32,7 +32,7 @@ class _Format(NamedTuple):
 
 
 # What cameras, phones, scanners, browsers and image libraries write as a picture, each with a signature of its own and
-# a decoder in C. Left out of what Pillow can open, on purpose:
+# a decoder in C, or in NumPy (`_load_ppm`). Left out of what Pillow can open, on purpose:
 # EPS, WMF (run Ghostscript or the system's renderer); BUFR, GRIB, HDF5 (stubs that call foreign handlers); MPEG, FLI
 # (video); PSD, FPX, MIC (layered documents); ICO, CUR, ICNS, BLP, DDS, FTEX, WAL (icons and textures: containers whose
 # header need not tell the size of what is inside); FITS, MCIDAS, SPIDER, IPTC (science); TGA, DIB, PCD, GBR, XVThumb
@@ -367,7 +367,10 @@ def _load(
     image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
     broken_off = False
     try:
-        image.load()
+        if decoder == "ppm":
+            _load_ppm(image, reader)
+        else:
+            image.load()
     except Exception as error:
         broken_off = reader.ran_dry or _says_truncated(error)
         if not (lenient and broken_off):
@@ -378,6 +381,28 @@ def _load(
     broken_off = broken_off or (file_format.sequential and reader.ran_dry)
     if broken_off and (not lenient or _is_blank(image)):
         raise _truncated(file_format, subject, allow_truncated)
+
+
+_SAMPLES_AT_A_TIME = 1 << 18
+
+
+def _load_ppm(image: ImageFile.ImageFile, reader: _Reader) -> None:
+    """Decode a PGM or PPM of which white is not 255 or 65535; what is missing of its pixels is black.
+
+    As Pillow does, but that scales sample by sample in Python, for seconds a megapixel.
+    """
+    _, _, start, (_, maxval) = cast("tuple[str, object, int, tuple[str, int]]", image.tile[0])
+    stored = np.dtype(np.uint8 if maxval < 256 else ">u2")
+    white, dtype = (65535, np.int32) if image.mode == "I" else (255, np.uint8)
+    scaled = np.rint(np.arange(256**stored.itemsize) / maxval * white).clip(max=white).astype(dtype)
+    samples = np.zeros((image.height, image.width, 3) if image.mode == "RGB" else (image.height, image.width), dtype)
+    flat, done = samples.reshape(-1), 0
+    reader.seek(start)
+    while done < flat.size and (data := reader.read(stored.itemsize * min(_SAMPLES_AT_A_TIME, flat.size - done))):
+        values = np.frombuffer(data, stored, len(data) // stored.itemsize)
+        flat[done : done + values.size] = scaled[values]
+        done += values.size
+    image.im, image.tile = Image.fromarray(samples).im, []
 
 
 def _is_of_the_system(error: Exception) -> bool:

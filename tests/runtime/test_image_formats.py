@@ -161,6 +161,33 @@ def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
         np.testing.assert_array_equal(load_pixels(encoded(Image.fromarray(sixteen), file_format)), expected)
 
 
+def ppm(kind: str, maxval: int, samples: NDArray[Any]) -> bytes:
+    header = f"{kind} {samples.shape[1]} {samples.shape[0]} {maxval}\n".encode()
+    return header + samples.astype(np.uint8 if maxval < 256 else ">u2").tobytes()
+
+
+@pytest.mark.parametrize("maxval", [1, 2, 3, 100, 254, 256, 257, 1000, 1023, 4095, 65534, 65535])
+@pytest.mark.parametrize(("kind", "mode"), [("P5", "L"), ("P6", "RGB")])
+def test_ppms_of_any_maxval_decode_as_pillow_does_it_sample_by_sample(kind: str, mode: str, maxval: int) -> None:
+    """Also of samples above their maxval, which there should not be."""
+    samples = np.random.default_rng(maxval).integers(0, maxval + 1, (30, 40, len(mode)))
+    samples[-1, :, :] = 255 if maxval < 256 else 65535
+    data = ppm(kind, maxval, samples)
+    opened = Image.open(io.BytesIO(data))
+    decoded, _ = decode_file(io.BytesIO(data), "photo", least_side=1, max_pixels=1200, allow_truncated=False)
+    assert decoded.mode == opened.mode == ("I" if kind == "P5" and maxval > 255 else mode)
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(opened))
+
+
+def test_every_sample_of_a_ppm_is_rounded_as_pillow_rounds_it() -> None:
+    for maxval in (*range(1, 256), 1023, 65534):
+        samples = np.arange(maxval + 1).reshape(-1, 1)
+        data = ppm("P5", maxval, samples)
+        white = 255 if maxval < 256 else 65535
+        decoded, _ = decode_file(io.BytesIO(data), "photo", least_side=1, max_pixels=2**20, allow_truncated=False)
+        assert np.asarray(decoded)[:, 0].tolist() == [round(value / maxval * white) for value in range(maxval + 1)]
+
+
 @pytest.mark.parametrize(
     ("signature", "order", "options"),
     [(b"II*\0", "<u2", {}), (b"MM\0*", ">u2", {}), (b"II+\0", "<u2", {"big_tiff": True})],
