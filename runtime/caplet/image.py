@@ -54,7 +54,7 @@ ImageSource: TypeAlias = (
 
 MAX_PIXELS = 120_000_000
 """Default limit on width x height. A 108-megapixel phone photo passes: as a usual JPEG it takes 40 MB of memory, as a
-progressive one 350 MB, and the costliest formats (WebP, float TIFF) take up to 16 bytes a pixel."""
+progressive one 350 MB; WebP and float TIFF take up to 16 bytes a pixel, and the costliest, JPEG 2000, up to 30."""
 
 LARGEST_LIMIT = 2**40
 """Most that a limit on pixels can be set to."""

@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 from caplet import image as image_module
 from caplet.errors import CapletError
 from caplet.image import load_pixels
-from pictures import encoded, refusal
+from pictures import encoded, plain, refusal
 
 PHOTO = Path(__file__).parents[1] / "photos" / "astronaut.jpg"
 SEQUENTIAL: list[tuple[str, dict[str, Any]]] = [
@@ -155,6 +155,79 @@ def test_a_jpeg_2000_whose_header_hides_its_size_is_refused(photo: Image.Image) 
     assert peak_memory() - before < 8 << 20
 
 
+def codestream(side: int, tile: tuple[int, int], components: int = 3, segments: bytes = b"") -> bytes:
+    """A square picture as a JPEG 2000 codestream whose header states other tiles, components and segments."""
+    picture = Image.new("RGB", (side, side), (9, 99, 199))
+    data = encoded(picture, "JPEG2000", no_jp2=True)
+    end = 4 + int.from_bytes(data[4:6], "big")
+    size = data[6:24] + struct.pack(">II", *tile) + data[32:40] + struct.pack(">H", components) + b"\7\1\1" * components
+    return b"\xff\x4f\xff\x51" + struct.pack(">H", len(size) + 2) + size + segments + data[end:]
+
+
+def boxed(stream: bytes, kind: str) -> bytes:
+    """A codestream bare, or in a box of a JP2."""
+    whole = encoded(Image.new("RGB", struct.unpack_from(">II", stream, 8)), "JPEG2000")
+    header = whole[: whole.index(b"jp2c") - 4]
+    lengths = {"length": struct.pack(">I4s", 8 + len(stream), b"jp2c"), "to the end": b"\0\0\0\0jp2c"}
+    lengths["long length"] = struct.pack(">I4sQ", 1, b"jp2c", 16 + len(stream))
+    lengths["after a box"] = struct.pack(">I4s3s", 11, b"free", b"") + lengths["length"]
+    lengths["after a long box"] = struct.pack(">I4sQ3s", 1, b"free", 19, b"") + lengths["length"]
+    return stream if kind == "bare" else header + lengths[kind] + stream
+
+
+BOXES = ["bare", "length", "to the end", "long length", "after a box", "after a long box"]
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_a_jpeg_2000_is_measured_by_its_codestream_wherever_that_is(kind: str) -> None:
+    expected = load_pixels(boxed(codestream(32, (32, 32)), kind), max_pixels=32 * 32)
+    assert (expected == [9, 99, 199]).all()
+    forged = {
+        "too large: 2000x2000 is": boxed(codestream(2000, (2000, 2000)), kind),
+        "far more tiles than a picture needs": boxed(codestream(240, (1, 1)), kind),
+        "1500 components": boxed(codestream(32, (1, 1), components=1500), kind),
+        "no pixels": boxed(codestream(32, (0, 1)), kind),
+    }
+    before = resident_memory()
+    for words, data in forged.items():
+        assert words in str(refusal(data, max_pixels=1_000_000))
+    assert peak_memory() - before < 4 << 20
+
+
+def test_a_codestream_that_does_not_start_with_its_size_is_refused() -> None:
+    """OpenJPEG skips what it does not know, two bytes at a time, until it finds the size."""
+    data = boxed(codestream(240, (1, 1)), "to the end")
+    hidden = data.replace(b"\xff\x4f\xff\x51", b"\xff\x4f\xff\x30\xff\x51")
+    before = resident_memory()
+    assert "does not start with its size" in str(refusal(hidden))
+    assert peak_memory() - before < 4 << 20
+
+
+@pytest.mark.parametrize("unknown", [b"", b"\xff\x30\0\4\xff\x64\0\2"], ids=["plain", "hidden"])
+def test_tables_that_each_tile_of_a_jpeg_2000_gets_a_copy_of_are_refused(unknown: bytes) -> None:
+    tables = b"".join(struct.pack(">HHHHH", 0xFF74, 60_008, 0, 0x100 + n, 0) + bytes(60_000) for n in range(4))
+    assert (load_pixels(codestream(32, (32, 32), segments=tables)) == [9, 99, 199]).all()
+    forged = codestream(32, (1, 1), segments=unknown + tables)
+    before = resident_memory()
+    assert "in the header of a picture of tiles" in str(refusal(forged))
+    assert peak_memory() - before < 4 << 20
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (32, 32), (64, 64), (1000, 16), (5000, 5000)], ids=str)
+@pytest.mark.parametrize("offset", [(0, 0), (7, 5)], ids=str)
+def test_tiles_as_encoders_make_them_are_read(
+    photo: Image.Image, tile: tuple[int, int], offset: tuple[int, int]
+) -> None:
+    data = encoded(photo, "JPEG2000", tile_size=tile, offset=offset, comment="of tiles")
+    np.testing.assert_array_equal(load_pixels(data), plain(photo))
+
+
+def test_a_large_picture_may_have_tiles_of_32x32() -> None:
+    picture = Image.new("L", (1500, 1300), 7)
+    assert (load_pixels(encoded(picture, "JPEG2000", tile_size=(32, 32))) == 7).all()
+    assert "far more tiles" in str(refusal(encoded(picture, "JPEG2000", tile_size=(16, 16))))
+
+
 def test_a_strip_one_pixel_wide_is_resized_in_little_memory() -> None:
     strip = np.tile(np.array([[[10, 20, 30]]], np.uint8), (2_000_000, 1, 1))
     before = resident_memory()
@@ -179,6 +252,7 @@ CANVASES = {
     "WebP extended": (encoded(Image.new("RGBA", (300, 520)), "WEBP"), (300, 520)),
     "WebP lossless": (encoded(Image.new("RGB", (300, 520)), "WEBP", lossless=True), (300, 520)),
     "WebP lossy": (encoded(Image.new("RGB", (300, 520)), "WEBP"), (300, 520)),
+    "JPEG 2000": (encoded(Image.new("RGB", (300, 520)), "JPEG2000", offset=(3, 4), tile_size=(400, 600)), (300, 520)),
 }
 
 
@@ -259,6 +333,7 @@ ENDLESS_HEADERS = {
     "PNG of chunks": PNG[:33] + NOTHING * 250_000 + PNG[33:],
     "JPEG of markers": b"\xff\xd8" + b"\xff\xfe\0\x02" * 700_000,
     "JPEG of fill bytes": b"\xff\xd8" + b"\xff" * 3_000_000,
+    "JPEG 2000 of boxes": encoded(Image.new("RGB", (9, 9)), "JPEG2000")[:12] + b"\0\0\0\x08free" * 250_000,
     "PPM of spaces": b"P6 " + b" " * 3_000_000,
     "PPM of a comment": b"P6 #" + b"x" * 3_000_000,
 }
