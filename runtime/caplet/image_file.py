@@ -273,6 +273,16 @@ def _seek_codestream(file: _Reader) -> bool:
     return False
 
 
+_TILE_ALLOWED = 2**20
+"""Pixels of a TIFF's tile that no limit refuses: small pictures have tiles that are larger than they."""
+
+
+def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Width and height of a TIFF's tiles (TIFF 6.0, section 15), each decoded whole; (1, 1) where it has none."""
+    tags = cast(Any, image).tag_v2
+    return max(tags.get(322, 1), 1), max(tags.get(323, 1), 1)
+
+
 _MOST_READS = 200_000
 """In a header. Every marker, chunk, block and character of one is a read or two, in Python, so that megabytes of them
 would take many seconds; real headers take some hundreds."""
@@ -379,6 +389,8 @@ def decode_file(
         reader.seek(0)
         image = _open(reader, file_format, subject)
         check_size(image.size, max_pixels, subject)
+        if file_format is _TIFF:
+            check_size(_tile_size(image), max(max_pixels, _TILE_ALLOWED), subject)
         full, drafted = image.size, None
         if file_format is _JPEG:
             drafted = image.draft(None, (least_side, least_side))

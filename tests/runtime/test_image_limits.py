@@ -228,6 +228,30 @@ def test_a_large_picture_may_have_tiles_of_32x32() -> None:
     assert "far more tiles" in str(refusal(encoded(picture, "JPEG2000", tile_size=(16, 16))))
 
 
+def tiled_tiff(side: int) -> bytes:
+    """10x10 black pixels in the corner of a single tile."""
+    tile = zlib.compress(bytes(side * side))
+    entries = [(256, 10), (257, 10), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side)]
+    entries += [(324, 8 + 2 + 12 * 10 + 4), (325, len(tile))]
+    return (
+        b"II*\0"
+        + struct.pack("<IH", 8, 10)
+        + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in entries)
+        + bytes(4)
+        + tile
+    )
+
+
+def test_the_tiles_of_a_tiff_are_limited_as_each_is_decoded_whole() -> None:
+    bomb = tiled_tiff(8192)
+    assert (load_pixels(tiled_tiff(1024), max_pixels=100) == 0).all()  # small in any case
+    before = resident_memory()
+    assert "too large: 8192x8192 is 67,108,864 pixels" in str(refusal(bomb, max_pixels=20_000))
+    assert peak_memory() - before < 4 << 20
+    load_pixels(bomb, max_pixels=8192 * 8192)
+    assert "damaged" in str(refusal(tiled_tiff(0)))
+
+
 def test_a_strip_one_pixel_wide_is_resized_in_little_memory() -> None:
     strip = np.tile(np.array([[[10, 20, 30]]], np.uint8), (2_000_000, 1, 1))
     before = resident_memory()
