@@ -406,6 +406,8 @@ def decode_file(
         if isinstance(error, Image.DecompressionBombError):
             cause = f"too large: Pillow's {file_format.name} decoder has a limit of its own (Image.MAX_IMAGE_PIXELS)"
             raise ImageError(subject, cause, "shrink it, or convert it to PNG") from error
+        if _is_of_metadata(error):
+            raise refused(error, subject) from error
         raise ImageError(
             subject, f"damaged {file_format.name} file: cannot be decoded ({_told(error)})", "get an intact copy"
         ) from error
@@ -489,6 +491,12 @@ def _says_truncated(error: Exception) -> bool:
     return "truncated" in str(error).lower()
 
 
+def _is_of_metadata(error: Exception) -> bool:
+    """Whether a PNG has more text than Pillow takes: MAX_TEXT_CHUNK in one chunk, or MAX_TEXT_MEMORY in all."""
+    words = str(error).lower()
+    return "decompressed data too large" in words or "memory used in text chunks" in words
+
+
 def _is_blank(image: Image.Image) -> bool:
     """Whether all pixels are equal, as they are when a file breaks off before the first of them."""
     extrema = cast("Iterable[Any]", image.getextrema())
@@ -514,6 +522,8 @@ def refused(error: Exception, subject: str) -> ImageError:
         return ImageError(subject, NO_MEMORY, "shrink it, or get an intact copy")
     if isinstance(error, ImportError):
         return ImageError(subject, f"Pillow cannot be imported ({error})", "check its installation")
+    if _is_of_metadata(error):
+        return ImageError(subject, "has more metadata than Pillow's PNG decoder takes", "save it without metadata")
     return ImageError(subject, f"cannot be decoded ({_told(error)})", "pass an intact image")
 
 

@@ -394,6 +394,29 @@ def test_a_png_may_have_many_chunks() -> None:
     assert np.array_equal(load_pixels(again), load_pixels(whole))
 
 
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+@pytest.mark.parametrize(
+    ("at", "opened"), [(33, False), (-12, False), (-12, True)], ids=["before the pixels", "after the pixels", "PIL"]
+)
+def test_a_png_with_more_metadata_than_pillow_takes_is_not_called_damaged(kind: bytes, at: int, opened: bool) -> None:
+    def png(length: int) -> Any:
+        start = b"XML:com.adobe.xmp\0\1\0\0\0" if kind == b"iTXt" else b"name\0\0"
+        content = kind + start + zlib.compress(b"x" * length)
+        chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+        data = PNG[:at] + chunk + PNG[at:]
+        return Image.open(io.BytesIO(data)) if opened else data
+
+    load_pixels(png(1 << 20))
+    error = refusal(png((1 << 20) + 1))
+    assert str(error).endswith(": has more metadata than Pillow's PNG decoder takes; save it without metadata")
+
+
+def test_a_png_with_much_text_in_many_chunks_is_not_called_damaged_either() -> None:
+    content = b"zTXtname\0\0" + zlib.compress(bytes(1 << 20))
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    assert "more metadata than" in str(refusal(PNG[:33] + 65 * chunk + PNG[33:]))
+
+
 def iter_idat(png: bytes) -> Iterator[bytes]:
     at = 8
     while at < len(png):
