@@ -392,12 +392,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _lab_to_rgb(image)
     if image.mode == "La":
         image = image.convert("LA")
+    image = _without_foreign_key(image)
     if _is_transparent(image):
         image = image if image.mode == "RGBA" else _to_8_bit_key(image).convert("RGBA")
         over = Image.new("RGB", image.size, BACKGROUND)
         over.paste(image, mask=image)
         return over
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _without_foreign_key(image: Image.Image) -> Image.Image:
+    """The image without a transparency of another mode, such as Pillow's `convert` and `quantize` leave behind."""
+    key = image.info.get("transparency")
+    if key is None or (isinstance(key, (int, bytes)) if image.mode == "P" else not isinstance(key, bytes)):
+        return image
+    image = image.copy()
+    del image.info["transparency"]
+    return image
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,19 @@ def test_a_palette_with_alpha_shows_white() -> None:
     quantized = Image.fromarray(half).quantize(4)
     assert (quantized.mode, quantized.palette.mode) == ("P", "RGBA")  # and nothing in its info
     assert load_pixels(quantized, size=(4, 4))[:, 0].tolist() == [[0, 0, 200]] * 2 + [[255] * 3] * 2
+
+
+def test_transparency_that_pillow_leaves_on_another_mode_hides_nothing(photo: Image.Image) -> None:
+    palette = Image.open(io.BytesIO(encoded(photo.quantize(8), transparency=bytes([0, 128, 255, 0, 3, 4, 5, 6]))))
+    colour = Image.open(io.BytesIO(encoded(photo, transparency=(1, 2, 3))))
+    for image in (palette.convert("1"), palette.convert("1").convert("L"), colour.quantize(8)):
+        key = image.info["transparency"]
+        bare = image.copy()
+        del bare.info["transparency"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(load_pixels(image), load_pixels(bare))
+        assert image.info["transparency"] is key  # it is left as it was
 
 
 @pytest.mark.parametrize(("colour_type", "clear", "seen"), [(0, ">H", [0x56] * 3), (2, ">3H", [0x56, 0x20, 0x30])])
