@@ -127,17 +127,17 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def end_process(status: int) -> NoReturn:
-    """End this process, at once if it was interrupted.
+    """End this process, and at once unless all went well.
 
-    Otherwise it would wait for its worker threads, which may be at a photo on a disk that does not answer, or crash
-    when the interpreter is taken down around them (JAX).
+    Otherwise it would wait for its worker threads, which may be at a large photo or one on a disk that does not answer,
+    end in a traceback if Ctrl-C comes meanwhile, or crash when the interpreter is taken down around them (JAX).
     """
-    if status == INTERRUPTED:
+    if status:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit(status)
-    sys.exit(status)
+    sys.exit()
 
 
 def was_interrupted(error: BaseException | None) -> bool:

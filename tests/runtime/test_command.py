@@ -1326,34 +1326,40 @@ def test_a_model_in_a_folder_whose_name_is_not_utf_8(
     assert run(photos / "cat.jpg", "--model", model, capfd=capfd) == (0, f"{texts['cat']}\n", "")
 
 
-def test_what_was_printed_before_an_interrupt_is_not_lost() -> None:
+@pytest.mark.parametrize("status", [1, caplet.output.INTERRUPTED])
+def test_what_was_printed_before_the_end_is_not_lost(status: int) -> None:
     """As by `caplet-export`, also where there is no standard error."""
-    program = """
+    program = f"""
 import sys
-from caplet.output import INTERRUPTED, end_process
+from caplet.output import end_process
 sys.stderr = None
 print("epoch 1")
-end_process(INTERRUPTED)
+end_process({status})
 """
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stdout) == (130, b"epoch 1\n")
+    assert (done.returncode, done.stdout) == (status, b"epoch 1\n")
 
 
-def test_an_interrupt_waits_for_no_worker(photos: Path, tmp_path: Path) -> None:
-    """Such as one that is at a photo on a disk that does not answer."""
+def start_with_a_photo_that_hangs(tmp_path: Path, *arguments: Any, stdout: Any = None) -> subprocess.Popen[bytes]:
+    """The command, once a worker is at hangs.jpg, as on a disk that does not answer; nowhere.jpg fails only then."""
     program = f"""
 import pathlib, sys, time
 import caplet.captioner
 from caplet.cli import command
-def hang(*_, **__):
-    pathlib.Path({str(tmp_path / "hangs")!r}).touch()
-    time.sleep(60)
-caplet.captioner.load_pixels = hang
-sys.argv[1:] = [{str(photos / "cat.jpg")!r}, {str(photos / "coffee.jpg")!r}, "--threads", "2"]
+load = caplet.captioner.load_pixels
+def load_or_hang(photo, **options):
+    if photo == "hangs.jpg":
+        pathlib.Path({str(tmp_path / "hangs")!r}).touch()
+        time.sleep(60)
+    while photo == "nowhere.jpg" and not pathlib.Path({str(tmp_path / "hangs")!r}).exists():
+        time.sleep(0.01)
+    return load(photo, **options)
+caplet.captioner.load_pixels = load_or_hang
 command()
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *map(str, arguments), "--threads", "2"],
+        stdout=stdout,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -1361,6 +1367,28 @@ command()
     while not (tmp_path / "hangs").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    return process
+
+
+def test_an_interrupt_waits_for_no_worker(tmp_path: Path) -> None:
+    process = start_with_a_photo_that_hangs(tmp_path, "hangs.jpg")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, b"caplet: interrupted\n")
+
+
+@pytest.mark.parametrize("reason", ["failure", "reader"])
+def test_a_run_that_stops_early_waits_for_no_worker(reason: str, photos: Path, tmp_path: Path) -> None:
+    """Because a photo failed, or because nobody reads the results any more."""
+    read, written = os.pipe()
+    if reason == "reader":
+        os.close(read)
+    options = ["--format", "jsonl", *(["--fail-fast"] if reason == "failure" else ["--quiet"])]
+    batch = ["nowhere.jpg", *[photos / "cat.jpg"] * 7]
+    process = start_with_a_photo_that_hangs(tmp_path, *batch, "hangs.jpg", *options, stdout=written)
+    os.close(written)
+    _, err = process.communicate(timeout=20)
+    message = b"" if reason == "reader" else b"caplet: nowhere.jpg: no such file; check the path\n"
+    assert (process.returncode, err) == (1, message)
+    if reason == "failure":
+        os.close(read)

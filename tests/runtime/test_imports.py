@@ -90,6 +90,7 @@ def test_no_photo_makes_a_forked_child_import_anything(tiny_bundle: Path) -> Non
 
 def test_python_m_caplet_ends_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["caplet", "--nonsense"])
+    monkeypatch.setattr(os, "_exit", sys.exit)  # or else the tests would end here, too
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("caplet", run_name="__main__")
     assert ended.value.code == 2
