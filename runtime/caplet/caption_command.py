@@ -216,32 +216,24 @@ def _results(
 def _sources(
     photos: Iterable[Input], drawings: _Drawings, written: Written, waiting: deque[_Job]
 ) -> Iterator[ImageSource]:
-    """What the captioner gets; `waiting` gets the jobs, also those it is not asked about."""
+    """What the captioner gets, and `waiting` the jobs of it.
+
+    What has a problem already gets its turn like a photo, as one without contents, which fails at once.
+    """
     for photo in photos:
         if written.take(photo.name):
             continue
         opened = with_contents(photo)
         waiting.append(drawings.job(opened))
-        if opened.problem is None:
-            yield opened.source
+        yield opened.source if opened.problem is None else b""
 
 
 def _in_turn(
     captions: Iterator[Caption | CapletError], waiting: deque[_Job]
 ) -> Iterator[tuple[_Job, Caption | CapletError]]:
-    def problems() -> Iterator[tuple[_Job, CapletError]]:
-        while waiting and (problem := waiting[0].photo.problem) is not None:
-            yield waiting.popleft(), problem
-
-    try:
-        for caption in captions:
-            yield from problems()
-            job = waiting.popleft()
-            yield job, _named(caption, job.photo) if isinstance(caption, CapletError) else caption
-    except CapletError:  # a list that breaks off; what came before it still counts
-        yield from problems()
-        raise
-    yield from problems()
+    for caption in captions:
+        job = waiting.popleft()
+        yield job, job.photo.problem or (_named(caption, job.photo) if isinstance(caption, CapletError) else caption)
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:

@@ -17,6 +17,7 @@ from caplet.errors import ArgumentError, CapletError, ImageError
 from caplet.output import make_blocking
 
 STDIN = "-"
+_STDIN_STREAM = "<standard input>"  # for messages about the stream itself, not about a photo on it
 SUFFIXES = frozenset(
     """
     .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .avifs .gif .tif .tiff .bmp .ppm .pgm .pbm .pnm .pfm
@@ -112,7 +113,7 @@ def _open_list(files_from: str) -> BufferedReader:
     if files_from != STDIN:
         return open(files_from, "rb")
     if sys.stdin is None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "<standard input>")
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), _STDIN_STREAM)
     make_blocking(sys.stdin)
     return open(sys.stdin.fileno(), "rb", closefd=False)
 
@@ -130,13 +131,21 @@ def _names(file: BufferedReader, null: bool) -> Iterator[str]:
 def _lines(file: BufferedReader, null: bool) -> Iterator[bytes]:
     """What stands between the ends of names, as soon as it can be read: a list may come from a program that goes on."""
     rest = b""
-    while chunk := file.read1(_CHUNK):
+    while chunk := _next_chunk(file):
         *lines, rest = (rest + chunk).split(b"\0" if null else b"\n")
         yield from lines
         if len(rest) > _LONGEST_NAME:
             ends = "null bytes" if null else "newlines"
             raise ArgumentError("--files-from", f"has {len(rest):,} bytes without an end", f"end names by {ends}")
     yield rest
+
+
+def _next_chunk(file: BufferedReader) -> bytes:
+    try:
+        return file.read1(_CHUNK)
+    except OSError as error:  # which, unlike one of `open`, names no file
+        error.filename = file.name if isinstance(file.name, str) else _STDIN_STREAM  # whose name is its number
+        raise
 
 
 def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]:

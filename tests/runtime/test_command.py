@@ -462,25 +462,65 @@ def test_a_list_on_standard_input(photos: Path) -> None:
     assert [Path(line.split("\t")[0]).stem for line in out.decode().splitlines()] == list(NAMES)
 
 
+class Program(io.RawIOBase):
+    """A program that goes on, such as one that watches a folder, and writes a list in pieces; or fails in between."""
+
+    def __init__(self, *pieces: bytes | OSError, name: str | int = "list") -> None:
+        self.name, self._pieces, self.asked = name, iter(pieces), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        self.asked += 1
+        piece = next(self._pieces, b"")
+        if isinstance(piece, OSError):
+            raise piece
+        room[: len(piece)] = piece
+        return len(piece)
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\0"])
 def test_names_are_taken_as_they_come(end: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a program that goes on, such as one that watches a folder."""
-    written = iter([b"a" + end, b"b.j", b"pg" + end + b"c"])
-    asked = []
-
-    class Program(io.RawIOBase):
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, room: Any) -> int:
-            piece = next(written, b"")
-            asked.append(piece)
-            room[: len(piece)] = piece
-            return len(piece)
-
-    monkeypatch.setattr("caplet.inputs.open", lambda *_: io.BufferedReader(Program()), raising=False)
+    program = Program(b"a" + end, b"b.j", b"pg" + end + b"c")
+    monkeypatch.setattr("caplet.inputs.open", lambda *_: io.BufferedReader(program), raising=False)
     found = find_inputs([], "list", null=end == b"\0", recursive=False)
-    assert [(photo.name, len(asked)) for photo in found] == [("a", 1), ("b.jpg", 3), ("c", 4)]
+    assert [(photo.name, program.asked) for photo in found] == [("a", 1), ("b.jpg", 3), ("c", 4)]
+
+
+def test_what_is_no_photo_is_told_before_there_is_another_name(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Like photos, with a batch and a thread of one."""
+    (tmp_path / "empty").mkdir()
+    names = [tmp_path / "empty", photos / "cat.jpg", tmp_path / "empty"]
+    program, asked = Program(*(f"{name}\n".encode() for name in names)), []
+    monkeypatch.setattr("caplet.inputs.open", lambda *_: io.BufferedReader(program), raising=False)
+    monkeypatch.setattr(caplet.output.Output, "write", lambda *_: asked.append(program.asked))
+    options = ["--format", "jsonl", "--quiet", "--batch-size", "1", "--threads", "1"]
+    assert main(["--files-from", "list", *options]) == 1
+    assert asked[1:] == [1, 2, 3]  # after the header
+
+
+@pytest.mark.parametrize(("name", "told"), [("list", "list"), (0, "<standard input>")])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_stands_before_a_list_that_cannot_be_read_on_is_told(
+    name: str | int,
+    told: str,
+    threads: int,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    names = f"{photos / 'cat.jpg'}\n{tmp_path / 'empty'}\n".encode()
+    program = Program(names, OSError(5, "Input/output error"), name=name)
+    monkeypatch.setattr("caplet.inputs.open", lambda *_: io.BufferedReader(program), raising=False)
+    status, out, err = run("--files-from", "list", "--format", "jsonl", "--threads", threads, capfd=capfd)
+    assert status == 1
+    assert [json.loads(line)["path"] for line in out.splitlines()] == [str(photos / "cat.jpg"), str(tmp_path / "empty")]
+    assert err.splitlines()[1:] == [f"caplet: {told}: Input/output error"]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\0"])
