@@ -32,6 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
     origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
+    # What these refuse is refused before any file or folder is made.
+    captioner.caption_many((), batch_size=arguments.batch_size, **_reading(arguments))
+    photos = _inputs(arguments)
     several = _several(arguments)
     drawings = _Drawings(arguments, several=several)
     formatter = Formatter(arguments.format, with_path=several)
@@ -39,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Output(arguments.output) as output, quiet_libraries():
         written = resume(arguments.output, origin) if arguments.resume else Written()
         drawings.leave(written.drawings)
-        results = _results(captioner, arguments, drawings, written)
+        results = _results(captioner, arguments, photos, drawings, written)
         progress = _progress(arguments, written.paths)
         failed = False
         if not arguments.resume:
@@ -194,16 +197,16 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[Input]:
 
 
 def _results(
-    captioner: Captioner, arguments: argparse.Namespace, drawings: _Drawings, written: Written
+    captioner: Captioner,
+    arguments: argparse.Namespace,
+    photos: Iterable[Input],
+    drawings: _Drawings,
+    written: Written,
 ) -> Iterator[tuple[_Job, Caption | CapletError]]:
-    """Each input that is not written yet, with its caption or error, in order.
-
-    Raises:
-        ArgumentError, OSError: at once, before anything is written, for an option without sense and a missing list.
-    """
+    """Each input that is not written yet, with its caption or error, in order."""
     waiting: deque[_Job] = deque()
     captions = captioner.caption_many(
-        _sources(_inputs(arguments), drawings, written, waiting),
+        _sources(photos, drawings, written, waiting),
         batch_size=arguments.batch_size,
         on_error="return",
         beam_size=arguments.beam,

@@ -843,6 +843,18 @@ def test_a_bad_model_leaves_the_output_alone(photos: Path, tmp_path: Path, capfd
         assert (tmp_path / "out").read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["--batch-size", "5000"], 2), (["--max-pixels", "9" * 14], 2), (["--files-from", "nowhere.txt"], 1)],
+)
+def test_what_is_refused_leaves_nothing_behind(
+    arguments: list[str], status: int, photos: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(photos / "cat.jpg", "-o", "new.csv", "--attention", "new/", *arguments, capfd=capfd)[0] == status
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("target", ["folder", "folder/none/out", "folder/none/a\nb"])
 def test_an_output_that_cannot_be_written(target: str, photos: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "folder").mkdir()
