@@ -193,6 +193,7 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[Input]:
         null=arguments.null,
         recursive=arguments.recursive,
         drawings=arguments.attention,
+        resuming=arguments.resume,
     )
 
 

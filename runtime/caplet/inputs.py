@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ SUFFIXES = frozenset(
     """.split()  # noqa: SIM905
 )
 """Of what counts as a photo in a folder. HEIC is an error, but one that says what to do, not a photo passed over."""
+_DESCRIPTOR = re.compile(r"/dev/(std(in|out|err)|fd/\d+)|/proc/[^/]+/fd/\d+")
 _LARGEST_PIPE = 512 * 2**20
 _CHUNK = 2**16
 _LONGEST_NAME = 2**16  # bytes; no system takes a path of more than half of that
@@ -49,7 +51,13 @@ class Input:
 
 
 def find_inputs(
-    photos: Sequence[str], files_from: str | None, *, null: bool, recursive: bool, drawings: str | None = None
+    photos: Sequence[str],
+    files_from: str | None,
+    *,
+    null: bool,
+    recursive: bool,
+    drawings: str | None = None,
+    resuming: bool = False,
 ) -> Iterator[Input]:
     """Every photo, lazily, in the order given; the photos of a folder in the order of their names. None is read yet.
 
@@ -59,23 +67,36 @@ def find_inputs(
         null: names in the list end with a null byte instead of a newline.
         recursive: also the folders in the folders; each once, so that loops of links end.
         drawings: the folder where drawings go, whose files are no photos.
+        resuming: photos are known by their names, so a name has to mean the same photo each time.
 
     Raises:
         OSError: the list cannot be read.
-        ArgumentError: at its turn, a name in the list is longer than any name.
+        ArgumentError: a name may mean another photo each time; or, at its turn, one in the list does, or is longer than
+            any name.
     """
+    if resuming:
+        for name in photos:
+            if name == STDIN or _is_fleeting(name):
+                raise _another_each_time(name)
     listing = None if files_from is None else _open_list(files_from)
-    return _inputs(photos, listing, null, recursive, drawings)
+    return _inputs(photos, listing, null, recursive, drawings, resuming)
 
 
 def _inputs(
-    photos: Sequence[str], listing: BufferedReader | None, null: bool, recursive: bool, drawings: str | None
+    photos: Sequence[str],
+    listing: BufferedReader | None,
+    null: bool,
+    recursive: bool,
+    drawings: str | None,
+    resuming: bool,
 ) -> Iterator[Input]:
     for name in photos:
         yield from [Input(STDIN, piped=True)] if name == STDIN else _expand(name, recursive, drawings)
     if listing is not None:
         with listing:
             for name in _names(listing, null):
+                if resuming and _is_fleeting(name):
+                    raise _another_each_time(name)
                 yield from _expand(name, recursive, drawings)
 
 
@@ -89,6 +110,19 @@ def with_contents(photo: Input) -> Input:
 def is_folder(name: str) -> bool:
     """Whether there is a folder of that name; False for names that no file can have."""
     return os.path.isdir(name)  # noqa: PTH112 - Path.is_dir raises for names that are too long
+
+
+def _is_descriptor(name: str) -> bool:
+    """Whether a name is that of a file this process has open, such as what a shell's `<(...)` stands for."""
+    return _DESCRIPTOR.fullmatch(os.path.normpath(name)) is not None
+
+
+def _is_fleeting(name: str) -> bool:
+    return _is_pipe(name) or _is_descriptor(name)
+
+
+def _another_each_time(name: str) -> ArgumentError:
+    return ArgumentError("--resume", f"{name} may be another photo each time", "save it as a file")
 
 
 def _from_stdin() -> Input:

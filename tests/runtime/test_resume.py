@@ -193,6 +193,40 @@ def test_a_folder_as_output(inputs: list[str], tmp_path: Path, capfd: pytest.Cap
     assert resume(inputs, Path("/dev/null")) == 2
 
 
+@pytest.fixture
+def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A named pipe which, if it is read after all, is empty: nobody writes to it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = {str(pipe): lambda *_: io.BytesIO()}
+    monkeypatch.setattr("caplet.inputs.open", lambda name, mode: read.get(name, open)(name, mode), raising=False)
+    return pipe
+
+
+@pytest.mark.parametrize("way", ["-", "named", "<(...)", "<"])
+def test_a_name_that_may_be_another_photo_each_time_is_refused(
+    way: str, pipe: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is written, and before the photos that come first are captioned."""
+    with (photos / "cat.jpg").open() as file:
+        name = {"-": "-", "named": str(pipe), "<(...)": "/dev/fd/63", "<": f"/dev/fd/{file.fileno()}"}[way]
+        assert resume([str(photos / "rocket.jpg"), name], tmp_path / "out", "--attention", f"{tmp_path}/new/") == 2
+    err = f"caplet: --resume: {name} may be another photo each time; save it as a file\n"
+    assert capfd.readouterr() == ("", err)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_pipe_in_a_list_is_refused_at_its_turn(
+    pipe: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(photos / "cat.jpg"), "-"]
+    (tmp_path / "list").write_text("\n".join([*names, str(pipe), str(photos / "rocket.jpg")]))
+    for _ in range(2):
+        assert resume(["--files-from", str(tmp_path / "list")], tmp_path / "out") == 2
+        assert capfd.readouterr().err == f"caplet: --resume: {pipe} may be another photo each time; save it as a file\n"
+        assert [record["path"] for record in records(tmp_path / "out")] == names  # there, - is a file of that name
+
+
 def test_drawings_of_photos_of_one_name_keep_their_numbers(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
