@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,23 +85,43 @@ def plot_attention(
 
 
 _MARK = ("Software", "caplet")
+# What may keep a file from being replaced, but not from being written: it is mounted by itself, as into a container, or
+# its folder takes no new files.
+_IRREPLACEABLE = (errno.EBUSY, errno.EACCES, errno.EROFS)
 
 
 def save_drawing(drawing: Image.Image, path: Path) -> None:
-    """Write a drawing as a PNG file that `is_drawing` knows again, whole or not at all. Raises OSError."""
+    """Write a drawing as a PNG file that `is_drawing` knows again. Raises OSError.
+
+    It gets there whole or not at all, except into a pipe or a device, and into a file that cannot be replaced.
+    """
     text = PngInfo()
     text.add_text(*_MARK)
+    save = functools.partial(drawing.save, format="PNG", pnginfo=text)
     if path.exists() and not path.is_file():  # a pipe or a device
-        with path.open("wb") as file:  # Pillow would open it for reading too, which a pipe does not allow
-            drawing.save(file, format="PNG", pnginfo=text)
+        _save_in_place(save, path)
         return
     target = Path(os.path.realpath(path))  # a link stays one
+    try:
+        _save_and_replace(save, target)
+    except OSError as error:
+        if error.errno not in _IRREPLACEABLE:
+            raise
+        _save_in_place(save, target)
+
+
+def _save_in_place(save: Callable[[BinaryIO], None], path: Path) -> None:
+    with path.open("wb") as file:  # Pillow would open it for reading too, which a pipe does not allow
+        save(file)
+
+
+def _save_and_replace(save: Callable[[BinaryIO], None], target: Path) -> None:
     # A name nobody can foresee, and a file that must be new: else a link of that name would be followed.
     temporary = target.with_name(f".caplet-{os.urandom(8).hex()}.png")
     file = temporary.open("xb")
     try:
         with file:
-            drawing.save(file, format="PNG", pnginfo=text)
+            save(file)
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -283,3 +284,40 @@ def test_a_drawing_goes_where_a_link_leads_and_into_pipes(tmp_path: Path) -> Non
         os.close(reader)
     os.close(written)
     assert sorted(tmp_path.iterdir()) == [tmp_path / "drawing.png", link, pipe]
+
+
+@pytest.mark.parametrize("why", [errno.EBUSY, errno.EACCES, errno.EROFS], ids=errno.errorcode.get)
+def test_a_drawing_goes_into_a_file_that_cannot_be_replaced(
+    why: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a container gets one file of its host, or its user may write a file but not the folder."""
+    target, drawing, open_path = tmp_path / "drawing.png", Image.new("RGB", (9, 9)), Path.open
+
+    def refuse(path: Path, *arguments: Any) -> Any:
+        if arguments == ("wb",):
+            return open_path(path, "wb")
+        raise OSError(why, os.strerror(why), str(path))
+
+    target.write_bytes(b"longer than the new drawing" * 999)
+    before = target.stat().st_ino
+    monkeypatch.setattr(Path, "replace" if why == errno.EBUSY else "open", refuse)
+    save_drawing(drawing, target)
+    monkeypatch.undo()
+    assert is_drawing(target) and target.stat().st_ino == before
+    save_drawing(drawing, tmp_path / "new.png")
+    assert target.read_bytes() == (tmp_path / "new.png").read_bytes()
+    assert sorted(tmp_path.iterdir()) == [target, tmp_path / "new.png"]
+
+
+def test_a_drawing_that_would_be_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "drawing.png"
+    save_drawing(Image.new("RGB", (9, 9)), target)
+    before = target.read_bytes()
+
+    def fill(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill)
+    with pytest.raises(OSError, match="No space"):
+        save_drawing(Image.new("RGB", (8, 8)), target)
+    assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
