@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from caplet.arguments import whole_number
 from caplet.errors import ArgumentError
 from caplet.image import MAX_PIXELS, ImageSource, load_picture
+from caplet.inputs import is_descriptor
 
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _Colour: TypeAlias = tuple[int, int, int]
@@ -93,12 +94,12 @@ _IRREPLACEABLE = (errno.EBUSY, errno.EACCES, errno.EROFS)
 def save_drawing(drawing: Image.Image, path: Path) -> None:
     """Write a drawing as a PNG file that `is_drawing` knows again. Raises OSError.
 
-    It gets there whole or not at all, except into a pipe or a device, and into a file that cannot be replaced.
+    It gets there whole or not at all, except into a pipe, a device or an open file, and a file that cannot be replaced.
     """
     text = PngInfo()
     text.add_text(*_MARK)
     save = functools.partial(drawing.save, format="PNG", pnginfo=text)
-    if path.exists() and not path.is_file():  # a pipe or a device
+    if is_descriptor(str(path)) or (path.exists() and not path.is_file()):
         _save_in_place(save, path)
         return
     target = Path(os.path.realpath(path))  # a link stays one

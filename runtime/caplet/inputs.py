@@ -112,13 +112,13 @@ def is_folder(name: str) -> bool:
     return os.path.isdir(name)  # noqa: PTH112 - Path.is_dir raises for names that are too long
 
 
-def _is_descriptor(name: str) -> bool:
+def is_descriptor(name: str) -> bool:
     """Whether a name is that of a file this process has open, such as what a shell's `<(...)` stands for."""
     return _DESCRIPTOR.fullmatch(os.path.normpath(name)) is not None
 
 
 def _is_fleeting(name: str) -> bool:
-    return _is_pipe(name) or _is_descriptor(name)
+    return _is_pipe(name) or is_descriptor(name)
 
 
 def _another_each_time(name: str) -> ArgumentError:

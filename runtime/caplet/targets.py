@@ -10,6 +10,7 @@ from pathlib import Path
 from caplet.errors import CapletError
 from caplet.inputs import STDIN, SUFFIXES, is_folder
 
+_STDOUT = 1
 _PPM_HEADER = re.compile(rb"P.\s+(#|\d+\s+\d)")
 
 
@@ -30,6 +31,8 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "-o would overwrite the list of files"
     if output and drawings and (_real(output) == _real(drawings) or _same_file(output, drawings)):
         return "-o and --attention are the same file"
+    if drawings and not output and os.path.isfile(_STDOUT) and _same_file(drawings, _STDOUT):  # noqa: PTH113
+        return "--attention is where the results go"
     if drawings and not is_folder(drawings) and any(_same_file(drawings, photo) for photo in photos):
         return "--attention would overwrite a photo"
     if drawings and _holds_something(drawings) and not _is_drawing(drawings):
@@ -39,8 +42,8 @@ def objection(arguments: argparse.Namespace) -> str | None:
     return None
 
 
-def identity(path: str | Path) -> tuple[int, int] | None:
-    """What tells a file from every other, whatever it is called; None if there is none."""
+def identity(path: str | Path | int) -> tuple[int, int] | None:
+    """What tells a file, also an open one, from every other, whatever it is called; None if there is none."""
     try:
         status = os.stat(path)  # noqa: PTH116 - as in `is_folder`
     except (OSError, ValueError):
@@ -48,7 +51,7 @@ def identity(path: str | Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _same_file(one: str, other: str) -> bool:
+def _same_file(one: str, other: str | int) -> bool:
     found = identity(one)
     return found is not None and found == identity(other)
 

@@ -1336,6 +1336,17 @@ def test_the_results_are_not_drawn_over(photos: Path, tmp_path: Path, capfd: pyt
     assert sorted(path.name for path in drawings.iterdir()) == ["cat-2.png", "cat.png", "coffee.png"]
 
 
+@pytest.mark.parametrize("name", ["drawing.png", "/dev/stdout"])
+def test_a_drawing_and_the_results_are_not_written_into_one_file(name: str, photos: Path, tmp_path: Path) -> None:
+    """As where the shell sends standard output into the drawing's file: one of the two would be lost."""
+    command = [sys.executable, "-m", "caplet", str(photos / "cat.jpg"), "--attention", name]
+    with (tmp_path / "drawing.png").open("wb") as shell:
+        done = subprocess.run(command, cwd=tmp_path, stdout=shell, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, b"--attention is where the results go" in done.stderr) == (2, True)
+        subprocess.run([*command, "-o", "results"], cwd=tmp_path, stdout=shell, check=True)
+    assert caplet.explain.is_drawing(tmp_path / "drawing.png")
+
+
 @pytest.mark.parametrize("way", ["list", "standard input", "device", "pipe", "link"])
 def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
     way: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

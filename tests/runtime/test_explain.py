@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,20 @@ def test_a_drawing_goes_where_a_link_leads_and_into_pipes(tmp_path: Path) -> Non
         os.close(reader)
     os.close(written)
     assert sorted(tmp_path.iterdir()) == [tmp_path / "drawing.png", link, pipe]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems have no such names, or they share the place in the file"
+)
+def test_a_drawing_goes_into_a_file_that_is_open(tmp_path: Path) -> None:
+    """Whoever holds it would not see one that replaced it, and this one has no name any more."""
+    drawing = Image.new("RGB", (9, 9))
+    save_drawing(drawing, tmp_path / "drawing.png")
+    with (tmp_path / "open").open("w+b") as file:
+        (tmp_path / "open").unlink()
+        save_drawing(drawing, Path(f"/dev/fd/{file.fileno()}"))
+        assert file.read() == (tmp_path / "drawing.png").read_bytes()
+    assert list(tmp_path.iterdir()) == [tmp_path / "drawing.png"]
 
 
 @pytest.mark.parametrize("why", [errno.EBUSY, errno.EACCES, errno.EROFS], ids=errno.errorcode.get)
