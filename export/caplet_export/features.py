@@ -122,6 +122,20 @@ class FeatureStore(StoredFeatures):
         return self._rows[self._rows_by_name[name]]
 
 
+def whole_in_another_precision(stores: Mapping[Path, StoreSource], names: Sequence[str]) -> list[FeatureStore]:
+    """These stores, if they are as asked for but for their precision, and whole: finished, and without any of these
+    photos only where it could not be read. Else none of them.
+    """
+    try:
+        found = [(FeatureStore(folder), source) for folder, source in stores.items()]
+    except StoreError:
+        return []
+    alike = all(replace(store.source, precision=source.precision) == source for store, source in found)
+    others = any(store.source.precision not in (None, source.precision) for store, source in found)
+    whole = all(name in store or name in store.skipped for store, _ in found for name in names)
+    return [store for store, _ in found] if alike and others and whole else []
+
+
 class JoinedStores(StoredFeatures):
     """Stores of the same photos read as one, their channels side by side in the order given."""
 

@@ -18,8 +18,18 @@ from numpy.typing import NDArray
 
 from caplet.errors import ImageError
 from caplet_export import features
+from caplet_export.cli import main
 from caplet_export.errors import StoreError
-from caplet_export.features import FeatureStore, StoredFeatures, StoreSource, extract, open_store, weights_digest
+from caplet_export.features import (
+    FeatureStore,
+    StoredFeatures,
+    StoreSource,
+    extract,
+    open_store,
+    weights_digest,
+    whole_in_another_precision,
+)
+from tiny_flickr8k import write_tiny_flickr8k
 
 SOURCE = StoreSource("digest", locations=2, channels=3)
 NAMES = [f"{number}.jpg" for number in range(10)]
@@ -260,6 +270,57 @@ def test_rows_of_two_precisions_are_not_mixed(tmp_path: Path) -> None:
         fill(tmp_path / "new", source=rough)
     fill(tmp_path / "old")
     fill(tmp_path / "old", source=rough)
+
+
+@pytest.fixture
+def small_inception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of Inception two blocks of one convolution each, for photos of 16×16."""
+    import keras
+
+    from caplet_export import inception
+
+    def build(*_: object) -> keras.Model:
+        pixels = keras.Input((16, 16, 3))
+        below = keras.layers.Conv2D(3, 8, strides=8, name="mixed9")(pixels)
+        return keras.Model(pixels, keras.layers.Conv2D(4, 1, name="mixed10")(below))
+
+    monkeypatch.setattr(inception, "INPUT_SIZE", 16)
+    monkeypatch.setattr(inception, "build_extractor", build)
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_more_views_may_be_stored_in_another_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is whole is left as it is, whatever it was computed in, and said to be; what is not is not mixed."""
+    data, folder = write_tiny_flickr8k(tmp_path / "data", train=3, dev=1), tmp_path / "features"
+    (data / "Flicker8k_Dataset" / "0000_square.jpg").write_bytes(b"no photo")
+    command = ["features", str(folder), "--data", str(data), "--layer", "mixed10", "mixed9"]
+    assert main(command) == 0
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.*")}
+    capsys.readouterr()
+    rougher = [*command, "--views", "flip", "crop3", "--precision", "bfloat16"]
+    assert main(rougher) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"{folder}/{block}-plain: 3 of 4 photos, there already, in float32" for block in ("mixed10", "mixed9")),
+        *(f"{folder}/{block}-flip: 2 of 3 photos, there already, in float32" for block in ("mixed10", "mixed9")),
+        *(f"{folder}/{block}-crop3: 2 of 3 photos" for block in ("mixed10", "mixed9")),
+    ]
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert FeatureStore(folder / "mixed9-crop3").source.precision == "bfloat16"
+    for unfinished in ("mixed9-flip", "mixed10-plain"):
+        (folder / unfinished / "skipped.txt").unlink()
+        assert main(rougher) == 1
+        assert f"{unfinished.replace('mixed9', 'mixed10')}: holds features of another source" in capsys.readouterr().err
+
+
+def test_what_another_precision_does_not_excuse(tmp_path: Path) -> None:
+    """A photo that is missing, other weights; and where nothing differs, what could not be read is tried again."""
+    exact, rough = (replace(SOURCE, precision=precision) for precision in ("float32", "bfloat16"))
+    fill(tmp_path, source=exact)
+    assert [store.folder for store in whole_in_another_precision({tmp_path: rough}, NAMES)] == [tmp_path]
+    assert not whole_in_another_precision({tmp_path: exact}, NAMES)
+    assert not whole_in_another_precision({tmp_path: rough}, [*NAMES, "new.jpg"])
+    assert not whole_in_another_precision({tmp_path: replace(rough, weights="other")}, NAMES)
+    assert not whole_in_another_precision({tmp_path: rough, tmp_path / "gone": rough}, NAMES)
 
 
 def spoil_json(folder: Path) -> None:

@@ -298,7 +298,8 @@ def a_store_of_other_weights(folder: Path) -> list[str]:
 
 
 @bad_input("holds features of another source")
-def a_store_of_another_precision(_: Path) -> list[str]:
+def an_unfinished_store_of_another_precision(folder: Path) -> list[str]:
+    (folder / "features" / "mixed10-plain" / "skipped.txt").unlink()
     return ["features", "features", *DATA, "--encoder-weights", WEIGHTS, "--precision", "bfloat16"]
 
 

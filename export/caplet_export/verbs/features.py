@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import DataError
-from caplet_export.features import StoreSource, extract, weights_digest
+from caplet_export.features import StoreSource, extract, weights_digest, whole_in_another_precision
 from caplet_export.photos import read_photo
 from caplet_export.verbs import positive, read_data
 from caplet_export.views import FLIP, PLAIN, check_view
@@ -80,6 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.output / f"{block}-{view}": StoreSource(digest, view, block, *size, arguments.precision)
             for block, size in zip(blocks, sizes, strict=True)
         }
+        if there := whole_in_another_precision(stores, names):
+            for store in there:
+                stored = len(set(names) - store.skipped)
+                print(f"{store.folder}: {stored} of {len(names)} photos, there already, in {store.source.precision}")
+            continue
         results = extract(
             stores,
             names,
