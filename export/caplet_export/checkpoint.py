@@ -10,7 +10,8 @@
     stages.json             how it came about, from random weights on
     resume.npz              the last epoch, whole: weights, optimizer, history
 
-Everything is written to a temporary name and renamed, so whatever is there is whole.
+Everything is written to a temporary name and renamed, so whatever is there is whole, and the weights of decoder and
+extractor are of one epoch.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ class ExtractorPart:
         load_extractor_part(extractor, path)
 
     def save(self, values: Sequence[Any], path: Path) -> None:
-        """Write values of the trained variables, in their order. The old file stays until the new one is whole."""
+        """Write values of the trained variables, in their order."""
         differences = {
             position: np.asarray(value, np.float32) - self._before[position]
             for position, value in zip(self._positions, values, strict=True)
@@ -248,8 +249,7 @@ def _write_differences(differences: Mapping[int, NDArray[np.float32]], base: int
         scale = np.abs(difference).max(axis=tuple(range(difference.ndim - 1))) / 127
         arrays[f"{position}.scale"] = scale.astype(np.float32)
         arrays[f"{position}"] = np.round(difference / np.where(scale, scale, 1)).astype(np.int8)
-    with whole_file(path) as temporary:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
 def _read_differences(path: Path) -> tuple[dict[int, NDArray[np.float32]], int]:

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -148,20 +148,32 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """The path of a temporary file beside `path`, of the same suffix, that takes its place when the block ends.
+def whole_files(*paths: Path) -> Iterator[Sequence[Path]]:
+    """The paths of temporary files beside `paths`, of the same suffixes, that take their places when the block ends.
 
-    What stood at `path` before stays until then, and for good if the block fails, which leaves no temporary file.
-    Raises OSError.
+    They do so one right after the other, when all of them have reached the disk. What stood at `paths` before stays
+    until then, and for good if the block fails, which leaves no temporary file. Raises OSError.
     """
     # Without the process' number: what a killed process has left is overwritten by the next.
-    temporary = path.with_name(f".{path.name}")
+    temporaries = [path.with_name(f".{path.name}") for path in paths]
     try:
-        yield temporary
-        os.replace(temporary, path)
+        yield temporaries
+        for temporary in temporaries:
+            with open(temporary, "rb+") as file:  # Windows flushes only what may be written to
+                os.fsync(file.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """As `whole_files`, of one file."""
+    with whole_files(path) as (temporary,):
+        yield temporary
 
 
 def require_space(folder: Path, size: int) -> None:

@@ -20,7 +20,7 @@ from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, lo
 from caplet_export.config import Config, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
-from caplet_export.outputs import check_place, require_space, whole_file, write_whole
+from caplet_export.outputs import check_place, require_space, whole_file, whole_files, write_whole
 from caplet_export.stages import ALL, STAGES, Stage, read_stages, run_name, write_stages
 from caplet_export.text import Vocabulary, clean
 
@@ -112,8 +112,10 @@ class Run(ABC):
         return None
 
     @abstractmethod
-    def _save_weights(self) -> None:
-        """Write what was learned, as `load_checkpoint` and `load_extractor` read it."""
+    def _save_weights(self, decoder: Path, extractor: Path | None = None) -> None:
+        """Write what was learned, as `load_checkpoint` and `load_extractor` read it, the latter where Inception blocks
+        are trained along.
+        """
 
     @abstractmethod
     def _state(self) -> list[Any]:
@@ -139,7 +141,9 @@ class Run(ABC):
                 self.vocabulary.save(self.folder / "vocabulary.txt")
                 self.config.save(self.folder / "config.json")
             if self.kept is epoch:
-                self._save_weights()
+                names = [DECODER, EXTRACTOR] if self.config.trains_extractor else [DECODER]
+                with whole_files(*(self.folder / name for name in names)) as temporaries:
+                    self._save_weights(*temporaries)
         except OSError as error:
             raise self._unwritten(error) from error
         return epoch

@@ -31,7 +31,6 @@ from caplet_export.checkpoint import (
     load_weights,
     require_frozen_extractor,
     require_shape,
-    save_weights,
 )
 from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError, DataError
@@ -355,10 +354,10 @@ class Trainer(Run):
         for variable, value in zip(self._state(), state, strict=True):
             variable.assign(value)
 
-    def _save_weights(self) -> None:
-        save_weights(self.model, self.folder / DECODER)
-        if self.upper is not None:
-            self._part.save(self.upper.trainable_variables, self.folder / EXTRACTOR)
+    def _save_weights(self, decoder: Path, extractor: Path | None = None) -> None:
+        self.model.save_weights(decoder)
+        if self.upper is not None and extractor is not None:
+            self._part.save(self.upper.trainable_variables, extractor)
 
     def _load_teacher(self, run: Path | None) -> Captioner | None:
         if run is None:

@@ -38,7 +38,6 @@ from caplet_export.checkpoint import (
     load_weights,
     model_to_load,
     require_shape,
-    save_weights,
 )
 from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError
@@ -455,12 +454,13 @@ class Tuner(Run):
             load_extractor_part(extractor, run / EXTRACTOR)
         return StatelessCaptioner(checkpoint.model, extractor)
 
-    def _save_weights(self) -> None:
+    def _save_weights(self, decoder: Path, extractor: Path | None = None) -> None:
+        assert extractor is not None
         model = empty_model(self.config.model)
         for variable, value in zip(model.trainable_variables, self._average["decoder"], strict=True):
             variable.assign(np.asarray(value).astype(variable.dtype))
-        save_weights(model, self.folder / DECODER)
-        self._part.save(self._average["extractor"], self.folder / EXTRACTOR)
+        model.save_weights(decoder)
+        self._part.save(self._average["extractor"], extractor)
 
     def _state(self) -> list[Any]:
         return jax.tree.leaves((self._values, self._moments, self._average))

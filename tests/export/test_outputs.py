@@ -11,7 +11,7 @@ import pytest
 
 from caplet_export.config import Config
 from caplet_export.errors import ExportError
-from caplet_export.outputs import RUN, check_file, check_folder, whole_file, whole_folder, write_whole
+from caplet_export.outputs import RUN, check_file, check_folder, whole_file, whole_files, whole_folder, write_whole
 from caplet_export.text import SPECIALS, Vocabulary
 
 
@@ -64,6 +64,40 @@ def test_what_a_run_begins_with_is_whole_or_the_old_one(
 def test_a_block_that_writes_nothing_fails(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "weights.h5"):
         pass
+
+
+def test_files_that_belong_together_take_their_places_when_all_have_reached_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a computer that loses its power, or a process that is killed, has both of before or both of now."""
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flushed(descriptor: int) -> None:
+        order.append(f"flush {os.fstat(descriptor).st_size}")
+        fsync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        order.append(f"replace {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", replaced)
+    with whole_files(tmp_path / "one", tmp_path / "other") as (one, other):
+        one.write_text("1")
+        other.write_text("12")
+    assert order == ["flush 1", "flush 2", "replace one", "replace other"]
+    assert (tmp_path / "one").read_text() == "1" and (tmp_path / "other").read_text() == "12"
+
+
+def test_of_files_that_belong_together_a_failure_leaves_all_old_ones(tmp_path: Path) -> None:
+    paths = [tmp_path / "one", tmp_path / "other"]
+    for path in paths:
+        path.write_text("old")
+    with pytest.raises(FileNotFoundError), whole_files(*paths) as (one, _):
+        one.write_text("new")
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_what_a_killed_process_has_left_is_overwritten(tmp_path: Path) -> None:

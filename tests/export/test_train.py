@@ -300,8 +300,12 @@ class Untaught(Run):
 
     device = "a machine"
 
-    def _save_weights(self) -> None:
-        (self.folder / "decoder.weights.h5").write_text(f"{len(self.history)}")
+    def _save_weights(self, decoder: Path, extractor: Path | None = None) -> None:
+        decoder.write_text(f"{len(self.history)}")
+        if extractor:
+            if len(self.history) > 1:
+                raise OSError("disk full")
+            extractor.write_text(f"{len(self.history)}")
 
     def _state(self) -> list[np.ndarray]:
         return [np.array(len(self.history))]
@@ -345,6 +349,14 @@ def test_what_a_run_keeps_and_tells(tmp_path: Path, patience: int, kept: int) ->
     np.savez(folder / "resume.npz", **content)
     with pytest.raises(ConfigurationError, match="begun by an earlier release"):
         begun()
+
+
+def test_decoder_and_extractor_are_of_one_epoch(tmp_path: Path) -> None:
+    run = Untaught(tmp_path, with_train(extractor_layer="mixed7"), Vocabulary.build([["a", "dog"]], 1), "digest")
+    run.end(10.0, 1.0)
+    with pytest.raises(ConfigurationError, match="disk full"):
+        run.end(20.0, 1.0)
+    assert {(tmp_path / name).read_text() for name in ("decoder.weights.h5", "extractor.npz")} == {"1"}
 
 
 @pytest.mark.parametrize("missing", [0, 1])
