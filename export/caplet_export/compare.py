@@ -14,13 +14,15 @@ from PIL import Image
 
 from caplet.errors import ImageError
 from caplet.image import load_picture
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.evaluate import Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import TITLES, Interval, paired_bootstrap, references_of
-from caplet_export.outputs import check_place
+from caplet_export.outputs import check_place, write_whole
 
 _THUMBNAIL = 224
+_TITLE = "# A and B, photo by photo"
+_REPORT, _THUMBNAILS = "report.md", "thumbnails"
 
 
 @dataclass(frozen=True)
@@ -122,30 +124,44 @@ def write_report(comparison: Comparison, dataset: Dataset, folder: Path, *, show
     """Write `report.md` and its thumbnails into `folder`: the table, and the `shown` largest gains and losses.
 
     Raises:
-        ConfigurationError: the folder lies inside a git repository, or cannot be written.
+        ConfigurationError: the report cannot be written.
+        ExportError: as `check_report`.
     """
-    refuse_repository(folder)
+    check_report(folder)
     losses = [change for change in comparison.changes if change.gain < 0][:shown]
     gains = [change for change in reversed(comparison.changes) if change.gain > 0][:shown]
     try:
-        (folder / "thumbnails").mkdir(parents=True, exist_ok=True)
-        for change in [*losses, *gains]:
-            picture = load_picture(dataset.path(change.image), longest_side=_THUMBNAIL)
-            Image.fromarray(picture).save(folder / _thumbnail(change))
-        report = folder / "report.md"
-        parts = ["# A and B, photo by photo", format_comparison(comparison), *_section("B gains most", gains, dataset)]
-        report.write_text("\n\n".join([*parts, *_section("B loses most", losses, dataset)]) + "\n", encoding="utf-8")
+        pictures = {
+            _thumbnail(change): load_picture(dataset.path(change.image), longest_side=_THUMBNAIL)
+            for change in [*losses, *gains]
+        }
+        (folder / _THUMBNAILS).mkdir(parents=True, exist_ok=True)
+        report = folder / _REPORT
+        parts = [_TITLE, format_comparison(comparison), *_section("B gains most", gains, dataset)]
+        # Before the thumbnails, which are known as a report's by it.
+        write_whole(report, "\n\n".join([*parts, *_section("B loses most", losses, dataset)]) + "\n")
+        for name, picture in pictures.items():
+            Image.fromarray(picture).save(folder / name)
     except (OSError, ImageError) as error:
         raise ConfigurationError(f"{folder}: the report cannot be written ({error})") from error
     return report
 
 
-def refuse_repository(folder: Path) -> None:
-    """Raise an ExportError for a folder inside a git repository: photos of a data set must not get into one."""
+def check_report(folder: Path) -> None:
+    """Raise an ExportError for a folder that no report is to be written into; for verbs to ask before they caption.
+
+    It lies inside a git repository, which photos of a data set must not get into, or holds files of another's that the
+    report would replace.
+    """
     resolved = check_place(folder)
     for parent in (resolved, *resolved.parents):
         if (parent / ".git").exists():
             raise ConfigurationError(f"{folder}: lies in the repository {parent}, and photos must stay out of it")
+    report, thumbnails = resolved / _REPORT, resolved / _THUMBNAILS
+    if report.exists() and not (report.is_file() and report.read_bytes().startswith(f"{_TITLE}\n".encode())):
+        raise ExportError(f"{folder / _REPORT}: is another file than caplet-export writes here, and is not replaced")
+    if thumbnails.exists() and not report.exists() and (not thumbnails.is_dir() or any(thumbnails.iterdir())):
+        raise ExportError(f"{folder / _THUMBNAILS}: of no report that caplet-export has written here")
 
 
 def beam_of_each(beam_sizes: Sequence[int]) -> tuple[int | None, int | None]:
@@ -178,4 +194,4 @@ def _entry(change: Change, references: Sequence[str]) -> str:
 
 def _thumbnail(change: Change) -> str:
     name = change.image
-    return f"thumbnails/{name}" if name.lower().endswith((".jpg", ".jpeg")) else f"thumbnails/{name}.jpg"
+    return f"{_THUMBNAILS}/{name}" if name.lower().endswith((".jpg", ".jpeg")) else f"{_THUMBNAILS}/{name}.jpg"

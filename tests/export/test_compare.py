@@ -211,6 +211,16 @@ def test_a_photo_that_cannot_be_drawn_is_an_error_of_the_report(
     elsewhere = replace(dataset, images=tmp_path / "photos")
     with pytest.raises(ConfigurationError, match=r"report: the report cannot be written \(.*boat\.jpg"):
         write_report(comparison, elsewhere, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_report_replaces_a_report(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str], tmp_path: Path
+) -> None:
+    comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
+    text = write_report(comparison, dataset, tmp_path).read_text()
+    assert write_report(replace(comparison, names=("one", "other")), dataset, tmp_path).read_text() != text
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "thumbnails"}
 
 
 @pytest.mark.parametrize(
@@ -224,6 +234,8 @@ def test_a_photo_that_cannot_be_drawn_is_an_error_of_the_report(
         (["{json}", "{json}", "--split", "test"], "--split is for captioning"),
         (["{bundle}", "{report}/A.json", "--report", "{report}"], "A.json: would replace what is read"),
         (["{bundle}", "{json}", "--report", "{foreign}"], "A.json: is another file than caplet-export writes here"),
+        (["{bundle}", "{json}", "--report", "{mine}"], "mine/report.md: is another file than caplet-export writes here"),
+        (["{bundle}", "{json}", "--report", "{pictures}"], "pictures/thumbnails: of no report that caplet-export has"),
     ],
 )
 def test_the_command_refuses_before_it_captions(
@@ -241,8 +253,12 @@ def test_the_command_refuses_before_it_captions(
     evaluation(dataset, vague).save(tmp_path / "report" / "A.json")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "A.json").write_text("{}")
-    places = {"report": tmp_path / "report", "foreign": tmp_path / "foreign", "json": tmp_path / "vague.json"}
-    filled = [option.format(bundle=tiny_bundle, photos=dataset.images, **places) for option in options]
+    for mine in ("mine/report.md", "pictures/thumbnails/boat.jpg"):
+        (tmp_path / mine).parent.mkdir(parents=True)
+        (tmp_path / mine).write_text("# What I found")
+    places = {name: tmp_path / name for name in ("report", "foreign", "mine", "pictures")}
+    places |= {"bundle": tiny_bundle, "photos": dataset.images, "json": tmp_path / "vague.json"}
+    filled = [option.format_map(places) for option in options]
     assert main(["evaluate", "--data", str(dataset.images.parent), "--compare", *filled]) == 1
     assert said in capsys.readouterr().err
 

@@ -113,17 +113,17 @@ def _check_outputs(json_path: Path, inputs: Sequence[Path] = ()) -> None:
 def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     from caplet_export.compare import (
         beam_of_each,
+        check_report,
         choose_beam,
         compare,
         format_comparison,
-        refuse_repository,
         write_report,
     )
     from caplet_export.evaluate import Evaluation
 
     report: Path | None = arguments.report
     if report:
-        refuse_repository(report)
+        check_report(report)
         for name, path in zip("AB", arguments.compare, strict=True):
             if path.is_dir():
                 _check_outputs(report / f"{name}.json", arguments.compare)
