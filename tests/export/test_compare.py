@@ -11,7 +11,7 @@ from PIL import Image
 from caplet_export.cli import main
 from caplet_export.compare import Change, compare, format_comparison, write_report
 from caplet_export.errors import ConfigurationError, DataError, ExportError
-from caplet_export.evaluate import BeamResult, CaptionRecord, Evaluation
+from caplet_export.evaluate import BeamResult, CaptionJournal, CaptionRecord, Evaluation
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.metrics import METRICS, references_of
 
@@ -234,7 +234,7 @@ def test_a_report_replaces_a_report(
         (["{json}", "{json}", "--split", "test"], "--split is for captioning"),
         (["{bundle}", "{report}/A.json", "--report", "{report}"], "A.json: would replace what is read"),
         (["{bundle}", "{json}", "--report", "{foreign}"], "A.json: is another file than caplet-export writes here"),
-        (["{bundle}", "{json}", "--report", "{mine}"], "mine/report.md: is another file than caplet-export writes here"),
+        (["{bundle}", "{json}", "--report", "{mine}"], "mine/report.md: is another file than caplet-export"),
         (["{bundle}", "{json}", "--report", "{pictures}"], "pictures/thumbnails: of no report that caplet-export has"),
     ],
 )
@@ -275,3 +275,26 @@ def test_the_command_compares_a_bundle_with_a_saved_evaluation(
     assert printed.rstrip().endswith("report.md")
     assert (report / "report.md").read_text().count("## B ") == 2
     assert Evaluation.load(report / "B.json").results[1].captions.keys() == vague.keys()
+
+
+def test_what_was_captioned_before_an_interruption_is_not_captioned_again(
+    dataset: Dataset, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the bundle that was evaluated whole as of the other."""
+    report, captioned = tmp_path / "report", []
+    add = CaptionJournal.add
+
+    def interrupted(journal: CaptionJournal, beam_size: int, name: str, record: CaptionRecord) -> None:
+        if len(captioned) == len(WORDS) + 5:
+            raise KeyboardInterrupt
+        captioned.append(name)
+        add(journal, beam_size, name, record)
+
+    command = ["evaluate", "--data", str(dataset.images.parent), "--beam", "1", "--report", str(report)]
+    command += ["--compare", str(tiny_bundle), str(tiny_bundle)]
+    monkeypatch.setattr(CaptionJournal, "add", interrupted)
+    assert main(command) == 130
+    monkeypatch.setattr(CaptionJournal, "add", lambda *arguments: captioned.append(arguments[2]) or add(*arguments))
+    assert main(command) == 0
+    assert len(captioned) == 2 * len(WORDS)
+    assert {path.name for path in report.iterdir()} == {"A.json", "B.json", "report.md", "thumbnails"}

@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compare:
         return _compare(arguments, dataset)
     evaluation = _evaluate(arguments, dataset, arguments.bundle, arguments.beam, arguments.json)
+    if arguments.json:
+        _journal(arguments.json).unlink(missing_ok=True)
     print(format_table(evaluation))
     return 0
 
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _evaluate(
     arguments: argparse.Namespace, dataset: Dataset, bundle: Path | None, beams: list[int], json_path: Path | None
 ) -> Evaluation:
-    """Evaluate a bundle and save the result in `json_path`; captions are kept beside it until then."""
+    """Evaluate a bundle and save the result in `json_path`; captions are kept beside it for the same command again."""
     from caplet_export.evaluate import evaluate
 
     journal = json_path and _journal(json_path)
@@ -93,14 +95,13 @@ def _evaluate(
         raise ExportError(str(error)) from error
     for name, reason in evaluation.data["unreadable"].items():
         print(f"caplet-export evaluate: left out: {name}: {reason}", file=sys.stderr)
-    if json_path and journal:
+    if json_path:
         evaluation.save(json_path)
-        journal.unlink(missing_ok=True)
     return evaluation
 
 
 def _journal(json_path: Path) -> Path:
-    """Where captions are kept until the evaluation is written."""
+    """Where captions are kept until all that the command writes is written."""
     return json_path.with_name(f"{json_path.name}.captions.jsonl")
 
 
@@ -152,6 +153,9 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     print(format_comparison(comparison))
     if report:
         print(f"\n{write_report(comparison, dataset, report)}")
+        for name, path in zip("AB", arguments.compare, strict=True):
+            if path.is_dir():
+                _journal(report / f"{name}.json").unlink(missing_ok=True)
     return 0
 
 
