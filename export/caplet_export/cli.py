@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from caplet import __version__
-from caplet.errors import printable
+from caplet.errors import CapletError, printable
 from caplet.output import INTERRUPTED, end_process, was_interrupted
 from caplet_export.errors import ExportError
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cause = "is missing" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         extra = "tune" if wanted == "tune" else "export"
         return _complain(wanted, f"{error.name or 'a dependency'} {cause}; pip install 'caplet[{extra}]'")
-    except ExportError as error:
+    except (ExportError, CapletError) as error:
         return _complain(wanted, str(error))
     except (OSError, UnicodeError) as error:
         # What no verb has foreseen: a full disk, a folder that may not be read, an argument that is not UTF-8.

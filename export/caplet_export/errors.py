@@ -1,4 +1,4 @@
-"""What can go wrong in the export toolchain, in one line each. Nothing else is shown to a user as an error."""
+"""What can go wrong in the export toolchain, in one line each; beside these, users are shown caplet's own errors."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from caplet.errors import CapletError, ImageError, InferenceError
 from caplet_export.cli import main
 from caplet_export.ranges import METHODS
 from caplet_export.runs import Epoch
@@ -78,6 +79,20 @@ def test_only_what_goes_on_is_said_to(
     assert main(command.split()) == 130
     said = "interrupted; run the same command to go on" if goes_on else "interrupted"
     assert capsys.readouterr().err == f"caplet-export {verb}: {said}\n"
+
+
+@pytest.mark.parametrize("error", [ImageError("cat.jpg", "no photo"), InferenceError("decoder.onnx", "failed", "why")])
+def test_errors_of_the_runtime_are_one_line(
+    error: CapletError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In whatever verb."""
+
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("caplet_export.verbs.join"), "run", fail)
+    assert main(["join", "a", "b", "-o", "out"]) == 1
+    assert capsys.readouterr().err == f"caplet-export join: {error}\n"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ImportError("initialization failed")])

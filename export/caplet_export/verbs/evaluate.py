@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caplet.bundle import load_bundle
-from caplet.errors import CapletError
-from caplet_export.errors import ConfigurationError, ExportError
+from caplet_export.errors import ConfigurationError
 from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import check_file
 from caplet_export.verbs import positive, read_data
@@ -80,19 +79,15 @@ def _evaluate(
     """Evaluate a bundle and save the result in `json_path`; captions are kept beside it for the same command again."""
     from caplet_export.evaluate import evaluate
 
-    journal = json_path and _journal(json_path)
-    try:
-        evaluation = evaluate(
-            bundle,
-            dataset,
-            arguments.split or "dev",
-            beam_sizes=beams,
-            limit=arguments.limit,
-            threads=arguments.threads,
-            journal_path=journal,
-        )
-    except CapletError as error:
-        raise ExportError(str(error)) from error
+    evaluation = evaluate(
+        bundle,
+        dataset,
+        arguments.split or "dev",
+        beam_sizes=beams,
+        limit=arguments.limit,
+        threads=arguments.threads,
+        journal_path=json_path and _journal(json_path),
+    )
     for name, reason in evaluation.data["unreadable"].items():
         print(f"caplet-export evaluate: left out: {name}: {reason}", file=sys.stderr)
     if json_path:
@@ -131,11 +126,8 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     # All that can be known is said before minutes of captioning, not after them.
     beams = beam_of_each(arguments.beam)
     evaluations = [None if path.is_dir() else Evaluation.load(path) for path in arguments.compare]
-    try:
-        for path in filter(Path.is_dir, arguments.compare):
-            load_bundle(path)
-    except CapletError as error:
-        raise ExportError(str(error)) from error
+    for path in filter(Path.is_dir, arguments.compare):
+        load_bundle(path)
     for path, evaluation, beam in zip(arguments.compare, evaluations, beams, strict=True):
         if evaluation:
             choose_beam(evaluation, beam, path)
