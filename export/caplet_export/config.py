@@ -305,6 +305,30 @@ _EFFECTIVE: dict[str, _Where] = {
 }
 """Where a switch does anything: the verbs, and their objectives. Those that are not here do everywhere."""
 
+_NEEDED: dict[str, tuple[tuple[str, ...], str, Callable[[Config], bool]]] = {
+    "train.extractor_learning_rate": (
+        ("train", "tune"),
+        "train.extractor_layer",
+        lambda config: config.trains_extractor,
+    ),
+    "train.warmup_steps": (
+        ("train",),
+        "train.decay=cosine",
+        lambda config: config.train.decay == "cosine",
+    ),
+    "train.label_smoothing": (
+        ("tune",),
+        "train.cross_entropy_weight above 0",
+        lambda config: config.train.cross_entropy_weight > 0,
+    ),
+    "model.tied_embeddings": (
+        ("train", "tune"),
+        "model.deep_output",
+        lambda config: config.model.deep_output or not config.model.tied_embeddings,
+    ),
+}
+"""What other switches a switch needs to do anything: in which verbs, in words, and as a condition."""
+
 _Range = tuple[str, Callable[[Any], bool]]
 # Far above what is of use: what is larger still ends in a TensorFlow error of many lines, or in no memory.
 _COUNT: _Range = ("1 to 1000000", lambda value: 1 <= value <= 1_000_000)
@@ -425,17 +449,21 @@ def inherit(config: Config, earlier: Config) -> Config:
     return dataclasses.replace(config, text=earlier.text, model=model)
 
 
-def require_effect(assignments: Sequence[str], verb: str, objective: str) -> None:
-    """Raise a ConfigurationError if a switch given with `--set` would do nothing in this verb with this objective.
+def require_effect(assignments: Sequence[str], verb: str, config: Config) -> None:
+    """Raise a ConfigurationError if a switch given with `--set` would do nothing in this verb with this configuration.
 
     Files and recipes may hold such switches: a configuration is whole, and the next stage goes on from it.
     """
+    objective = config.train.objective
     for assignment in assignments:
         switch = assignment.partition("=")[0]
         effective = _EFFECTIVE.get(switch)
         if effective is not None and objective not in effective.get(verb, ()):
             where = " and ".join(f"`{name}` by {' or '.join(objectives)}" for name, objectives in effective.items())
             raise ConfigurationError(f"--set {assignment}: no effect on `{verb}` by {objective}, only on {where}")
+        verbs, needed, holds = _NEEDED.get(switch, ((), "", lambda _: True))
+        if verb in verbs and not holds(config):
+            raise ConfigurationError(f"--set {assignment}: no effect on `{verb}` without {needed}")
 
 
 def override(config: Config, assignments: list[str]) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_type_hints
 
@@ -11,6 +12,7 @@ import pytest
 from caplet_export.cli import main
 from caplet_export.config import (
     _EFFECTIVE,
+    _NEEDED,
     _RANGES,
     Config,
     ModelConfig,
@@ -98,7 +100,42 @@ def test_a_wrong_switch_is_named(assignment: str, said: str) -> None:
 def test_a_switch_that_would_do_nothing_is_refused(verb: str, objective: str, switch: str, only: str) -> None:
     said = f"--set train.{switch}=1: no effect on `{verb}` by {objective}, only on {only}"
     with pytest.raises(ConfigurationError, match=f"^{re.escape(said)}$"):
-        require_effect(["train.seed=1", f"train.{switch}=1"], verb, objective)
+        require_effect(["train.seed=1", f"train.{switch}=1"], verb, with_switches(f"train.objective={objective}"))
+
+
+def with_switches(*assignments: str) -> Config:
+    return override(Config(), list(assignments))
+
+
+@pytest.mark.parametrize(
+    ("verb", "switch", "void", "needed"),
+    [
+        ("train", "train.extractor_learning_rate=1e-5", "train.extractor_layer=none", "train.extractor_layer"),
+        ("train", "train.warmup_steps=9", "train.decay=constant", "train.decay=cosine"),
+        ("tune", "train.label_smoothing=0.2", "train.cross_entropy_weight=0", "train.cross_entropy_weight above 0"),
+        ("train", "model.tied_embeddings=true", "model.deep_output=false", "model.deep_output"),
+    ],
+)
+def test_a_switch_that_another_makes_void_is_refused(verb: str, switch: str, void: str, needed: str) -> None:
+    """Where both are given as where the other is the recipe's; a recipe itself may hold both."""
+    objective = "train.objective=self_critical" if verb == "tune" else "train.objective=cross_entropy"
+    void_config = with_switches(objective, void)
+    require_effect([void], verb, void_config)
+    said = f"--set {switch}: no effect on `{verb}` without {needed}"
+    for given in ([switch], [void, switch]):
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(said)}$"):
+            require_effect(given, verb, override(void_config, given))
+    enough = ["train.extractor_layer=mixed7", "train.decay=cosine", "train.cross_entropy_weight=1"]
+    require_effect([switch], verb, with_switches(objective, *enough, switch))
+
+
+def test_where_a_switch_needs_no_other_it_is_not_refused() -> None:
+    require_effect(
+        ["train.warmup_steps=9"], "tune", with_switches("train.objective=self_critical", "train.decay=constant")
+    )
+    require_effect(["train.label_smoothing=0.2"], "train", with_switches("train.cross_entropy_weight=0"))
+    untied = ["model.tied_embeddings=false", "model.deep_output=false"]
+    require_effect(untied, "train", with_switches(*untied))
 
 
 def test_a_switch_that_does_something_is_not_refused() -> None:
@@ -106,14 +143,16 @@ def test_a_switch_that_does_something_is_not_refused() -> None:
         ("train", "cross_entropy", ["views", "label_smoothing", "attention_regularisation", "extractor_layer"]),
         ("train", "self_critical", ["views", "reward_rouge", "bigram_penalty"]),
         ("train", "distillation", ["views", "mixup", "teacher_view"]),
-        ("tune", "self_critical", ["random_erasing", "cross_entropy_weight", "label_smoothing", "evaluate_every"]),
+        ("tune", "self_critical", ["random_erasing", "cross_entropy_weight", "evaluate_every"]),
         ("tune", "distillation", ["random_erasing", "smallest_crop", "color_jitter", "mixup"]),
     ):
-        require_effect(["model.dropout=0", *(f"train.{switch}=1" for switch in switches)], verb, objective)
+        given = ["model.dropout=0", *(f"train.{switch}=1" for switch in switches)]
+        require_effect(given, verb, with_switches(f"train.objective={objective}"))
 
 
 def test_switches_that_have_no_effect_everywhere_are_switches() -> None:
-    assert {switch.partition(".")[2] for switch in _EFFECTIVE} <= set(get_type_hints(TrainConfig))
+    switches = {f"{section}.{name}" for section, part in asdict(Config()).items() for name in part}
+    assert {*_EFFECTIVE, *_NEEDED} <= switches
 
 
 @pytest.mark.parametrize("verb", ["train", "tune"])

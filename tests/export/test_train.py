@@ -20,6 +20,7 @@ import pytest
 
 from caplet_export.batches import Batches, caption_ids
 from caplet_export.checkpoint import ExtractorPart, load_checkpoint, load_extractor_part
+from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig, changed_switches, load_config
 from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError, DataError, ExportError
@@ -499,6 +500,25 @@ def test_views_stored_with_other_weights_are_refused(tmp_path: Path, dataset: Da
     other.source = dataclasses.replace(stores.plain.source, weights="others")
     with pytest.raises(DataError, match="different Inception weights"):
         Trainer(tmp_path, CONFIG, dataset, Stores([stores.plain, other], stores.plain))
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("others.h5", "mixed10-plain: stored with other Inception weights; give --encoder-weights as then"),
+        ("gone.h5", "gone.h5: No such file"),
+    ],
+)
+def test_inception_weights_that_are_given_are_those_of_the_features(
+    weights: str, said: str, tmp_path: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where nothing of Inception is trained."""
+    tiny_stores(tmp_path / "mixed10-plain", dataset)
+    (tmp_path / "others.h5").write_bytes(b"weights")
+    command = ["train", str(tmp_path / "run"), "--data", str(dataset.images.parent), "--features", str(tmp_path)]
+    assert main([*command, "--set", "train.views=plain", "--encoder-weights", str(tmp_path / weights)]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_resume_file_is_said(run: Path, dataset: Dataset, stores: Stores) -> None:

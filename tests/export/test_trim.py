@@ -150,6 +150,9 @@ def test_without_a_readable_training_photo_there_is_nothing_to_go_by(
     ("options", "said"),
     [
         (["--features", "features"], "give --data and --features, or --words"),
+        (["--words", "words.txt", "--likeliest", "5"], "which words? those of --words, or by --data"),
+        (["--words", "words.txt", "--data", "gone"], "which words? those of --words, or by --data"),
+        (["--words", "words.txt", "--features", "gone"], "which words? those of --words, or by --data"),
         (["--words", "words.txt"], "'unheard' is no word of"),
         (["--words", "gone.txt"], "No such file"),
     ],

@@ -38,7 +38,7 @@ WEIGHTS = "random.weights.h5"
 SMALL = ["model.feature_size=64", "model.attention_size=32", "model.embedding_size=32", "model.state_size=64"]
 CALM = ["model.dropout=0", "model.channel_dropout=0", "train.patience=0", "train.ema_decay=0"]
 BY_HEART = ["epochs=35", "batch_images=1", "learning_rate=0.002", "label_smoothing=0", "attention_regularisation=0"]
-ONE_EPOCH = ["epochs=1", "batch_images=4", "learning_rate=1e-6", "extractor_learning_rate=1e-6"]
+ONE_EPOCH = ["epochs=1", "batch_images=4", "learning_rate=1e-6"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ def added_options(command: str) -> list[str]:
     if verb in ("train", "tune"):
         # The shape of a model is taken over from the run that it begins with.
         shape, stage = ([], ONE_EPOCH) if "--from" in words else (SMALL, BY_HEART)
+        if verb == "tune" or "fine_tune" in words:
+            stage = [*stage, "extractor_learning_rate=1e-6"]
         if verb == "tune":  # which in bfloat16, or through all blocks, would take minutes
             stage = [*stage, "precision=float32", "extractor_layer=mixed9"]
         switches = [*shape, *CALM, *(f"train.{switch}" for switch in stage)]

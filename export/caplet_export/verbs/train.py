@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--teacher", type=Path, metavar="RUN", help="the run to become like, for the recipe distillation"
     )
     parser.add_argument(
-        "--encoder-weights", default="imagenet", help="`imagenet` or a path; used when upper blocks are trained"
+        "--encoder-weights",
+        help="`imagenet` or a path: what the features were stored with, and upper blocks are trained from "
+        "(default: imagenet)",
     )
 
 
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.start_from and not arguments.config:
         config = inherit(config, load_config(arguments.start_from / "config.json"))
     config = override(config, arguments.set)
-    require_effect(arguments.set, "train", config.train.objective)
+    require_effect(arguments.set, "train", config)
     if config.train.objective == "self_critical" and arguments.start_from is None:
         raise ConfigurationError("self-critical training goes on from a trained run; give --from")
     dataset = read_data(arguments)
@@ -57,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         open_store(arguments.features, config.stored_blocks, check_view(view))
         for view in (PLAIN, *config.train.views.split())
     )
-    if config.trains_extractor and weights_digest(arguments.encoder_weights) != plain.source.weights:
+    weights = arguments.encoder_weights or "imagenet"
+    if (config.trains_extractor or arguments.encoder_weights) and weights_digest(weights) != plain.source.weights:
         raise ConfigurationError(f"{plain.folder}: stored with other Inception weights; give --encoder-weights as then")
     trainer = Trainer(
         arguments.run,
@@ -66,9 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         Stores(views, plain),
         start_from=arguments.start_from,
         extractor=(
-            build_extractor(arguments.encoder_weights, config.train.precision, config.model.blocks)
-            if config.trains_extractor
-            else None
+            build_extractor(weights, config.train.precision, config.model.blocks) if config.trains_extractor else None
         ),
         teacher=arguments.teacher,
     )

@@ -16,6 +16,8 @@ from caplet_export.verbs import positive, read_data
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
 
+LIKELIEST = 5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
@@ -25,10 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--likeliest",
         type=positive,
-        default=5,
         metavar="K",
         help="words to keep: those that are among the K likeliest at any step of the captions of the training photos "
-        "(default: %(default)s)",
+        f"(default: {LIKELIEST})",
     )
     parser.add_argument(
         "--words", type=Path, metavar="FILE", help="keep the words of this vocabulary.txt; no data, no features needed"
@@ -40,6 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Trim the run's vocabulary."""
     if arguments.words is None and None in (arguments.data, arguments.features):
         raise ConfigurationError("which words? give --data and --features, or --words")
+    if arguments.words and (arguments.data or arguments.features or arguments.likeliest):
+        raise ConfigurationError("which words? those of --words, or by --data, --features and --likeliest, not both")
+    likeliest = arguments.likeliest or LIKELIEST
 
     given = (arguments.folder, arguments.data, arguments.features, arguments.words)
     inputs = [path for path in given if path is not None]
@@ -53,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(arguments.folder)
     before = len(checkpoint.vocabulary)
     if arguments.words is None:
-        kept = _proposed(checkpoint, arguments)
-        which = f"those among the {arguments.likeliest} likeliest at any step on a training photo"
+        kept = _proposed(checkpoint, arguments, likeliest)
+        which = f"those among the {likeliest} likeliest at any step on a training photo"
     else:
         words = Vocabulary.load(arguments.words).words
         strange = [word for word in words if word not in checkpoint.vocabulary]
@@ -68,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace) -> set[int]:
-    """Ids of the words that the captioner proposes for the training photos."""
+def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace, likeliest: int) -> set[int]:
+    """Ids of the words that are among the captioner's likeliest for the training photos."""
     from caplet_export.checkpoint import open_features
     from caplet_export.trim import proposed_words
 
@@ -78,7 +82,7 @@ def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace) -> set[int]
     names = store.readable(dataset.split("train"))
     if not names:
         raise DataError(f"{arguments.data}: no training photo that could be read, so none to trim by")
-    likeliest = min(arguments.likeliest, len(checkpoint.vocabulary))
+    likeliest = min(likeliest, len(checkpoint.vocabulary))
     kept: set[int] = set()
     with tqdm(total=len(names), desc="words", unit="photo", disable=None, leave=False) as bar:
         for photos, words in proposed_words(checkpoint, store, names, likeliest):

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.config:
         config = inherit(config, load_config(arguments.start_from / "config.json"))
     config = override(config, arguments.set)
-    require_effect(arguments.set, "tune", config.train.objective)
+    require_effect(arguments.set, "tune", config)
     dataset = read_data(arguments)
 
     os.environ["KERAS_BACKEND"] = "jax"
