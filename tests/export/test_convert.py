@@ -294,6 +294,22 @@ def test_verb_writes_nothing_when_the_proof_fails(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
 
 
+def test_a_run_that_is_trained_on_meanwhile_is_converted_again(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Graphs of one epoch are not said to be of another."""
+
+    def prove_late(*_: object) -> Parity:
+        checkpoint.save_weights(build_tiny_model(spread=0.1), run_folder / checkpoint.DECODER)
+        return Parity(photos=1, identical_captions=1)
+
+    data, output = write_tiny_flickr8k(tmp_path / "data"), tmp_path / "graphs"
+    monkeypatch.setattr("caplet_export.parity.prove", prove_late)
+    assert main(["convert", str(run_folder), "--data", str(data), "-o", str(output)]) == 1
+    assert f"{run_folder}: was trained on meanwhile; convert again" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_captions_end_at_end() -> None:
     from caplet_export.parity import _until_end
 

@@ -366,7 +366,7 @@ def a_start_from_nowhere(_: Path) -> list[str]:
     return [*TRAIN, "--from", "runs/gone"]
 
 
-@bad_input("no such run folder")
+@bad_input("no trained run there")
 def no_run(_: Path) -> list[str]:
     return ["convert", "runs/gone", *DATA, "-o", "graphs/new"]
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
+from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import GRAPHS, check_folder, whole_folder
 from caplet_export.verbs import positive, read_data
 
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.parity import KerasCaptioner, OnnxCaptioner, prove
     from caplet_export.photos import photo_batches
 
+    weights = run_digest(arguments.run)
     checkpoint = load_checkpoint(arguments.run)
     extractor = load_extractor(arguments.run, arguments.encoder_weights)
     height, width = extractor.input_shape[1:3]
@@ -60,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, difference in parity.max_difference.items():
         print(f"  {name:<10} {difference:.1e} (largest value {parity.largest_value[name]:.3g})")
     parity.check()
+    if run_digest(arguments.run) != weights:
+        raise ConfigurationError(f"{arguments.run}: was trained on meanwhile; convert again")
 
     with whole_folder(arguments.output, GRAPHS, inputs) as folder:
         onnx.save(encoder, folder / "encoder.onnx")
@@ -67,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         shutil.copyfile(arguments.run / "vocabulary.txt", folder / "vocabulary.txt")
         record = {
             "encoder_weights": weights_digest(arguments.encoder_weights),
-            "run_weights": run_digest(arguments.run),
+            "run_weights": weights,
             "max_length": checkpoint.config.text.max_length,
             **parity.to_json(),
         }
