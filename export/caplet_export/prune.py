@@ -74,22 +74,24 @@ def unit_importances(
         yield len(features), members
 
 
+def require_prunable(checkpoint: Checkpoint) -> None:
+    """Raise a ConfigurationError if a run has trained Inception blocks of its own, which would have to be copied with
+    it, or no deep output, whose layers are those that are known here.
+    """
+    require_frozen_extractor(checkpoint, "pruned")
+    if not checkpoint.config.model.deep_output:
+        raise ConfigurationError(f"{checkpoint.folder}: has no deep output (model.deep_output), and cannot be pruned")
+
+
 def prune_run(checkpoint: Checkpoint, importances: Sequence[Units], config: ModelConfig, folder: Path) -> None:
     """Write into `folder`, which exists, the run with as many units as `config` says, those that matter most.
 
     Args:
-        checkpoint: the run.
+        checkpoint: the run, see `require_prunable`.
         importances: of each member's units.
         config: the run's but for `SIZES`, none of them larger.
         folder: where to.
-
-    Raises:
-        ConfigurationError: the run has trained Inception blocks of its own, which would have to be copied with it, or
-            no deep output, whose layers are those that are known here.
     """
-    require_frozen_extractor(checkpoint, "pruned")
-    if not config.deep_output:
-        raise ConfigurationError(f"{checkpoint.folder}: has no deep output (model.deep_output), and cannot be pruned")
     model = empty_model(config)
     members = zip(members_of(model), members_of(checkpoint.model), importances, strict=True)
     for ours, theirs, importance in members:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet_export.checkpoint import Checkpoint, empty_model, require_frozen_extractor, save_checkpoint
+from caplet_export.checkpoint import Checkpoint, empty_model, save_checkpoint
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import members_of
@@ -40,15 +40,11 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
     what is left, and so a little higher. The weights of an ensemble are stored in float16, as `join` stores them.
 
     Args:
-        checkpoint: the run.
+        checkpoint: the run, without trained Inception blocks of its own, which would have to be copied with it.
         kept: ids of words; `<pad>`, `<start>`, `<end>` and `<unk>` stay anyhow.
         reason: which words these are, for the model card.
         folder: where to.
-
-    Raises:
-        ConfigurationError: the run has trained Inception blocks of its own, which would have to be copied with it.
     """
-    require_frozen_extractor(checkpoint, "trimmed")
     ids = np.array(sorted({*range(len(SPECIALS)), *map(int, kept)}))
     config = replace(checkpoint.config, model=replace(checkpoint.config.model, vocabulary_size=len(ids)))
     model = empty_model(config.model)

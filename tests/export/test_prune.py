@@ -13,7 +13,6 @@ from caplet_export.checkpoint import load_checkpoint, save_weights
 from caplet_export.cli import main
 from caplet_export.config import ModelConfig
 from caplet_export.ensemble import join_runs
-from caplet_export.errors import ConfigurationError
 from caplet_export.features import StoredFeatures, open_store
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.model import members_of
@@ -205,11 +204,12 @@ def test_more_units_than_there_are_cannot_be_kept(
     assert not (tmp_path / "pruned").exists()
 
 
-def test_what_cannot_be_pruned_is_said(tmp_path: Path, store: StoredFeatures) -> None:
-    shallow = load_checkpoint(write_run(tmp_path / "shallow", 1, dataclasses.replace(TINY, deep_output=False)))
-    with pytest.raises(ConfigurationError, match="no deep output"):
-        prune_run(shallow, [], shallow.config.model, tmp_path)
-    tuned = load_checkpoint(write_run(tmp_path / "tuned", 1, TINY))
-    (tuned.folder / "extractor.npz").write_bytes(b"")
-    with pytest.raises(ConfigurationError, match="Inception blocks of its own"):
-        prune_run(tuned, [], tuned.config.model, tmp_path)
+def test_what_cannot_be_pruned_is_said_before_anything_is_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shallow = write_run(tmp_path / "shallow", 1, dataclasses.replace(TINY, deep_output=False))
+    tuned = write_run(tmp_path / "tuned", 1, TINY)
+    (tuned / "extractor.npz").write_bytes(b"")
+    for run, said in ((shallow, "no deep output"), (tuned, "Inception blocks of its own, and cannot be pruned")):
+        assert main(["prune", str(run), "--data", "gone", "--features", "gone", "-o", str(tmp_path / "new")]) == 1
+        assert said in capsys.readouterr().err

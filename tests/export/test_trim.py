@@ -12,7 +12,6 @@ from caplet_export.checkpoint import load_checkpoint
 from caplet_export.cli import main
 from caplet_export.config import ModelConfig
 from caplet_export.ensemble import join_runs
-from caplet_export.errors import ConfigurationError
 from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner
@@ -169,8 +168,12 @@ def test_what_cannot_be_kept_is_said(
     assert not Path("trimmed").exists()
 
 
-def test_trained_inception_blocks_are_not_left_behind_unseen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [["--words", "gone"], ["--data", "gone", "--features", "gone"]], ids=" ".join)
+def test_trained_inception_blocks_are_not_left_behind_unseen(
+    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which is said before anything is computed."""
     run = write_run(tmp_path / "run", 1)
     (run / "extractor.npz").write_bytes(b"")
-    with pytest.raises(ConfigurationError, match="Inception blocks of its own"):
-        trim_run(load_checkpoint(run), KEPT, "tried out", tmp_path)
+    assert main(["trim", str(run), *options, "-o", str(tmp_path / "new")]) == 1
+    assert "Inception blocks of its own, and cannot be trimmed" in capsys.readouterr().err

@@ -42,9 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     load_tensorflow()
     from caplet_export.checkpoint import load_checkpoint
     from caplet_export.outputs import RUN, whole_folder
-    from caplet_export.prune import SIZES, prune_run
+    from caplet_export.prune import SIZES, prune_run, require_prunable
 
     checkpoint = load_checkpoint(arguments.folder)
+    require_prunable(checkpoint)
     whole = checkpoint.config.model
     wanted = {size: getattr(arguments, size) for size in SIZES}
     sizes = {size: getattr(whole, size) if units is None else units for size, units in wanted.items()}
