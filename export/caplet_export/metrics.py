@@ -42,9 +42,12 @@ METRICS = tuple(TITLES)
 LIMITED = "CIDEr-D not comparable with that of the whole split"
 """What is said of a part of a split: CIDEr-D's document frequencies are those of fewer photos."""
 
-_ORDERS = 4  # n-grams of one to so many words count, in BLEU and in CIDEr-D
-_SIGMA = 6.0  # width of CIDEr-D's penalty on a difference in length
-_BETA = 1.2  # weight of recall in ROUGE-L
+ORDERS = 4
+"""N-grams of one to so many words count, in BLEU and in CIDEr-D."""
+SIGMA = 6.0
+"""Width of CIDEr-D's penalty on a difference in length."""
+BETA = 1.2
+"""Weight of recall in ROUGE-L."""
 _RESAMPLES, _SEED = 2000, 0  # of the bootstrap
 
 
@@ -152,8 +155,8 @@ class CiderD:
         image = self._images[key]
         length = self._length(words)
         penalties = [self._penalties_at(abs(length - other)) for other in image.lengths]
-        squares = [0.0] * _ORDERS
-        products = [0.0] * _ORDERS
+        squares = [0.0] * ORDERS
+        products = [0.0] * ORDERS
         idf_of, postings_of = self._idf.get, image.postings.get
         for gram, count in _count_grams(words).items():
             level = len(gram) - 1
@@ -166,7 +169,7 @@ class CiderD:
                 # Clipping at the reference's weight is CIDEr-D's answer to captions that repeat what scores.
                 products[level] += min(weight, other) * other * image.inverse_norms[caption][level] * penalties[caption]
         cosines = sum(product / math.sqrt(square) for product, square in zip(products, squares, strict=True) if square)
-        return 10.0 * cosines / (_ORDERS * len(image.lengths))
+        return 10.0 * cosines / (ORDERS * len(image.lengths))
 
     def score_many(self, keys: Sequence[str], hypotheses: Sequence[Words]) -> NDArray[np.float64]:
         """CIDEr-D of hypotheses[i] against the references of keys[i], float64 [len(keys)]; keys may repeat."""
@@ -178,7 +181,7 @@ class CiderD:
         postings: dict[_Gram, tuple[tuple[int, int], ...]] = {}
         inverse_norms: list[tuple[float, ...]] = []
         for index, words in enumerate(captions):
-            squares = [0.0] * _ORDERS
+            squares = [0.0] * ORDERS
             for gram, count in _count_grams(words).items():
                 squares[len(gram) - 1] += (count * self._idf.get(gram, self._log_documents)) ** 2
                 postings[gram] = (*postings.get(gram, ()), (index, count))
@@ -190,7 +193,7 @@ class CiderD:
         return max(len(words) - 1, 0)
 
     def _penalty(self, difference: int) -> float:
-        return math.exp(-(difference**2) / (2 * _SIGMA**2))
+        return math.exp(-(difference**2) / (2 * SIGMA**2))
 
     def _penalties_at(self, difference: int) -> float:
         return self._penalties[difference] if difference < len(self._penalties) else self._penalty(difference)
@@ -312,7 +315,7 @@ def _intervals(values: Mapping[str, float], samples: NDArray[np.float64]) -> dic
 
 def _count_grams(words: Words) -> Counter[_Gram]:
     """How often each n-gram occurs."""
-    orders = range(1, _ORDERS + 1)
+    orders = range(1, ORDERS + 1)
     return Counter(chain.from_iterable(zip(*(words[i:] for i in range(n)), strict=False) for n in orders))
 
 
@@ -335,7 +338,7 @@ def _bleu(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     small, tiny = 1e-9, 1e-15
     length, closest, guessed, matched = totals[..., 0], totals[..., 1], totals[..., 2:6], totals[..., 6:10]
     log_precisions = np.log((matched + tiny) / (guessed + small))
-    geometric_means = np.exp(np.cumsum(log_precisions, axis=-1) / np.arange(1, _ORDERS + 1))
+    geometric_means = np.exp(np.cumsum(log_precisions, axis=-1) / np.arange(1, ORDERS + 1))
     ratio = (length + tiny) / (closest + small)
     brevity_penalty = np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
     return np.asarray(geometric_means * brevity_penalty[..., None])
@@ -352,7 +355,7 @@ def rouge_l(words: Words, references: Sequence[Words]) -> float:
     recall = max(length / reference_length for length, reference_length in common)
     if not precision or not recall:
         return 0.0
-    return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
 def _common_subsequence(first: Words, second: Words) -> int:

@@ -15,13 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from caplet_export.bigrams import Bigrams
-from caplet_export.metrics import References
+from caplet_export.metrics import BETA, ORDERS, SIGMA, References
 from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 Array = Any
 _MULTIPLIERS = np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B)  # of Knuth (1973) and MurmurHash3
-_SIGMA, _BETA = 6.0, 1.2
-_GRAMS = 4
 
 
 class CaptionReward:
@@ -114,7 +112,7 @@ class CaptionReward:
         norms = jnp.sqrt(jnp.sum(weights**2, axis=-1))[:, None] * jnp.sqrt(jnp.sum(theirs**2, axis=-1))
         cosines = jnp.mean(products / jnp.maximum(norms, 1e-12), axis=-1)
         difference = (jnp.sum(words > 0, axis=-1)[:, None] - of["reference_lengths"]).astype(jnp.float32)
-        cosines *= jnp.exp(-(difference**2) / (2 * _SIGMA**2))
+        cosines *= jnp.exp(-(difference**2) / (2 * SIGMA**2))
         return 10.0 * jnp.sum(cosines, axis=1) / of["references"]
 
 
@@ -137,14 +135,14 @@ def _rouge(of: Mapping[str, Array], words: Array) -> Array:
     common = last[..., -1].astype(jnp.float32)
     precision = jnp.max(common, axis=1) / jnp.maximum(jnp.sum(words > 0, axis=-1), 1)
     recall = jnp.max(common / jnp.maximum(jnp.sum(theirs > 0, axis=-1), 1), axis=1)
-    return (1 + _BETA**2) * precision * recall / jnp.maximum(recall + _BETA**2 * precision, 1e-9)
+    return (1 + BETA**2) * precision * recall / jnp.maximum(recall + BETA**2 * precision, 1e-9)
 
 
 def _grams(words: Array, library: Any) -> Array:
     """Hashes uint32 [...,4,T] of the n-grams that begin at each word of [...,T]; 0 where one runs over the end."""
     one, two = _MULTIPLIERS
     hashes, whole, grams = words * one, words > 0, []
-    for n in range(_GRAMS):
+    for n in range(ORDERS):
         if n:
             later = library.concatenate([words[..., n:], library.zeros_like(words[..., :n])], -1)
             hashes = (hashes ^ (hashes >> np.uint32(15))) * two + later * one + np.uint32(n)
