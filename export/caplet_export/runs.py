@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, load_checkpoint, run_digest
-from caplet_export.config import Config, changed_switches, inherit, load_config
+from caplet_export.config import Config, TrainConfig, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import check_place, require_space, whole_file, whole_files, write_whole
@@ -245,6 +245,18 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
     if not all(words.values()):
         raise DataError("training needs images in both the train and the dev split")
     return words
+
+
+def warmup_steps(settings: TrainConfig, steps: int) -> int:
+    """Steps of all `steps` in which the learning rates rise: as the switch says, but a tenth of all at most."""
+    return min(settings.warmup_steps, steps // 10)
+
+
+def early_decay(steps: Any) -> Any:
+    """Decay of the average of the weights after so many steps, as long as it is less than `train.ema_decay`: forgets
+    faster at first, or a short run would keep the weights that it began with.
+    """
+    return steps / (steps + 9.0)
 
 
 def data_digest(dataset: Dataset, train: Sequence[str], dev: Sequence[str]) -> str:

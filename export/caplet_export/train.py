@@ -47,7 +47,7 @@ from caplet_export.objectives import (
     mean_over_words,
     self_critical_loss,
 )
-from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, split_words
+from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, early_decay, split_words, warmup_steps
 from caplet_export.stages import require_encoder_weights
 from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
@@ -196,7 +196,7 @@ class Trainer(Run):
         self._runner = FreeRunner(self.model, self.config.text.max_length)
         steps: dict[str, Callable[..., Any]] = {
             "cross_entropy": tf.function(self._cross_entropy_step, autograph=False),
-            "self_critical": tf.function(self._self_critical_step, autograph=False),
+            "self_critical": self._self_critical_step,
             "distillation": self._distillation_step,
         }
         self._step = steps[settings.objective]
@@ -236,7 +236,11 @@ class Trainer(Run):
 
     def _self_critical_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
         """One optimizer step on the expected reward of sampled captions; returns minus their mean reward."""
-        del tokens, targets  # it learns from what it says itself
+        del tokens, targets  # it learns from what it says itself, and is not traced for every width that these have
+        return self._self_critical_update(inputs, rows)
+
+    @tf.function(autograph=False)
+    def _self_critical_update(self, inputs: Any, rows: Any) -> Any:
         group = self.config.train.captions_per_image
         with tf.GradientTape() as tape:
             features = self._features(inputs)
@@ -311,8 +315,7 @@ class Trainer(Run):
             optimizer.apply(gradients[first : first + len(variables)])
             first += len(variables)
         taken = tf.cast(self._optimizers[0][0].iterations, tf.float32)
-        # Forgets faster at first, or a short run would keep the weights that it began with.
-        decay = tf.minimum(settings.ema_decay, taken / (taken + 9.0))
+        decay = tf.minimum(settings.ema_decay, early_decay(taken))
         for average, variable in zip(self._average, self._variables, strict=False):
             average.assign_sub((1 - decay) * (average - variable.value))
         return 0.0 * norm
@@ -409,7 +412,7 @@ def _optimizer(rate: float, steps: int, config: Config) -> keras.optimizers.Opti
     settings = config.train
     schedule: Any = rate
     if settings.decay == "cosine":
-        warmup = min(settings.warmup_steps, steps // 10)
+        warmup = warmup_steps(settings, steps)
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0 if warmup else rate,
             max(steps - warmup, 1),

@@ -55,7 +55,7 @@ from caplet_export.objectives import (
 from caplet_export.photos import PhotoCache
 from caplet_export.random_views import Views, mix_photos, random_views
 from caplet_export.rewards import CaptionReward, words_before
-from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, split_words
+from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, early_decay, split_words, warmup_steps
 from caplet_export.stages import require_encoder_weights
 from caplet_export.text import END, PAD, START, Vocabulary
 
@@ -331,16 +331,16 @@ class Tuner(Run):
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def _rates(self, step: int) -> dict[str, np.float32]:
-        """Learning rates of this step, and the decay of the average, which forgets faster at first."""
+        """Learning rates of this step, and the decay of the average."""
         settings = self.config.train
         steps = max(settings.epochs * self.steps_an_epoch, 1)
-        factor = min(1.0, (step + 1) / max(min(settings.warmup_steps, steps // 10), 1))
+        factor = min(1.0, (step + 1) / max(warmup_steps(settings, steps), 1))
         if settings.decay == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * step / steps))
         return {
             "extractor": np.float32(settings.extractor_learning_rate * factor),
             "decoder": np.float32(settings.learning_rate * factor),
-            "average": np.float32(min(settings.ema_decay, (1 + step) / (10 + step))),
+            "average": np.float32(min(settings.ema_decay, early_decay(step + 1))),
         }
 
     def _descend(

@@ -687,6 +687,17 @@ def test_self_critical_training_raises_the_reward(tmp_path: Path, dataset: Datas
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3])
 
 
+def test_a_self_critical_step_is_traced_once_whatever_people_said(
+    tmp_path: Path, dataset: Dataset, stores: Stores
+) -> None:
+    """Which has another width in every batch."""
+    trainer = Trainer(tmp_path / "run", with_train(objective="self_critical"), dataset, stores)
+    inputs, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
+    for width in (3, 5):
+        assert np.isfinite(trainer._step(inputs, tokens[:, :width], targets[:, :width], rows))
+    assert trainer._self_critical_update.experimental_get_tracing_count() == 1
+
+
 def test_a_narrow_captioner_becomes_like_its_teacher(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     teacher = finish(Trainer(tmp_path / "teacher", with_train(epochs=8), dataset, stores))
     narrow = dataclasses.replace(
