@@ -41,7 +41,10 @@ from caplet_export.verbs import tell_epoch
 )
 @pytest.mark.parametrize("number", ["0", "-5"])
 def test_counts_begin_at_one(verb: str, option: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(capsys, verb, f"{option}={number}") == f"argument {option}: {number} is not 1 or more"
+    assert (
+        refusal(capsys, verb, f"{option}={number}")
+        == f"argument {option}: '{number}' is not a whole number of at least 1"
+    )
 
 
 @pytest.mark.parametrize("verb", ["prune", "quantize"])

@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from caplet_export.runs import Run
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 up, as the type of an argument."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
-    return number
-
-
 def seed(text: str) -> int:
     """What random numbers are drawn from, as the type of an argument: NumPy's and Keras' take 32 bits."""
     number = int(text)

@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from caplet.arguments import count
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError
-from caplet_export.verbs import positive, read_data
+from caplet_export.verbs import read_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--findings", type=Path, metavar="MD", help="for the card: what else was found out")
     parser.add_argument("--limits", type=Path, metavar="MD", help="for the card: what it must not be used for")
     parser.add_argument(
-        "--beam", type=positive, default=DEFAULT_DECODING.beam_size, help="default beam size (default: %(default)s)"
+        "--beam", type=count, default=DEFAULT_DECODING.beam_size, help="default beam size (default: %(default)s)"
     )
     parser.add_argument(
         "--length-penalty",
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="a sentence's log-probability is divided by its length to this power (default: %(default)s)",
     )
-    parser.add_argument("--max-length", type=positive, help="words at most (default: as trained)")
+    parser.add_argument("--max-length", type=count, help="words at most (default: as trained)")
     parser.add_argument("--weights-license", required=True, metavar="TEXT", help="terms of the weights")
     parser.add_argument("--data-license", required=True, metavar="TEXT", help="terms of the training data")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle; a bundle there is replaced")

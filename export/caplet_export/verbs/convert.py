@@ -7,10 +7,11 @@ import json
 import shutil
 from pathlib import Path
 
+from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import GRAPHS, check_folder, whole_folder
-from caplet_export.verbs import positive, read_data
+from caplet_export.verbs import read_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path (default: %(default)s)")
     parser.add_argument("--data", type=Path, required=True, help="data set whose photos the proof is made on")
     parser.add_argument("--split", default="dev", help="split the photos are taken from (default: %(default)s)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="prove on the first N photos only")
+    parser.add_argument("--limit", type=count, metavar="N", help="prove on the first N photos only")
     parser.add_argument(
         "--plain", action="store_true", help="trace the training code as it is and rewrite nothing (for benchmarks)"
     )

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from caplet.arguments import count
 from caplet.bundle import load_bundle
 from caplet_export.errors import ConfigurationError
 from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import check_file
-from caplet_export.verbs import positive, read_data
+from caplet_export.verbs import read_data
 
 if TYPE_CHECKING:
     from caplet_export.evaluate import Evaluation
@@ -26,17 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="data set in the Flickr8k layout")
     parser.add_argument("--split", help="train, dev or test (default: dev)")
     parser.add_argument(
-        "--beam", nargs="+", type=positive, default=[], metavar="N", help="beam sizes (default: the bundle's own)"
+        "--beam", nargs="+", type=count, default=[], metavar="N", help="beam sizes (default: the bundle's own)"
     )
     parser.add_argument(
         "--limit",
-        type=positive,
+        type=count,
         metavar="N",
         help="only the first N photos of the split: a quick look, on another scale of CIDEr-D",
     )
-    parser.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of the runtime (default: its own choice)"
-    )
+    parser.add_argument("--threads", type=count, metavar="N", help="threads of the runtime (default: its own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, intervals and captions there")
     parser.add_argument(
         "--compare",

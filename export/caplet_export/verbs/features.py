@@ -9,11 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest, whole_in_another_precision
 from caplet_export.photos import read_photo
-from caplet_export.verbs import positive, read_data
+from caplet_export.verbs import read_data
 from caplet_export.views import FLIP, PLAIN, check_view
 
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the computation; bfloat16 is faster on processors that have it, and off by some 3 percent",
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=32, metavar="N", help="photos computed together (default: %(default)s)"
+        "--batch-size", type=count, default=32, metavar="N", help="photos computed together (default: %(default)s)"
     )
 
 

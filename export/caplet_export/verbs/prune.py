@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.verbs import positive, read_data, seed
+from caplet_export.verbs import read_data, seed
 
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
     for name, what in (("state", "the GRU"), ("feature", "the encoded photo"), ("attention", "the attention")):
         parser.add_argument(
-            f"--{name}-size", type=positive, metavar="N", help=f"units of {what} to keep (default: all of them)"
+            f"--{name}-size", type=count, metavar="N", help=f"units of {what} to keep (default: all of them)"
         )
     parser.add_argument(
         "--seed",

@@ -13,12 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from caplet.arguments import count
 from caplet_export.decoding import DEFAULT_DECODING
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import GRAPHS, check_folder, whole_folder
 from caplet_export.ranges import DEFAULT_METHOD, METHODS
-from caplet_export.verbs import positive, read_data, seed
+from caplet_export.verbs import read_data, seed
 
 _BIAS_BATCHES = 8
 """Of `photo_batches`: means need fewer than ranges do, and four times as many gave nothing more."""
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("graphs", type=Path, help="folder written by `caplet-export convert`")
     parser.add_argument("--data", type=Path, required=True, help="data set whose training photos calibrate")
     parser.add_argument(
-        "--calibration", type=positive, default=256, metavar="N", help="number of photos (default: %(default)s)"
+        "--calibration", type=count, default=256, metavar="N", help="number of photos (default: %(default)s)"
     )
     parser.add_argument("--seed", type=seed, default=1, help="which photos (default: %(default)s)")
     parser.add_argument(
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--evaluate",
-        type=positive,
+        type=count,
         metavar="N",
         help="compare captions of the first N dev photos before and after, greedily",
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.outputs import RUN, check_folder, whole_folder
-from caplet_export.verbs import positive, read_data
+from caplet_export.verbs import read_data
 
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=Path, help="folder written by `caplet-export features`")
     parser.add_argument(
         "--likeliest",
-        type=positive,
+        type=count,
         metavar="K",
         help="words to keep: those that are among the K likeliest at any step of the captions of the training photos "
         f"(default: {LIKELIEST})",
