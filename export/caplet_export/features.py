@@ -317,7 +317,8 @@ def _lines(path: Path) -> list[str]:
 
 
 def _open_at(path: Path, size: int) -> int:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    # Windows would take the bytes for text, and write two for a newline.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     os.ftruncate(descriptor, size)
     os.lseek(descriptor, size, os.SEEK_SET)
     return descriptor

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from caplet.cgroups import control_groups, read_limit
 
+_UNKNOWN = 4 * 2**30
+"""Bytes that are taken for the machine's memory where the system does not tell: what most have at least."""
 _FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
 
 
@@ -17,5 +19,8 @@ def usable_memory(root: Path = Path("/")) -> int:
         root: the root of the file system, where /proc and /sys are.
     """
     limits = [read_limit(folder / _FILES[version]).strip() for version, folder in control_groups("memory", root)]
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows has no such function, others may not know the number
+        machine = _UNKNOWN
     return min([machine, *(int(limit) for limit in limits if limit.isdigit())])  # "max" means none

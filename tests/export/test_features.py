@@ -184,6 +184,19 @@ def test_macos_has_no_fdatasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert_whole(tmp_path)
 
 
+def test_windows_takes_rows_for_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary, real, flags = 0x8000, os.open, {}  # which says nothing on Linux
+
+    def watched(path: Path, how: int, mode: int = 0o777, **options: object) -> int:
+        flags[Path(path).name] = how
+        return real(path, how, mode, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "O_BINARY", binary, raising=False)
+    monkeypatch.setattr(os, "open", watched)
+    fill(tmp_path)
+    assert flags["rows.f16"] & flags["names.txt"] & binary
+
+
 @pytest.mark.parametrize("cut_rows", [0, 1, 5])
 @pytest.mark.parametrize("cut_names", [0, 1, 9])
 def test_a_store_cut_anywhere_is_mended(tmp_path: Path, cut_rows: int, cut_names: int) -> None:

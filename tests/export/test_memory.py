@@ -41,3 +41,9 @@ def test_the_smallest_limit_counts(tmp_path: Path, group: str, files: dict[str, 
 
 def test_without_control_groups_the_machine_counts(tmp_path: Path) -> None:
     assert usable_memory(tmp_path) == MACHINE
+
+
+def test_a_system_that_does_not_tell_has_some_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows."""
+    monkeypatch.delattr(os, "sysconf")
+    assert usable_memory(tmp_path) == 4 * 2**30
