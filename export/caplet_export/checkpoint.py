@@ -39,7 +39,7 @@ from caplet_export.views import PLAIN
 if TYPE_CHECKING:
     import keras
 
-    from caplet_export.model import Captioner, CaptionModel
+    from caplet_export.model import Captioner
 
 DECODER, EXTRACTOR = "decoder.weights.h5", "extractor.npz"
 _BASE = "base"
@@ -56,7 +56,7 @@ class Checkpoint:
     folder: Path
     config: Config
     vocabulary: Vocabulary
-    model: CaptionModel
+    model: Captioner
 
 
 def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:

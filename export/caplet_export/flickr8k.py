@@ -63,13 +63,14 @@ class Dataset:
         return self.splits[name]
 
 
-def read_captions(token_file: Path) -> tuple[dict[str, list[str]], list[Defect]]:
-    """Captions by image name, in file order, and the lines that are not `<file>#<n>TAB<caption>`.
+def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int], list[Defect]]:
+    """Captions by image name, in file order, the line of each image's first, and what is no `<file>#<n>TAB<caption>`.
 
     `<start>`, `<end>`, `<pad>` and `<unk>`, which tutorials write into captions, are dropped: as words they would be
     taken for what they mean to the decoder.
     """
     captions: dict[str, list[str]] = {}
+    first_lines: dict[str, int] = {}
     defects: list[Defect] = []
     seen: set[tuple[str, str]] = set()
     for number, line in _lines(token_file):
@@ -83,10 +84,11 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], list[Defect]]
             defects.append(Defect(token_file.name, number, f"a second caption numbered {key[0]}#{key[1]}"))
             continue
         seen.add(key)
+        first_lines.setdefault(match["name"], number)
         captions.setdefault(match["name"], []).append(match["caption"].strip())
     if not captions:
         raise DataError(f"{token_file}: no line of the form '<file>#<n>TAB<caption>'")
-    return captions, defects
+    return captions, first_lines, defects
 
 
 def read_dataset(root: Path | str) -> Dataset:
@@ -103,11 +105,11 @@ def read_dataset(root: Path | str) -> Dataset:
     if images is None:
         raise DataError(f"{root}: no image folder (looked for {', '.join(_IMAGE_FOLDERS)})")
     token_file = _token_file(root)
-    captions, defects = read_captions(token_file)
+    captions, first_lines, defects = read_captions(token_file)
     present = {entry.name for entry in images.iterdir() if entry.is_file()}
-    for name in captions:
+    for name, number in first_lines.items():
         if name not in present:
-            defects.append(Defect(token_file.name, 0, f"captions of an image that is not there: {name}"))
+            defects.append(Defect(token_file.name, number, f"captions of an image that is not there: {name}"))
 
     splits: dict[str, list[str]] = {}
     owner: dict[str, str] = {}

@@ -24,7 +24,7 @@ from caplet_export.text import END, NEVER_SAID, START
 if TYPE_CHECKING:
     import keras
 
-    from caplet_export.model import CaptionModel
+    from caplet_export.model import Captioner
 
 TOLERANCE = 1e-3
 """Largest difference of a log-probability; of other tensors, relative to their largest value where that is above 1."""
@@ -81,7 +81,7 @@ class Parity:
 class KerasCaptioner:
     """The reference: the trained model in Keras, straight from pixels."""
 
-    def __init__(self, extractor: keras.Model, model: CaptionModel) -> None:
+    def __init__(self, extractor: keras.Model, model: Captioner) -> None:
         config = model.config
 
         def encode(pixels: Any) -> Any:
@@ -127,11 +127,15 @@ class OnnxCaptioner:
         """Greedy captions by the shipped graph: the first of its top words, until every caption has ended."""
         state = encoded["state"]
         token = np.full(len(state), START, np.int64)
+        alive = np.ones(len(state), bool)
         written = []
         for _ in range(max_length):
             outputs = _run(self._shipped, {**encoded, "token": token, "state": state})
             token, state = outputs["tokens"][:, 0], outputs["next_state"]
             written.append(token)
+            alive &= token != END
+            if not alive.any():
+                break
         return [_until_end(row) for row in np.stack(written, axis=1).tolist()]
 
 

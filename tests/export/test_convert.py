@@ -310,6 +310,18 @@ def test_a_run_that_is_trained_on_meanwhile_is_converted_again(
     assert not output.exists()
 
 
+def test_the_shipped_graphs_run_until_every_caption_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = iter([[5, END], [END, 7]])
+
+    def step(*_: object) -> dict[str, NDArray[Any]]:
+        return {"tokens": np.array(next(words))[:, None], "next_state": np.zeros((2, 1))}
+
+    for name, stand_in in (("_session", lambda _: None), ("take_top_k", lambda _: None), ("_run", step)):
+        monkeypatch.setattr(f"caplet_export.parity.{name}", stand_in)
+    captioner = OnnxCaptioner(None, None)  # type: ignore[arg-type]
+    assert captioner.greedy({"state": np.zeros((2, 1), np.float32)}, 9) == [[5], []]
+
+
 def test_captions_end_at_end() -> None:
     from caplet_export.parity import _until_end
 
