@@ -41,10 +41,8 @@ from caplet_export.verbs import tell_epoch
 )
 @pytest.mark.parametrize("number", ["0", "-5"])
 def test_counts_begin_at_one(verb: str, option: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        refusal(capsys, verb, f"{option}={number}")
-        == f"argument {option}: '{number}' is not a whole number of at least 1"
-    )
+    said = f"argument {option}: '{number}' is not a whole number of at least 1"
+    assert refusal(capsys, verb, f"{option}={number}") == said
 
 
 @pytest.mark.parametrize("verb", ["prune", "quantize"])
