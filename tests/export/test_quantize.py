@@ -279,9 +279,17 @@ def test_the_scale_has_the_smallest_error_that_brute_force_finds() -> None:
         finest = np.abs(channel).max() / 127
         rest = [
             np.square(channel - np.stack(np.meshgrid(whole, whole), -1)[allowed()] * step).sum(axis=1).min()
-            for step in finest * np.linspace(1, 2, 33)
+            for step in finest * np.linspace(1, 127 / 64, 33)
         ]
         assert found <= min(rest) * 1.001 + 1e-12
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 7])
+def test_an_average_stays_one(size: int) -> None:
+    """An average pooling as a convolution: weights that are all the same, and to sum to 1."""
+    weights = np.full((4, 1, size, size), 1 / size**2, np.float32)
+    quantized, scale = quantize_weights(weights, axis=0)
+    np.testing.assert_allclose(quantized.sum(axis=(1, 2, 3)) * scale, 1, rtol=1e-6)
 
 
 def allowed() -> NDArray[np.bool_]:

@@ -38,6 +38,8 @@ def on_jax(tmp_path_factory: pytest.TempPathFactory) -> Iterator[On]:
         # Most runs compile what another has compiled.
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # To compile takes most of the time here, and runs are short.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:

@@ -68,7 +68,8 @@ def added_options(command: str) -> list[str]:
 
 def run_shell(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-    environment = {**os.environ, "PATH": path}
+    # `tune` compiles for most of its time here.
+    environment = {**os.environ, "PATH": path, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which Keras sets here where JAX is installed
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
