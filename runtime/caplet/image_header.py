@@ -1,0 +1,108 @@
+"""Sizes that the headers of image files state, for formats of which Pillow allocates memory before it tells them."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Protocol
+
+import numpy as np
+
+
+class Readable(Protocol):
+    """What is needed of a binary file, which stands at its start."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """Go to a place."""
+
+
+def webp_canvas(head: bytes) -> tuple[int, int]:
+    """Width and height as a WebP header states them (RFC 9649, sections 2.5 to 2.7)."""
+    if len(head) < 30:
+        return 1, 1  # for Pillow to refuse
+    chunk = head[12:16]
+    if chunk == b"VP8X":
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+def gif_canvas(file: Readable) -> tuple[int, int]:
+    """Size of the logical screen, stretched over the first frame as Pillow does (GIF89a, sections 18 and 20)."""
+    head = file.read(13)
+    width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
+    if len(head) == 13 and head[10] & 0x80:
+        file.seek(3 << (head[10] & 7) + 1, os.SEEK_CUR)
+    while (block := file.read(1)) not in (b"", b";"):
+        if block == b",":
+            x, y, w, h = np.frombuffer(file.read(8).ljust(8, b"\0"), "<u2").tolist()
+            return max(width, x + w), max(height, y + h)
+        if block == b"!":
+            file.seek(1, os.SEEK_CUR)
+            while (length := file.read(1)) not in (b"", b"\0"):
+                file.seek(length[0], os.SEEK_CUR)
+    return width, height
+
+
+_TILE = 512
+"""Pixels that a tile of a JPEG 2000 has on average at least: OpenJPEG allocates some 12 KB for each while it reads the
+header. Encoders make tiles of 64x64 or more."""
+_TILES_ALLOWED = 1024
+"""Tiles that may be smaller: they take 13 MB."""
+_MAIN_HEADER = {bytes((0xFF, code)) for code in b"\x50\x52\x53\x55\x57\x59\x5c\x5d\x5e\x5f\x60\x63\x64"}
+"""What stands between SIZ and the first tile: CAP, COD, COC, TLM, PLM, CPF, QCD, QCC, RGN, POC, PPM, CRG and COM."""
+
+
+def jpeg_2000_canvas(file: Readable) -> tuple[int, int]:
+    """Width and height as the codestream of a JPEG 2000 states them (ISO/IEC 15444-1, section A.5.1).
+
+    Raises:
+        ValueError: it would have OpenJPEG allocate more than the pixels of a picture take.
+    """
+    if not _seek_codestream(file) or len(head := file.read(42)) < 42:
+        return 1, 1  # for Pillow to refuse
+    if not head.startswith(b"\xff\x4f\xff\x51"):
+        raise ValueError("its codestream does not start with its size")  # OpenJPEG looks for it further on
+    right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top, components = struct.unpack_from(
+        ">8IH", head, 8
+    )
+    width, height = right - left, bottom - top
+    if min(width, height, tile_width, tile_height) < 1:
+        raise ValueError("its codestream has no pixels")
+    if not 1 <= components <= 4:
+        raise ValueError(f"its codestream has {components} components")
+    tiles = -((tiles_left - right) // tile_width) * -((tiles_top - bottom) // tile_height)
+    if tiles > max(width * height // _TILE, _TILES_ALLOWED):
+        raise ValueError("it has far more tiles than a picture needs")
+    # OpenJPEG gives each tile a copy of the tables in the header that only part 2 of the standard has (MCT), and at a
+    # marker that it does not know goes on by two bytes, not by the segment's length.
+    if tiles > 1:
+        file.seek(int.from_bytes(head[4:6], "big") - 38, os.SEEK_CUR)
+        while (marker := file.read(2)) not in (b"", b"\xff\x90"):
+            if marker not in _MAIN_HEADER:
+                raise ValueError(f"{marker.hex()} is no marker in the header of a picture of tiles")
+            file.seek(int.from_bytes(file.read(2), "big") - 2, os.SEEK_CUR)
+    return width, height
+
+
+def _seek_codestream(file: Readable) -> bool:
+    """Go to where the codestream starts in a JPEG 2000, bare or in boxes (ISO/IEC 15444-1, section I.4), if it does."""
+    if file.read(4) == b"\xff\x4f\xff\x51":
+        file.seek(0)
+        return True
+    file.seek(0)
+    while len(header := file.read(8)) == 8:
+        rest, kind = int.from_bytes(header[:4], "big") - 8, header[4:]
+        if rest == -7:  # the length follows, in 8 bytes
+            rest = int.from_bytes(file.read(8), "big") - 16
+        if kind == b"jp2c":
+            return True
+        if rest < 0:  # the last box, or none
+            return False
+        file.seek(rest, os.SEEK_CUR)
+    return False
