@@ -77,7 +77,12 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
     if resolved in map(_followed, inputs):
         raise ExportError(f"{target}: would replace what is read")
     if resolved.exists() and not _has_keys(resolved, keys):
-        raise ExportError(f"{target}: is another file than caplet-export writes here, and is not replaced")
+        raise foreign(target)
+
+
+def foreign(target: Path) -> ExportError:
+    """The error for a file that is somebody's own, where a result was to go."""
+    return ExportError(f"{target}: is another file than caplet-export writes here, and is not replaced")
 
 
 def _has_keys(path: Path, keys: frozenset[str]) -> bool:
