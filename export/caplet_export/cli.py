@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import io
 import os
@@ -88,6 +89,9 @@ def _goes_on(arguments: argparse.Namespace) -> bool:
 
 def command() -> NoReturn:
     """The `caplet-export` script: `main`, and the end of the process."""
+    # TensorFlow is a million objects that live as long as the process: to look for garbage among them after every few
+    # hundred new ones is a sixth of its import.
+    gc.set_threshold(100_000)
     _repair_streams()
     end_process(main())
 

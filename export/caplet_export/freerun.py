@@ -24,11 +24,14 @@ class FreeRunner:
         self._run = tf.function(self._unroll, reduce_retracing=True, autograph=False)
 
     def greedy(self, features: Any) -> NDArray[np.int32]:
-        """Ids int32 [N,max_length+1] of the most likely words for features [N,L,C]; after `<end>`, padding."""
+        """Ids int32 [N,T] of the most likely words for features [N,L,C], padded after `<end>`.
+
+        T is as many steps as the longest caption takes, at most max_length+1.
+        """
         return self._run(features, 1).numpy()[..., 0]
 
     def proposals(self, features: Any, count: int) -> NDArray[np.int32]:
-        """Ids int32 [N,max_length+1,count] of the likeliest words at each step of `greedy`, the one it takes first."""
+        """Ids int32 [N,T,count] of the likeliest words at each step of `greedy`, the one it takes first."""
         return self._run(features, count).numpy()
 
     def _unroll(self, features: Any, count: int) -> Any:
@@ -43,10 +46,18 @@ class FreeRunner:
             token = likeliest[:, 0]
             return t + 1, token, alive & (token != END), state, written.write(t, likeliest)
 
-        *_, written = tf.while_loop(
-            lambda t, *_: t < size, step, (tf.constant(0), start, tf.ones_like(start, tf.bool), state, written)
+        steps, *_, written = tf.while_loop(
+            _any_goes_on,
+            step,
+            (tf.constant(0), start, tf.ones_like(start, tf.bool), state, written),
+            maximum_iterations=size,
         )
-        return tf.transpose(written.stack(), (1, 0, 2))
+        return tf.transpose(written.gather(tf.range(steps)), (1, 0, 2))
+
+
+def _any_goes_on(t: Any, token: Any, alive: Any, *_: Any) -> Any:
+    """Whether a caption has not ended: most do at half of the greatest length, and steps after that are for nothing."""
+    return tf.reduce_any(alive)
 
 
 def sample(
@@ -84,9 +95,8 @@ def sample(
         token = tf.where(alive & ((t < max_length) | (token == END)), token, PAD)
         return t + 1, token, alive & (token != END), state, ids.write(t, token), said.write(t, logits)
 
-    # Most captions end at half of the greatest length: the steps after the last end would be for nothing.
     steps, *_, ids, said = tf.while_loop(
-        lambda t, token, alive, *_: tf.reduce_any(alive),
+        _any_goes_on,
         step,
         (tf.constant(0), start, tf.ones_like(start, tf.bool), state, ids, said),
         maximum_iterations=size,

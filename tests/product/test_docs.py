@@ -94,7 +94,7 @@ def test_a_block_runs_as_it_stands(block: Block, folder: Path) -> None:
 
 
 def test_every_page_is_there() -> None:
-    expected = {"using", "training", "bundle-format", "benchmarking", "troubleshooting"}
+    expected = {"using", "training", "bundle-format", "benchmarking", "troubleshooting", "development"}
     assert {f"docs/{name}.md" for name in expected} | {"README.md"} <= set(PAGES)
 
 
