@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # What coco-caption drops. Its brackets are upper case while its text is lower case, so `-lrb-` stays a word there,
 # and here.
 _DROPPED = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--"])
 _DROPPED |= {"...", ";"}
 
+# Vowel signs (Hindi, Thai) and accents that are characters of their own: Java takes them for letters, Python does not.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c) in ("Mn", "Mc"))
 # The Penn Treebank conventions as Stanford's PTBTokenizer 3.4.1 applies them with `-preserveLines -lowerCase`. The
 # alternatives are in order of preference; each says what it keeps together.
 _TOKEN = re.compile(
@@ -26,7 +29,7 @@ _TOKEN = re.compile(
     | (?i:[a-z]+(?='(?:[msd]|re|ve|ll)(?![a-z])))
     # words with an apostrophe of their own
     | (?i:'n(?:'|\b)) | (?i:'(?:em|till?|cause)\b) | '[2-9]0s\b | (?i:(?:ol|dunkin)'(?![a-z]))
-    | [dDoOlLjJ]'(?=[A-Za-z])[A-Za-z0-9]+ | [A-Za-z]*[aeiouyAEIOUY]'[aeiouA-Z][A-Za-z]*
+    | [dDoOlLjJ]'(?=[^\W\d_])[^\W_]+ | [A-Za-z]*[aeiouyAEIOUY]'[aeiouA-Z][A-Za-z]*
     # numbers, dates, times
     | \d{1,2}[-/]\d{1,2}[-/]\d{2,4}\b | \d{1,2}:\d\d(?=[AaPp]\.?[Mm]\b)
     | [-+]?(?:\d+(?:[.,:]\d+)*|(?:[.,]\d+)+)(?![\w/-])
@@ -41,7 +44,7 @@ _TOKEN = re.compile(
     | [A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*){1,2}
     | [^\W_]+(?:-[^\W_]+)*
     | \.{2,} | -+ | [!?]+ | `` | '' | \*+ | \S
-    """,
+    """.replace(r"[^\W_]", rf"(?:[^\W_]|[{_MARKS}])"),
     re.VERBOSE,
 )
 _PUNCTUATION_RUN = re.compile(r'"|\.{2,}|-{2,}')
