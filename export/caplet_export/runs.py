@@ -75,10 +75,8 @@ class Run(ABC):
         self.vocabulary = vocabulary
         self.history: list[Epoch] = []
         self._encoder_weights = encoder_weights
-        if start_from and inherit(config, load_config(start_from / "config.json")) != config:
-            raise ConfigurationError(
-                f"{start_from}: a model of another configuration; the text.* or model.* switches differ"
-            )
+        if start_from and (theirs := _differences(inherit(config, load_config(start_from / "config.json")), config)):
+            raise ConfigurationError(f"{start_from}: a model of another configuration: {theirs}")
         self._check_folder()
         self._stages_before = read_stages(start_from) if start_from else []
         self._taught_by = {"teacher": " ".join(map(run_name, teachers))} if teachers else {}
@@ -190,8 +188,10 @@ class Run(ABC):
             if self.folder.exists() and not self._is_beginning():
                 raise ConfigurationError(f"{self.folder}: holds something else than this run; use another folder")
             return
-        if load_config(self.folder / "config.json") != self.config:
-            raise ConfigurationError(f"{self.folder}: holds a run of another configuration; use another folder")
+        if theirs := _differences(load_config(self.folder / "config.json"), self.config):
+            raise ConfigurationError(
+                f"{self.folder}: holds a run of another configuration, {theirs}; use another folder"
+            )
         if Vocabulary.load(self.folder / "vocabulary.txt").words != self.vocabulary.words:
             raise ConfigurationError(f"{self.folder}: holds a run on other captions; use another folder")
 
@@ -227,6 +227,14 @@ class Run(ABC):
 
     def _unwritten(self, error: OSError) -> ConfigurationError:
         return ConfigurationError(f"{self.folder}: cannot be written: {error.strerror or error}")
+
+
+def _differences(theirs: Config, ours: Config) -> str:
+    """The switches of a run that are not as in another, as `--set` takes them; vocabularies are compared themselves."""
+    return ", ".join(
+        f"{switch}={value if isinstance(value, str) else json.dumps(value)}"
+        for switch, value in changed_switches(theirs, ours).items()
+    )
 
 
 def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[list[str]]]]:
