@@ -20,7 +20,7 @@ from pathlib import Path
 from caplet_export.errors import DataError
 from caplet_export.text import SPECIALS
 
-_TOKEN_LINE = re.compile(r"^(?P<name>[^\t#]+)#(?P<number>\d+)\t(?P<caption>.*\S.*)$")
+_TOKEN_LINE = re.compile(r"^(?P<name>[^\t]+)#(?P<number>\d+)\t(?P<caption>.*\S.*)$")
 _CONTROL_TOKEN = re.compile("|".join(map(re.escape, SPECIALS)), re.IGNORECASE)
 _IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 SPLITS = ("train", "dev", "test")

@@ -85,6 +85,16 @@ def test_other_line_ends_a_byte_order_mark_and_bad_bytes_cost_nothing_else(data:
     assert captions["0000_square.jpg"][2].startswith("A square , painted red , h")
 
 
+def test_a_photos_name_may_hold_what_numbers_its_captions(data: Path) -> None:
+    tokens, photos = data / "Flickr8k.token.txt", data / "Flicker8k_Dataset"
+    (photos / "0000_square.jpg").rename(photos / "no #0.jpg")
+    for path in (tokens, data / "Flickr_8k.trainImages.txt"):
+        path.write_text(path.read_text().replace("0000_square.jpg", "no #0.jpg"))
+    dataset = read_dataset(data)
+    assert dataset.defects == ()
+    assert len(dataset.captions["no #0.jpg"]) == 5
+
+
 def test_absent_uncaptioned_and_doubly_listed_images_are_named(data: Path) -> None:
     (data / "Flicker8k_Dataset" / "plain.jpg").write_bytes(b"")
     write_split(data, "dev", ["gone.jpg", "plain.jpg", "0000_square.jpg", "0019_square.jpg"])
