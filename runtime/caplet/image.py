@@ -163,7 +163,16 @@ def _load(
     # Damaged bytes make Pillow raise almost anything: OSError, SyntaxError, ValueError, struct.error, zlib.error,
     # KeyError, IndexError, OverflowError, MemoryError, RecursionError and more, which also differs between versions.
     except Exception as error:
+        if _is_closed(source):
+            raise ImageError(subject, "was closed", "pass it before you close it") from error
         raise refused(error, subject) from error
+
+
+def _is_closed(source: object) -> bool:
+    """Whether a file object is closed, or that of a PIL image whose pixels have not been read."""
+    if isinstance(source, ImageFile.ImageFile):
+        return bool(source.tile) and (source.fp is None or _is_closed(source.fp))
+    return getattr(source, "closed", False) is True
 
 
 def is_source(value: object) -> bool:
@@ -311,19 +320,10 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
         ):
             contents = _read_stream(image.fp, subject, max_pixels).getvalue()
         else:
-            _decode(image, subject)
+            image.load()
             contents = None
         _orientation(image)  # parsed here once, which threads may not do side by side either
         return contents
-
-
-def _decode(image: Image.Image, subject: str) -> None:
-    try:
-        image.load()
-    except Exception as error:
-        if isinstance(image, ImageFile.ImageFile) and image.fp is None:
-            raise ImageError(subject, "was closed", "pass it before you close it") from error
-        raise
 
 
 _JPEG = ("JPEG", "MPO")
