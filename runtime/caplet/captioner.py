@@ -10,10 +10,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from caplet.arguments import whole_number
 from caplet.bundle import Bundle, load_bundle, locate_bundle
@@ -24,9 +25,6 @@ from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order
 from caplet.sessions import Provider, Sessions
 from caplet.threads import usable_threads
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _log = logging.getLogger(__name__)
 _GRID = 8  # the encoder's 64 locations are 8 rows of 8

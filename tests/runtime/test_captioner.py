@@ -983,6 +983,7 @@ def test_types_allow_what_works() -> None:
     assert typing.get_origin(result) is Generator  # as `contextlib.closing` asks for
     assert typing.get_type_hints(BinaryReader.read)["return"] is bytes  # of a file, and of a mapped one
     assert BinaryReader in typing.get_args(caplet.ImageSource)
+    assert typing.get_type_hints(Caption.plot)["return"] is Image.Image  # tools that read signatures ask
 
 
 def test_the_package_shows_its_face() -> None:
