@@ -72,7 +72,7 @@ def find_inputs(
     Raises:
         OSError: the list cannot be read.
         ArgumentError: a name may mean another photo each time; or, at its turn, one in the list does, or is longer than
-            any name.
+            any name, or the list is UTF-16.
     """
     if resuming:
         for name in photos:
@@ -155,6 +155,8 @@ def _open_list(files_from: str) -> BufferedReader:
 def _names(file: BufferedReader, null: bool) -> Iterator[str]:
     """The names of a list that may be longer than memory. Bytes that are not UTF-8 survive as they do in Python."""
     for number, line in enumerate(_lines(file, null)):
+        if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # by `>` in Windows PowerShell
+            raise ArgumentError("--files-from", "is UTF-16", "save it as UTF-8")
         name = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line  # editors of Windows write one
         if not null:
             name = name.removesuffix(b"\r")

@@ -1227,6 +1227,12 @@ def test_a_list_by_an_editor_that_marks_utf_8(
     assert (status, out, err) == (0, f"{photos / 'cat.jpg'}\t{texts['cat']}\n", "")
 
 
+def test_a_list_in_utf_16_is_refused_not_taken_for_names(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list").write_text("cat.jpg\n", encoding="utf-16")
+    status, out, err = run("--files-from", tmp_path / "list", capfd=capfd)
+    assert (status, out, err) == (2, "", "caplet: --files-from: is UTF-16; save it as UTF-8\n")
+
+
 @pytest.mark.parametrize("names", ["a", "a\n", "a\nb", "ab\n", "\na", "\n\n\n"])
 def test_the_shortest_lists(
     names: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
