@@ -95,6 +95,21 @@ def test_a_photos_name_may_hold_what_numbers_its_captions(data: Path) -> None:
     assert len(dataset.captions["no #0.jpg"]) == 5
 
 
+def test_the_pages_lines_make_the_layout_of_a_csv_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Images").mkdir()
+    for number in range(20):
+        (tmp_path / "Images" / f"a, {number}.jpg").touch()
+    rows = [f'"a, {number}.jpg","A ""red"" dog,\n{word}."\r\n' for number in range(20) for word in ("runs", "läuft")]
+    (tmp_path / "captions.txt").write_bytes("".join(["\ufeffimage,caption\r\n", *rows]).encode())
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    dataset = read_dataset(tmp_path)
+    assert dataset.defects == ()
+    assert {split: len(names) for split, names in dataset.splits.items()} == {"train": 16, "dev": 2, "test": 2}
+    assert set(map(tuple, dataset.captions.values())) == {('A "red" dog, runs.', 'A "red" dog, läuft.')}
+
+
 def test_absent_uncaptioned_and_doubly_listed_images_are_named(data: Path) -> None:
     (data / "Flicker8k_Dataset" / "plain.jpg").write_bytes(b"")
     write_split(data, "dev", ["gone.jpg", "plain.jpg", "0000_square.jpg", "0019_square.jpg"])
