@@ -38,11 +38,10 @@ def compare_runs(
     folders: Sequence[Path],
     dataset: Dataset,
     features: Path,
-    split: str = "dev",
     against: str = "before",
     encoder_weights: str | None = "imagenet",
 ) -> dict[str, Any]:
-    """A table for the model card, a row a run.
+    """A table for the model card of the dev split, a row a run.
 
     Args:
         folders: run folders, in the order in which the recipe grew. For one that trained Inception blocks of its own,
@@ -50,7 +49,6 @@ def compare_runs(
         dataset: captions and splits.
         features: folder of the feature stores; the plain view of each block that a run reads must be there. Photos
             that could not be read for one of them are left out.
-        split: the split that is captioned.
         against: `before` compares each run with the one before it, `first` with the first of all.
         encoder_weights: what runs with Inception blocks of their own began with, as `build_extractor` takes it.
 
@@ -68,15 +66,15 @@ def compare_runs(
         None if (folder / EXTRACTOR).exists() else open_features(checkpoint, features)
         for folder, checkpoint in zip(folders, checkpoints, strict=True)
     ]
-    names = list(dataset.split(split))
+    names = list(dataset.split("dev"))
     for stored in filter(None, stores):
         names = stored.readable(names)
     if None in stores:
         names = readable_photos(dataset, names)
     if not names:
-        raise DataError(f"no photo of the {split} split can be read, or has features in every store that is read")
+        raise DataError("no photo of the dev split can be read, or has features in every store that is read")
     references = references_of(dataset, names)
-    bigrams = bigrams_of(dataset, apart_from=split)
+    bigrams = bigrams_of(dataset, apart_from="dev")
     rows: list[list[str]] = []
     before: tuple[Config, ImageStatistics] | None = None
     for folder, checkpoint, store in zip(folders, checkpoints, stores, strict=True):
@@ -106,7 +104,7 @@ def compare_runs(
             before = checkpoint.config, statistics
     title, meaning = AGAINST[against]
     note = (
-        f"{meaning} Greedy captions of {len(names)} {split} photos by the float32 Keras model; in brackets 95% "
+        f"{meaning} Greedy captions of {len(names)} dev photos by the float32 Keras model; in brackets 95% "
         "bootstrap intervals over photos. Words: the mean length. Repeats: captions that say three words in "
         "a row twice. Odd pairs: captions in which two words follow each other that never do."
     )

@@ -174,25 +174,22 @@ class CaptionModel(keras.Model):
         table = ops.transpose(ops.cast(self.embedding.embeddings, hidden.dtype))
         return ops.cast(ops.matmul(hidden, table), "float32") + ops.cast(self.output_bias, "float32")
 
-    def call(self, inputs: tuple[Tensor, Tensor], training: bool = False) -> tuple[Tensor, Tensor]:
+    def teacher_forced(
+        self, features: Tensor, keys: Tensor, state: Tensor, tokens: Tensor, group: int = 1, training: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Teacher forcing.
 
         Args:
-            inputs: features [N,L,C], and tokens int [N*G,T], the words that are read (`<start>` first), the G captions
-                of an image next to each other. G comes from the static shapes, and is 1 where they do not tell.
+            features: [N,L,D] from `encode`.
+            keys: [N,L,A] from `encode`.
+            state: [N,H] from `encode`.
+            tokens: int [N*G,T], the words that are read (`<start>` first), an image's captions next to each other.
+            group: G, captions per image.
             training: whether dropout is active.
 
         Returns:
             logits float32 [N*G,T,V] and attention float32 [N*G,T,L].
         """
-        features, tokens = inputs
-        group = tokens.shape[0] // features.shape[0] if features.shape[0] and tokens.shape[0] else 1
-        return self.teacher_forced(*self.encode(features, training), tokens, group, training)
-
-    def teacher_forced(
-        self, features: Tensor, keys: Tensor, state: Tensor, tokens: Tensor, group: int = 1, training: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Logits [N*G,T,V] and attention [N*G,T,L] for G captions each of N encoded images."""
         words = self.embedding(tokens)
         if training:
             words = self.dropout(words, training=True)

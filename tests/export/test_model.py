@@ -46,6 +46,14 @@ def as_numpy(*tensors: object) -> list[NDArray[np.float32]]:
     return [keras.ops.convert_to_numpy(tensor) for tensor in tensors]
 
 
+def read_aloud(
+    model: CaptionModel, features: NDArray[np.float32], tokens: NDArray[np.int32], training: bool = False
+) -> list[NDArray[np.float32]]:
+    """Logits and attention by teacher forcing."""
+    encoded = model.encode(features, training)
+    return as_numpy(*model.teacher_forced(*encoded, tokens, len(tokens) // len(features), training))
+
+
 def test_shapes(model: CaptionModel, features: NDArray[np.float32]) -> None:
     encoded, keys, state = model.encode(features)
     assert [tuple(part.shape) for part in (encoded, keys, state)] == [(2, 6, 8), (2, 6, 5), (2, 9)]
@@ -54,7 +62,7 @@ def test_shapes(model: CaptionModel, features: NDArray[np.float32]) -> None:
 
 
 def test_attention_sums_to_one(model: CaptionModel, features: NDArray[np.float32]) -> None:
-    (attention,) = as_numpy(model((features, TOKENS))[1])
+    _, attention = read_aloud(model, features, TOKENS)
     assert attention.min() >= 0
     np.testing.assert_allclose(attention.sum(axis=-1), 1, atol=1e-6)
 
@@ -62,7 +70,7 @@ def test_attention_sums_to_one(model: CaptionModel, features: NDArray[np.float32
 def test_state_carried_from_step_to_step_equals_the_unrolled_sequence(
     model: CaptionModel, features: NDArray[np.float32]
 ) -> None:
-    logits, attention = as_numpy(*model((features, TOKENS[:2])))
+    logits, attention = read_aloud(model, features, TOKENS[:2])
     encoded, keys, state = model.encode(features)
     for t in range(TOKENS.shape[1]):
         step_logits, state, step_attention = model.step(TOKENS[:2, t], state, encoded, keys)
@@ -71,15 +79,15 @@ def test_state_carried_from_step_to_step_equals_the_unrolled_sequence(
 
 
 def test_captions_of_one_image_share_its_features(model: CaptionModel, features: NDArray[np.float32]) -> None:
-    grouped = as_numpy(*model((features, TOKENS)))
-    repeated = as_numpy(*model((features.repeat(2, axis=0), TOKENS)))
+    grouped = read_aloud(model, features, TOKENS)
+    repeated = read_aloud(model, features.repeat(2, axis=0), TOKENS)
     for one, other in zip(grouped, repeated, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_padding_after_a_caption_changes_nothing_before_it(model: CaptionModel, features: NDArray[np.float32]) -> None:
-    short, _ = as_numpy(*model((features, TOKENS[:2])))
-    padded, _ = as_numpy(*model((features, np.pad(TOKENS[:2], [(0, 0), (0, 3)]))))
+    short, _ = read_aloud(model, features, TOKENS[:2])
+    padded, _ = read_aloud(model, features, np.pad(TOKENS[:2], [(0, 0), (0, 3)]))
     np.testing.assert_allclose(padded[:, :4], short, atol=1e-5)
 
 
@@ -129,9 +137,9 @@ def test_initial_state(features: NDArray[np.float32]) -> None:
 
 def test_dropout_acts_in_training_only(features: NDArray[np.float32]) -> None:
     model = build_model(SMALL)
-    one, other = (as_numpy(model((features, TOKENS), training=True)[0])[0] for _ in range(2))
+    one, other = (read_aloud(model, features, TOKENS, training=True)[0] for _ in range(2))
     assert abs(one - other).max() > 1e-3
-    one, other = (as_numpy(model((features, TOKENS))[0])[0] for _ in range(2))
+    one, other = (read_aloud(model, features, TOKENS)[0] for _ in range(2))
     np.testing.assert_array_equal(one, other)
 
 

@@ -239,7 +239,8 @@ def test_the_loss_is_the_masked_mean_over_words(tmp_path: Path, dataset: Dataset
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, label_smoothing=0.0))
     trainer = Trainer(tmp_path, config, dataset, stores)
     features, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
-    logits = trainer.model((features, tokens))[0].numpy().astype(np.float64)
+    logits, _ = trainer.model.teacher_forced(*trainer.model.encode(features), tokens, config.train.captions_per_image)
+    logits = logits.numpy().astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     said = [
         -log_probs[n, t, word] for n, row in enumerate(targets.numpy()) for t, word in enumerate(row) if word != PAD
