@@ -27,6 +27,7 @@ from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundE
 from caplet.image_file import (
     HEAD,
     IN_PYTHON,
+    LONGEST_EXIF,
     Box,
     check_size,
     decode_file,
@@ -373,11 +374,25 @@ _ON_ITS_SIDE = range(5, 9)
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(0x0112, 1))
+        return int(_exif(image).get(0x0112, 1))
     except Warning:
         raise
     except Exception:  # damaged EXIF spoils no picture
         return 1
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """The EXIF; of one that is too long, what stands in its first bytes, as the orientation does.
+
+    Its values may all be the same bytes, of which Pillow before 13 makes a copy for each: gigabytes of one megabyte.
+    """
+    exif = image.info.get("exif") or b""
+    in_text = image.info.get("Raw profile type exif") or ""  # of old PNGs, in hexadecimal digits
+    if len(exif) <= LONGEST_EXIF and len(in_text) <= 3 * LONGEST_EXIF:
+        return image.getexif()
+    beginning = Image.Exif()
+    beginning.load(exif[:LONGEST_EXIF])
+    return beginning
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -201,6 +201,9 @@ _MOST_SHORT_READS = 200_000
 """In and after the pixels of a PNG, which come in chunks, too; every 512 bytes of them allow another read, since the
 chunks that encoders write have kilobytes each."""
 
+LONGEST_EXIF = 2**16
+"""Bytes of EXIF that are looked at: what fits into a segment of a JPEG."""
+
 _SCAN, _MOST_SCANS = b"\xff\xda", 200
 """What starts a scan in the pixels of a JPEG, and how many there may be: each of a progressive one takes few bytes but
 goes over the whole picture, and encoders write a dozen."""
@@ -220,6 +223,7 @@ class _Reader(io.RawIOBase):
         self._reads_left: float = _MOST_READS
         self._reads_per_byte = 0.0
         self._scans_left: int | None = None
+        self._has_exif = False
         self.ran_dry = False
 
     def start_pixels(self, ending: bytes, decoder: str) -> None:
@@ -254,6 +258,8 @@ class _Reader(io.RawIOBase):
         if not data and size > 0:
             self.ran_dry = True
             data, self._ending = self._ending, b""
+        if data.startswith(b"Exif\0\0"):  # a segment of a JPEG, where Pillow puts together what all of them hold
+            data, self._has_exif = bytes(len(data)) if self._has_exif else data, True
         if self._scans_left is not None:
             self._scans_left -= data.count(_SCAN)
             if self._scans_left < 0:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from caplet import image as image_module
 from caplet.errors import CapletError
@@ -493,6 +494,49 @@ def progressive(width: int, height: int, scans: int) -> bytes:
 def test_a_jpeg_of_countless_scans_is_given_up() -> None:
     assert load_pixels(progressive(800, 600, 200)).mean() == 128
     assert "far more scans" in str(refusal(progressive(800, 600, 201)))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_of_long_exif_no_more_than_its_beginning_is_looked_at(
+    form: str, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow before 13 copies each value, and all may be the same bytes: 440 KB took 4 GB."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x927C] = 6, bytes(200_000)
+    if form == "JPEG":
+        whole = encoded(photo, form)
+        parts = [exif.tobytes()[6:][start : start + 60_000] for start in range(0, 200_000, 60_000)]
+        segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 8) + b"Exif\0\0" + part for part in parts)
+        bare, data = whole, whole[:2] + segments + whole[20:]  # for JFIF, which says the resolution
+    else:
+        bare, data = encoded(photo, form), encoded(photo, form, exif=exif)
+    expected = load_pixels(Image.open(io.BytesIO(bare)).transpose(Image.Transpose.ROTATE_270))
+    opened = Image.open(io.BytesIO(data))
+    looked_at = lengths_of_exif(monkeypatch)
+    np.testing.assert_array_equal(load_pixels(data), expected)
+    assert 0 < max(looked_at) < 70_000
+    np.testing.assert_array_equal(load_pixels(opened), expected)
+
+
+def test_long_exif_in_the_text_of_a_png_is_passed_over(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n  100000\n{bytes(100_000).hex()}", zip=True)
+    looked_at = lengths_of_exif(monkeypatch)
+    np.testing.assert_array_equal(load_pixels(encoded(photo, pnginfo=text)), load_pixels(photo))
+    assert not any(looked_at)
+
+
+def lengths_of_exif(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How much Pillow gets to parse from now on, each time."""
+    lengths: list[int] = []
+    load = Image.Exif.load
+
+    def noted(exif: Image.Exif, data: bytes) -> None:
+        lengths.append(len(data or b""))
+        load(exif, data)
+
+    monkeypatch.setattr(Image.Exif, "load", noted)
+    return lengths
 
 
 # -- variants without a decoder in C ----------------------------------------------------------------------------------
