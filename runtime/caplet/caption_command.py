@@ -77,9 +77,8 @@ def _several(arguments: argparse.Namespace) -> bool:
 def _progress(arguments: argparse.Namespace, done: Counter[str]) -> Progress:
     """A bar for photos not in `done`, on standard error, unless captions would run through it on the same terminal."""
     captions_on_terminal = arguments.output is None and sys.stdout.isatty()
-    total = (Counter(arguments.photos) - done).total() if arguments.files_from is None else None
-    if any(is_folder(photo) for photo in arguments.photos):
-        total = None
+    countable = arguments.files_from is None and not any(map(is_folder, arguments.photos))
+    total = (Counter(arguments.photos) - done).total() if countable else None
     return Progress(None if arguments.quiet or captions_on_terminal else sys.stderr, total)
 
 
