@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -357,6 +358,9 @@ def _finish(
     return np.array(_to_srgb(colours, described), dtype=np.uint8)
 
 
+_ORIENTATION = 0x0112
+"""The tag of EXIF (CIPA DC-008)."""
+
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -366,33 +370,36 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation (CIPA DC-008, tag 0x0112) to what puts the picture upright; 1 is upright."""
+"""EXIF orientation to what puts the picture upright; 1 is upright."""
 
 _ON_ITS_SIDE = range(5, 9)
 """Orientations that swap width and height."""
 
 
 def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation. Of long EXIF it is all that is read: its values may all be the same bytes, of which Pillow
+    before 13 makes a copy for each, gigabytes of one megabyte.
+    """
+    exif = image.info.get("exif") or b""
+    in_text = image.info.get("Raw profile type exif") or ""  # of old PNGs, in hexadecimal digits
     try:
-        return int(_exif(image).get(0x0112, 1))
+        if len(exif) > LONGEST_EXIF or len(in_text) > 3 * LONGEST_EXIF:
+            return _orientation_in(exif)
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Warning:
         raise
     except Exception:  # damaged EXIF spoils no picture
         return 1
 
 
-def _exif(image: Image.Image) -> Image.Exif:
-    """The EXIF; of one that is too long, what stands in its first bytes, as the orientation does.
-
-    Its values may all be the same bytes, of which Pillow before 13 makes a copy for each: gigabytes of one megabyte.
-    """
-    exif = image.info.get("exif") or b""
-    in_text = image.info.get("Raw profile type exif") or ""  # of old PNGs, in hexadecimal digits
-    if len(exif) <= LONGEST_EXIF and len(in_text) <= 3 * LONGEST_EXIF:
-        return image.getexif()
-    beginning = Image.Exif()
-    beginning.load(exif[:LONGEST_EXIF])
-    return beginning
+def _orientation_in(exif: bytes) -> int:
+    """What EXIF (a TIFF file: TIFF 6.0, section 2) says of the orientation; its value stands in its entry."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}[tiff[:2]]
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
+    entries = (struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * number) for number in range(count))
+    return next((value for tag, _, _, value in entries if tag == _ORIENTATION), 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

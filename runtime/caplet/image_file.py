@@ -202,7 +202,7 @@ _MOST_SHORT_READS = 200_000
 chunks that encoders write have kilobytes each."""
 
 LONGEST_EXIF = 2**16
-"""Bytes of EXIF that are looked at: what fits into a segment of a JPEG."""
+"""Bytes of EXIF that Pillow may take apart: what fits into a segment of a JPEG."""
 
 _SCAN, _MOST_SCANS = b"\xff\xda", 200
 """What starts a scan in the pixels of a JPEG, and how many there may be: each of a progressive one takes few bytes but
