@@ -50,7 +50,7 @@ class Parity:
         if expected.shape != found.shape:
             raise ParityError(f"{name}: Keras has shape {expected.shape}, onnxruntime {found.shape}")
         # Not max(): a NaN must not be taken for a small difference.
-        difference = float(np.max(np.abs(expected - found))) if expected.size else 0.0
+        difference = float(np.max(np.abs(expected - found)))
         self.max_difference[name] = float(np.maximum(self.max_difference.get(name, 0.0), difference))
         self.largest_value[name] = max(self.largest_value.get(name, 0.0), float(np.max(np.abs(expected))))
 

@@ -40,9 +40,9 @@ def percentile_range(histogram: Histogram) -> Range:
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
     cut = (100 - PERCENTILE) / 100
     centres = histogram.centres
-    low, high = (float(centres[min(int(np.searchsorted(share, s)), BINS - 1)]) for s in (cut, 1 - cut))
-    # An end that is zero stays exactly zero: the middle of its bin is not.
-    return min(low, 0.0) if histogram.low < 0 else 0.0, max(high, 0.0) if histogram.high > 0 else 0.0
+    low, high = (float(centres[np.searchsorted(share, s)]) for s in (cut, 1 - cut))
+    # An end that is zero stays exactly zero: the middles of its bins are beyond it.
+    return min(low, 0.0), max(high, 0.0)
 
 
 def mse_range(histogram: Histogram) -> Range:
