@@ -143,7 +143,7 @@ class _Layout:
 
     def __init__(self, panel: int, words: int) -> None:
         self.panel = panel
-        self.columns = max(min(words, 3), round((2 * words) ** 0.5))
+        self.columns = max(3, round((2 * words) ** 0.5))
         self.photo = round(1.6 * panel)
         self.gap = max(panel // 12, 4)
         self.word_size = max(panel // 13, 10)
@@ -228,7 +228,7 @@ def _word_panel(
     draw.text((width, baseline), number, _SOFT_INK, small, anchor="rs")
     bar_top = baseline + round(0.5 * layout.word_size)
     draw.rectangle((0, bar_top, width - 1, bar_top + layout.bar), _TRACK)
-    if (filled := round(width * min(probability, 1.0))) > 0:
+    if (filled := round(width * probability)) > 0:
         draw.rectangle((0, bar_top, filled - 1, bar_top + layout.bar), _INK)
     return panel
 
@@ -261,7 +261,7 @@ def heat_colours(level: NDArray[np.float32]) -> NDArray[np.uint8]:
     Returns:
         uint8 [..., 3], sRGB.
     """
-    index = np.rint(np.asarray(level) * 255).astype(np.intp).clip(0, 255)
+    index = np.rint(np.asarray(level) * 255).astype(np.intp)
     return np.take(_heat_table(), index, axis=0)
 
 
@@ -315,11 +315,11 @@ def _wrap(text: str, font: _Font, width: int) -> list[str]:
 def _fit(word: str, size: int, width: int) -> tuple[str, _Font]:
     """The word and a font in which it is no wider than `width`: smaller by up to 40 %, then cut."""
     word = word[: width + 1]
-    for smaller in range(size, round(0.6 * size) - 1, -1):
+    smallest = round(0.6 * size)
+    for smaller in range(size, smallest, -1):
         if _font(smaller).getlength(word) <= width:
             return word, _font(smaller)
-    font = _font(round(0.6 * size))
-    return _cut(word, font, width), font
+    return _cut(word, _font(smallest), width), _font(smallest)
 
 
 def _cut(word: str, font: _Font, width: int) -> str:
