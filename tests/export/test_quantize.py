@@ -20,10 +20,11 @@ from caplet_export.bias_correction import correct_biases
 from caplet_export.calibrate import Feed, calibrate, greedy_feeds
 from caplet_export.cli import main
 from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
+from caplet_export.onnx_graph import Graph
 from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_bytes
-from caplet_export.quantize import activation_scale, quantize, quantize_weights, saturates, scale_groups
+from caplet_export.quantize import activation_scale, insert_qdq, quantize, quantize_weights, saturates, scale_groups
 from caplet_export.ranges import BINS, METHODS, Histogram, mse_range, percentile_range
-from caplet_export.text import SPECIALS, Vocabulary
+from caplet_export.text import SPECIALS, START, Vocabulary
 from tiny_encoder import SIZE, build_tiny_extractor, build_tiny_model
 from tiny_flickr8k import write_tiny_flickr8k
 
@@ -140,6 +141,46 @@ def test_corrected_biases_give_channels_their_means_back(graphs: Graphs, small: 
     assert changed and all("/bias/" in name for name in changed)
 
 
+def test_a_bias_moves_by_what_its_mean_lacks_at_the_places_that_count() -> None:
+    """All without a ReLU. With one, those that it lets through: half of them twice, few, and so few that it stays."""
+    biases, off = np.array([-0.5, -0.5, -0.5, -0.97, -0.994]), np.array([-0.02, -0.02, 0.02, -0.02, -0.02])
+    node, info = helper.make_node, helper.make_tensor_value_info
+    nodes = [node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT), node("Relu", ["bent/all"], ["bent"])]
+    nodes += [
+        node("Conv", ["x", f"{name}/w", f"{name}/b"], [out])
+        for name, out in (("linear", "linear"), ("bent", "bent/all"))
+    ]
+    nodes += [node("Sigmoid", [name], [f"{name}/read"]) for name in ("linear", "bent")]
+    constants = {"linear/b": biases[:1], "bent/b": biases[1:], "linear/w": np.ones((1, 1, 1, 1)) / 255}
+    constants["bent/w"] = np.ones((4, 1, 1, 1)) / 255
+    graph = helper.make_graph(
+        nodes,
+        "biases",
+        [info("pixels", TensorProto.UINT8, [1, 1, 8, 16])],
+        [info(f"{name}/read", TensorProto.FLOAT, [1, size, 8, 16]) for name, size in (("linear", 1), ("bent", 4))],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = [{"pixels": half.reshape(1, 1, 8, 16)} for half in np.arange(256, dtype=np.uint8).reshape(2, 128)]
+    shifted = Graph(insert_qdq(model, scale_groups(model), {"linear": (-0.55, 0.55), "bent": (0.0, 0.55)}))
+    stored = {name: name.removesuffix("quantized") + "scale" for name in shifted.constants if "/bias/quantized" in name}
+    for (name, scale), moved in zip(sorted(stored.items(), reverse=True), (off[:1], off[1:]), strict=True):
+        steps = np.rint(moved / shifted.constants[scale])
+        shifted.constants[name] = (shifted.constants[name] + steps).astype(np.int32)
+    corrected = Graph(correct_biases(model, shifted.finish(), feeds))
+    found = np.concatenate(
+        [
+            (corrected.constants[name] - shifted.constants[name]) * shifted.constants[scale]
+            for name, scale in sorted(stored.items(), reverse=True)
+        ]
+    )
+    before, after = ((np.arange(256) / 255)[:, None] + shift for shift in (biases, biases + off))
+    shares = np.maximum((before > 0).mean(axis=0), (after > 0).mean(axis=0)).clip(min=0.05)
+    lacking = (before.clip(min=0) - after.clip(min=0)).mean(axis=0) / shares
+    np.testing.assert_allclose(found, [0.02, *lacking[1:4], 0], atol=3e-4)
+    assert found[4] == 0
+
+
 def test_files_shrink(graphs: Graphs, small: Graphs) -> None:
     def largest(model: onnx.ModelProto) -> set[np.dtype[np.generic]]:
         return {numpy_helper.to_array(tensor).dtype for tensor in model.graph.initializer if np.prod(tensor.dims) > 64}
@@ -223,6 +264,13 @@ def test_percentiles_leave_out_a_hundred_thousandth_at_either_end(outliers: int,
     histogram.counts[[0, BINS // 2, -1]] = outliers, 10**6, outliers
     low, high = percentile_range(histogram)
     assert (low < -0.99, high > 0.99) == (kept, kept)
+    assert not kept or low == -high
+
+
+def test_what_lies_beyond_the_ends_counts_at_the_ends() -> None:
+    histogram = Histogram(0.0, 100.0, np.zeros(BINS, np.int64))
+    histogram.add(np.array([-1.0, 100.0, 200.0], np.float32))
+    assert histogram.counts[[0, -1]].tolist() == [1, 2]
 
 
 def test_what_is_spread_evenly_is_not_clipped() -> None:
@@ -396,9 +444,30 @@ def test_the_range_is_covered_to_half_a_step(low: float, high: float) -> None:
     assert [-zero * scale, (255 - zero) * scale] == pytest.approx([low, high], abs=0.51 * scale)
 
 
-def test_what_is_always_zero_has_a_scale() -> None:
-    scale, zero = activation_scale((0.0, 0.0))
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_always_zero_has_a_scale(method: str) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "zero", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    ranges = calibrate(model, {"y": "group"}, lambda: [{"x": np.array([-1, -2], np.float32)}], method)
+    assert ranges == {"group": (0.0, 0.0)}
+    scale, zero = activation_scale(ranges["group"])
     assert scale > 0 and zero == 0
+    # And zero is in the range of what never is.
+    ranges = calibrate(model, {"y": "group"}, lambda: [{"x": np.array([5, 7], np.float32)}], method)
+    assert ranges["group"] == (0.0, pytest.approx(7, rel=0.01))
+
+
+def test_what_a_decoder_reads_are_its_own_words(graphs: Graphs) -> None:
+    encoder, decoder = graphs
+    feeds = list(greedy_feeds(encoder, decoder, photos(batches=2), max_length=3))
+    assert len(feeds) == 6
+    token, state = np.full(2, START), run(encoder, next(photos()))["state"]
+    for feed in feeds[:3]:
+        np.testing.assert_array_equal(feed["token"], token)
+        np.testing.assert_array_equal(feed["state"], state)
+        step = run(decoder, feed)
+        token, state = step["tokens"][:, 0], step["next_state"]
 
 
 def test_verb(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
