@@ -190,13 +190,17 @@ class Counter:
         left = pixels[:, 0, 0, 0].astype(np.float32)
         return {"features": left * 0, "keys": left + self.off / 2, "state": np.stack([left, left * 0], axis=1)}
 
-    def step(self, token: NDArray[np.int64], encoded: object, state: NDArray[np.float32]) -> dict[str, NDArray]:
+    def step(
+        self, token: NDArray[np.int64], encoded: dict[str, NDArray[np.float32]], state: NDArray[np.float32]
+    ) -> dict[str, NDArray]:
         self.steps += 1
         over = np.where(state[:, :1] < 0, self.off, 0)
         log_probs = np.eye(8)[np.where(state[:, 0] > 0, 5, END)] + 2 * np.eye(8)[PAD] + over
-        return {"log_probs": log_probs, "next_state": state + np.array([-1, self.off]) + over, "attention": over}
+        attention = over + encoded["keys"][:, None]
+        return {"log_probs": log_probs, "next_state": state + np.array([-1, self.off]) + over, "attention": attention}
 
-    def greedy(self, encoded: object, max_length: int) -> list[list[int]]:
+    def greedy(self, encoded: dict[str, NDArray[np.float32]], max_length: int) -> list[list[int]]:
+        assert encoded["keys"].tolist() == [2 + self.off / 2, 4 + self.off / 2]  # its own
         return [[5, 5], [5, 5, 5, 6]]
 
 
@@ -205,11 +209,21 @@ def test_each_side_goes_its_own_way_until_a_caption_ends() -> None:
     pixels = np.array([2, 4], np.uint8).reshape(2, 1, 1, 1)
     parity = prove(reference, graphs, [(["a.jpg", "b.jpg"], pixels)], 9)  # type: ignore[arg-type]
     assert parity.max_difference == {
-        "features": 0, "keys": 0.125, "state": 0, "log_probs": 0, "next_state": 5 * 0.25, "attention": 0,
+        "features": 0, "keys": 0.125, "state": 0, "log_probs": 0, "next_state": 5 * 0.25, "attention": 0.125,
     }  # fmt: skip
     assert reference.steps == 5
     assert (parity.photos, parity.identical_captions) == (2, 1)
     assert parity.different_captions == [{"photo": "b.jpg", "keras": [5, 5, 5, 5], "onnx": [5, 5, 5, 6]}]
+
+
+def test_a_difference_is_small_beside_the_largest_value_but_of_a_log_probability_by_itself() -> None:
+    for name, small in (("features", True), ("log_probs", False)):
+        parity = Parity(photos=1, identical_captions=1)
+        for value, off in ((-200.0, 0.1), (1.0, 0.0)):
+            parity.compare(name, np.array([value]), np.array([value + off]))
+        assert (not parity.failures) == small
+    parity.compare("keys", np.array([0.01]), np.array([0.0105]))
+    assert not any("keys" in failure for failure in parity.failures)
 
 
 def test_differing_captions_are_too_many_above_one_in_a_hundred() -> None:
