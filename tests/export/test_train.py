@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ import keras
 import numpy as np
 import pytest
 
-from caplet_export.batches import Batches, caption_ids
+from caplet_export.batches import Batches, caption_ids, padded_length
 from caplet_export.checkpoint import ExtractorPart, load_checkpoint, load_extractor_part
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig, changed_switches, load_config
@@ -114,11 +115,17 @@ def run(tmp_path: Path, trained: Path) -> Path:
 
 def test_what_is_read_and_what_is_said() -> None:
     vocabulary = Vocabulary.build([["a", "dog", "runs"]], minimum_count=1)
-    ids = caption_ids([["a", "dog"], ["a", "cat", "runs", "a"]], vocabulary, max_length=3, group=3)
+    captions = [["a", "dog"], ["a", "cat", "runs", "a"], ["a", "dog", "runs"]]
+    ids = caption_ids(captions, vocabulary, max_length=3, group=4)
     a, dog, runs = vocabulary.encode(["a", "dog", "runs"])
-    assert ids.tokens.tolist() == [[START, a, dog, PAD], [START, a, UNKNOWN, PAD], [PAD] * 4]
+    assert ids.tokens.tolist() == [[START, a, dog, PAD], [START, a, UNKNOWN, PAD], [START, a, dog, runs], [PAD] * 4]
     # The second caption is cut at the limit, so there is no end to learn from it.
-    assert ids.targets.tolist() == [[a, dog, END, PAD], [a, UNKNOWN, runs, PAD], [PAD] * 4]
+    assert ids.targets.tolist() == [[a, dog, END, PAD], [a, UNKNOWN, runs, PAD], [a, dog, runs, END], [PAD] * 4]
+    assert caption_ids(captions, vocabulary, max_length=3, group=2).tokens.tolist() == ids.tokens[:2].tolist()
+
+
+def test_batches_have_few_lengths() -> None:
+    assert [padded_length(length, 12) for length in range(1, 13)] == [4] * 4 + [7] * 3 + [10] * 3 + [12] * 2
 
 
 def batches(dataset: Dataset, stores: Stores, **changes: object) -> Batches:
@@ -129,8 +136,9 @@ def batches(dataset: Dataset, stores: Stores, **changes: object) -> Batches:
 
 
 def test_an_epoch_holds_every_image_once_with_its_own_captions(dataset: Dataset, stores: Stores) -> None:
-    data = batches(dataset, stores)
-    seen = []
+    one_each = {name: [texts[number % 5]] for number, (name, texts) in enumerate(dataset.captions.items())}
+    data = batches(dataclasses.replace(dataset, captions=one_each), stores, batch_images=5)  # of 4 to 9 words
+    seen, lengths = [], []
     for features, tokens, targets, rows in data.epoch(1):
         assert tokens.shape == targets.shape
         assert tokens.shape[0] == 5 * features.shape[0]
@@ -142,8 +150,10 @@ def test_an_epoch_holds_every_image_once_with_its_own_captions(dataset: Dataset,
             np.testing.assert_array_equal(ids, own[:, :length])
             assert not own[:, length:].any(), "nothing but padding is cut off"
         seen += rows.numpy().tolist()
+        lengths.append(sorted(data._ids[row].length for row in rows.numpy()))
+    assert all(one[-1] <= other[0] for one, other in pairwise(sorted(lengths))), "long captions are with long ones"
     assert sorted(seen) == list(range(16))
-    assert len(data) == 3
+    assert len(data) == 4
 
 
 def test_an_epoch_draws_a_view_of_each_photo_and_in_order_they_are_plain(
@@ -161,11 +171,12 @@ def test_an_epoch_draws_a_view_of_each_photo_and_in_order_they_are_plain(
 
 
 def test_photos_that_were_skipped_in_a_view_are_in_no_batch(
-    dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *others = dataset.split("train")
-    monkeypatch.setattr(stores.plain, "skipped", frozenset({first}))
-    assert batches(dataset, stores).names == others
+    other = tiny_stores(tmp_path / "mixed10-other", dataset).plain
+    monkeypatch.setattr(other, "skipped", frozenset({first}))
+    assert batches(dataset, Stores([stores.plain, other], stores.plain)).names == others
     monkeypatch.setattr(stores.plain, "skipped", frozenset(dataset.split("train")))
     with pytest.raises(DataError, match="no image of this split could be read"):
         batches(dataset, stores)
@@ -952,6 +963,7 @@ def test_samples_of_a_model_that_knows_nothing_are_independent_words() -> None:
     assert (
         np.asarray(sample(model, np.zeros((1, 64, 32), np.float32), 9, 2, np.array([3, 1]))[0]).tolist() == [[END]] * 2
     )
+    assert FreeRunner(model, 2).greedy(np.zeros((1, 64, 32), np.float32)).tolist() == [[END, PAD, PAD]]
 
 
 def test_dropout_while_sampling_is_that_of_photos_and_of_words() -> None:
