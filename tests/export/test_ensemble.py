@@ -19,7 +19,15 @@ from caplet_export.config import Config, ModelConfig, TextConfig
 from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import build_model
-from caplet_export.stages import Stage, encoder_weights, join_stages, read_stages, write_stages
+from caplet_export.stages import (
+    ALL,
+    Stage,
+    encoder_weights,
+    join_stages,
+    read_stages,
+    require_encoder_weights,
+    write_stages,
+)
 from caplet_export.text import SPECIALS, Vocabulary
 from tiny_encoder import CONFIG, build_tiny_model
 
@@ -139,7 +147,8 @@ def test_averaged_weights_are_the_mean(runs: list[Path], tmp_path: Path) -> None
     assert main(["join", "--average", *map(str, runs), "-o", str(tmp_path / "mean")]) == 0
     mean = load_checkpoint(tmp_path / "mean")
     assert mean.config == load_checkpoint(runs[-1]).config
-    assert [stage.run for stage in read_stages(tmp_path / "mean")] == ["mean of the weights of 1, 2, 3"]
+    [told] = read_stages(tmp_path / "mean")
+    assert (told.run, told.member) == ("mean of the weights of 1, 2, 3", 1)
     models = [load_checkpoint(run).model for run in runs]
     for averaged, *values in zip(mean.model.trainable_variables, *(m.trainable_variables for m in models), strict=True):
         np.testing.assert_allclose(averaged, np.mean([np.asarray(value) for value in values], axis=0), rtol=1e-5)
@@ -223,14 +232,18 @@ def test_one_run_is_not_joined(runs: list[Path]) -> None:
 
 def test_a_mean_tells_every_branch_once(runs: list[Path], tmp_path: Path) -> None:
     """Two epochs of one run, and one of another that began alike."""
-    first = Stage("xe", 1, 3, 2, 50.0, 60.0, {})
+    first = Stage("xe", 1, 3, 2, 50.0, 60.0, {"train.seed": 2, "train.epochs": 3})
+    again = dataclasses.replace(first, switches={"train.epochs": 3, "train.seed": 2})
     write_stages(runs[0], [first, dataclasses.replace(first, run="left", epochs=2)])
-    write_stages(runs[1], [first, dataclasses.replace(first, run="left", epochs=4)])
-    write_stages(runs[2], [first, dataclasses.replace(first, run="right")])
+    write_stages(runs[1], [again, dataclasses.replace(first, run="left", epochs=4)])
+    write_stages(
+        runs[2], [first, dataclasses.replace(first, member=2), dataclasses.replace(first, run="as one", member=ALL)]
+    )
     (tmp_path / "mean").mkdir()
     average_runs(runs, tmp_path / "mean")
-    stages = [(stage.run, stage.epochs) for stage in read_stages(tmp_path / "mean")]
-    assert stages == [("xe", 3), ("left", 4), ("right", 3), ("mean of the weights of 1, 2, 3", 0)]
+    stages = [(stage.run, stage.member, stage.epochs) for stage in read_stages(tmp_path / "mean")]
+    mean = ("mean of the weights of 1, 2, 3", ALL, 0)
+    assert stages == [("xe", 1, 3), ("left", 1, 4), ("xe", 2, 3), ("as one", ALL, 3), mean]
 
 
 def test_two_runs_of_one_name_are_two(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,9 +251,10 @@ def test_two_runs_of_one_name_are_two(runs: list[Path], tmp_path: Path, monkeypa
         write_stages(run, [Stage("tuned", 1, 3 * seed, 2, 50.0, 60.0, {"train.seed": seed})])
     (tmp_path / "mean").mkdir()
     monkeypatch.chdir(runs[0])  # which has a name, too
-    average_runs([Path(), *runs[1:]], tmp_path / "mean")
+    (tmp_path / "link").symlink_to(runs[1])
+    average_runs([Path(), tmp_path / "link", runs[2]], tmp_path / "mean")
     stages = [(stage.run, stage.epochs) for stage in read_stages(tmp_path / "mean")]
-    assert stages == [("tuned", 3), ("tuned", 6), ("mean of the weights of 1, 2, 3", 0)]
+    assert stages == [("tuned", 3), ("tuned", 6), ("mean of the weights of 1, link, 3", 0)]
 
 
 def test_weights_of_which_a_byte_is_damaged_are_said_in_a_line(runs: list[Path]) -> None:
@@ -275,9 +289,11 @@ def test_runs_on_other_inception_weights_are_not_put_together(
     command = ["join", *average, *map(str, runs), "-o", str(tmp_path / "together")]
     said_by_two = Stage("x", 1, 1, 1, 50.0, 1.0, {}, encoder_weights="ours")
     for run in runs[1:]:
-        write_stages(run, [said_by_two, Stage("y", 1, 1, 1, 50.0, 1.0, {})])
+        older = dataclasses.replace(said_by_two, encoder_weights="older")
+        write_stages(run, [older, said_by_two, Stage("y", 1, 1, 1, 50.0, 1.0, {})])
     assert main(command) == 0
     assert encoder_weights(tmp_path / "together") == "ours"
+    require_encoder_weights(runs[1], None, "features of weights that nobody noted")
     write_stages(runs[2], [dataclasses.replace(said_by_two, encoder_weights="others")])
     assert main(command) == 1
     expected = f"caplet-export join: {runs[2]}: trained on other Inception weights than those of {runs[1]}\n"
@@ -302,6 +318,7 @@ def test_a_full_disk_is_said(
         {"seconds": "4"},
         {"dev_cider": "50"},
         {"member": "x-y"},
+        {"member": "1-2, 3"},
         {"member": None},
         {"switches": []},
         {"device": 3},
@@ -314,5 +331,15 @@ def test_damaged_stages_are_said_in_a_line(tmp_path: Path, edit: dict[str, objec
     assert read_stages(tmp_path)[0].member == "1-2"
     (stage,) = json.loads((tmp_path / "stages.json").read_text())
     (tmp_path / "stages.json").write_text(json.dumps([{**stage, **edit}]))
+    with pytest.raises(ConfigurationError, match=r"stages\.json: damaged: .*"):
+        read_stages(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 99_999, "7", None], ids=["nested", "number", "folder"])
+def test_what_holds_no_stages_is_said_in_a_line(tmp_path: Path, content: str | None) -> None:
+    if content is None:
+        (tmp_path / "stages.json").mkdir()
+    else:
+        (tmp_path / "stages.json").write_text(content)
     with pytest.raises(ConfigurationError, match=r"stages\.json: damaged: .*"):
         read_stages(tmp_path)

@@ -15,7 +15,7 @@ from caplet_export.ensemble import join_runs
 from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner
-from caplet_export.stages import Stage, read_stages, write_stages
+from caplet_export.stages import ALL, Stage, read_stages, write_stages
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN
 from caplet_export.trim import proposed_words, trim_run
 from test_ensemble import write_run
@@ -41,13 +41,13 @@ def first_step(folder: Path, photos: np.ndarray, token: int) -> np.ndarray:
 def test_what_is_left_has_the_logits_it_had(tmp_path: Path, model: ModelConfig) -> None:
     run, trimmed = write_run(tmp_path / "run", 1, model), tmp_path / "trimmed"
     trimmed.mkdir()
-    vocabulary = trim_run(load_checkpoint(run), KEPT, "tried out", trimmed)
+    vocabulary = trim_run(load_checkpoint(run), [*reversed(KEPT), *KEPT], "tried out", trimmed)
     words = load_checkpoint(run).vocabulary.words
     assert vocabulary.words == [*SPECIALS, *(words[number] for number in KEPT)]
     photos = np.random.default_rng(0).normal(size=(2, CONFIG.locations, CONFIG.channels)).astype(np.float32)
     after = first_step(trimmed, photos, vocabulary.encode([words[15]])[0])
     np.testing.assert_allclose(after, first_step(run, photos, 15)[:, [*range(len(SPECIALS)), *KEPT]], atol=1e-4)
-    assert "9 words, tried out" in read_stages(trimmed)[-1].run
+    assert "9 words, tried out" in read_stages(trimmed)[-1].run and read_stages(trimmed)[-1].member == ALL
 
 
 def test_captioners_that_speak_as_one_are_trimmed_as_one(tmp_path: Path) -> None:
