@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from caplet_export.config import load_config
 from caplet_export.errors import DataError
 from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset, read_dataset
+from caplet_export.metrics import Interval
 from test_train import CONFIG, Trainer, tiny_stores
 from tiny_flickr8k import write_tiny_flickr8k
 
@@ -61,6 +63,29 @@ def test_a_row_a_run_with_the_dev_score_of_its_training(runs: Runs) -> None:
         assert float(rows[name]["CIDEr-D"].split()[0]) == pytest.approx(kept, abs=0.06)
     assert rows["slow"]["difference"] == ""
     assert rows["fast"]["switches changed"] == "learning_rate 0.03"
+
+
+def test_figures_stand_in_their_columns(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = shutil.copytree(runs.folder / "slow", tmp_path / "again")
+    config = load_config(again / "config.json")
+    changed = {"seed": 9, "precision": "bfloat16", "learning_rate": 0.02}
+    dataclasses.replace(config, train=dataclasses.replace(config.train, **changed)).save(again / "config.json")
+    known = {"cider_d": 55.5, "bleu_4": 20.0, "rouge_l": 46.0, "mean_length": 7.0, "repeated_trigram_share": 3.0}
+    odd = {"dev": iter([None, 5.5])}
+    monkeypatch.setattr(ablation, "bigrams_of", lambda dataset, apart_from: odd[apart_from])
+    monkeypatch.setattr(
+        ablation,
+        "corpus_scores",
+        lambda captions, references, bigrams, _: SimpleNamespace(**known, implausible_bigram_share=next(bigrams)),
+    )
+    monkeypatch.setattr(ablation, "bootstrap_interval", lambda _: {"cider_d": Interval(55.5, 52.1, 58.9)})
+    monkeypatch.setattr(ablation, "paired_bootstrap", lambda *_: {"cider_d": Interval(1.0, -2.0, 3.0)})
+    rows = compare_runs([runs.folder / "slow", again], runs.dataset, runs.folder / "features")["rows"]
+    figures = ["20.0", "46.0", "7.0", "3.0"]
+    assert rows == [
+        ["slow", "55.5 (52.1 to 58.9)", "", *figures, "", "(the baseline)"],
+        ["again", "55.5 (52.1 to 58.9)", "+1.0 (-2.0 to +3.0)", *figures, "5.5", "learning_rate 0.02"],
+    ]
 
 
 @pytest.mark.parametrize(("against", "other"), [("before", "middling"), ("first", "slow")])
@@ -108,12 +133,13 @@ def test_a_run_with_an_extractor_of_its_own_looks_at_the_photos(
     names = list(runs.dataset.split("dev"))
     store = open_store(runs.folder / "features", ["mixed10"], "plain")
     # An extractor that knows each photo by its mean colour, and has the stored features for it.
-    colours = np.stack([load_pixels(runs.dataset.path(name), size=(8, 8)).mean((0, 1)) / 127.5 - 1 for name in names])
+    colours = np.stack([load_pixels(runs.dataset.path(name), size=(6, 8)).mean((0, 1)) / 127.5 - 1 for name in names])
 
     class Extractor:
-        input_shape = (None, 8, 8, 3)
+        input_shape = (None, 8, 6, 3)
 
         def __call__(self, photos: np.ndarray, training: bool) -> np.ndarray:
+            assert photos.shape[1:] == self.input_shape[1:]
             means = np.asarray(photos).mean((1, 2))
             nearest = ((means[:, None] - colours) ** 2).sum(-1).argmin(1)
             return store.gather([names[index] for index in nearest]).astype(np.float32)[:, :, None]

@@ -17,7 +17,7 @@ from caplet import Captioner
 from caplet.bundle import load_bundle
 from caplet.image import load_pixels
 from caplet_export.bundle import Licences, write_bundle
-from caplet_export.card import markdown_table, render_scores
+from caplet_export.card import markdown_table, render_scores, render_summary
 from caplet_export.checkpoint import run_digest
 from caplet_export.cli import main
 from caplet_export.config import Config
@@ -166,13 +166,15 @@ def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Pat
     stages = [
         Stage("xe", 1, 3, 2, 50.04, 90.0, {"train.seed": 2}),
         Stage("scst", 2, 4, 4, 55.55, None, {}),
-        Stage("both", ALL, 5, 5, 57.0, 60.0, {}),
+        Stage("both", ALL, 5, 5, 57.0, 60.0, {}, device="one GPU"),
+        Stage("halves", "1-2", 0, 0, None, 0.0, {}),
     ]
     write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, stages=stages)
     card = (tmp_path / "bundle/README.md").read_text()
     assert "| xe | 1 | 3 | 2 | 50.0 | train.seed 2 |" in card
     assert "| scst | 2 | 4 | not recorded | 55.5 |  |" in card
-    assert "| both | all, as one | 5 | 1 | 57.0 |  |" in card
+    assert "| both | all, as one | 5 | 1 (one GPU) | 57.0 |  |" in card
+    assert "| halves | 1-2, as one | 0 | 0 |  |  |" in card
 
 
 def test_card_says_what_may_be_repeated() -> None:
@@ -181,6 +183,20 @@ def test_card_says_what_may_be_repeated() -> None:
     assert "said once but for 2 and 1 that people repeat." in render_scores(metrics, decoding)
     assert "said once but for 0 and 0 that people repeat." in render_scores(metrics, {**decoding, "repeatable": ()})
     assert render_scores({**metrics, "results": {}}, decoding) == "Not measured yet."
+
+
+def test_what_is_not_known_of_scores_is_left_out() -> None:
+    result = EVALUATION["results"]["3"]
+    metrics = {**EVALUATION["data"], "limit": None, "scorer": "s", "results": {"1": GREEDY, "3": result}}
+    decoding = {**vars(DEFAULT_DECODING), "beam_size": 3}
+    assert "Beside people" in render_scores(metrics, decoding)
+    alone = {"3": {**result, "leave_one_out": None}}
+    for changes in ({"human": None}, {"results": alone}):
+        assert "Beside people" not in render_scores({**metrics, **changes}, decoding)
+    assert "greedy" in render_summary(metrics, decoding)
+    assert "greedy" not in render_summary({**metrics, "results": alone}, decoding)
+    untimed = {"1": GREEDY, "3": {**result, "milliseconds": None}}
+    assert "| 55.5 (52.1-58.9) |  |" in render_scores({**metrics, "results": untimed}, decoding)
 
 
 def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
@@ -200,7 +216,8 @@ def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path
         "repeated trigrams blocked.",
         "| CIDEr-D | 31.0 | 42.0 | 53.0 | 64.0 | 75.0 |",
         "9 of 9 greedy captions",
-        "ranges by mse on 8 training photos",
+        f"sha256 of the weights it started from `{'5' * 64}`",
+        "ranges by mse on 8 training photos (seed 1), weights rounded by nearest, biases corrected by means\n",
         "dev split",
     ):
         assert phrase in card, phrase
@@ -234,6 +251,8 @@ def test_links_of_the_card_stay_inside_the_bundle(graphs: Path, golden: list[Pat
     links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "bundle/README.md").read_text())
     assert links == ["attention.jpg"]
     assert (tmp_path / "bundle/attention.jpg").exists()
+    write_bundle(tmp_path / "bare", graphs, name="mine", golden=[])
+    assert "](" not in (tmp_path / "bare/README.md").read_text()
 
 
 def test_an_old_bundle_is_replaced_whole_and_kept_on_failure(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
