@@ -25,9 +25,10 @@ def test_interpolation_is_that_of_a_bilinear_resize() -> None:
     row = np.random.default_rng(1).normal(size=SIZE).astype(np.float32)
     whole = _interpolation(jnp.array([0.0]), jnp.array([float(SIZE)]), SIZE)[0]
     np.testing.assert_allclose(whole, np.eye(SIZE), atol=1e-6)
-    half = _interpolation(jnp.array([6.0]), jnp.array([12.0]), SIZE)[0] @ row
-    centres = 6 + (np.arange(SIZE) + 0.5) / 2 - 0.5
-    np.testing.assert_allclose(half, np.interp(centres, np.arange(SIZE), row), atol=1e-5)
+    starts = np.array([0.0, 6.0, 12.0], np.float32)  # at both ends the outer pixels go on
+    halves = _interpolation(jnp.asarray(starts), jnp.full(3, 12.0), SIZE) @ row
+    centres = starts[:, None] + (np.arange(SIZE) + 0.5) / 2 - 0.5
+    np.testing.assert_allclose(halves, np.interp(centres, np.arange(SIZE), row), atol=1e-5)
 
 
 def test_the_largest_crop_without_tint_is_the_photo_or_its_mirror_image() -> None:
@@ -90,13 +91,16 @@ def test_a_share_of_views_has_a_grey_rectangle(share: float) -> None:
     grey = (seen == 0).all(-1)
     sizes = grey.sum((1, 2)) / SIZE**2
     assert abs((sizes > 0).mean() - share) < 0.08
-    starts = []
+    places = []
     for mask, size in zip(grey, sizes, strict=True):
         if size:
             rows, columns = mask.any(1), mask.any(0)
             assert (mask == np.outer(rows, columns)).all() and 0.15**2 * 0.7 < size < 0.5**2 * 1.2
-            starts.append((rows.argmax(), columns.argmax()))
-    assert not starts or abs(np.corrcoef(np.transpose(starts))[0, 1]) < 0.2
+            places.append((rows.argmax(), columns.argmax(), rows.sum(), columns.sum()))
+    if places:
+        down, across, height, width = np.transpose(places)
+        assert abs(np.corrcoef(down, across)[0, 1]) < 0.2 and abs(np.corrcoef(height, width)[0, 1]) < 0.2
+        assert (down + height).max() == (across + width).max() == SIZE  # also at the far ends
     np.testing.assert_allclose(seen[~grey], 1.0, atol=0.01)
 
 

@@ -23,14 +23,18 @@ def test_a_crop_keeps_size_and_type_and_can_be_made_again() -> None:
     first = apply_view("crop1", "a.jpg", RAMP)
     assert (first.shape, first.dtype) == (RAMP.shape, np.uint8)
     assert np.array_equal(first, apply_view("crop1", "a.jpg", RAMP))
+    stripes = np.full_like(RAMP, 50)
+    stripes[:, ::2] = 200
+    assert len(np.unique(apply_view("crop1", "a.jpg", stripes))) > 9  # between pixels there is something between them
 
 
 def test_the_nth_crop_of_a_name_is_what_it_always_was() -> None:
-    """Stores that an earlier release began go on: one mirrored, one not, and a name that is no UTF-8; four corners."""
+    """Stores that an earlier release began go on: mirrored or not, stretched, and a name that is no UTF-8; corners."""
     across, down = np.meshgrid(np.linspace(60, 180, 60), np.linspace(80, 160, 40))
     photo = np.stack([across, down, np.full_like(across, 100)], axis=2).astype(np.uint8)
     corners = {
         ("crop1", "a.jpg"): [[[86, 105, 121], [211, 108, 124]], [[90, 202, 125], [215, 205, 129]]],
+        ("crop3", "a.jpg"): [[[49, 94, 94], [181, 99, 99]], [[54, 168, 99], [186, 173, 104]]],
         ("crop12", "\udcff.jpg"): [[[178, 92, 108], [61, 77, 93]], [[198, 180, 128], [81, 164, 113]]],
     }
     for (view, name), expected in corners.items():
@@ -57,3 +61,5 @@ def test_a_crop_shows_a_part_and_half_of_them_mirrored() -> None:
 def test_what_is_no_view_is_said(view: str) -> None:
     with pytest.raises(ConfigurationError, match="no view of a photo"):
         check_view(view)
+    with pytest.raises(ConfigurationError, match="no view of a photo"):
+        apply_view(view, "a.jpg", RAMP)
