@@ -6,13 +6,14 @@ import errno
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from skimage import color as skimage_color
 
 from caplet.errors import ArgumentError, ImageNotFoundError
@@ -113,6 +114,7 @@ def test_heat_is_where_the_attention_is(place: tuple[int, int]) -> None:
     panel = np.asarray(drawing, np.float64)[top : top + 120, left : left + 160]
     brightness = panel.sum(axis=2)
     assert lit(0).sum() - 3 <= brightness.min() and brightness.max() <= lit(1).sum() + 3
+    assert len(np.unique(brightness)) > 50  # it fades away: there are no blocks to be seen
     rows, columns = np.nonzero(panel[..., 0] - panel[..., 2] > 60)
     assert abs(rows.mean() / 120 - (place[0] + 0.5) / 8) < 0.05
     assert abs(columns.mean() / 160 - (place[1] + 0.5) / 8) < 0.05
@@ -148,6 +150,9 @@ def test_every_word_its_probability_and_the_caption_are_written(texts: list[Any]
     assert written.count("100 %") == 2
     lines = written[: written.index("0 %")]
     assert " ".join(lines) == " ".join(words) and len(lines) > 2
+    font = ImageFont.load_default(size=28)
+    for line, following in pairwise(lines):
+        assert font.getlength(f"{line} {following.split()[0]}") > 280  # no word more has room in a line
 
 
 def test_the_caption_may_differ_from_the_words(texts: list[Any]) -> None:
@@ -182,6 +187,15 @@ def test_any_number_of_words_and_any_shape_is_drawn(count: int, photo: tuple[int
     assert drawing.width * drawing.height < 60 * (count + 4) * 96 * 96 / 16
 
 
+def test_up_to_three_words_are_side_by_side() -> None:
+    photo = np.zeros((60, 90, 3), np.uint8)
+    widths = [
+        plot_attention(photo, ["word"] * count, looking_at(*[(4, 4)] * count), [0.5] * count, panel=96).width
+        for count in (1, 2, 3, 4)
+    ]
+    assert widths[0] < widths[1] < widths[2] == widths[3]
+
+
 def test_a_caption_without_words_is_just_the_photo() -> None:
     drawing = plot_attention(PHOTOS / "cat.jpg", [], np.zeros((0, 8, 8)), [])
     assert drawing.width < 600
@@ -210,6 +224,7 @@ def test_colours_get_lighter_in_even_steps() -> None:
     violet, red, yellow = table[[32, 128, 255]].astype(int)
     assert violet[2] > violet[0] > violet[1] and red[0] > 2 * red[1:].max() and yellow[1] > yellow[2] + 50
     steps = np.diff(lightness[::16])
+    assert abs(np.diff(table.astype(int), axis=0)).max() <= 3  # nor is there an edge in a single channel
     assert steps.min() > 0.6 * steps.mean() and steps.max() < 1.5 * steps.mean()
 
 
@@ -230,6 +245,7 @@ def test_colours_get_lighter_in_even_steps() -> None:
         (["a"], np.ones((1, 8, 8)), 1, "probabilities"),
         (["a"], [[[1], [1, 2]]], [1], "attention"),
         (["a"], None, [1], "attention"),
+        (["a"], {}, [1], "attention"),
     ],
 )
 def test_parts_that_do_not_fit_are_argument_errors(
