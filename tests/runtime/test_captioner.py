@@ -607,9 +607,10 @@ def test_closing_waits_for_no_work_and_begins_none() -> None:
         if item > 0:
             closed.wait(10)
 
-    others = photo_threads()
-    results = in_order(itertools.count(), work, workers=2, ahead=6)
+    others, items = photo_threads(), itertools.count()
+    results = in_order(items, work, workers=2, ahead=6)
     next(results)
+    assert next(items) == 6  # so many were drawn
     assert {begun.get() for _ in range(3)} == {0, 1, 2}
     threads = photo_threads() - others
     assert len(threads) == 2
