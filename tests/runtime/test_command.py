@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -18,14 +19,16 @@ from typing import Any, BinaryIO
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import caplet.caption_command
 import caplet.explain
 import caplet.output
 from caplet import ArgumentError, Caption, Captioner, ImageNotFoundError, InferenceError
 from caplet.cli import main
-from caplet.inputs import find_inputs
+from caplet.inputs import find_inputs, is_descriptor
 from caplet.progress import Progress
+from caplet.targets import objection
 
 NAMES = ("astronaut", "cameraman", "cat", "coffee", "rocket")
 needs_bytes_in_names = pytest.mark.skipif(sys.platform != "linux", reason="file names are text on this system")
@@ -153,10 +156,10 @@ def test_a_name_with_a_line_break_stays_one_record(
 
 
 def test_a_name_does_not_steer_the_terminal(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\x07\x9bé.jpg")
+    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\x07\x7f\x9bé.jpg")
     status, out, err = run(tmp_path, capfd=capfd)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{tmp_path}/\\x1b[2J\\x07\\x9bé.jpg\t")
+    assert out.startswith(f"{tmp_path}/\\x1b[2J\\x07\\x7f\\x9bé.jpg\t")
 
 
 def test_a_backslash_in_a_name_is_no_escape_of_a_table(
@@ -369,7 +372,7 @@ def test_a_line_is_written_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
         def write(self, content: Any) -> int:
             return super().write(content[:5])
 
-    monkeypatch.setattr("caplet.output.io.FileIO", Narrow)
+    monkeypatch.setattr("caplet.output.open", lambda path, *_, **__: Narrow(path, "ab"), raising=False)
     with caplet.output.Output(str(tmp_path / "out")) as output:
         output.write("a dog runs over é\n")
     assert (tmp_path / "out").read_text(encoding="utf-8") == "a dog runs over é\n"
@@ -525,13 +528,19 @@ def test_what_stands_before_a_list_that_cannot_be_read_on_is_told(
 
 @pytest.mark.parametrize("end", [b"\n", b"\0"])
 def test_a_name_in_a_list_is_all_that_stands_there(end: bytes, tmp_path: Path) -> None:
-    names = [b" a ", b"-", b"caf\xe9.jpg", b"b\r\0c" if end == b"\n" else b"b\nc\r", b"\xef\xbb\xbfd"]
+    names = [b" a ", b"-", b"caf\xe9.jpg", b"b\r\0c" if end == b"\n" else b"b\nc\r", b"\xef\xbb\xbfd", b"/dev/fd/99999"]
     names += [b"%d" % number for number in range(15_000)]  # more than is read at once
     names.append(b"x" * 4000 + b" ")
     (tmp_path / "list").write_bytes(end.join(names))
     found = list(find_inputs([], str(tmp_path / "list"), null=end == b"\0", recursive=False))
     assert [photo.name.encode("utf-8", "surrogateescape") for photo in found] == names
     assert not any(photo.piped for photo in found)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev//fd/63", "/dev/shm/../fd/0", "/proc/self/fd/3", "/proc/12/fd/3"])
+def test_an_open_file_is_known_by_its_name(name: str) -> None:
+    assert is_descriptor(name)
+    assert not is_descriptor(f"{name}.jpg") and not is_descriptor(f"photos{name}")
 
 
 def test_a_list_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -775,6 +784,47 @@ def test_a_photo_is_never_overwritten(photos: Path, tmp_path: Path, capfd: pytes
     assert photo.read_bytes() == (photos / "cat.jpg").read_bytes()
 
 
+NOTHING = {"output": None, "attention": None, "photos": [], "files_from": None, "resume": False, "recursive": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"output": "link", "files_from": "list"}, "-o would overwrite the list of files"),
+        ({"output": "/dev/stdin", "files_from": "-"}, "-o would overwrite the list of files"),
+        ({"output": "list", "attention": "link"}, "-o and --attention are the same file"),
+        ({"photos": ["folder"], "attention": "folder"}, "--attention would put drawings among the photos"),
+        (
+            {"photos": ["folder"], "attention": "folder/new", "recursive": True},
+            "--attention would put drawings among the photos",
+        ),
+        ({"photos": ["folder"], "attention": "folder/new"}, None),
+        ({"photos": ["a name with\0"], "output": "list"}, None),
+        ({"attention": "/dev/null"}, None),
+    ],
+    ids=str,
+)
+def test_one_file_is_not_taken_for_two(
+    changes: dict[str, Any], expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "list").write_text("cat.jpg\n")
+    (tmp_path / "link").hardlink_to("list")
+    monkeypatch.setattr("caplet.targets._STDOUT", os.devnull)
+    assert objection(argparse.Namespace(**{**NOTHING, **changes})) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_nothing_is_taken_out_of_a_pipe_for_the_results(photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
+    os.write(pipe, picture := (photos / "cat.jpg").read_bytes()[:4096])
+    assert objection(argparse.Namespace(**{**NOTHING, "output": str(tmp_path / "pipe")})) is None
+    assert os.read(pipe, 9999) == picture
+    os.close(pipe)
+
+
 def test_a_photo_that_is_no_picture_is_not_overwritten_either(tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "scan").write_bytes(b"what is left of a picture")
     status, _, err = run(tmp_path / "scan", "-o", tmp_path / "scan", capfd=capfd)
@@ -804,7 +854,9 @@ def test_a_picture_is_known_by_its_name(content: bytes, photos: Path, tmp_path: 
     assert run(photos / "cat.jpg", "-o", tmp_path / "new.jpg", capfd=capfd)[0] == 0  # there is none to lose
 
 
-@pytest.mark.parametrize("picture", [b"P3\n1 1\n255\n9 9 9\n", b"P5 2 1 255\n\1\2", b"BM\x46\0\0\0\0\0\0\0"])
+@pytest.mark.parametrize(
+    "picture", [b"P3\n1 1\n255\n9 9 9\n", b"P2 # by hand\n1 1 9 9", b"P5 2 1 255\n\1\2", b"BM\x46\0\0\0\0\0\0\0"]
+)
 def test_a_picture_that_starts_like_a_caption_is_one(picture: bytes, photos: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "out").write_bytes(picture)
     assert run(photos / "cat.jpg", "-o", tmp_path / "out", capfd=capfd)[0] == 2
@@ -980,8 +1032,10 @@ def test_attention_of_several_photos_is_a_folder(photos: Path, tmp_path: Path, f
 
 
 def test_a_drawing_overwrites_drawings_and_nothing_else(photos: Path, tmp_path: Path, capfd: Any) -> None:
+    others = PngInfo()
+    others.add_text("Software", "another")
     for name in ("cat.png", "b.png"):
-        Image.open(photos / "rocket.jpg").save(tmp_path / name)
+        Image.open(photos / "rocket.jpg").save(tmp_path / name, pnginfo=others)
     (tmp_path / "cat-2.png").write_text("notes")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     inputs = [photos / "cat.jpg", tmp_path / "b.png"]
