@@ -69,7 +69,7 @@ SOURCE_BREAKS: dict[str, tuple[ModuleType, str, str, Callable[[Path], None]]] = 
     ),
     "EXIF skipped": (
         caplet.image,
-        "        return int(image.getexif().get(0x0112, 1))\n",
+        "        return int(image.getexif().get(_ORIENTATION, 1))\n",
         "        return 1\n",
         lambda _: formats.test_jpeg_orientation_agrees_with_pillow(6, (120, 80)),
     ),
