@@ -41,7 +41,12 @@ def test_it_ends_at_the_block_asked_for_and_goes_on_from_there() -> None:
     np.testing.assert_allclose(np.asarray(alone), features, atol=1e-4)
 
 
-def test_blocks_that_are_not_there_or_have_nothing_above() -> None:
+def test_blocks_that_are_not_there_or_have_nothing_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = block = keras.Input((4, 4, 3))
+    for number in range(11):
+        block = keras.layers.Activation("relu", name=f"mixed{number}")(block)
+    small = keras.Model(pixels, block)
+    monkeypatch.setattr(keras.applications, "InceptionV3", lambda **_: small)
     with pytest.raises(ConfigurationError, match="no block 'mixed11'"):
         build_extractor(None, blocks=["mixed11"])
     with pytest.raises(ConfigurationError, match="mixed9: is not below every block that is read"):
