@@ -29,6 +29,7 @@ from caplet.image_file import (
     HEAD,
     IN_PYTHON,
     LONGEST_EXIF,
+    MAY_BE_TRUNCATED,
     Box,
     check_size,
     decode_file,
@@ -312,11 +313,11 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
     format that can be used truncated goes that way: Pillow's own leniency is a switch of the process. Not so the
     variants that caplet reads from no file.
     """
-    formats = _JPEG + _MAY_BE_TRUNCATED if allow_truncated else _JPEG
+    by_file = image.format in _JPEG or (allow_truncated and image.format in MAY_BE_TRUNCATED)
     with _decoding:
         if (
-            isinstance(image, ImageFile.ImageFile)
-            and image.format in formats
+            by_file
+            and isinstance(image, ImageFile.ImageFile)
             and decoder_of(image) not in IN_PYTHON
             and _is_as_opened(image)
         ):
@@ -329,7 +330,6 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
 
 
 _JPEG = ("JPEG", "MPO")
-_MAY_BE_TRUNCATED = ("PNG", "GIF", "BMP", "PPM", "TIFF")
 
 
 def _is_as_opened(image: ImageFile.ImageFile) -> bool:

@@ -8,28 +8,33 @@ import importlib
 import io
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from caplet.errors import NO_MEMORY, CapletError, ImageError
-from caplet.image_header import gif_canvas, jpeg_2000_canvas, webp_canvas
+from caplet.image_header import Readable, gif_canvas, jpeg_2000_canvas, webp_canvas
 
 
 class _Format(NamedTuple):
-    """A file format and the Pillow class that reads it.
+    """A file format, and the Pillow plugin that reads it.
 
-    Classes are named here, and imported when the first such file comes, instead of asking `Image.open`: that tries
-    plugins in turn, and checks sizes against a process-wide limit with a process-wide warning.
+    Plugins are named here, and imported when the first such file comes, instead of asking `Image.open`: that tries
+    them in turn, and checks sizes against a process-wide limit with a process-wide warning.
     """
 
     name: str
-    plugin: str
-    image_class: str
-    sequential: bool
+    """As Pillow calls it, but for WebP and JPEG 2000."""
+    stem: str
+    """Of the plugin's name, `<stem>ImagePlugin`, and of its class, `<stem>ImageFile`."""
+    sequential: bool = False
     """Rows are decoded one after the other, so that those before the point where a file breaks off are good."""
+    canvas: Callable[[Readable], tuple[int, int]] | None = None
+    """Reads from the header the width and height that no opened image tells in time: Pillow allocates the canvas of a
+    GIF or WebP as soon as it opens one, and of the two sizes that a JPEG 2000 may state, it looks at the one that
+    nothing is decoded by."""
 
 
 # What cameras, phones, scanners, browsers and image libraries write as a picture, each with a signature of its own and
@@ -40,15 +45,15 @@ class _Format(NamedTuple):
 # (no signature, or a weak one: noise passes for them); QOI, XBM, XPM, MSP, IM, PCX, SGI, SUN (extinct or exotic,
 # several of them decoded a byte at a time in Python). A PIL image of any of these is welcome: the caller has opened it.
 # So is one of the variants in `IN_PYTHON`, which Pillow decodes in Python too.
-_JPEG = _Format("JPEG", "JpegImagePlugin", "JpegImageFile", True)  # also MPO: its first picture is a plain JPEG
-_PNG = _Format("PNG", "PngImagePlugin", "PngImageFile", True)  # also APNG: its default picture
-_GIF = _Format("GIF", "GifImagePlugin", "GifImageFile", True)
-_BMP = _Format("BMP", "BmpImagePlugin", "BmpImageFile", True)
-_PPM = _Format("PPM", "PpmImagePlugin", "PpmImageFile", True)  # PBM, PGM, PPM, PNM, PFM
-_TIFF = _Format("TIFF", "TiffImagePlugin", "TiffImageFile", True)
-_WEBP = _Format("WebP", "WebPImagePlugin", "WebPImageFile", False)
-_AVIF = _Format("AVIF", "AvifImagePlugin", "AvifImageFile", False)
-_JPEG_2000 = _Format("JPEG 2000", "Jpeg2KImagePlugin", "Jpeg2KImageFile", False)
+_JPEG = _Format("JPEG", "Jpeg", sequential=True)  # also MPO: its first picture is a plain JPEG
+_PNG = _Format("PNG", "Png", sequential=True)  # also APNG: its default picture
+_GIF = _Format("GIF", "Gif", sequential=True, canvas=gif_canvas)
+_BMP = _Format("BMP", "Bmp", sequential=True)
+_PPM = _Format("PPM", "Ppm", sequential=True)  # PBM, PGM, PPM, PNM, PFM
+_TIFF = _Format("TIFF", "Tiff", sequential=True)
+_WEBP = _Format("WebP", "WebP", canvas=webp_canvas)
+_AVIF = _Format("AVIF", "Avif")
+_JPEG_2000 = _Format("JPEG 2000", "Jpeg2K", canvas=jpeg_2000_canvas)
 
 _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
     ((b"\xff\xd8\xff",), _JPEG),
@@ -59,6 +64,9 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
     ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), _JPEG_2000),
     (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"F", b"f")), _PPM),
 )
+
+MAY_BE_TRUNCATED = frozenset(file_format.name for _, file_format in _SIGNATURES if file_format.sequential)
+"""Names, also Pillow's, of the formats of which a part can be used."""
 
 IN_PYTHON = {
     "bmp_rle": ("run-length encoded BMP", "PNG"),
@@ -79,7 +87,7 @@ def _import_all() -> None:
     A child forked while another thread imports something would wait for that thread, which it does not have, for ever.
     """
     formats = (*(file_format for _, file_format in _SIGNATURES), _WEBP, _AVIF)
-    for name in (*(file_format.plugin for file_format in formats), "ImageCms"):
+    for name in (*(f"{file_format.stem}ImagePlugin" for file_format in formats), "ImageCms"):
         with contextlib.suppress(ImportError):  # not all are in every Pillow
             importlib.import_module(f"PIL.{name}")
 
@@ -167,21 +175,6 @@ def longest_file(max_pixels: int) -> int:
 def too_long(subject: str, most: int) -> ImageError:
     """The ImageError for a file of which more than `most` bytes would have to be read."""
     return ImageError(subject, f"longer than {most:,} bytes", "raise max_pixels if you trust it")
-
-
-def _canvas_size(file: _Reader, file_format: _Format) -> tuple[int, int]:
-    """Width and height in the header of a GIF, WebP or JPEG 2000; (1, 1) where none is to be had, and for all others.
-
-    The first two allocate their canvas as soon as Pillow opens them, so the limit has to be looked up before. A JPEG
-    2000 may state two sizes, and Pillow looks at the one that nothing is decoded by.
-    """
-    if file_format is _WEBP:
-        return webp_canvas(file.read(30))
-    if file_format is _GIF:
-        return gif_canvas(file)
-    if file_format is _JPEG_2000:
-        return jpeg_2000_canvas(file)
-    return 1, 1
 
 
 _TILE_ALLOWED = 2**20
@@ -302,8 +295,9 @@ def decode_file(
     file.seek(0)
     reader = _Reader(file, subject, longest_file(max_pixels))
     try:
-        check_size(_canvas_size(reader, file_format), max_pixels, subject)
-        reader.seek(0)
+        if file_format.canvas is not None:
+            check_size(file_format.canvas(reader), max_pixels, subject)
+            reader.seek(0)
         image = _open(reader, file_format, subject)
         check_size(image.size, max_pixels, subject)
         if file_format is _TIFF:
@@ -332,10 +326,10 @@ def decode_file(
 
 def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.ImageFile:
     try:
-        plugin = importlib.import_module(f"PIL.{file_format.plugin}")
+        plugin = importlib.import_module(f"PIL.{file_format.stem}ImagePlugin")
     except ModuleNotFoundError as error:
         raise ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow") from error
-    image = cast("ImageFile.ImageFile", getattr(plugin, file_format.image_class)(reader))
+    image = cast("ImageFile.ImageFile", getattr(plugin, f"{file_format.stem}ImageFile")(reader))
     if decoder_of(image) in IN_PYTHON:
         variant, alternative = IN_PYTHON[decoder_of(image)]
         raise ImageError(subject, f"is a {variant}, which caplet does not read", f"save it as {alternative}")

@@ -19,8 +19,9 @@ class Readable(Protocol):
         """Go to a place."""
 
 
-def webp_canvas(head: bytes) -> tuple[int, int]:
+def webp_canvas(file: Readable) -> tuple[int, int]:
     """Width and height as a WebP header states them (RFC 9649, sections 2.5 to 2.7)."""
+    head = file.read(30)
     if len(head) < 30:
         return 1, 1  # for Pillow to refuse
     chunk = head[12:16]
