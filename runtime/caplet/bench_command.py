@@ -9,16 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from caplet.bundle import Bundle
 from caplet.captioner import Captioner
-from caplet.decode import Floats, StepResult, search
+from caplet.decode import search
 from caplet.errors import ArgumentError, CapletError, ImageError, printable
 from caplet.image import load_pixels
 from caplet.inputs import STDIN
@@ -69,7 +69,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "model_sha256": captioner.bundle.digest,
         "photo": photo,
         "beam_size": captioner.decoding(arguments.beam).beam_size,
-        "threads": {"count": threads.count, "reason": threads.reason},
+        "threads": vars(threads),
         "runs": arguments.runs,
         "words": words,
         "stages": stages,
@@ -101,20 +101,6 @@ def _check_photo(photo: str, captioner: Captioner) -> None:
         raise ArgumentError("PHOTO", str(error)) from error
 
 
-class _TimedSteps:
-    """The decoder; adds the duration of each step to `milliseconds`."""
-
-    def __init__(self, captioner: Captioner, milliseconds: list[float]) -> None:
-        self._step = captioner.sessions.step
-        self._milliseconds = milliseconds
-
-    def __call__(self, token: NDArray[np.int64], state: Floats, features: Floats, keys: Floats) -> StepResult:
-        started = time.perf_counter()
-        result = self._step(token, state, features, keys)
-        self._milliseconds.append(1000 * (time.perf_counter() - started))
-        return result
-
-
 def _stages(
     captioner: Captioner, photo: str, beam_size: int | None, runs: int
 ) -> tuple[dict[str, dict[str, float]], int, float]:
@@ -125,25 +111,27 @@ def _stages(
     """
     manifest, decoding = captioner.bundle.manifest, captioner.decoding(beam_size)
     times: dict[str, list[float]] = {name: [] for name in ("decode", "encode", "step", "search", "total")}
-    steps = _TimedSteps(captioner, times["step"])
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:
+    def timed(name: str, work: Callable[..., Any], *inputs: Any) -> Any:
         started = time.perf_counter()
-        result = work()
+        result = work(*inputs)
         times[name].append(1000 * (time.perf_counter() - started))
         return result
 
+    load = partial(load_pixels, photo, size=(manifest.width, manifest.height))
+    caption = partial(captioner.caption, photo, beam_size=beam_size)
+    step = partial(timed, "step", captioner.sessions.step)
     words, cpu_seconds = 0, 0.0
     for number in range(_WARM_UP + runs):
         if number == _WARM_UP:
             for values in times.values():
                 values.clear()
             cpu_seconds = 0.0
-        pixels = timed("decode", lambda: load_pixels(photo, size=(manifest.width, manifest.height)))
-        encoded = timed("encode", lambda: captioner.sessions.encode(pixels[None]))  # noqa: B023 (called at once)
-        timed("search", lambda: search(steps, encoded, decoding))  # noqa: B023
+        pixels = timed("decode", load)
+        encoded = timed("encode", captioner.sessions.encode, pixels[None])
+        timed("search", search, step, encoded, decoding)
         before = time.process_time()
-        words = len(timed("total", lambda: captioner.caption(photo, beam_size=beam_size)).words)
+        words = len(timed("total", caption).words)
         cpu_seconds += time.process_time() - before
     return {name: _percentiles(values) for name, values in times.items()}, words, cpu_seconds / runs
 

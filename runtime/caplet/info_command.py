@@ -17,8 +17,10 @@ _TITLES = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it; returns the exit status. Raises CapletError if there is no usable model, after what there is to tell of
-    the machine: a report of that error wants to have it.
+    """Print it; returns the exit status.
+
+    Raises CapletError if there is no usable model. What is known of the machine is printed even then: whoever reports
+    that error wants to add it.
     """
     try:
         information = describe(arguments.model, arguments.threads)
@@ -58,13 +60,8 @@ def describe(model: str | None, asked_threads: int | None) -> dict[str, Any]:
 
 
 def describe_machine(asked_threads: int | None) -> dict[str, Any]:
-    """What does not hang on the model: versions, processor, threads."""
-    threads = usable_threads(asked_threads)
-    return {
-        "versions": versions(),
-        "cpu": describe_cpu(),
-        "threads": {"count": threads.count, "reason": threads.reason},
-    }
+    """What does not depend on the model: versions, processor, threads."""
+    return {"versions": versions(), "cpu": describe_cpu(), "threads": vars(usable_threads(asked_threads))}
 
 
 def _as_text(information: dict[str, Any]) -> str:
