@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, pairwise
 from typing import Any
 
@@ -125,19 +126,8 @@ class CiderD:
     Scores are coco-caption's per-image ones, from 0 to 10; the CIDEr-D of a split in percent is 100 times their mean.
     """
 
-    def __init__(self, references: References, document_frequency: Mapping[_Gram, int], documents: int) -> None:
-        """Take document frequencies from elsewhere: in how many of `documents` images each n-gram (a tuple of words)
-        occurs. `from_references` counts them in the references themselves.
-        """
-        self._log_documents = math.log(documents)
-        self._idf = {gram: self._log_documents - math.log(count) for gram, count in document_frequency.items()}
-        self._images = {key: self._cook(captions) for key, captions in references.items()}
-        longest = max((length for image in self._images.values() for length in image.lengths), default=0)
-        self._penalties = [self._penalty(difference) for difference in range(2 * longest + 2)]
-
-    @classmethod
-    def from_references(cls, references: References, *, with_end: bool = False) -> CiderD:
-        """Take the document frequencies from the references themselves, one document an image, as coco-caption does.
+    def __init__(self, references: References, *, with_end: bool = False) -> None:
+        """Take the document frequencies from the references, one document an image, as coco-caption does.
 
         With `with_end`, `END_TOKEN` is appended to every reference and counts as a word. Hypotheses are then passed as
         they were sampled: with `END_TOKEN` last if they ended, without if they were cut off, and so the reward teaches
@@ -148,13 +138,15 @@ class CiderD:
         document_frequency: Counter[_Gram] = Counter()
         for captions in references.values():
             document_frequency.update({gram for words in captions for gram in _count_grams(words)})
-        return cls(references, document_frequency, len(references))
+        self._log_documents = math.log(len(references))
+        self._idf = {gram: self._log_documents - math.log(count) for gram, count in document_frequency.items()}
+        self._images = {key: self._cook(captions) for key, captions in references.items()}
 
     def score(self, key: str, words: Words) -> float:
         """CIDEr-D of one hypothesis, from 0 to 10. `KeyError` for an image without references."""
         image = self._images[key]
-        length = self._length(words)
-        penalties = [self._penalties_at(abs(length - other)) for other in image.lengths]
+        length = _caption_length(words)
+        penalties = [_length_penalty(abs(length - other)) for other in image.lengths]
         squares = [0.0] * ORDERS
         products = [0.0] * ORDERS
         idf_of, postings_of = self._idf.get, image.postings.get
@@ -186,17 +178,17 @@ class CiderD:
                 squares[len(gram) - 1] += (count * self._idf.get(gram, self._log_documents)) ** 2
                 postings[gram] = (*postings.get(gram, ()), (index, count))
             inverse_norms.append(tuple(1 / math.sqrt(square) if square else 0.0 for square in squares))
-        return _CookedImage(postings, tuple(inverse_norms), tuple(self._length(words) for words in captions))
+        return _CookedImage(postings, tuple(inverse_norms), tuple(map(_caption_length, captions)))
 
-    def _length(self, words: Words) -> int:
-        # coco-caption takes the number of bigrams for a caption's length; only the difference matters.
-        return max(len(words) - 1, 0)
 
-    def _penalty(self, difference: int) -> float:
-        return math.exp(-(difference**2) / (2 * SIGMA**2))
+def _caption_length(words: Words) -> int:
+    # coco-caption takes the number of bigrams for a caption's length; only the difference matters.
+    return max(len(words) - 1, 0)
 
-    def _penalties_at(self, difference: int) -> float:
-        return self._penalties[difference] if difference < len(self._penalties) else self._penalty(difference)
+
+@cache
+def _length_penalty(difference: int) -> float:
+    return math.exp(-(difference**2) / (2 * SIGMA**2))
 
 
 @dataclass(frozen=True)
@@ -230,7 +222,7 @@ class ImageStatistics:
         if not hypotheses:
             raise ValueError("no image to score")
         keys = tuple(hypotheses)
-        cider = CiderD.from_references(references)
+        cider = CiderD(references)
         return cls(
             keys,
             np.array([_bleu_statistics(hypotheses[key], references[key]) for key in keys], np.float64),

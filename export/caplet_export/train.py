@@ -142,11 +142,11 @@ class Trainer(Run):
             batch_images=_EVALUATION_BATCH,
         )
         self._origin["--data"] = data_digest(dataset, self._train.names, self._dev.names)
-        self._dev_scorer = CiderD.from_references(references_of(dataset, self._dev.names))
+        self._dev_scorer = CiderD(references_of(dataset, self._dev.names))
         self._reward: CiderD | None = None
         if settings.objective == "self_critical":
             self._train_references = references_of(dataset, list(words["train"]))
-            self._reward = CiderD.from_references(self._train_references, with_end=True)
+            self._reward = CiderD(self._train_references, with_end=True)
             self._bigrams = Bigrams(caption for captions in words["train"].values() for caption in captions)
         self._prepare_steps()
         self._resume()

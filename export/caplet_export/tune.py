@@ -255,7 +255,7 @@ class Tuner(Run):
         group = settings.captions_per_image
         self._tokens, self._targets = _ids([words["train"][name] for name in self._train], vocabulary, config, group)
         self._dev_ids = _ids([words["dev"][name] for name in self._dev], vocabulary, config, DEV_CAPTIONS)
-        self._scorer = CiderD.from_references(references_of(dataset, self._dev))
+        self._scorer = CiderD(references_of(dataset, self._dev))
         self._reward = CaptionReward(
             vocabulary,
             references_of(dataset, self._train),

@@ -171,7 +171,7 @@ def test_every_score_equals_pycocoevalcap(corpus: Callable[[], Corpus]) -> None:
 def test_cider_d_equals_the_papers_formulas() -> None:
     hypotheses, references = random_corpus(60, 3)
     expected = [plain_cider_d(name, hypotheses[name], references) for name in hypotheses]
-    cider = CiderD.from_references(references)
+    cider = CiderD(references)
     np.testing.assert_allclose(cider.score_many(list(hypotheses), list(hypotheses.values())), expected, atol=1e-9)
 
 
@@ -269,7 +269,7 @@ def test_rouge_l_of_the_rouge_papers_example(candidate: str, expected: float) ->
 def test_cider_d_by_hand() -> None:
     # Two images, so idf = ln 2 for what one image has and 0 for what both have ("a").
     references = {"x": [["a", "dog"]], "y": [["a", "cat"]]}
-    cider = CiderD.from_references(references)
+    cider = CiderD(references)
     # Only 1- and 2-grams exist: both cosines are 1, the other two orders count 0: 10 * (1 + 1) / 4.
     assert cider.score("x", ["a", "dog"]) == pytest.approx(5.0)
     # "dog dog": the clipped unigram product is ln2 * ln2, its norms are 2 ln2 and ln2; no bigram matches.
@@ -282,8 +282,8 @@ def test_cider_d_by_hand() -> None:
 
 def test_the_end_token_is_a_word_when_asked() -> None:
     references = {"x": [["a", "dog", "runs"]], "y": [["a", "cat", "sits"]]}
-    with_end = CiderD.from_references(references, with_end=True)
-    spelled_out = CiderD.from_references({key: [[*w, END_TOKEN] for w in many] for key, many in references.items()})
+    with_end = CiderD(references, with_end=True)
+    spelled_out = CiderD({key: [[*w, END_TOKEN] for w in many] for key, many in references.items()})
     ended, cut_off = ["a", "dog", "runs", END_TOKEN], ["a", "dog", "runs"]
     assert with_end.score("x", ended) == spelled_out.score("x", ended) == pytest.approx(10.0)
     assert with_end.score("x", cut_off) < with_end.score("x", ended)

@@ -55,7 +55,7 @@ def test_equal_to_the_scorer(references: dict[str, list[list[str]]], bigrams: Bi
     ids = draw_ids(40 * GROUP)
     cider, rouge, pairs = jax.jit(reward)(reward.tables, rows, ids)
     total = np.asarray(reward.total(reward.tables, jnp.asarray(rows), jnp.asarray(ids)))
-    scorer = CiderD.from_references(references, with_end=True)
+    scorer = CiderD(references, with_end=True)
     names = list(references)
     seen = set()
     for index, row in enumerate(ids.tolist()):

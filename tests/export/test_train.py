@@ -274,7 +274,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, dataset: Dataset, s
     checkpoint = load_checkpoint(tmp_path)
     names = dataset.split("dev")
     ids = FreeRunner(checkpoint.model, 9).greedy(stores.plain.gather(names))
-    scorer = CiderD.from_references({n: [tokenize(caption) for caption in dataset.captions[n]] for n in names})
+    scorer = CiderD({n: [tokenize(caption) for caption in dataset.captions[n]] for n in names})
     captions = [checkpoint.vocabulary.decode(row)[:9] for row in ids]
     assert 100 * scorer.score_many(names, captions).mean() == pytest.approx(best, abs=0.01)
 
