@@ -126,8 +126,8 @@ def empty_model(config: ModelConfig) -> Captioner:
 
 def model_to_load(config: ModelConfig, dtype: str = "float32") -> Captioner:
     """As `build_model`, but for weights that are loaded next: hardly any are drawn."""
-    from caplet_export.initializers import loaded_later
     from caplet_export.model import build_model
+    from caplet_export.scopes import loaded_later
 
     with loaded_later():
         return build_model(config, dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from caplet_export.errors import ConfigurationError
-from caplet_export.initializers import loaded_later
+from caplet_export.scopes import computing_in, loaded_later
 
 INPUT_SIZE = 299
 NAME = "inception"
@@ -34,11 +34,9 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
     Raises:
         ConfigurationError: the file is missing or its weights have other shapes; no block of that name.
     """
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
     try:
         # Keras warns, many times over, before it says in an error what does not fit.
-        with warnings.catch_warnings(), loaded_later() if weights else nullcontext():
+        with warnings.catch_warnings(), computing_in(dtype), loaded_later() if weights else nullcontext():
             warnings.simplefilter("ignore")
             whole = keras.applications.InceptionV3(
                 include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
@@ -47,8 +45,6 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
         reason = " ".join(str(error).split())[:200]
         told = "Keras' weights cannot be had" if weights == "imagenet" else "not weights of InceptionV3 without top"
         raise ConfigurationError(f"{weights}: {told}: {reason}") from error
-    finally:
-        keras.config.set_dtype_policy(before)
     outputs = [_block(whole, block) for block in blocks]
     joined = outputs[0] if len(outputs) == 1 else keras.layers.Concatenate(name=JOINED)(outputs)
     return keras.Model(whole.input, joined, name=NAME)

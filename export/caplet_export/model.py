@@ -17,6 +17,7 @@ from keras import ops
 
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
+from caplet_export.scopes import computing_in
 from caplet_export.text import NEVER_SAID
 
 Tensor = Any
@@ -283,11 +284,7 @@ def members_of(model: Captioner) -> Sequence[CaptionModel]:
 
 def build_model(config: ModelConfig, dtype: str = "float32") -> Captioner:
     """A model with its variables made (random weights); `bfloat16` computes in it and keeps float32 variables."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
-    try:
+    with computing_in(dtype):
         model = CaptionModel(config) if config.members == 1 else CaptionEnsemble(config)
         model.build()
-    finally:
-        keras.config.set_dtype_policy(before)
     return model

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from caplet_export.config import ModelConfig
-from caplet_export.initializers import loaded_later
 from caplet_export.model import CaptionModel, build_model
+from caplet_export.scopes import loaded_later
 
 SMALL = ModelConfig(
     vocabulary_size=11, locations=6, channels=10, feature_size=8, attention_size=5, embedding_size=7, state_size=9

@@ -55,7 +55,7 @@ def tiny_extractor(blocks: Sequence[str], seed: int = 3) -> Any:
     from keras import layers
 
     from caplet_export.inception import JOINED
-    from caplet_export.initializers import loaded_later
+    from caplet_export.scopes import loaded_later
 
     pixels = keras.Input((SIZE, SIZE, 3))
     with loaded_later():
