@@ -171,14 +171,10 @@ class ExtractorPart:
     """
 
     def __init__(self, extractor: keras.Model, trained: Sequence[Any]) -> None:
-        wanted = {id(variable) for variable in trained}
-        self._before = {
-            position: np.array(variable)
-            for position, variable in enumerate(extractor.variables)
-            if id(variable) in wanted
-        }
-        order = {id(variable): position for position, variable in enumerate(extractor.variables)}
-        self._positions = [order[id(variable)] for variable in trained]
+        variables = extractor.variables
+        position_of = {id(variable): position for position, variable in enumerate(variables)}
+        self._positions = [position_of[id(variable)] for variable in trained]
+        self._before = {position: np.array(variables[position]) for position in sorted(self._positions)}
 
     def take_over(self, extractor: keras.Model, run: Path) -> None:
         """Add to the extractor what a run trained of it, if it did.
