@@ -45,7 +45,7 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
     foreign = _foreign(resolved, kind)
     if foreign:
         raise ExportError(
-            f"{target}: holds something else than caplet-export writes there ({foreign}), and is not replaced"
+            f"{target}: holds something that caplet-export does not write there ({foreign}), and is not replaced"
         )
     return resolved
 
@@ -82,7 +82,7 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
 
 def foreign(target: Path) -> ExportError:
     """The error for a file that is somebody's own, where a result was to go."""
-    return ExportError(f"{target}: is another file than caplet-export writes here, and is not replaced")
+    return ExportError(f"{target}: is not a file that caplet-export wrote, and is not replaced")
 
 
 def _has_keys(path: Path, keys: frozenset[str]) -> bool:
@@ -112,7 +112,7 @@ def check_place(target: Path) -> Path:
         raise ExportError(f"{target}: cannot write: symbolic links that lead in a circle")
     place = next((parent for parent in resolved.parents if parent.exists()), resolved)
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ExportError(f"{target}: cannot write: {place} is no folder that can be written to")
+        raise ExportError(f"{target}: cannot write: {place} is not a folder that can be written to")
     return resolved
 
 
