@@ -42,15 +42,15 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
         return resolved
     if not resolved.is_dir():
         raise ExportError(f"{target}: is a file, not a folder")
-    foreign = _foreign(resolved, kind)
-    if foreign:
+    strange = _strange_name(resolved, kind)
+    if strange:
         raise ExportError(
-            f"{target}: holds something that caplet-export does not write there ({foreign}), and is not replaced"
+            f"{target}: holds something that caplet-export does not write there ({strange}), and is not replaced"
         )
     return resolved
 
 
-def _foreign(folder: Path, kind: Kind) -> str | None:
+def _strange_name(folder: Path, kind: Kind) -> str | None:
     """The first name in a folder for which it is not to be replaced: all must be of its kind, and whole."""
     names = sorted(path.name for path in folder.iterdir())
     always, maybe = kind
@@ -59,8 +59,8 @@ def _foreign(folder: Path, kind: Kind) -> str | None:
     # A killed process leaves what it was writing under a name with a dot, see `whole_file`.
     ours = always | maybe | {f".{name}" for name in always | maybe}
     photos = sorted(path.name for path in (folder / "golden").glob("*") if path.suffix != ".png")
-    foreign = [*(name for name in names if name not in ours), *(f"golden/{name}" for name in photos)]
-    return foreign[0] if foreign else None
+    strange = [*(name for name in names if name not in ours), *(f"golden/{name}" for name in photos)]
+    return strange[0] if strange else None
 
 
 def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) -> None:
@@ -77,10 +77,10 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
     if resolved in map(_followed, inputs):
         raise ExportError(f"{target}: would replace what is read")
     if resolved.exists() and not _has_keys(resolved, keys):
-        raise foreign(target)
+        raise not_ours(target)
 
 
-def foreign(target: Path) -> ExportError:
+def not_ours(target: Path) -> ExportError:
     """The error for a file that is somebody's own, where a result was to go."""
     return ExportError(f"{target}: is not a file that caplet-export wrote, and is not replaced")
 
