@@ -330,16 +330,18 @@ _NEEDED: dict[str, tuple[tuple[str, ...], str, Callable[[Config], bool]]] = {
 """What other switches a switch needs to do anything: in which verbs, in words, and as a condition."""
 
 _Range = tuple[str, Callable[[Any], bool]]
-# Far above what is of use: what is larger still ends in a TensorFlow error of many lines, or in no memory.
+# The upper limits are far above any useful value; beyond them TensorFlow fails with many lines, or memory runs out.
+_FEW: _Range = ("1 to 100", lambda value: 1 <= value <= 100)
 _COUNT: _Range = ("1 to 1000000", lambda value: 1 <= value <= 1_000_000)
 _NOT_NEGATIVE: _Range = ("0 to 1000000", lambda value: 0 <= value <= 1_000_000)
 _SIZE: _Range = ("1 to 8192", lambda value: 1 <= value <= 8192)
+_SHARE: _Range = ("0 to 1", lambda value: 0 <= value <= 1)
 _BELOW_ONE: _Range = ("0 or more and below 1", lambda value: 0 <= value < 1)
 _RANGES: dict[str, _Range] = {
     "minimum_count": _COUNT,
     "max_length": (f"1 to {LONGEST_CAPTION}", lambda value: 1 <= value <= LONGEST_CAPTION),
     "vocabulary_size": _NOT_NEGATIVE,
-    "members": ("1 to 100", lambda value: 1 <= value <= 100),
+    "members": _FEW,
     "locations": _SIZE,
     "channels": _SIZE,
     "feature_size": _SIZE,
@@ -352,7 +354,7 @@ _RANGES: dict[str, _Range] = {
     "reward_rouge": _NOT_NEGATIVE,
     "bigram_penalty": _NOT_NEGATIVE,
     "batch_images": _SIZE,
-    "captions_per_image": ("1 to 100", lambda value: 1 <= value <= 100),
+    "captions_per_image": _FEW,
     "epochs": _COUNT,
     "patience": _NOT_NEGATIVE,
     "learning_rate": _NOT_NEGATIVE,
@@ -363,10 +365,10 @@ _RANGES: dict[str, _Range] = {
     "views": ("at least one view", lambda value: bool(value.split())),
     "cross_entropy_weight": _NOT_NEGATIVE,
     "smallest_crop": ("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "color_jitter": ("0 to 1", lambda value: 0 <= value <= 1),
-    "random_erasing": ("0 to 1", lambda value: 0 <= value <= 1),
+    "color_jitter": _SHARE,
+    "random_erasing": _SHARE,
     "evaluate_every": _COUNT,
-    "mixup": ("0 to 1", lambda value: 0 <= value <= 1),
+    "mixup": _SHARE,
     "ema_decay": _BELOW_ONE,
     "extractor_learning_rate": _NOT_NEGATIVE,
 }
@@ -479,6 +481,6 @@ def override(config: Config, assignments: list[str]) -> Config:
         try:
             raw[section][name] = text if isinstance(current, str) else json.loads(text)
         except (ValueError, RecursionError) as error:
-            cause = f"{reprlib.repr(text)} is no {type(current).__name__}"
+            cause = f"expected {type(current).__name__}, found {reprlib.repr(text)}"
             raise ConfigurationError(f"--set {target}: {cause}") from error
     return from_dict(Config, raw, "--set")
