@@ -72,8 +72,8 @@ def prepare(
 
     from caplet_export.calibrate import greedy_feeds
     from caplet_export.checkpoint import DECODER
+    from caplet_export.config import DEFAULT_DECODING
     from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
-    from caplet_export.decoding import DEFAULT_DECODING
     from caplet_export.optimize import optimize_decoder, optimize_encoder
     from caplet_export.quantize import quantize
 
@@ -202,7 +202,7 @@ def _write_bundle(
 
     from caplet.bundle import load_bundle
     from caplet_export.bundle import write_bundle
-    from caplet_export.decoding import DEFAULT_DECODING
+    from caplet_export.config import DEFAULT_DECODING
 
     decoding = load_bundle(bundle).manifest.decoding if bundle else DEFAULT_DECODING
     with tempfile.TemporaryDirectory() as work:

@@ -21,7 +21,7 @@ from caplet.errors import CapletError
 from caplet.image import load_pixels
 from caplet.manifest import FORMAT_VERSION, Decoding
 from caplet_export.card import ATTENTION, render_card, render_scores
-from caplet_export.decoding import DEFAULT_DECODING
+from caplet_export.config import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.onnx_graph import load_model, require_input, shape_of
 from caplet_export.outputs import GRAPHS, whole_folder

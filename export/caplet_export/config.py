@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from caplet.manifest import LONGEST_CAPTION
+from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import write_whole
 
@@ -25,6 +25,15 @@ class TextConfig:
     """Words that occur less often in the training captions become `<unk>`."""
     max_length: int = 20
     """Words of a caption that are learned and produced, at most."""
+
+
+DEFAULT_DECODING = Decoding(
+    beam_size=3,
+    max_length=TextConfig.max_length,
+    length_penalty=1.0,
+    block_repeated_trigrams=True,
+)
+"""How a bundle's captions are searched by default, unless it is made otherwise."""
 
 
 @dataclass(frozen=True)

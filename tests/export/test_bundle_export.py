@@ -20,8 +20,7 @@ from caplet_export.bundle import Licences, write_bundle
 from caplet_export.card import markdown_table, render_scores, render_summary
 from caplet_export.checkpoint import run_digest
 from caplet_export.cli import main
-from caplet_export.config import Config
-from caplet_export.decoding import DEFAULT_DECODING
+from caplet_export.config import DEFAULT_DECODING, Config
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.outputs import GRAPHS, whole_folder
 from caplet_export.stages import ALL, Stage

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from caplet.arguments import count
-from caplet_export.decoding import DEFAULT_DECODING
+from caplet_export.config import DEFAULT_DECODING, load_config
 from caplet_export.errors import ConfigurationError
 from caplet_export.verbs import read_data
 
@@ -53,7 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the bundle and print its golden captions."""
     from caplet_export.bundle import Licences, read_ablation, read_json, read_record, read_text, write_bundle
     from caplet_export.checkpoint import run_digest
-    from caplet_export.config import load_config
     from caplet_export.repeats import repeatable_ngrams
     from caplet_export.stages import read_stages
     from caplet_export.text import Vocabulary, clean

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from caplet.arguments import count
-from caplet_export.decoding import DEFAULT_DECODING
+from caplet_export.config import DEFAULT_DECODING
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import GRAPHS, check_folder, whole_folder
