@@ -12,7 +12,7 @@ from caplet_export.checkpoint import EXTRACTOR, Checkpoint, load_checkpoint, loa
 from caplet_export.config import Config, changed_switches
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset
-from caplet_export.freerun import FreeRunner, captions_of
+from caplet_export.freerun import FreeRunner
 from caplet_export.inception import scale
 from caplet_export.metrics import (
     ImageStatistics,
@@ -116,7 +116,7 @@ def _captions(checkpoint: Checkpoint, seen: Iterable[Any]) -> list[list[str]]:
     runner = FreeRunner(checkpoint.model, length)
     captions: list[list[str]] = []
     for features in seen:
-        captions += captions_of(runner.greedy(features), checkpoint.vocabulary, length)
+        captions += [checkpoint.vocabulary.decode(row, length) for row in runner.greedy(features).tolist()]
     return captions
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from caplet_export.model import Captioner, mask_special_tokens
-from caplet_export.text import END, PAD, START, Vocabulary
+from caplet_export.text import END, PAD, START
 
 
 class FreeRunner:
@@ -103,8 +103,3 @@ def sample(
     )
     written = tf.range(steps)
     return tf.transpose(ids.gather(written)), tf.transpose(said.gather(written), (1, 0, 2))
-
-
-def captions_of(ids: NDArray[np.int32], vocabulary: Vocabulary, max_length: int) -> list[list[str]]:
-    """Words of each row of ids, at most `max_length` of them."""
-    return [vocabulary.decode(row)[:max_length] for row in ids.tolist()]

@@ -70,15 +70,15 @@ class Vocabulary:
         """Ids of words; `<unk>` for those it does not hold."""
         return [self._ids.get(word, UNKNOWN) for word in words]
 
-    def decode(self, ids: Iterable[int]) -> list[str]:
-        """Words of ids, up to the first `<end>`, without padding and `<start>`."""
+    def decode(self, ids: Iterable[int], max_length: int | None = None) -> list[str]:
+        """Words of ids, up to the first `<end>` and `max_length` at most, without padding and `<start>`."""
         words = []
         for number in ids:
             if number == END:
                 break
             if number not in (PAD, START):
                 words.append(self.words[number])
-        return words
+        return words[:max_length]
 
     def as_lines(self) -> str:
         """What `save` writes: one word a line; the line number, from 0, is the id."""

@@ -36,7 +36,7 @@ from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
-from caplet_export.freerun import FreeRunner, captions_of, sample
+from caplet_export.freerun import FreeRunner, sample
 from caplet_export.inception import upper_blocks
 from caplet_export.metrics import CiderD, references_of, rouge_l
 from caplet_export.model import Captioner, build_model
@@ -331,7 +331,7 @@ class Trainer(Run):
             loss, count = self._dev_loss(features, tokens, targets)
             total, words = total + float(loss), words + float(count)
             ids = self._runner.greedy(features)
-            captions += captions_of(ids, self.vocabulary, self.config.text.max_length)
+            captions += [self.vocabulary.decode(row, self.config.text.max_length) for row in ids.tolist()]
         scores = self._dev_scorer.score_many(self._dev.names, captions)
         return total / words, 100.0 * float(scores.mean())
 

@@ -425,7 +425,7 @@ class Tuner(Run):
             counted = np.where(new, targets[rows], PAD)
             ids, loss = self._evaluate_batch(self._average, self._fixed, pixels, tokens[rows], counted)
             total += float(loss)
-            captions += [self.vocabulary.decode(row)[: self.config.text.max_length] for row in ids.tolist()]
+            captions += [self.vocabulary.decode(row, self.config.text.max_length) for row in ids.tolist()]
         scores = self._scorer.score_many(self._dev, captions[: len(self._dev)])
         return total / int(np.sum(targets != PAD)), 100.0 * float(scores.mean())
 

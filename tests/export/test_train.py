@@ -26,7 +26,7 @@ from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extract
 from caplet_export.flickr8k import Dataset, read_dataset
-from caplet_export.freerun import FreeRunner, captions_of, sample
+from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
 from caplet_export.model import CaptionModel
 from caplet_export.outputs import GRAPHS, RUN, check_folder
@@ -977,7 +977,7 @@ def test_samples_end_as_captions_do_and_have_the_logits_of_reading_them() -> Non
     np.testing.assert_allclose(logits[ids != PAD], expected[ids != PAD], atol=1e-4)
     vocabulary = Vocabulary([*SPECIALS, *(f"word{number}" for number in range(20))])
     cut = ids[ids[:, 3] > END][:1, [0, 1, 2, 3, 3]]
-    assert captions_of(cut, vocabulary, 4) == [[vocabulary.words[word] for word in cut[0, :4]]]
+    assert vocabulary.decode(cut[0].tolist(), 4) == [vocabulary.words[word] for word in cut[0, :4]]
 
 
 def test_samples_of_a_model_that_knows_nothing_are_independent_words() -> None:
