@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from caplet_export.config import ModelConfig
@@ -235,7 +236,7 @@ def _context_readers(model: CaptionModel) -> list[Any]:
     return [model.from_context] + ([model.output_context] if model.output_context is not None else [])
 
 
-def _word_tables(members: Sequence[CaptionModel]) -> tuple[np.ndarray, np.ndarray]:
+def _word_tables(members: Sequence[CaptionModel]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Members' embeddings [V,M*E], and the projections of these to the GRUs' gates, [V,M*3H], as constants."""
     with tf.init_scope():  # computed now, not in what is traced
         embeddings = [tf.convert_to_tensor(member.embedding.embeddings) for member in members]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from caplet_export.onnx_graph import Graph, attribute, value_shapes
 
@@ -261,13 +262,13 @@ def zero_denormals(model: onnx.ModelProto) -> onnx.ModelProto:
     return graph.finish()
 
 
-def _window_counts(length: int, width: int, before: int, after: int) -> np.ndarray:
+def _window_counts(length: int, width: int, before: int, after: int) -> NDArray[np.int64]:
     """How many positions of each window, sliding by one, lie inside and not in the padding."""
     starts = np.arange(-before, length + after - width + 1)
     return np.minimum(starts + width, length) - np.maximum(starts, 0)
 
 
-def _grouped_weights(weights: np.ndarray, stride: int) -> np.ndarray:
+def _grouped_weights(weights: NDArray[np.float64], stride: int) -> NDArray[np.float64]:
     """Weights [M,C,H,W] of a convolution as [m*M,g*C,H,W'] over groups of g pixels, m = g / stride outputs at once."""
     outputs, channels, height, width = weights.shape
     together = _GROUP // stride
@@ -314,15 +315,15 @@ def _scalar(graph: Graph, node: onnx.NodeProto) -> float | None:
     return float(array.item()) if array is not None and array.size == 1 else None
 
 
-def _weights_and_bias(
-    graph: Graph, conv: onnx.NodeProto
-) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
+def _weights_and_bias(graph: Graph, conv: onnx.NodeProto) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     weights = graph.constants[conv.input[1]].astype(np.float64)
     bias = graph.constants[conv.input[2]].astype(np.float64) if len(conv.input) > 2 else np.zeros(len(weights))
     return weights, bias
 
 
-def _set_weights_and_bias(graph: Graph, conv: onnx.NodeProto, weights: np.ndarray, bias: np.ndarray) -> None:
+def _set_weights_and_bias(
+    graph: Graph, conv: onnx.NodeProto, weights: NDArray[np.float64], bias: NDArray[np.float64]
+) -> None:
     names = [
         graph.add_constant(weights.astype(np.float32), f"{conv.output[0]}/weights"),
         graph.add_constant(bias.astype(np.float32), f"{conv.output[0]}/bias"),

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from caplet_export.bigrams import Bigrams
 from caplet_export.metrics import BETA, ORDERS, SIGMA, References
@@ -152,7 +153,7 @@ def _grams(words: Array, library: Any) -> Array:
     return library.stack(grams, -2)
 
 
-def _implausible(words: Sequence[str], bigrams: Bigrams) -> np.ndarray:
+def _implausible(words: Sequence[str], bigrams: Bigrams) -> NDArray[np.bool_]:
     """bool [V,V]: which word nobody says after which."""
     table = np.zeros((len(words), len(words)), bool)
     for first, before in enumerate(words):
