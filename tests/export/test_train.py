@@ -712,7 +712,7 @@ def test_self_critical_training_raises_the_reward(
     tmp_path: Path, learned: Path, dataset: Dataset, stores: Stores
 ) -> None:
     config = with_train(
-        objective="self_critical", epochs=12, learning_rate=3e-3, label_smoothing=0.0, attention_regularisation=0.0
+        objective="self_critical", epochs=12, learning_rate=0.01, label_smoothing=0.0, attention_regularisation=0.0
     )
     second = finish(Trainer(tmp_path / "second", config, dataset, stores, start_from=learned))
     rewards = [-epoch.train_loss for epoch in second.history]
