@@ -18,7 +18,7 @@ from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.evaluate import Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import TITLES, Interval, paired_bootstrap, references_of
-from caplet_export.outputs import check_place, not_ours, write_whole
+from caplet_export.outputs import check_place, foreign, write_whole
 
 _THUMBNAIL = 224
 _TITLE = "# A and B, photo by photo"
@@ -159,7 +159,7 @@ def check_report(folder: Path) -> None:
             raise ConfigurationError(f"{folder}: lies in the repository {parent}, and photos must stay out of it")
     report, thumbnails = resolved / _REPORT, resolved / _THUMBNAILS
     if report.exists() and not (report.is_file() and report.read_bytes().startswith(f"{_TITLE}\n".encode())):
-        raise not_ours(folder / _REPORT)
+        raise foreign(folder / _REPORT)
     if thumbnails.exists() and not report.exists() and (not thumbnails.is_dir() or any(thumbnails.iterdir())):
         raise ExportError(f"{folder / _THUMBNAILS}: of no report that caplet-export has written here")
 

@@ -79,7 +79,7 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
         require_encoder_weights(run, encoder_weights(known), known)
     for other in checkpoints[1:]:
         if other.vocabulary.words != first.vocabulary.words:
-            raise ConfigurationError(f"{other.folder}: its vocabulary is not that of {first.folder}")
+            raise ConfigurationError(f"{other.folder}: another vocabulary than {first.folder}")
         if other.config.text != first.config.text:
             raise ConfigurationError(f"{other.folder}: text.* switches other than those of {first.folder}")
         sizes, expected = (_sizes(checkpoint.config.model, as_members) for checkpoint in (other, first))

@@ -42,15 +42,15 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
         return resolved
     if not resolved.is_dir():
         raise ExportError(f"{target}: is a file, not a folder")
-    strange = _strange_name(resolved, kind)
-    if strange:
+    foreign = _foreign(resolved, kind)
+    if foreign:
         raise ExportError(
-            f"{target}: holds something that caplet-export does not write there ({strange}), and is not replaced"
+            f"{target}: holds something else than caplet-export writes there ({foreign}), and is not replaced"
         )
     return resolved
 
 
-def _strange_name(folder: Path, kind: Kind) -> str | None:
+def _foreign(folder: Path, kind: Kind) -> str | None:
     """The first name in a folder for which it is not to be replaced: all must be of its kind, and whole."""
     names = sorted(path.name for path in folder.iterdir())
     always, maybe = kind
@@ -59,8 +59,8 @@ def _strange_name(folder: Path, kind: Kind) -> str | None:
     # A killed process leaves what it was writing under a name with a dot, see `whole_file`.
     ours = always | maybe | {f".{name}" for name in always | maybe}
     photos = sorted(path.name for path in (folder / "golden").glob("*") if path.suffix != ".png")
-    strange = [*(name for name in names if name not in ours), *(f"golden/{name}" for name in photos)]
-    return strange[0] if strange else None
+    foreign = [*(name for name in names if name not in ours), *(f"golden/{name}" for name in photos)]
+    return foreign[0] if foreign else None
 
 
 def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) -> None:
@@ -77,12 +77,12 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
     if resolved in map(_followed, inputs):
         raise ExportError(f"{target}: would replace what is read")
     if resolved.exists() and not _has_keys(resolved, keys):
-        raise not_ours(target)
+        raise foreign(target)
 
 
-def not_ours(target: Path) -> ExportError:
+def foreign(target: Path) -> ExportError:
     """The error for a file that is somebody's own, where a result was to go."""
-    return ExportError(f"{target}: is not a file that caplet-export wrote, and is not replaced")
+    return ExportError(f"{target}: is another file than caplet-export writes here, and is not replaced")
 
 
 def _has_keys(path: Path, keys: frozenset[str]) -> bool:
@@ -112,7 +112,7 @@ def check_place(target: Path) -> Path:
         raise ExportError(f"{target}: cannot write: symbolic links that lead in a circle")
     place = next((parent for parent in resolved.parents if parent.exists()), resolved)
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ExportError(f"{target}: cannot write: {place} is not a folder that can be written to")
+        raise ExportError(f"{target}: cannot write: {place} is no folder that can be written to")
     return resolved
 
 

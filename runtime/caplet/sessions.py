@@ -105,7 +105,7 @@ class Sessions:
     def _check_unchanged(self) -> None:
         """Raise BundleError unless the files are those that the words and options in memory belong to."""
         if load_bundle(self._bundle.path, verify=self._bundle.verified).digest != self._bundle.digest:
-            raise BundleError(str(self._bundle.path), "is not the model that was loaded", "make a new Captioner")
+            raise BundleError(str(self._bundle.path), "is another model than was loaded", "make a new Captioner")
 
 
 _alive: weakref.WeakSet[onnxruntime.InferenceSession] = weakref.WeakSet()

@@ -233,8 +233,8 @@ def test_a_report_replaces_a_report(
         (["{json}", "{json}", "--limit", "3"], "--limit is for captioning"),
         (["{json}", "{json}", "--split", "test"], "--split is for captioning"),
         (["{bundle}", "{report}/A.json", "--report", "{report}"], "A.json: would replace what is read"),
-        (["{bundle}", "{json}", "--report", "{foreign}"], "A.json: is not a file that caplet-export wrote"),
-        (["{bundle}", "{json}", "--report", "{mine}"], "mine/report.md: is not a file that caplet-export wrote"),
+        (["{bundle}", "{json}", "--report", "{foreign}"], "A.json: is another file than caplet-export writes here"),
+        (["{bundle}", "{json}", "--report", "{mine}"], "mine/report.md: is another file than caplet-export"),
         (["{bundle}", "{json}", "--report", "{pictures}"], "pictures/thumbnails: of no report that caplet-export has"),
     ],
 )

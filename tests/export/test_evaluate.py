@@ -194,7 +194,7 @@ def test_a_file_of_somebody_elses_is_neither_replaced_nor_deleted(
     command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(tmp_path / "dev.json")]
     assert main(command) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and f"{file}: is not a file that caplet-export wrote" in errors[0]
+    assert len(errors) == 1 and f"{file}: is another file than caplet-export writes here" in errors[0]
     assert (tmp_path / file).read_text() == "my notes\n"
 
 

@@ -197,7 +197,7 @@ def test_a_file_is_written_where_nothing_is_lost(tmp_path: Path, content: bytes 
 )
 def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "out.json").write_bytes(content)
-    with pytest.raises(ExportError, match="is not a file that caplet-export wrote"):
+    with pytest.raises(ExportError, match="is another file than caplet-export writes here"):
         check_file(tmp_path / "out.json", frozenset({"scorer", "results"}))
 
 

@@ -96,7 +96,7 @@ def test_a_decoder_of_another_vocabulary_is_noticed_when_it_says_words_that_are_
     (bundle / "vocabulary.txt").write_text("".join(word + "\n" for word in words))
     rehash(bundle, lambda m: m["vocabulary"].update(size=20))
     captioner = Captioner(bundle)
-    with pytest.raises(InferenceError, match="tokens that are not words"):
+    with pytest.raises(InferenceError, match="tokens that are no words"):
         captioner.caption(bundle / "golden" / "cat.png")
 
 
