@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from caplet_export.onnx_graph import Session
 from caplet_export.ranges import BINS, DEFAULT_METHOD, MINMAX, RANGE_CHOICES, Histogram, Range
 from caplet_export.text import START
 
 Feed = Mapping[str, NDArray[Any]]
 Feeds = Callable[[], Iterable[Feed]]
-_ENCODED = ["features", "keys", "state"]
 
 
 def calibrate(
@@ -56,18 +55,14 @@ def greedy_feeds(
 
     Every row goes on to `max_length` words: what follows an `<end>` is no stranger than what a wide beam tries.
     """
-    encode, step = (
-        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        for model in (encoder, decoder)
-    )
-    wanted = [argument.name for argument in step.get_inputs()]
+    encode, step = Session(encoder), Session(decoder)
     for photo in photos:
-        encoded = dict(zip(_ENCODED, encode.run(_ENCODED, photo), strict=True))
+        encoded = encode(photo)
         feed = {**encoded, "token": np.full(len(encoded["state"]), START, np.int64)}
         for _ in range(max_length):
             yield feed
-            tokens, state = step.run(["tokens", "next_state"], {name: feed[name] for name in wanted})
-            feed = {**feed, "token": tokens[:, 0], "state": state}
+            said = step(feed)
+            feed = {**feed, "token": said["tokens"][:, 0], "state": said["next_state"]}
 
 
 class Observer:
@@ -86,7 +81,7 @@ class Observer:
         observed = onnx.ModelProto()
         observed.CopyFrom(model)
         graph = observed.graph
-        self._names = [f"{value}/{kind}" for value in values for kind in kinds]
+        names = [f"{value}/{kind}" for value in values for kind in kinds]
         for value in values:
             for kind in kinds:
                 source = value
@@ -95,16 +90,12 @@ class Observer:
                     graph.node.append(helper.make_node(operator, [source], [f"{source}/{operator}"], **reduction))
                     source = f"{source}/{operator}"
         del graph.output[:]
-        graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._names)
-        self._session = onnxruntime.InferenceSession(observed.SerializeToString(), providers=["CPUExecutionProvider"])
-        self._inputs = {argument.name for argument in self._session.get_inputs()}
+        graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+        self._session = Session(observed)
 
     def __call__(self, feed: Feed) -> list[NDArray[np.float32]]:
         """One array for each value and kind, values first."""
-        result: list[NDArray[np.float32]] = self._session.run(
-            self._names, {name: array for name, array in feed.items() if name in self._inputs}
-        )
-        return result
+        return list(self._session(feed).values())
 
 
 def _extremes(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Iterable[Feed]) -> dict[str, Range]:

@@ -1,13 +1,14 @@
-"""Editing ONNX graphs: who makes a value, who reads it, constants as arrays."""
+"""ONNX graphs: reading, running and editing them (who makes a value, who reads it, constants as arrays)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -46,6 +47,23 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     """`shape_of` of every input, output and value between, as far as it can be inferred."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     return {value.name: shape_of(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+
+
+class Session:
+    """A graph in onnxruntime, on the CPU.
+
+    What it is fed may hold more than its inputs: not every decoder reads all that its encoder gives.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        self._inputs = {argument.name for argument in self._session.get_inputs()}
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs by name."""
+        values = self._session.run(self._outputs, {name: feed[name] for name in self._inputs})
+        return dict(zip(self._outputs, values, strict=True))
 
 
 class Graph:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from caplet_export.convert import take_top_k
 from caplet_export.errors import ParityError
 from caplet_export.inception import scale
+from caplet_export.onnx_graph import Session
 from caplet_export.text import END, NEVER_SAID, START
 
 if TYPE_CHECKING:
@@ -111,17 +111,17 @@ class OnnxCaptioner:
     """The graphs in onnxruntime: the encoder, the step with every log-probability, and the step as it ships."""
 
     def __init__(self, encoder: onnx.ModelProto, decoder: onnx.ModelProto) -> None:
-        self._encoder = _session(encoder)
-        self._whole = _session(decoder)
-        self._shipped = _session(take_top_k(decoder))
+        self._encoder = Session(encoder)
+        self._whole = Session(decoder)
+        self._shipped = Session(take_top_k(decoder))
 
     def encode(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
         """Features, keys and first state of a batch of photos."""
-        return _run(self._encoder, {"pixels": pixels})
+        return self._encoder({"pixels": pixels})
 
     def step(self, token: Ids, encoded: dict[str, Floats], state: Floats) -> dict[str, Floats]:
         """One step, with log-probabilities over the whole vocabulary."""
-        return _run(self._whole, {**encoded, "token": token, "state": state})
+        return self._whole({**encoded, "token": token, "state": state})
 
     def greedy(self, encoded: dict[str, Floats], max_length: int) -> list[list[int]]:
         """Greedy captions by the shipped graph: the first of its top words, until every caption has ended."""
@@ -130,7 +130,7 @@ class OnnxCaptioner:
         alive = np.ones(len(state), bool)
         written = []
         for _ in range(max_length):
-            outputs = _run(self._shipped, {**encoded, "token": token, "state": state})
+            outputs = self._shipped({**encoded, "token": token, "state": state})
             token, state = outputs["tokens"][:, 0], outputs["next_state"]
             written.append(token)
             alive &= token != END
@@ -195,15 +195,3 @@ def _compare_steps(
 
 def _until_end(ids: list[int]) -> list[int]:
     return ids[: ids.index(END)] if END in ids else ids
-
-
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-def _run(session: onnxruntime.InferenceSession, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    names = [output.name for output in session.get_outputs()]
-    # With a zero initial state or no keys in use, a graph may not read all that it could.
-    wanted = {argument.name for argument in session.get_inputs()}
-    values = session.run(names, {name: value for name, value in feed.items() if name in wanted})
-    return dict(zip(names, values, strict=True))

@@ -330,7 +330,7 @@ def test_the_shipped_graphs_run_until_every_caption_has_ended(monkeypatch: pytes
     def step(*_: object) -> dict[str, NDArray[Any]]:
         return {"tokens": np.array(next(words))[:, None], "next_state": np.zeros((2, 1))}
 
-    for name, stand_in in (("_session", lambda _: None), ("take_top_k", lambda _: None), ("_run", step)):
+    for name, stand_in in (("Session", lambda _: step), ("take_top_k", lambda _: None)):
         monkeypatch.setattr(f"caplet_export.parity.{name}", stand_in)
     captioner = OnnxCaptioner(None, None)  # type: ignore[arg-type]
     assert captioner.greedy({"state": np.zeros((2, 1), np.float32)}, 9) == [[5], []]
