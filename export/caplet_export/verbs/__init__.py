@@ -7,16 +7,19 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset, read_dataset
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from caplet_export.checkpoint import Checkpoint
+    from caplet_export.features import StoredFeatures
     from caplet_export.runs import Run
 
 
 def seed(text: str) -> int:
-    """What random numbers are drawn from, as the type of an argument: NumPy's and Keras' take 32 bits."""
+    """The type of `--seed`, a number of 32 bits: NumPy and Keras take no larger one."""
     number = int(text)
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"{number} is not 0 to {2**32 - 1}")
@@ -33,6 +36,23 @@ def read_data(arguments: argparse.Namespace) -> Dataset:
     for defect in dataset.defects:
         print(f"caplet-export {arguments.verb}: {defect}", file=sys.stderr)
     return dataset
+
+
+def open_training_photos(checkpoint: Checkpoint, arguments: argparse.Namespace) -> tuple[StoredFeatures, list[str]]:
+    """The features of `--features` that a run reads, and the training photos of `--data` that have some.
+
+    Raises:
+        DataError: there is no such photo; or as `read_data`.
+        StoreError, ConfigurationError: as `caplet_export.checkpoint.open_features`.
+    """
+    from caplet_export.checkpoint import open_features
+
+    dataset = read_data(arguments)
+    store = open_features(checkpoint, arguments.features)
+    names = store.readable(dataset.split("train"))
+    if not names:
+        raise DataError(f"{arguments.data}: no training photo that could be read, so none to {arguments.verb} by")
+    return store, names
 
 
 def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
-from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.verbs import read_data, seed
+from caplet_export.errors import ConfigurationError
+from caplet_export.verbs import open_training_photos, seed
 
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
@@ -64,14 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[Units]:
     """Each member's, summed over the training photos as they are."""
-    from caplet_export.checkpoint import open_features
     from caplet_export.prune import SIZES, unit_importances
 
-    dataset = read_data(arguments)
-    store = open_features(checkpoint, arguments.features)
-    names = store.readable(dataset.split("train"))
-    if not names:
-        raise DataError(f"{arguments.data}: no training photo that could be read, so none to prune by")
+    store, names = open_training_photos(checkpoint, arguments)
     batches: list[list[Units]] = []
     with tqdm(total=len(names), desc="importance", unit="photo", disable=None, leave=False) as bar:
         for photos, members in unit_importances(checkpoint, store, names, arguments.seed):

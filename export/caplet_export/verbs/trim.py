@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import RUN, check_folder, whole_folder
-from caplet_export.verbs import read_data
+from caplet_export.verbs import open_training_photos
 
 if TYPE_CHECKING:
     from caplet_export.checkpoint import Checkpoint
@@ -76,14 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace, likeliest: int) -> set[int]:
     """Ids of the words that are among the captioner's likeliest for the training photos."""
-    from caplet_export.checkpoint import open_features
     from caplet_export.trim import proposed_words
 
-    dataset = read_data(arguments)
-    store = open_features(checkpoint, arguments.features)
-    names = store.readable(dataset.split("train"))
-    if not names:
-        raise DataError(f"{arguments.data}: no training photo that could be read, so none to trim by")
+    store, names = open_training_photos(checkpoint, arguments)
     likeliest = min(likeliest, len(checkpoint.vocabulary))
     kept: set[int] = set()
     with tqdm(total=len(names), desc="words", unit="photo", disable=None, leave=False) as bar:
