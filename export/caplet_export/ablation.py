@@ -16,6 +16,7 @@ from caplet_export.freerun import FreeRunner
 from caplet_export.inception import scale
 from caplet_export.metrics import (
     ImageStatistics,
+    Scores,
     bigrams_of,
     bootstrap_interval,
     corpus_scores,
@@ -82,24 +83,7 @@ def compare_runs(
         captions = dict(zip(names, _captions(checkpoint, seen), strict=True))
         statistics = ImageStatistics.of(captions, references)
         scores = corpus_scores(captions, references, bigrams, statistics)
-        interval = bootstrap_interval(statistics)["cider_d"]
-        gain = ""
-        if before is not None:
-            difference = paired_bootstrap(before[1], statistics)["cider_d"]
-            gain = f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
-        rows.append(
-            [
-                run_name(folder),
-                f"{scores.cider_d:.1f} ({interval.low:.1f} to {interval.high:.1f})",
-                gain,
-                f"{scores.bleu_4:.1f}",
-                f"{scores.rouge_l:.1f}",
-                f"{scores.mean_length:.1f}",
-                f"{scores.repeated_trigram_share:.1f}",
-                "" if scores.implausible_bigram_share is None else f"{scores.implausible_bigram_share:.1f}",
-                ", ".join(_changes(before[0] if before else None, checkpoint.config)),
-            ]
-        )
+        rows.append(_row(run_name(folder), checkpoint.config, scores, statistics, before))
         if before is None or against == "before":
             before = checkpoint.config, statistics
     title, meaning = AGAINST[against]
@@ -109,6 +93,34 @@ def compare_runs(
         "a row twice. Odd pairs: captions in which two words follow each other that never do."
     )
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
+
+
+def _row(
+    run: str,
+    config: Config,
+    scores: Scores,
+    statistics: ImageStatistics,
+    before: tuple[Config, ImageStatistics] | None,
+) -> list[str]:
+    """The cells of a run under `COLUMNS`; `before` is what it is compared with, None for the first run."""
+    interval = bootstrap_interval(statistics)["cider_d"]
+    gain, changes = "", "(the baseline)"
+    if before is not None:
+        config_before, statistics_before = before
+        changes = ", ".join(_changes(config_before, config))
+        difference = paired_bootstrap(statistics_before, statistics)["cider_d"]
+        gain = f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
+    return [
+        run,
+        f"{scores.cider_d:.1f} ({interval.low:.1f} to {interval.high:.1f})",
+        gain,
+        f"{scores.bleu_4:.1f}",
+        f"{scores.rouge_l:.1f}",
+        f"{scores.mean_length:.1f}",
+        f"{scores.repeated_trigram_share:.1f}",
+        "" if scores.implausible_bigram_share is None else f"{scores.implausible_bigram_share:.1f}",
+        changes,
+    ]
 
 
 def _captions(checkpoint: Checkpoint, seen: Iterable[Any]) -> list[list[str]]:
@@ -129,9 +141,7 @@ def _extract(folder: Path, encoder_weights: str | None, dataset: Dataset, names:
         yield keras.ops.reshape(features, (len(read), -1, features.shape[-1]))
 
 
-def _changes(before: Config | None, now: Config) -> list[str]:
+def _changes(before: Config, now: Config) -> list[str]:
     """The switches that differ, as `name value`."""
-    if before is None:
-        return ["(the baseline)"]
     told = {switch.partition(".")[2]: value for switch, value in changed_switches(now, before).items()}
     return [f"{name} {value}" for name, value in told.items() if name not in ("seed", "precision")]

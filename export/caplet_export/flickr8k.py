@@ -13,7 +13,7 @@ left out: one bad line never costs the rest of the data set.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,36 +110,50 @@ def read_dataset(root: Path | str) -> Dataset:
     for name, number in first_lines.items():
         if name not in present:
             defects.append(Defect(token_file.name, number, f"captions of an image that is not there: {name}"))
+    splits, unusable = _read_splits(root, images.name, present, captions)
+    defects += unusable
+    if not splits:
+        raise DataError(f"{root}: no split list (looked for *trainImages.txt, *devImages.txt, *testImages.txt)")
+    if not any(splits.values()):
+        reason = defects[-1].reason if defects else "they are empty"
+        raise DataError(f"{root}: the split lists name no image that is present and captioned: {reason}")
+    return Dataset(images, captions, splits, tuple(defects))
 
+
+def _read_splits(
+    root: Path, folder: str, present: Container[str], captions: Container[str]
+) -> tuple[dict[str, list[str]], list[Defect]]:
+    """The image names of each split that has a list, and what the lists name that cannot be used.
+
+    Args:
+        root: where the lists are.
+        folder: what the folder of images is called.
+        present: names of the images in it.
+        captions: names of the images with captions.
+    """
     splits: dict[str, list[str]] = {}
+    defects: list[Defect] = []
     owner: dict[str, str] = {}
     for split in SPLITS:
         found = sorted(root.glob(f"*{split}Images.txt"))
         if not found:
             continue
         split_list = _only(root, found, f"*{split}Images.txt")
-        names: list[str] = []
+        splits[split] = []
         for number, line in _lines(split_list):
             name = line.strip()
-            problem = None
             if name not in present:
-                problem = f"image is not in {images.name}: {_excerpt(name)}"
+                problem = f"image is not in {folder}: {_excerpt(name)}"
             elif name not in captions:
                 problem = f"image has no caption: {name}"
             elif name in owner:
                 problem = f"image is already in {owner[name]}: {name}"
-            if problem:
-                defects.append(Defect(split_list.name, number, problem))
+            else:
+                owner[name] = split
+                splits[split].append(name)
                 continue
-            owner[name] = split
-            names.append(name)
-        splits[split] = names
-    if not splits:
-        raise DataError(f"{root}: no split list (looked for *trainImages.txt, *devImages.txt, *testImages.txt)")
-    if not any(splits.values()):
-        first = defects[-1].reason if defects else "they are empty"
-        raise DataError(f"{root}: the split lists name no image that is present and captioned: {first}")
-    return Dataset(images, captions, splits, tuple(defects))
+            defects.append(Defect(split_list.name, number, problem))
+    return splits, defects
 
 
 def _token_file(root: Path) -> Path:
