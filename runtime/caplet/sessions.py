@@ -29,16 +29,19 @@ Provider: TypeAlias = str | tuple[str, dict[str, Any]]
 _SPIN_MICROSECONDS = 20
 _CPU: list[Provider] = ["CPUExecutionProvider"]
 _SILENT = 4  # only fatal messages: everything below arrives as an exception, and a library writes nothing by itself
-# Where a size is a letter it may be any number, but the same one wherever the letter stands in either graph.
-_Shape = tuple["int | str", ...]
+_Shape: TypeAlias = tuple[int | str, ...]
+"""Without the batch. A size that is a letter may be any number, but the same one wherever the letter stands in either
+graph."""
+_Contract: TypeAlias = Mapping[str, tuple[str, _Shape]]
+"""Element type and shape of a graph's inputs or outputs, by name."""
 _FLOAT, _INT64, _UINT8 = "tensor(float)", "tensor(int64)", "tensor(uint8)"
-_FEATURES: dict[str, tuple[str, _Shape]] = {
+_FEATURES: _Contract = {
     "features": (_FLOAT, (LOCATIONS, "D")),
     "keys": (_FLOAT, (LOCATIONS, "A")),
     "state": (_FLOAT, ("H",)),
 }
-_DECODER_INPUTS: dict[str, tuple[str, _Shape]] = {"token": (_INT64, ()), **_FEATURES}
-_DECODER_OUTPUTS: dict[str, tuple[str, _Shape]] = {
+_DECODER_INPUTS: _Contract = {"token": (_INT64, ()), **_FEATURES}
+_DECODER_OUTPUTS: _Contract = {
     "log_probs": (_FLOAT, ("K",)),
     "tokens": (_INT64, ("K",)),
     "next_state": (_FLOAT, ("H",)),
@@ -66,7 +69,7 @@ class Sessions:
 
     def _open(self) -> None:
         bundle = self._bundle
-        photo: dict[str, tuple[str, _Shape]] = {"pixels": (_UINT8, (bundle.manifest.height, bundle.manifest.width, 3))}
+        photo: _Contract = {"pixels": (_UINT8, (bundle.manifest.height, bundle.manifest.width, 3))}
         sizes: dict[str, int] = {}
         exact = bundle.manifest.saturates and _may_saturate(describe_cpu())
         encoder = _session(bundle.encoder, self._threads, self.providers, exact=exact)
@@ -225,7 +228,7 @@ def _run(session: onnxruntime.InferenceSession, outputs: list[str], feeds: dict[
         raise InferenceError("onnxruntime", _brief(error), "run `caplet check`") from error
 
 
-def _numbers(contract: Mapping[str, tuple[str, _Shape]], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def _numbers(contract: _Contract, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """Each value's shape without the batch, with numbers for the letters."""
     return {
         name: tuple(size if isinstance(size, int) else sizes[size] for size in shape)
@@ -248,8 +251,8 @@ def _brief(error: Exception) -> str:
 def _check_contract(
     path: Path,
     session: onnxruntime.InferenceSession,
-    inputs: Mapping[str, tuple[str, _Shape]],
-    outputs: Mapping[str, tuple[str, _Shape]],
+    inputs: _Contract,
+    outputs: _Contract,
     sizes: dict[str, int],
 ) -> None:
     """Compare a graph's inputs and outputs with the contract; `sizes` collects what the letters stand for."""
