@@ -46,7 +46,7 @@ _BASE = "base"
 DAMAGED = (
     OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What reading a damaged .npz file may raise, whose bytes name methods, passwords and lengths, or one of HDF5."""
+"""What reading a damaged .npz or HDF5 file may raise: its bytes may ask for any compression, password or length."""
 
 
 @dataclass(frozen=True)

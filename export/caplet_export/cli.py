@@ -97,9 +97,7 @@ def command() -> NoReturn:
 
 
 def _repair_streams() -> None:
-    """Let nothing fail for what it prints: standard output and error take it for nothing where they are closed, and
-    escape what their encoding does not have.
-    """
+    """Let printing never fail: closed standard streams lead nowhere, and what an encoding lacks is escaped."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:

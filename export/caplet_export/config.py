@@ -312,7 +312,7 @@ _EFFECTIVE: dict[str, _Where] = {
     "train.teacher_view": {"train": ("distillation",)},
     "train.evaluate_every": _TUNES,
 }
-"""Where a switch does anything: the verbs, and their objectives. Those that are not here do everywhere."""
+"""The verbs, and their objectives, in which a switch has an effect; those that are not listed have one everywhere."""
 
 _NEEDED: dict[str, tuple[tuple[str, ...], str, Callable[[Config], bool]]] = {
     "train.extractor_learning_rate": (
@@ -336,7 +336,7 @@ _NEEDED: dict[str, tuple[tuple[str, ...], str, Callable[[Config], bool]]] = {
         lambda config: config.model.deep_output or not config.model.tied_embeddings,
     ),
 }
-"""What other switches a switch needs to do anything: in which verbs, in words, and as a condition."""
+"""What a switch needs of other switches to have an effect: in which verbs, in words, and as a condition."""
 
 _Range = tuple[str, Callable[[Any], bool]]
 # The upper limits are far above any useful value; beyond them TensorFlow fails with many lines, or memory runs out.

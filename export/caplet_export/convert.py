@@ -297,12 +297,17 @@ def _declare(model: onnx.ModelProto, inputs: Mapping[str, Shape], outputs: Mappi
     return model
 
 
+_NUMBERED = re.compile(r"(?P<base>.*__)(?P<number>\d+)(?P<end>(:\d+)?)")
+
+
 def _number_by_use(graph: onnx.GraphProto) -> None:
-    """Number in order of use what tf2onnx has numbered in the order of sets, and put constants in that order: one
-    captioner makes one file, byte for byte.
+    """Number names, and sort constants, in the order in which they are used.
+
+    tf2onnx numbers them in the order of Python sets, which differs from run to run. This way one captioner always makes
+    the same file, byte for byte.
     """
     numbers: dict[str, str] = {}
-    # Of equal constants one is left, and by its name it is the first of a set.
+    # Of equal constants tf2onnx keeps the first of a set, so their names are not to be relied on either.
     constants = {constant.name for constant in graph.initializer}
 
     def renamed(name: str) -> str:
@@ -324,6 +329,3 @@ def _number_by_use(graph: onnx.GraphProto) -> None:
         constant.name = renamed(constant.name)
     graph.initializer.sort(key=lambda constant: order[constant.name])
     graph.doc_string = ""
-
-
-_NUMBERED = re.compile(r"(?P<base>.*__)(?P<number>\d+)(?P<end>(:\d+)?)")

@@ -123,8 +123,8 @@ class FeatureStore(StoredFeatures):
 
 
 def whole_in_another_precision(stores: Mapping[Path, StoreSource], names: Sequence[str]) -> list[FeatureStore]:
-    """These stores, if they are as asked for but for their precision, and whole: finished, and without any of these
-    photos only where it could not be read. Else none of them.
+    """These stores, if all of them are finished, hold each of these photos that could be read, and differ from what is
+    asked for in precision alone; else none.
     """
     try:
         found = [(FeatureStore(folder), source) for folder, source in stores.items()]

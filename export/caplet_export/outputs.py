@@ -18,7 +18,7 @@ GRAPHS: Kind = (
     frozenset({"encoder.onnx", "decoder.onnx", "vocabulary.txt"}),
     frozenset({"parity.json", "quantization.json", "manifest.json", "README.md", "attention.jpg", "golden"}),
 )
-"""And bundles, which can be made again in minutes."""
+"""Folders of graphs, and bundles, which can be made again in minutes."""
 RUN: Kind = (
     frozenset({"config.json", "vocabulary.txt", "decoder.weights.h5"}),
     frozenset({"extractor.npz", "stages.json", "history.json", "curves.png", "resume.npz"}),

@@ -80,8 +80,8 @@ class Run(ABC):
         self._check_folder()
         self._stages_before = read_stages(start_from) if start_from else []
         self._taught_by = {"teacher": " ".join(map(run_name, teachers))} if teachers else {}
-        # What the configuration does not tell, and a run must not go on without; by the option that gives it. What is
-        # read, subclasses add.
+        # What a run began with that its configuration does not say, by the option that gives it: it goes on only with
+        # the same. Subclasses add the data and features that they read.
         self._origin: dict[str, Any] = {
             "format": _ORIGIN_FORMAT,
             "--from": run_digest(start_from) if start_from else None,

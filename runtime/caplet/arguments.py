@@ -10,7 +10,7 @@ from caplet.errors import ArgumentError
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1, as a `type` for argparse; upper limits are for those who know them."""
+    """A whole number of at least 1, as a `type` for argparse; upper limits are checked by the code that has them."""
     try:
         number = int(text)
     except ValueError:

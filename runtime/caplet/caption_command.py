@@ -133,7 +133,10 @@ class _Drawings:
                 return _Job(photo, file)
 
     def _may_be_drawn_over(self, file: Path) -> bool:
-        """Not over a file that is new since the start, either: such as the results, which may be there, still empty."""
+        """Whether there is no such file, or a drawing that was there when the run began.
+
+        A newer file may be anything, such as the results, still empty.
+        """
         from caplet.explain import is_drawing
 
         found = identity(file)
@@ -219,9 +222,9 @@ def _results(
 def _sources(
     photos: Iterable[Input], drawings: _Drawings, written: Written, waiting: deque[_Job]
 ) -> Iterator[ImageSource]:
-    """What the captioner gets, and `waiting` the jobs of it.
+    """The photos for the captioner; the job of each is appended to `waiting`.
 
-    What has a problem already gets its turn like a photo, as one without contents, which fails at once.
+    An input that has a problem already keeps its turn: the captioner gets no bytes for it, which fails at once.
     """
     for photo in photos:
         if written.take(photo.name):

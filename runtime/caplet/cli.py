@@ -77,8 +77,9 @@ def command() -> NoReturn:
 
 
 def _occupy_standard_streams() -> None:
-    """Where a standard stream was closed, have its number taken: or else the next file opened would be the stream, and
-    get what C libraries write there.
+    """Open the null device in place of standard streams that are closed.
+
+    Otherwise the next file opened would get such a stream's number, and with it what C libraries write there.
     """
     for descriptor in range(3):
         try:
@@ -108,7 +109,7 @@ def _complain(message: str, status: int) -> int:
 
 
 def _name(text: str) -> str:
-    """An argument that names a file or folder: not nothing, as from a variable of the shell that is not set."""
+    """The name of a file or folder, as a `type` for argparse; not an empty one, as an unset shell variable gives."""
     if not text:
         raise ValueError
     return text

@@ -118,7 +118,7 @@ class _Repeats:
         """Make minus infinity in `totals` [P,W,K] what `forbid` says of `tokens` [P,W,K] after `words` [P,W,t]."""
         said = tokens[..., None] == words[:, :, None]  # [P,W,K,t]: at which word the token stands already
         if self._repeatable is not None:
-            known = self._words.take(tokens, mode="clip")  # what is no id is for the caller to notice
+            known = self._words.take(tokens, mode="clip")  # ids out of range are for the caller to notice
             totals[said.any(axis=3) & ~known] = -np.inf
         last = words[..., :-1] == words[..., -1:]  # [P,W,t-1]: at which word the last one stood before
         if not last.any():

@@ -310,8 +310,8 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
     Taken through the decoder for files, they give the pixels that the path would give, also where that decodes a large
     photo at a part of its size, and the caller's image stays undecoded. An image that the caller has drafted or that
     stands at another frame than the first is another picture than its file. Where truncated files are allowed, every
-    format that can be used truncated goes that way: Pillow's own leniency is a switch of the process. Not so the
-    variants that caplet reads from no file.
+    format that can be used truncated goes that way: Pillow's own leniency is a switch of the process. The variants in
+    `IN_PYTHON`, which caplet does not read from files, are always decoded here.
     """
     by_file = image.format in _JPEG or (allow_truncated and image.format in MAY_BE_TRUNCATED)
     with _decoding:
@@ -339,9 +339,13 @@ def _is_as_opened(image: ImageFile.ImageFile) -> bool:
 def _finish(
     image: Image.Image, fit: _Fit, like: Image.Image | None = None, box: Box | None = None
 ) -> NDArray[np.uint8]:
-    """The steps every image takes once its samples are in memory; orientation and profile may be those of another.
+    """The steps every image takes once its samples are in memory.
 
-    The picture may be only a part of the image, `box`, as `decode_file` gives it.
+    Args:
+        image: the samples.
+        fit: the size of the result.
+        like: the image whose orientation and colour profile hold; `image` itself if None.
+        box: the part of `image` that the picture fills, as `decode_file` gives it; all of it if None.
     """
     colours = _to_rgb(image)
     described = image if like is None else like

@@ -220,7 +220,7 @@ class _Reader(io.RawIOBase):
         self.ran_dry = False
 
     def start_pixels(self, ending: bytes, decoder: str) -> None:
-        """From here on reads are free but in PNG, and those past the end are noted; the first of them gets `ending`."""
+        """From here on reads are not counted, except in a PNG; the first one past the end is given `ending`."""
         self._ending = ending
         self._scans_left = _MOST_SCANS if decoder == "jpeg" else None
         self._reads_left, self._reads_per_byte = (_MOST_SHORT_READS, 1 / 512) if decoder == "zip" else (math.inf, 0.0)
@@ -251,7 +251,7 @@ class _Reader(io.RawIOBase):
         if not data and size > 0:
             self.ran_dry = True
             data, self._ending = self._ending, b""
-        if data.startswith(b"Exif\0\0"):  # a segment of a JPEG, where Pillow puts together what all of them hold
+        if data.startswith(b"Exif\0\0"):  # Pillow joins the EXIF of all segments of a JPEG: it gets the first alone
             data, self._has_exif = bytes(len(data)) if self._has_exif else data, True
         if self._scans_left is not None:
             self._scans_left -= data.count(_SCAN)

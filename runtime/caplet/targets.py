@@ -43,7 +43,7 @@ def objection(arguments: argparse.Namespace) -> str | None:
 
 
 def identity(path: str | Path | int) -> tuple[int, int] | None:
-    """What tells a file, also an open one, from every other, whatever it is called; None if there is none."""
+    """Device and inode of a file, by path or descriptor: the same for all of its names. None if there is no file."""
     try:
         status = os.stat(path)  # noqa: PTH116 - as in `is_folder`
     except (OSError, ValueError):

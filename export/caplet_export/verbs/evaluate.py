@@ -122,7 +122,7 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
         for name, path in zip("AB", arguments.compare, strict=True):
             if path.is_dir():
                 _check_outputs(report / f"{name}.json", arguments.compare)
-    # All that can be known is said before minutes of captioning, not after them.
+    # What can be refused now is refused now, not after minutes of captioning.
     beams = beam_of_each(arguments.beam)
     evaluations = [None if path.is_dir() else Evaluation.load(path) for path in arguments.compare]
     for path in filter(Path.is_dir, arguments.compare):
