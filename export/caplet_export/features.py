@@ -32,7 +32,6 @@ from caplet_export.errors import StoreError
 from caplet_export.outputs import write_whole
 from caplet_export.views import apply_view
 
-LOCATIONS, CHANNELS = 64, 2048
 _FORMAT = 1
 _NAMES, _ROWS, _SKIPPED = "names.txt", "rows.f16", "skipped.txt"
 
@@ -47,8 +46,8 @@ class StoreSource:
     """Which view of the photo, see `caplet_export.views`."""
     layer: str = "mixed10"
     """The Inception block whose output is stored: the features, or what is below the blocks to be fine-tuned."""
-    locations: int = LOCATIONS
-    channels: int = CHANNELS
+    locations: int = 64
+    channels: int = 2048
     precision: str | None = None
     """What was computed in, `float32` or `bfloat16`; None where that is not recorded (up to release 0.9)."""
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from caplet_export.checkpoint import (
     require_frozen_extractor,
     require_shape,
 )
-from caplet_export.config import Config
+from caplet_export.config import Config, TrainConfig
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
@@ -159,7 +160,7 @@ class Trainer(Run):
         for step, batch in enumerate(self._train.epoch(number), 1):
             total += self._finite(partial(self._step, *batch), f"epoch {number}, step {step}")
             progress(step, steps, total / step)
-        with _AveragedWeights(self._variables, self._average):
+        with _averaged_weights(self._variables, self._average):
             dev_loss, dev_cider = self._evaluate()
             self._finite(lambda: dev_loss, f"epoch {number}, dev")
             seconds = time.monotonic() - start
@@ -185,10 +186,10 @@ class Trainer(Run):
         settings = self.config.train
         self._variables = list(self.model.trainable_variables)
         count = len(self._train) * settings.epochs
-        self._optimizers = [(_optimizer(settings.learning_rate, count, self.config), self._variables)]
+        self._optimizers = [(_optimizer(settings.learning_rate, count, settings), self._variables)]
         if self.upper is not None:
             upper = list(self.upper.trainable_variables)
-            self._optimizers.append((_optimizer(settings.extractor_learning_rate, count, self.config), upper))
+            self._optimizers.append((_optimizer(settings.extractor_learning_rate, count, settings), upper))
             self._variables = self._variables + upper
         for optimizer, variables in self._optimizers:
             optimizer.build(variables)
@@ -392,24 +393,21 @@ class Trainer(Run):
         return upper
 
 
-class _AveragedWeights:
-    """Within it, variables hold their averages; afterwards, their own values again."""
-
-    def __init__(self, variables: Sequence[Any], averages: Sequence[Any]) -> None:
-        self._pairs: Sequence[tuple[Any, Any]] = list(zip(variables, averages, strict=True)) if averages else []
-
-    def __enter__(self) -> None:
-        self._own = [variable.numpy() for variable, _ in self._pairs]
-        for variable, average in self._pairs:
-            variable.assign(average)
-
-    def __exit__(self, *_: object) -> None:
-        for (variable, _), own in zip(self._pairs, self._own, strict=True):
+@contextmanager
+def _averaged_weights(variables: Sequence[Any], averages: Sequence[Any]) -> Iterator[None]:
+    """Within it, variables hold their averages, if there are any; afterwards, their own values again."""
+    pairs = list(zip(variables, averages, strict=True)) if averages else []
+    own_values = [variable.numpy() for variable, _ in pairs]
+    for variable, average in pairs:
+        variable.assign(average)
+    try:
+        yield
+    finally:
+        for (variable, _), own in zip(pairs, own_values, strict=True):
             variable.assign(own)
 
 
-def _optimizer(rate: float, steps: int, config: Config) -> keras.optimizers.Optimizer:
-    settings = config.train
+def _optimizer(rate: float, steps: int, settings: TrainConfig) -> keras.optimizers.Optimizer:
     schedule: Any = rate
     if settings.decay == "cosine":
         warmup = warmup_steps(settings, steps)
