@@ -96,9 +96,7 @@ class CaptionModel(keras.Model):
             features [N,L,D], attention keys [N,L,A], initial state [N,H].
         """
         features = ops.cast(features, self.compute_dtype)
-        if training:
-            features = self.channel_dropout(features, training=True)
-        features = self.project_features(features)
+        features = self.project_features(self.channel_dropout(features, training=training))
         features = self.dropout(features, training=training)
         keys = self.project_keys(features)
         if self.initial_state is not None:
@@ -191,9 +189,7 @@ class CaptionModel(keras.Model):
         Returns:
             logits float32 [N*G,T,V] and attention float32 [N*G,T,L].
         """
-        words = self.embedding(tokens)
-        if training:
-            words = self.dropout(words, training=True)
+        words = self.dropout(self.embedding(tokens), training=training)
         word_gates = self.from_word(words)
         if group > 1:
             state = ops.repeat(state, group, axis=0)
