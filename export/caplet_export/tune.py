@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
+from caplet.prefetch import in_order
 from caplet_export.batches import caption_ids
 from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import (
@@ -435,14 +435,11 @@ class Tuner(Run):
         for epoch in epochs:
             order = np.random.default_rng([self.config.train.seed, epoch]).permutation(len(self._train))
             plan += [order[step * self._batch :][: self._batch] for step in range(self.steps_an_epoch)]
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(self._photos.load, [self._train[row] for row in rows]) for rows in plan[:_AHEAD]]
-            for number, rows in enumerate(plan):
-                pixels = waiting.pop(0).result()
-                if number + _AHEAD < len(plan):
-                    later = [self._train[row] for row in plan[number + _AHEAD]]
-                    waiting.append(ahead.submit(self._photos.load, later))
-                yield rows, pixels
+
+        def load(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+            return rows, self._photos.load([self._train[row] for row in rows])
+
+        return in_order(plan, load, workers=1, ahead=1 + _AHEAD)
 
     # -- the run folder -----------------------------------------------------------------------------------------------
 
