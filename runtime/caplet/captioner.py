@@ -409,12 +409,9 @@ def join_words(words: Iterable[str]) -> str:
 def _several(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
     """An iterator over the photos. One photo is refused: text would come apart into letters, a file into lines."""
     stack = isinstance(images, np.ndarray) and (images.ndim > 3 or images.dtype != np.uint8)
-    one = is_source(images) and not stack
-    try:
-        if not one:
+    if stack or not is_source(images):
+        with contextlib.suppress(TypeError):
             return iter(images)
-    except TypeError:
-        pass
     raise ArgumentError("images", f"a {type(images).__name__} is not several photos", "give a list of them")
 
 
