@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("folder", metavar="run", type=Path, help="run folder")
+    parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
     for name, what in (("state", "the GRU"), ("feature", "the encoded photo"), ("attention", "the attention")):
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.outputs import RUN, whole_folder
     from caplet_export.prune import SIZES, prune_run, require_prunable
 
-    checkpoint = load_checkpoint(arguments.folder)
+    checkpoint = load_checkpoint(arguments.run)
     require_prunable(checkpoint)
     whole = checkpoint.config.model
     wanted = {size: getattr(arguments, size) for size in SIZES}
@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     for size, units in sizes.items():
         if units > getattr(whole, size):
             option = f"--{size.replace('_', '-')} {units}"
-            raise ConfigurationError(f"{option}: {arguments.folder} has {getattr(whole, size)}")
+            raise ConfigurationError(f"{option}: {arguments.run} has {getattr(whole, size)}")
     config = replace(whole, **sizes)
-    with whole_folder(arguments.output, RUN, (arguments.folder, arguments.data, arguments.features)) as folder:
+    with whole_folder(arguments.output, RUN, (arguments.run, arguments.data, arguments.features)) as folder:
         prune_run(checkpoint, _importances(checkpoint, arguments), config, folder)
     changes = ", ".join(f"{size} {getattr(whole, size)} -> {units}" for size, units in sizes.items())
     print(f"wrote {arguments.output}: {changes}; now train it on")

@@ -22,7 +22,7 @@ LIKELIEST = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("folder", metavar="run", type=Path, help="run folder")
+    parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--data", type=Path, help="data set in the Flickr8k layout")
     parser.add_argument("--features", type=Path, help="folder written by `caplet-export features`")
     parser.add_argument(
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("which words? those of --words, or by --data, --features and --likeliest, not both")
     likeliest = arguments.likeliest or LIKELIEST
 
-    given = (arguments.folder, arguments.data, arguments.features, arguments.words)
+    given = (arguments.run, arguments.data, arguments.features, arguments.words)
     inputs = [path for path in given if path is not None]
     check_folder(arguments.output, RUN, inputs)
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.text import Vocabulary
     from caplet_export.trim import trim_run
 
-    checkpoint = load_checkpoint(arguments.folder)
+    checkpoint = load_checkpoint(arguments.run)
     require_frozen_extractor(checkpoint, "trimmed")
     before = len(checkpoint.vocabulary)
     if arguments.words is None:
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         words = Vocabulary.load(arguments.words).words
         strange = [word for word in words if word not in checkpoint.vocabulary]
         if strange:
-            raise ConfigurationError(f"{arguments.words}: {strange[0]!r} is no word of {arguments.folder}")
+            raise ConfigurationError(f"{arguments.words}: {strange[0]!r} is no word of {arguments.run}")
         kept = set(checkpoint.vocabulary.encode(words))
         which = f"those of {arguments.words.name}"
     with whole_folder(arguments.output, RUN, inputs) as folder:

@@ -37,10 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line an evaluation."""
-    recipe = RECIPES["tune_distillation" if arguments.teacher else "tune"]
-    config = load_config(arguments.config) if arguments.config else recipe
-    if not arguments.config:
-        config = inherit(config, load_config(arguments.start_from / "config.json"))
+    if arguments.config:
+        config = load_config(arguments.config)
+    else:
+        recipe = RECIPES["tune_distillation" if arguments.teacher else "tune"]
+        config = inherit(recipe, load_config(arguments.start_from / "config.json"))
     config = override(config, arguments.set)
     require_effect(arguments.set, "tune", config)
     dataset = read_data(arguments)
