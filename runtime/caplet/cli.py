@@ -19,6 +19,7 @@ from typing import NoReturn
 from caplet import __version__
 from caplet.arguments import count
 from caplet.errors import ArgumentError, CapletError, printable
+from caplet.inputs import STDIN
 from caplet.output import INTERRUPTED, Output, complain, end_process, was_interrupted
 from caplet.records import FORMATS
 from caplet.targets import objection
@@ -219,7 +220,7 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
         arguments.output = None
     if not arguments.photos and arguments.files_from is None:
         parser.error("give a photo, a folder, or --files-from FILE")
-    if [*arguments.photos, arguments.files_from].count("-") > 1:
+    if [*arguments.photos, arguments.files_from].count(STDIN) > 1:
         parser.error("standard input can be given only once")
     if arguments.attention == STDOUT:
         parser.error("--attention draws into files; for one called -, write ./-")
