@@ -23,6 +23,7 @@ from caplet.manifest import FORMAT_VERSION, Decoding
 from caplet_export.card import ATTENTION, render_card, render_scores
 from caplet_export.config import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
+from caplet_export.inputs import read_json
 from caplet_export.onnx_graph import load_model, require_input, shape_of
 from caplet_export.outputs import GRAPHS, whole_folder
 from caplet_export.quantize import saturates
@@ -198,26 +199,6 @@ def read_record(graphs: Path, name: str) -> dict[str, Any]:
     if not isinstance(record, dict) or not needed <= set(record):
         raise ConfigurationError(f"{graphs / file}: not what caplet-export writes: {', '.join(sorted(needed))}")
     return record
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content.
-
-    Raises:
-        ConfigurationError: it cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: not JSON: {error}") from error
-
-
-def read_text(path: Path) -> str:
-    """A text file's content. `ConfigurationError` if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _manifest(graphs: Path, name: str, decoding: Decoding, licences: Licences) -> dict[str, Any]:

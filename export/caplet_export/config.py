@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet_export.errors import ConfigurationError
+from caplet_export.inputs import read_json
 from caplet_export.outputs import write_whole
 
 
@@ -392,12 +393,7 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigurationError: no such file, not JSON, an unknown switch, or a value of the wrong type or out of range.
     """
-    try:
-        raw = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: not JSON: {error}") from error
+    raw = read_json(path)
     if isinstance(raw, dict) and isinstance(raw.get("train"), dict):
         raw["train"] = {_RENAMED.get(switch, switch): value for switch, value in raw["train"].items()}
     return from_dict(Config, raw, str(path))

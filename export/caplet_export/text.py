@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.inputs import read_text
 from caplet_export.outputs import write_whole
 from caplet_export.tokenizer import tokenize
 
@@ -91,12 +92,7 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote. Raises a ConfigurationError if it is anything else."""
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except OSError as error:
-            raise ConfigurationError(f"{path}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(f"{path}: not UTF-8: {error}") from error
+        lines = read_text(path).split("\n")
         # An editor may have left out the last line's end.
         try:
             return cls(lines if lines[-1] else lines[:-1])

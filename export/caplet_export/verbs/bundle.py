@@ -51,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the bundle and print its golden captions."""
-    from caplet_export.bundle import Licences, read_ablation, read_json, read_record, read_text, write_bundle
+    from caplet_export.bundle import Licences, read_ablation, read_record, write_bundle
     from caplet_export.checkpoint import run_digest
+    from caplet_export.inputs import read_json, read_text
     from caplet_export.repeats import repeatable_ngrams
     from caplet_export.stages import read_stages
     from caplet_export.text import Vocabulary, clean
