@@ -74,7 +74,7 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
         raise ConfigurationError("it takes two runs to make one of them")
     checkpoints = [load_checkpoint(run) for run in runs]
     first = checkpoints[0]
-    known = next(filter(encoder_weights, runs), first.folder)
+    known = next(filter(encoder_weights, runs), first.folder)  # the first that says what it was trained on, if any does
     for run in runs:
         require_encoder_weights(run, encoder_weights(known), known)
     for other in checkpoints[1:]:

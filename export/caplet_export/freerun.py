@@ -56,7 +56,7 @@ class FreeRunner:
 
 
 def _any_goes_on(t: Any, token: Any, alive: Any, *_: Any) -> Any:
-    """Whether a caption has not ended: most do at half of the greatest length, and steps after that are for nothing."""
+    """Whether any caption goes on: most end at half of the greatest length, and further steps would be wasted."""
     return tf.reduce_any(alive)
 
 

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
     origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
-    # What these refuse is refused before any file or folder is made.
+    # What these two calls refuse is refused before any file or folder is made.
     captioner.caption_many((), batch_size=arguments.batch_size, **_reading(arguments))
     photos = _inputs(arguments)
     several = _several(arguments)

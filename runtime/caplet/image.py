@@ -1,12 +1,14 @@
 """Anything a person has (path, bytes, file object, PIL image, array) to uint8 RGB pixels, through one decoder.
 
 Every source becomes a Pillow image, and every Pillow image takes the same steps: RGB, with alpha over white;
-orientation as its EXIF says; squashed to the size the encoder wants; sRGB. Nothing here sets or goes by Pillow's
-process-wide switches (`Image.MAX_IMAGE_PIXELS`, `ImageFile.LOAD_TRUNCATED_IMAGES`): limits and leniency belong to the
-call, so calls in several threads, and the caller's own use of Pillow, do not disturb each other. Two of Pillow's
-decoders look at the first switch by themselves: a TIFF, or the frame of a GIF, draws Pillow's warning above it and is
-refused above twice of it. Warnings, of odd EXIF for one, go where the process has them go: filters are process-wide
-too, and `warnings.catch_warnings` would undo what other threads do.
+orientation as its EXIF says; squashed to the size the encoder wants; sRGB.
+
+Nothing here sets or depends on Pillow's process-wide switches (`Image.MAX_IMAGE_PIXELS`,
+`ImageFile.LOAD_TRUNCATED_IMAGES`): limits and leniency belong to the call, so calls in several threads, and the
+caller's own use of Pillow, do not disturb each other. Two of Pillow's decoders look at MAX_IMAGE_PIXELS all the same: a
+TIFF, or the frame of a GIF, with more pixels draws a warning, and one with more than twice as many is refused. Pillow's
+warnings, of odd EXIF for instance, are not filtered: filters are process-wide too, and `warnings.catch_warnings` would
+undo what other threads do.
 """
 
 from __future__ import annotations
