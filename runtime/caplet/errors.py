@@ -52,7 +52,9 @@ class ImageNotFoundError(ImageError, FileNotFoundError):
 
     def __init__(self, subject: str, cause: str = "no such file", remedy: str = "check the path") -> None:
         super().__init__(subject, cause, remedy)
-        self.errno, self.strerror, self.filename = errno.ENOENT, cause, subject
+        self.errno: int = errno.ENOENT
+        self.strerror: str = cause
+        self.filename: str = subject
 
 
 class BundleError(CapletError, ValueError):
@@ -64,7 +66,9 @@ class BundleNotFoundError(BundleError, FileNotFoundError):
 
     def __init__(self, subject: str, cause: str = "no such bundle", remedy: str = "check the path") -> None:
         super().__init__(subject, cause, remedy)
-        self.errno, self.strerror, self.filename = errno.ENOENT, cause, subject
+        self.errno: int = errno.ENOENT
+        self.strerror: str = cause
+        self.filename: str = subject
 
 
 class InferenceError(CapletError, RuntimeError):

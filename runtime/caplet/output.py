@@ -98,7 +98,7 @@ def _lock(descriptor: int) -> bool:
 def make_blocking(stream: IO[Any]) -> None:
     """Make a standard stream one that waits, where whoever started the command (Node, ssh) left one that does not."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # no file of the system's; older Windows
-        os.set_blocking(stream.fileno(), True)
+        os.set_blocking(stream.fileno(), True)  # type: ignore[attr-defined, unused-ignore]
 
 
 @contextlib.contextmanager

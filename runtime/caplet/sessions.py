@@ -63,7 +63,7 @@ class Sessions:
             ArgumentError: onnxruntime does not have one of these execution providers, or cannot start it.
             BundleError: a graph that onnxruntime cannot load or that does not keep to the contract.
         """
-        self.providers = _known_providers(providers)
+        self.providers: list[Provider] = _known_providers(providers)
         self._bundle, self._threads = bundle, threads
         self._open()
 
@@ -79,7 +79,7 @@ class Sessions:
         _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):
             raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, the vocabulary is smaller")
-        self.widest_beam = sizes["K"]
+        self.widest_beam: int = sizes["K"]
         self._encoder_shapes, self._decoder_shapes = _numbers(_FEATURES, sizes), _numbers(_DECODER_OUTPUTS, sizes)
         self._encoder, self._decoder, self._process = encoder, decoder, os.getpid()
 
