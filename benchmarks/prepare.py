@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (path / "vocabulary.txt").is_file():
             parser.error(f"{path}: no vocabulary.txt here")
     if arguments.bundle and _words(arguments.bundle) != _words(arguments.run):
-        parser.error(f"{arguments.bundle}: another vocabulary than {arguments.run}; it was not made of this run")
+        parser.error(f"{arguments.bundle}: its vocabulary is not that of {arguments.run}, so not made from it")
 
     from caplet_export.checkpoint import load_checkpoint, load_extractor
 

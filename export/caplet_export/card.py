@@ -55,7 +55,7 @@ def _introduction(manifest: Mapping[str, Any]) -> str:
     size = manifest["preprocessing"]
     return f"""# {manifest["name"]}
 
-Writes a one-sentence English caption for a photo. A *Show, Attend and Tell* captioner (Xu et al., ICML 2015) in ONNX
+Writes a one-sentence caption for a photo. A *Show, Attend and Tell* captioner (Xu et al., ICML 2015) in ONNX
 for caplet: InceptionV3 without its classifier, additive attention over 8×8 locations, a GRU, a
 vocabulary of {manifest["vocabulary"]["size"]} words.{_members(manifest["provenance"].get("recipe", {}))}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -161,7 +162,7 @@ def check_report(folder: Path) -> None:
     if report.exists() and not (report.is_file() and report.read_bytes().startswith(f"{_TITLE}\n".encode())):
         raise foreign(folder / _REPORT)
     if thumbnails.exists() and not report.exists() and (not thumbnails.is_dir() or any(thumbnails.iterdir())):
-        raise ExportError(f"{folder / _THUMBNAILS}: of no report that caplet-export has written here")
+        raise ExportError(f"{folder / _THUMBNAILS}: not made with a report by caplet-export, so not replaced")
 
 
 def beam_of_each(beam_sizes: Sequence[int]) -> tuple[int | None, int | None]:
@@ -187,7 +188,8 @@ def _section(title: str, changes: Sequence[Change], dataset: Dataset) -> list[st
 
 
 def _entry(change: Change, references: Sequence[str]) -> str:
-    lines = [f"### {change.gain:+.0f} CIDEr-D: {change.image}", "", f"![{change.image}](<{_thumbnail(change)}>)", ""]
+    picture = f"![{change.image}]({quote(_thumbnail(change))})"
+    lines = [f"### {change.gain:+.0f} CIDEr-D: {change.image}", "", picture, ""]
     lines += [f"- A: **{change.first}**", f"- B: **{change.second}**"]
     return "\n".join([*lines, *(f"- reference: {reference}" for reference in references)])
 

@@ -71,7 +71,7 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
 def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint]:
     """The checkpoints of runs that can be put together."""
     if len(runs) < 2:
-        raise ConfigurationError("it takes two runs to make one of them")
+        raise ConfigurationError("at least two runs are needed")
     checkpoints = [load_checkpoint(run) for run in runs]
     first = checkpoints[0]
     known = next(filter(encoder_weights, runs), first.folder)  # the first that says what it was trained on, if any does
@@ -79,12 +79,12 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
         require_encoder_weights(run, encoder_weights(known), known)
     for other in checkpoints[1:]:
         if other.vocabulary.words != first.vocabulary.words:
-            raise ConfigurationError(f"{other.folder}: another vocabulary than {first.folder}")
+            raise ConfigurationError(f"{other.folder}: its vocabulary is not that of {first.folder}")
         if other.config.text != first.config.text:
-            raise ConfigurationError(f"{other.folder}: text.* switches other than those of {first.folder}")
+            raise ConfigurationError(f"{other.folder}: its text.* switches are not those of {first.folder}")
         sizes, expected = (_sizes(checkpoint.config.model, as_members) for checkpoint in (other, first))
         if sizes != expected:
-            raise ConfigurationError(f"{other.folder}: model.* switches other than those of {first.folder}")
+            raise ConfigurationError(f"{other.folder}: its model.* switches are not those of {first.folder}")
     trained = [run for run in runs if (run / EXTRACTOR).exists()]
     if trained and (as_members or len(trained) < len(runs)):
         raise ConfigurationError(f"{trained[0]}: trained Inception blocks of its own, which others cannot read")

@@ -44,9 +44,7 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
         raise ExportError(f"{target}: is a file, not a folder")
     foreign = _foreign(resolved, kind)
     if foreign:
-        raise ExportError(
-            f"{target}: holds something else than caplet-export writes there ({foreign}), and is not replaced"
-        )
+        raise ExportError(f"{target}: holds what caplet-export does not write there ({foreign}), so it is not replaced")
     return resolved
 
 
@@ -82,7 +80,7 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
 
 def foreign(target: Path) -> ExportError:
     """The error for a file that is somebody's own, where a result was to go."""
-    return ExportError(f"{target}: is another file than caplet-export writes here, and is not replaced")
+    return ExportError(f"{target}: not a file that caplet-export writes here, so it is not replaced")
 
 
 def _has_keys(path: Path, keys: frozenset[str]) -> bool:
@@ -112,7 +110,7 @@ def check_place(target: Path) -> Path:
         raise ExportError(f"{target}: cannot write: symbolic links that lead in a circle")
     place = next((parent for parent in resolved.parents if parent.exists()), resolved)
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ExportError(f"{target}: cannot write: {place} is no folder that can be written to")
+        raise ExportError(f"{target}: cannot write: {place} is not a folder that can be written to")
     return resolved
 
 

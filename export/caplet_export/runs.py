@@ -68,7 +68,7 @@ class Run(ABC):
         teachers: Sequence[Path] = (),
     ) -> None:
         if (config.train.objective == "distillation") != bool(teachers):
-            raise ConfigurationError("a teacher is needed to train by distillation, and for nothing else")
+            raise ConfigurationError("a teacher is needed for distillation, and only there")
         check_place(folder)  # it is made when nothing is refused any more, which can take minutes
         self.folder = folder
         self.config = config
@@ -127,7 +127,7 @@ class Run(ABC):
         """Another run, to learn from. Raises a ConfigurationError if it cannot be read or has another vocabulary."""
         checkpoint = load_checkpoint(run, dtype)
         if checkpoint.vocabulary.words != self.vocabulary.words:
-            raise ConfigurationError(f"{run}: another vocabulary than that of {self.folder}")
+            raise ConfigurationError(f"{run}: its vocabulary is not that of {self.folder}")
         return checkpoint
 
     def _end_epoch(self, epoch: Epoch) -> Epoch:
@@ -186,7 +186,7 @@ class Run(ABC):
                     f"{self.folder}: holds a trained run but no {RESUME} to go on with; use another folder, and --from"
                 )
             if self.folder.exists() and not self._is_beginning():
-                raise ConfigurationError(f"{self.folder}: holds something else than this run; use another folder")
+                raise ConfigurationError(f"{self.folder}: holds something other than this run; use another folder")
             return
         if theirs := _differences(load_config(self.folder / "config.json"), self.config):
             raise ConfigurationError(

@@ -50,7 +50,7 @@ class Vocabulary:
         self._ids = {word: number for number, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             word = next(word for word, count in Counter(self.words).items() if count > 1)
-            raise ConfigurationError(f"a vocabulary holds each word once, and {word!r} stands there twice")
+            raise ConfigurationError(f"a vocabulary holds each word once, but {word!r} is there twice")
 
     def __len__(self) -> int:
         return len(self.words)

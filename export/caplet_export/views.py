@@ -28,7 +28,7 @@ def check_view(view: str) -> str:
         ConfigurationError: it is none.
     """
     if view not in (PLAIN, FLIP) and not _CROP.fullmatch(view):
-        raise ConfigurationError(f"{view}: no view of a photo (plain, flip, or crop1, crop2, …)")
+        raise ConfigurationError(f"{view}: not a view of a photo (plain, flip, or crop1, crop2, …)")
     return view
 
 

@@ -382,7 +382,7 @@ class Captioner:
         """The caption that the best hypothesis means."""
         vocabulary = self._bundle.words
         if not all(_FIRST_WORD <= t < len(vocabulary) for hypothesis in hypotheses for t in hypothesis.tokens):
-            return InferenceError("decoder", "gives tokens that are no words", "run `caplet check`")
+            return InferenceError("decoder", "gives tokens that are not words", "run `caplet check`")
         sentences = [tuple(vocabulary[token] for token in hypothesis.tokens) for hypothesis in hypotheses]
         best = hypotheses[0]
         attention = best.attention.reshape(-1, _GRID, _GRID)

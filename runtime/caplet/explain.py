@@ -161,7 +161,7 @@ def _check(words: Sequence[str], attention: ArrayLike, probabilities: Sequence[f
             "attention", f"has shape {shares.shape}", f"it must be [{len(words)} words, at least one row, and column]"
         )
     if not np.isfinite(shares).all() or shares.min() < 0:
-        raise ArgumentError("attention", "has shares below 0 or no numbers", "pass what the decoder gave")
+        raise ArgumentError("attention", "has shares that are negative or not numbers", "pass what the decoder gave")
     if likelihoods.shape != (len(words),):
         raise ArgumentError(
             "probabilities", f"have shape {likelihoods.shape}", f"there must be one for each of {len(words)} words"
@@ -175,7 +175,7 @@ def _numbers(name: str, values: ArrayLike) -> NDArray[np.float32]:
     try:
         return np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
-        raise ArgumentError(name, "is no array of numbers", "pass what the caption has") from error
+        raise ArgumentError(name, "is not an array of numbers", "pass what the caption has") from error
 
 
 def _on_paper(parts: Sequence[tuple[Image.Image, int, int]], layout: _Layout) -> Image.Image:

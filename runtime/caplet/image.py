@@ -278,7 +278,7 @@ def _bytes_read(stream: Any, subject: str) -> bytes | bytearray | memoryview:
         raise ImageTypeError(subject, "opened as text", "open it in binary mode: open(path, 'rb')")
     if part is None:  # what a raw stream says that does not block
         raise ImageError(subject, "has no data yet", "set it to block, or pass its bytes when all are there")
-    raise ImageTypeError(subject, f"its read gives a {type(part).__name__}", "pass the bytes that are in it")
+    raise ImageTypeError(subject, f"its read() returns a {type(part).__name__}, not bytes", "pass its bytes")
 
 
 def _position(stream: Any) -> int | None:

@@ -86,7 +86,7 @@ def jpeg_2000_canvas(file: Readable) -> tuple[int, int]:
         file.seek(int.from_bytes(head[4:6], "big") - 38, os.SEEK_CUR)
         while (marker := file.read(2)) not in (b"", b"\xff\x90"):
             if marker not in _MAIN_HEADER:
-                raise ValueError(f"{marker.hex()} is no marker in the header of a picture of tiles")
+                raise ValueError(f"{marker.hex()} is not a marker of the header of a tiled picture")
             file.seek(int.from_bytes(file.read(2), "big") - 2, os.SEEK_CUR)
     return width, height
 

@@ -78,7 +78,7 @@ class Sessions:
         decoder = _session(bundle.decoder, 1, self.providers, exact=exact)
         _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):
-            raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, the vocabulary is smaller")
+            raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, more than the vocabulary has")
         self.widest_beam: int = sizes["K"]
         self._encoder_shapes, self._decoder_shapes = _numbers(_FEATURES, sizes), _numbers(_DECODER_OUTPUTS, sizes)
         self._encoder, self._decoder, self._process = encoder, decoder, os.getpid()
@@ -108,7 +108,7 @@ class Sessions:
     def _check_unchanged(self) -> None:
         """Raise BundleError unless the files are those that the words and options in memory belong to."""
         if load_bundle(self._bundle.path, verify=self._bundle.verified).digest != self._bundle.digest:
-            raise BundleError(str(self._bundle.path), "is another model than was loaded", "make a new Captioner")
+            raise BundleError(str(self._bundle.path), "is not the model that was loaded", "make a new Captioner")
 
 
 _alive: weakref.WeakSet[onnxruntime.InferenceSession] = weakref.WeakSet()

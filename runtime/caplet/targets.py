@@ -36,7 +36,7 @@ def objection(arguments: argparse.Namespace) -> str | None:
     if drawings and not is_folder(drawings) and any(_same_file(drawings, photo) for photo in photos):
         return "--attention would overwrite a photo"
     if drawings and _holds_something(drawings) and not _is_drawing(drawings):
-        return "--attention would overwrite a file that is no drawing"
+        return "--attention would overwrite a file that is not a drawing"
     if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in photos if is_folder(folder)):
         return "--attention would put drawings among the photos"
     return None

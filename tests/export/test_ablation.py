@@ -173,5 +173,5 @@ def test_the_command_finds_a_place_for_its_table(
     captions = runs.folder / "data" / "Flickr8k.token.txt"
     before = captions.read_bytes()
     assert main([*command, str(captions)]) == 1
-    assert "is another file than caplet-export writes here" in capsys.readouterr().err
+    assert "not a file that caplet-export writes here" in capsys.readouterr().err
     assert captions.read_bytes() == before

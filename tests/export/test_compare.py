@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -166,7 +167,7 @@ def test_the_report_shows_the_largest_gains_and_losses_with_thumbnails(
     thumbnails = list((report.parent / "thumbnails").iterdir())
     assert len(thumbnails) == 4
     for thumbnail in thumbnails:
-        assert f"](<thumbnails/{thumbnail.name}>)" in text
+        assert f"](thumbnails/{thumbnail.name})" in text
         with Image.open(thumbnail) as image:
             assert max(image.size) <= 224
     backwards = compare(evaluation(dataset, mixed), evaluation(dataset, vague), dataset)
@@ -188,17 +189,19 @@ def test_photos_stay_out_of_repositories(
         write_report(comparison, dataset, tmp_path / "circle")
 
 
-@pytest.mark.parametrize(("name", "thumbnail"), [("ä dog.PNG", "ä dog.PNG.jpg"), ("ä dog.JPG", "ä dog.JPG")])
-def test_photos_of_any_name_and_format_are_shown(name: str, thumbnail: str, dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "address"), [("dog #1 (50%).PNG", "dog%20%231%20%2850%25%29.PNG.jpg"), ("ä.JPG", "%C3%A4.JPG")]
+)
+def test_photos_of_any_name_and_format_are_shown(name: str, address: str, dataset: Dataset, tmp_path: Path) -> None:
     Image.new("RGB", (500, 375)).save(tmp_path / name)
     said = {name: ["Ein Hund läuft .", "a dog runs"], "cat.jpg": dataset.captions["cat.jpg"]}
     others = replace(dataset, images=tmp_path, captions=said)
     first, second = ({name: caption, "cat.jpg": "a cat"} for caption in ("what", "a dog runs"))
     comparison = compare(evaluation(others, first), evaluation(others, second), others)
     report = write_report(comparison, others, tmp_path / "report")
-    assert f"![{name}](<thumbnails/{thumbnail}>)" in report.read_text("utf-8")
+    assert f"![{name}](thumbnails/{address})" in report.read_text("utf-8")
     assert "- reference: Ein Hund läuft ." in report.read_text("utf-8")
-    with Image.open(tmp_path / "report" / "thumbnails" / thumbnail) as image:
+    with Image.open(tmp_path / "report" / "thumbnails" / unquote(address)) as image:
         assert image.format == "JPEG"
 
 
@@ -233,9 +236,9 @@ def test_a_report_replaces_a_report(
         (["{json}", "{json}", "--limit", "3"], "--limit is for captioning"),
         (["{json}", "{json}", "--split", "test"], "--split is for captioning"),
         (["{bundle}", "{report}/A.json", "--report", "{report}"], "A.json: would replace what is read"),
-        (["{bundle}", "{json}", "--report", "{foreign}"], "A.json: is another file than caplet-export writes here"),
-        (["{bundle}", "{json}", "--report", "{mine}"], "mine/report.md: is another file than caplet-export"),
-        (["{bundle}", "{json}", "--report", "{pictures}"], "pictures/thumbnails: of no report that caplet-export has"),
+        (["{bundle}", "{json}", "--report", "{foreign}"], "A.json: not a file that caplet-export writes here"),
+        (["{bundle}", "{json}", "--report", "{mine}"], "mine/report.md: not a file that caplet-export"),
+        (["{bundle}", "{json}", "--report", "{pictures}"], "pictures/thumbnails: not made with a report"),
     ],
 )
 def test_the_command_refuses_before_it_captions(

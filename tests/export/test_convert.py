@@ -320,7 +320,7 @@ def test_a_run_that_is_trained_on_meanwhile_is_converted_again(
     data, output = write_tiny_flickr8k(tmp_path / "data"), tmp_path / "graphs"
     monkeypatch.setattr("caplet_export.parity.prove", prove_late)
     assert main(["convert", str(run_folder), "--data", str(data), "-o", str(output)]) == 1
-    assert f"{run_folder}: was trained on meanwhile; convert again" in capsys.readouterr().err
+    assert f"{run_folder}: was trained further in the meantime; convert again" in capsys.readouterr().err
     assert not output.exists()
 
 

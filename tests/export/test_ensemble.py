@@ -186,7 +186,7 @@ def test_what_was_trained_of_inception_is_averaged_too(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"words": [*WORDS[:-1], "other"]}, "another vocabulary"),
+        ({"words": [*WORDS[:-1], "other"]}, "its vocabulary is not that of"),
         ({"model": dataclasses.replace(CONFIG, tied_embeddings=False)}, "model.* switches"),
         ({"max_length": 5}, "text.* switches"),
     ],

@@ -194,7 +194,7 @@ def test_a_file_of_somebody_elses_is_neither_replaced_nor_deleted(
     command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(tmp_path / "dev.json")]
     assert main(command) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and f"{file}: is another file than caplet-export writes here" in errors[0]
+    assert len(errors) == 1 and f"{file}: not a file that caplet-export writes here" in errors[0]
     assert (tmp_path / file).read_text() == "my notes\n"
 
 
@@ -215,7 +215,7 @@ def test_graphs_that_fail_are_one_line(tmp_path: Path, made_up_data: Path, capsy
     rehash(bundle, forget_words)
     assert main(["evaluate", str(bundle), "--data", str(made_up_data)]) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and "no words" in errors[0]
+    assert len(errors) == 1 and "not words" in errors[0]
 
 
 def test_captions_of_another_run_are_not_taken_up(tmp_path: Path) -> None:

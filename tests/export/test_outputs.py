@@ -145,7 +145,7 @@ def test_an_old_folder_that_a_killed_process_could_not_remove_is_cleared(tmp_pat
 
 def test_a_place_that_may_not_be_written_to_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # file modes do not stop root
-    with pytest.raises(ExportError, match="no folder that can be written to"):
+    with pytest.raises(ExportError, match="not a folder that can be written to"):
         check_folder(tmp_path / "run", RUN)
 
 
@@ -197,7 +197,7 @@ def test_a_file_is_written_where_nothing_is_lost(tmp_path: Path, content: bytes 
 )
 def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "out.json").write_bytes(content)
-    with pytest.raises(ExportError, match="is another file than caplet-export writes here"):
+    with pytest.raises(ExportError, match="not a file that caplet-export writes here"):
         check_file(tmp_path / "out.json", frozenset({"scorer", "results"}))
 
 
@@ -206,7 +206,7 @@ def test_a_folder_a_pipe_and_what_is_read_are_no_place_for_a_file(tmp_path: Path
     (tmp_path / "link.json").symlink_to("a.json")
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe")
-    for name, said in ((".", "is a folder"), ("pipe", "another file"), ("link.json", "read"), ("circle", "circle")):
+    for name, said in ((".", "is a folder"), ("pipe", "not a file that"), ("link.json", "read"), ("circle", "circle")):
         with pytest.raises(ExportError, match=said):
             check_file(tmp_path / name, frozenset({"scorer"}), [tmp_path / "a.json"])
     with pytest.raises(ExportError, match="read"):

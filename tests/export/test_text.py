@@ -67,7 +67,7 @@ def test_a_vocabulary_survives_its_file(tmp_path: Path) -> None:
 def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="starts with"):
         Vocabulary(["dog"])
-    with pytest.raises(ConfigurationError, match="'dog' stands there twice"):
+    with pytest.raises(ConfigurationError, match="'dog' is there twice"):
         Vocabulary([*SPECIALS, "dog", "dog"])
     for word in ("\u200b", "hot dog", ""):
         (tmp_path / "words.txt").write_text("".join(f"{line}\n" for line in (*SPECIALS, word, "dog")))

@@ -585,14 +585,14 @@ def test_a_run_that_was_killed_before_its_first_epoch_was_whole_is_begun_again(
 @pytest.mark.parametrize("name", ["notes.txt", "vocabulary.txt", "config.json"])
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, dataset: Dataset, stores: Stores, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ConfigurationError, match="holds something else"):
+    with pytest.raises(ConfigurationError, match="holds something other than this run"):
         Trainer(tmp_path, CONFIG, dataset, stores)
     assert (tmp_path / name).read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ExportError, match="no folder that can be written to"):
+    with pytest.raises(ExportError, match="not a folder that can be written to"):
         Untaught(tmp_path / "file" / "run", with_train(), Vocabulary.build([["a", "dog"]], 1), "digest")
 
 
@@ -816,13 +816,13 @@ def test_a_teacher_that_does_not_fit_is_refused(
 ) -> None:
     distillation = with_train(objective="distillation")
     for name, config, run in (("without", distillation, None), ("needless", CONFIG, trained)):
-        with pytest.raises(ConfigurationError, match="a teacher is needed to train by distillation"):
+        with pytest.raises(ConfigurationError, match="a teacher is needed for distillation"):
             Trainer(tmp_path / name, config, dataset, stores, teacher=run)
     earlier = dataclasses.replace(distillation, model=dataclasses.replace(CONFIG.model, feature_block="mixed9"))
     with pytest.raises(ConfigurationError, match=r"reads mixed10, .* mixed9"):
         Trainer(tmp_path / "earlier", earlier, dataset, stores, teacher=trained)
     rare = dataclasses.replace(distillation, text=TextConfig(minimum_count=20, max_length=9))
-    with pytest.raises(ConfigurationError, match="another vocabulary"):
+    with pytest.raises(ConfigurationError, match="its vocabulary is not that of"):
         Trainer(tmp_path / "rare", rare, dataset, stores, teacher=trained)
 
 
@@ -1019,5 +1019,5 @@ def test_a_run_may_be_replaced(run: Path) -> None:
     for name in ("curves.png", "extractor.npz"):
         (run / name).touch()
     assert check_folder(run, RUN) == run
-    with pytest.raises(ExportError, match="something else"):
+    with pytest.raises(ExportError, match="does not write there"):
         check_folder(run, GRAPHS)

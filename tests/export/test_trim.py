@@ -152,7 +152,7 @@ def test_without_a_readable_training_photo_there_is_nothing_to_go_by(
         (["--words", "words.txt", "--likeliest", "5"], "which words? those of --words, or by --data"),
         (["--words", "words.txt", "--data", "gone"], "which words? those of --words, or by --data"),
         (["--words", "words.txt", "--features", "gone"], "which words? those of --words, or by --data"),
-        (["--words", "words.txt"], "'unheard' is no word of"),
+        (["--words", "words.txt"], "'unheard' is not a word of"),
         (["--words", "gone.txt"], "No such file"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_crop_shows_a_part_and_half_of_them_mirrored() -> None:
 
 @pytest.mark.parametrize("view", ["", "crop", "crop0", "crop1 ", "mirror", "../plain"])
 def test_what_is_no_view_is_said(view: str) -> None:
-    with pytest.raises(ConfigurationError, match="no view of a photo"):
+    with pytest.raises(ConfigurationError, match="not a view of a photo"):
         check_view(view)
-    with pytest.raises(ConfigurationError, match="no view of a photo"):
+    with pytest.raises(ConfigurationError, match="not a view of a photo"):
         apply_view(view, "a.jpg", RAMP)

@@ -455,12 +455,12 @@ def graphs_without_their_words(folder: Path) -> list[str]:
     return ["quantize", "graphs/float", *DATA, "-o", "new"]
 
 
-@bad_input("bundles/int8: holds something else than this run")
+@bad_input("bundles/int8: holds something other than this run")
 def a_bundle_in_place_of_a_run(_: Path) -> list[str]:
     return ["train", "bundles/int8", *DATA, "--features", "features"]
 
 
-@bad_input("mine: holds something else than this run")
+@bad_input("mine: holds something other than this run")
 def files_of_somebody_elses_called_like_a_runs(folder: Path) -> list[str]:
     (folder / "mine").mkdir()
     (folder / "mine" / "config.json").write_text('{"my": "settings"}')

@@ -474,7 +474,7 @@ def test_a_decoder_that_says_what_is_no_word_is_an_error(
 ) -> None:
     captioner = Captioner(tiny_bundle)
     say(captioner, token, monkeypatch)
-    with pytest.raises(InferenceError, match="tokens that are no words"):
+    with pytest.raises(InferenceError, match="tokens that are not words"):
         captioner.caption(paths[0], beam_size=1, max_length=1)
 
 
@@ -897,7 +897,7 @@ def test_another_process_opens_no_other_graphs(
     assert captioner.caption(photos / "cat.jpg")
     _after_fork()  # what happens at the fork
     monkeypatch.setattr("caplet.sessions.os.getpid", lambda: 1)
-    with pytest.raises(BundleError, match="is another model than was loaded" if whole else "has been altered"):
+    with pytest.raises(BundleError, match="is not the model that was loaded" if whole else "has been altered"):
         captioner.caption(photos / "cat.jpg")
 
 

@@ -96,14 +96,14 @@ def test_a_decoder_of_another_vocabulary_is_noticed_when_it_says_words_that_are_
     (bundle / "vocabulary.txt").write_text("".join(word + "\n" for word in words))
     rehash(bundle, lambda m: m["vocabulary"].update(size=20))
     captioner = Captioner(bundle)
-    with pytest.raises(InferenceError, match="tokens that are no words"):
+    with pytest.raises(InferenceError, match="tokens that are not words"):
         captioner.caption(bundle / "golden" / "cat.png")
 
 
 def test_a_decoder_that_gives_more_words_than_there_are(bundle: Path) -> None:
     (bundle / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\n<unk>\na\n")
     rehash(bundle, lambda m: m["vocabulary"].update(size=5))
-    with pytest.raises(BundleError, match="vocabulary is smaller"):
+    with pytest.raises(BundleError, match="more than the vocabulary has"):
         Captioner(bundle)
 
 

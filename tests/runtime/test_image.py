@@ -365,7 +365,7 @@ def test_a_read_that_gives_no_bytes_is_not_called_text() -> None:
             return [1, 2, 3]
 
     error = refusal(Upload())
-    assert isinstance(error, ImageTypeError) and "its read gives a list" in str(error)
+    assert isinstance(error, ImageTypeError) and "its read() returns a list, not bytes" in str(error)
 
 
 @pytest.mark.parametrize("there", [0, 1000])

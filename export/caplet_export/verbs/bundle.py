@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     graphs, run = (Vocabulary.load(folder / "vocabulary.txt") for folder in (arguments.graphs, arguments.run))
     if graphs.words != run.words:
         raise ConfigurationError(
-            f"{arguments.graphs}: another vocabulary than that of {arguments.run}, so of another run"
+            f"{arguments.graphs}: its vocabulary is not that of {arguments.run}, so it is of another run"
         )
     converted = read_record(arguments.graphs, "conversion").get("run_weights")
     if converted and converted != run_digest(arguments.run):

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {name:<10} {difference:.1e} (largest value {parity.largest_value[name]:.3g})")
     parity.check()
     if run_digest(arguments.run) != weights:
-        raise ConfigurationError(f"{arguments.run}: was trained on meanwhile; convert again")
+        raise ConfigurationError(f"{arguments.run}: was trained further in the meantime; convert again")
 
     with whole_folder(arguments.output, GRAPHS, inputs) as folder:
         onnx.save(encoder, folder / "encoder.onnx")

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         words = Vocabulary.load(arguments.words).words
         strange = [word for word in words if word not in checkpoint.vocabulary]
         if strange:
-            raise ConfigurationError(f"{arguments.words}: {strange[0]!r} is no word of {arguments.run}")
+            raise ConfigurationError(f"{arguments.words}: {strange[0]!r} is not a word of {arguments.run}")
         kept = set(checkpoint.vocabulary.encode(words))
         which = f"those of {arguments.words.name}"
     with whole_folder(arguments.output, RUN, inputs) as folder:
