@@ -9,6 +9,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -29,12 +30,22 @@ class _Format(NamedTuple):
     """As Pillow calls it, but for WebP and JPEG 2000."""
     stem: str
     """Of the plugin's name, `<stem>ImagePlugin`, and of its class, `<stem>ImageFile`."""
+    packages: tuple[str, ...] = ()
+    """Where the class is, if not in Pillow; the first that is installed."""
     sequential: bool = False
     """Rows are decoded one after the other, so that those before the point where a file breaks off are good."""
     canvas: Callable[[Readable], tuple[int, int]] | None = None
     """Reads from the header the width and height that no opened image tells in time: Pillow allocates the canvas of a
     GIF or WebP as soon as it opens one, and of the two sizes that a JPEG 2000 may state, it looks at the one that
     nothing is decoded by."""
+
+    def plugin(self) -> ModuleType:
+        """The module with the class. Raises ModuleNotFoundError."""
+        names = self.packages or (f"PIL.{self.stem}ImagePlugin",)
+        for name in names[:-1]:
+            with contextlib.suppress(ModuleNotFoundError):
+                return importlib.import_module(name)
+        return importlib.import_module(names[-1])
 
 
 # What cameras, phones, scanners, browsers and image libraries write as a picture, each with a signature of its own and
@@ -53,6 +64,7 @@ _PPM = _Format("PPM", "Ppm", sequential=True)  # PBM, PGM, PPM, PNM, PFM
 _TIFF = _Format("TIFF", "Tiff", sequential=True)
 _WEBP = _Format("WebP", "WebP", canvas=webp_canvas)
 _AVIF = _Format("AVIF", "Avif")
+_HEIC = _Format("HEIC", "Heif", packages=("pi_heif", "pillow_heif"))
 _JPEG_2000 = _Format("JPEG 2000", "Jpeg2K", canvas=jpeg_2000_canvas)
 
 _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
@@ -86,10 +98,11 @@ def _import_all() -> None:
 
     A child forked while another thread imports something would wait for that thread, which it does not have, for ever.
     """
-    formats = (*(file_format for _, file_format in _SIGNATURES), _WEBP, _AVIF)
-    for name in (*(f"{file_format.stem}ImagePlugin" for file_format in formats), "ImageCms"):
-        with contextlib.suppress(ImportError):  # not all are in every Pillow
-            importlib.import_module(f"PIL.{name}")
+    for file_format in (*(file_format for _, file_format in _SIGNATURES), _WEBP, _AVIF, _HEIC):
+        with contextlib.suppress(ImportError):  # not all are everywhere
+            file_format.plugin()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("PIL.ImageCms")
 
 
 if hasattr(os, "register_at_fork"):
@@ -108,12 +121,12 @@ def identify(head: bytes, subject: str) -> _Format:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return _WEBP
     brands = _brands(head)
-    if brands and brands[0] in _AVIF_BRANDS and not _is_heic(brands):
+    if _is_heic(brands):
+        return _HEIC
+    if brands and brands[0] in _AVIF_BRANDS:
         return _AVIF
     if not head:
         raise ImageError(subject, "is empty", "get a complete copy")
-    if _is_heic(brands):
-        raise ImageError(subject, "is a HEIC photo, which Pillow does not read", "convert it to JPEG")
     raise ImageError(
         subject, "not an image caplet can read", "use JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP, PPM or JPEG 2000"
     )
@@ -167,7 +180,7 @@ def longest_file(max_pixels: int) -> int:
     """Bytes that are read at most: four 16-bit samples a pixel, and some metadata.
 
     That is too few only for what is read with all that is behind the picture: compressed TIFFs of many pages, long WebP
-    and AVIF animations.
+    and AVIF animations, HEIC with films in them.
     """
     return 8 * max_pixels + (1 << 20)
 
@@ -326,8 +339,11 @@ def decode_file(
 
 def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.ImageFile:
     try:
-        plugin = importlib.import_module(f"PIL.{file_format.stem}ImagePlugin")
+        plugin = file_format.plugin()
     except ModuleNotFoundError as error:
+        if file_format is _HEIC:
+            remedy = "pip install pi-heif, or convert it to JPEG"
+            raise ImageError(subject, "is a HEIC photo, which Pillow does not read", remedy) from error
         raise ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow") from error
     image = cast("ImageFile.ImageFile", getattr(plugin, f"{file_format.stem}ImageFile")(reader))
     if decoder_of(image) in IN_PYTHON:
@@ -365,7 +381,8 @@ def _load(
             raise
         image.tile = []  # nothing more to decode: Pillow now takes the rows it has for the picture
     # A whole file of these formats is never read past its end, so a truncated one is noticed even where the process has
-    # told Pillow to be lenient. WebP and AVIF decoders refuse it anyway; only JPEG 2000 then does as the process says.
+    # told Pillow to be lenient. WebP's and AVIF's decoders refuse it anyway; those of JPEG 2000 and HEIC then do as the
+    # process says.
     broken_off = broken_off or (file_format.sequential and reader.ran_dry)
     if broken_off and (not lenient or _is_blank(image)):
         raise _truncated(file_format, subject, allow_truncated)
@@ -399,7 +416,8 @@ def _is_of_the_system(error: Exception) -> bool:
 
 
 def _says_truncated(error: Exception) -> bool:
-    return "truncated" in str(error).lower()
+    text = str(error).lower()
+    return "truncated" in text or "unexpected end of file" in text  # Pillow; libheif
 
 
 def _is_of_metadata(error: Exception) -> bool:

@@ -25,8 +25,8 @@ SUFFIXES = frozenset(
     .jp2 .j2k .j2c .jpc .jpf .jpx .heic .heif .hif
     """.split()  # noqa: SIM905
 )
-"""Of files that count as photos in a folder. HEIC cannot be read, but an error that says what to do is better than
-silence."""
+"""Of files that count as photos in a folder. HEIC is not read everywhere, but an error that says what to do is better
+than silence."""
 _DESCRIPTOR = re.compile(r"/dev/(std(in|out|err)|fd/\d+)|/proc/[^/]+/fd/\d+")
 _LARGEST_PIPE = 512 * 2**20
 _CHUNK = 2**16

@@ -89,10 +89,8 @@ def _is_picture(path: str) -> bool:
         with open(path, "rb") as file:
             head = file.read(HEAD)
         identify(head, path)
-    except OSError:
+    except (OSError, CapletError):
         return False
-    except CapletError:
-        return head[4:8] == b"ftyp"  # HEIC, a picture all the same
     # BMP and PPM start with two letters, and so may captions, with the name of a photo: "P1 cat.jpg".
     return not head.startswith((b"BM", b"P")) or b"\0" in head or _PPM_HEADER.match(head) is not None
 

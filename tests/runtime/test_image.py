@@ -338,7 +338,7 @@ def test_bytes_that_are_no_image_say_so(data: bytes, cause: str) -> None:
 
 @pytest.mark.parametrize("first", [b"", b"mif1", b"msf1"])
 @pytest.mark.parametrize(
-    ("brands", "kind"), [(b"heic heix heim heis hevc hevx", "HEIC photo"), (b"avif avis", "AVIF")], ids=str
+    ("brands", "kind"), [(b"heic heix heim heis hevc hevx", "HEIC"), (b"avif avis", "AVIF")], ids=str
 )
 def test_every_brand_of_heic_and_avif_is_known(first: bytes, brands: bytes, kind: str) -> None:
     for brand in brands.split():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pillow_heif
 import pytest
 from PIL import Image, features
 
@@ -79,7 +80,9 @@ def test_no_photo_makes_a_forked_child_import_anything(tiny_bundle: Path) -> Non
     photo = Image.new("RGB", (8, 8), "red")
     exif = Image.Exif()
     exif[0x0112] = 6
-    formats = ["JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", *["AVIF"] * features.check("avif")]
+    pillow_heif.register_heif_opener()  # for `Image.save`
+    formats = ["JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", "HEIF"]
+    formats += ["AVIF"] * features.check("avif")
     files = [encoded(photo, each) for each in formats]
     files += [encoded(photo, each, exif=exif, icc_profile=bytes(16) + b"RGB ") for each in ("JPEG", "PNG", "WEBP")]
     files += [encoded(photo.convert(mode), "TIFF") for mode in ("LAB", "CMYK", "F", "L")]

@@ -1,0 +1,104 @@
+"""HEIC, which is read where pi-heif or pillow-heif is installed; their own reading of a file is the reference."""
+
+from __future__ import annotations
+
+import io
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pillow_heif
+import pytest
+from PIL import Image, ImageOps
+
+from caplet.errors import ImageError
+from caplet.image import load_pixels
+from caplet.image_file import identify
+from pictures import encoded, plain, refusal
+
+PACKAGES = ["pi_heif", "pillow_heif"]
+pillow_heif.register_heif_opener()  # for `Image.save`
+
+
+@pytest.fixture(scope="module")
+def photo(photos: Path) -> Image.Image:
+    return Image.open(photos / "cat.jpg").convert("RGB").resize((200, 150))
+
+
+@pytest.fixture(scope="module")
+def data(photo: Image.Image) -> bytes:
+    return encoded(photo, "HEIF", quality=80)
+
+
+@pytest.fixture(params=PACKAGES)
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one of the packages that is installed."""
+    for other in {*PACKAGES} - {request.param}:
+        monkeypatch.setitem(sys.modules, other, None)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("package")
+def test_a_photo_is_what_the_plugin_reads(data: bytes, photo: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(data)
+    expected = plain(pillow_heif.HeifImageFile(io.BytesIO(data)))
+    for source in (path, data, io.BytesIO(data), pillow_heif.HeifImageFile(io.BytesIO(data))):
+        assert np.array_equal(load_pixels(source), expected)
+    assert np.abs(expected.astype(int) - plain(photo)).mean() < 5  # of 255: lossy, and not another picture
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_stands_upright(photo: Image.Image, orientation: int) -> None:
+    """A file says by a transformation of its own how it is to be turned, and many say so by EXIF as well."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = photo.copy()
+    turned.getexif()[0x0112] = orientation
+    pixels = load_pixels(encoded(photo, "HEIF", quality=80, exif=exif.tobytes()))
+    assert np.abs(pixels.astype(int) - plain(ImageOps.exif_transpose(turned))).mean() < 5
+
+
+def test_transparency_is_laid_over_white(photo: Image.Image) -> None:
+    see_through = photo.copy()
+    see_through.putalpha(Image.new("L", photo.size, 0))
+    assert load_pixels(encoded(see_through, "HEIF", quality=80)).min() > 250
+
+
+def test_the_limit_on_pixels_holds_before_anything_is_decoded(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pi_heif.HeifImageFile.load", lambda _: pytest.fail("decoded"))
+    assert "200x150 is 30,000 pixels, the limit is 29,999" in str(refusal(data, max_pixels=29_999))
+
+
+@pytest.mark.usefixtures("package")
+def test_a_file_that_breaks_off_is_called_truncated(data: bytes) -> None:
+    assert "the HEIC file is truncated; get a complete copy" in str(refusal(data[: len(data) // 2]))
+    assert "no part of such a file" in str(refusal(data[:-100], allow_truncated=True))
+
+
+def test_whatever_is_damaged_is_a_picture_or_one_line(data: bytes) -> None:
+    rng, refused = random.Random(5), 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        for _ in range(rng.choice((1, 2, 8))):
+            damaged[rng.randrange(12, 700)] = rng.choice((0, 255, rng.randrange(256)))
+        try:
+            assert load_pixels(bytes(damaged)).shape == (299, 299, 3)
+        except ImageError as error:
+            refused += 1
+            assert str(error).count("\n") == 0  # noqa: PT017 - most are read
+    assert refused > 30
+
+
+def test_without_a_package_that_reads_it_the_error_names_one(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in PACKAGES:
+        monkeypatch.setitem(sys.modules, each, None)
+    assert str(refusal(data)) == (
+        "<bytes>: is a HEIC photo, which Pillow does not read; pip install pi-heif, or convert it to JPEG"
+    )
+
+
+def test_nothing_is_imported_for_other_photos() -> None:
+    assert not identify(b"\xff\xd8\xff\xe0", "a photo").packages
