@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from at_hand import FLICKR8K_TOKENS, needs
 from caplet_export.bigrams import Bigrams
 from caplet_export.flickr8k import read_captions
 from caplet_export.metrics import (
@@ -30,8 +31,7 @@ from caplet_export.text import END_TOKEN
 
 pytest.importorskip("pycocoevalcap")
 
-FLICKR8K_TOKENS = Path(__file__).parents[3] / "shared/flickr8k/Flickr8k.token.txt"
-needs_flickr8k = pytest.mark.skipif(not FLICKR8K_TOKENS.exists(), reason="Flickr8k is not at hand")
+needs_flickr8k = needs(FLICKR8K_TOKENS)
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="coco-caption's tokeniser needs Java")
 
 Corpus = tuple[dict[str, list[str]], dict[str, list[list[str]]]]

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from at_hand import ENCODER_WEIGHTS, needs
 from caplet.image import load_pixels
 from caplet_export.calibrate import Feed
 from caplet_export.config import ModelConfig
@@ -20,9 +21,7 @@ from caplet_export.optimize import optimize_encoder, optimize_for_bytes
 from caplet_export.quantize import quantize
 from tiny_encoder import build_tiny_model
 
-WEIGHTS = Path(__file__).parents[3] / "shared/weights/inception_v3_notop.weights.h5"
-
-pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason=f"needs {WEIGHTS}")
+pytestmark = needs(ENCODER_WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def plain() -> onnx.ModelProto:
     from caplet_export.inception import build_extractor
 
     return convert_encoder(
-        build_extractor(str(WEIGHTS)), build_tiny_model(ModelConfig(vocabulary_size=30), spread=0.02)
+        build_extractor(str(ENCODER_WEIGHTS)), build_tiny_model(ModelConfig(vocabulary_size=30), spread=0.02)
     )
 
 
