@@ -118,7 +118,8 @@ class FeatureStore(StoredFeatures):
     def __getitem__(self, name: str) -> NDArray[np.float16]:
         if name not in self._rows_by_name:
             raise StoreError(f"{self.folder}: no features of {name}; run `caplet-export features` again")
-        return self._rows[self._rows_by_name[name]]
+        row: NDArray[np.float16] = self._rows[self._rows_by_name[name]]
+        return row
 
 
 def whole_in_another_precision(stores: Mapping[Path, StoreSource], names: Sequence[str]) -> list[FeatureStore]:

@@ -28,11 +28,12 @@ class FreeRunner:
 
         T is as many steps as the longest caption takes, at most max_length+1.
         """
-        return self._run(features, 1).numpy()[..., 0]
+        return self.proposals(features, 1)[..., 0]
 
     def proposals(self, features: Any, count: int) -> NDArray[np.int32]:
         """Ids int32 [N,T,count] of the likeliest words at each step of `greedy`, the one it takes first."""
-        return self._run(features, count).numpy()
+        ids: NDArray[np.int32] = self._run(features, count).numpy()
+        return ids
 
     def _unroll(self, features: Any, count: int) -> Any:
         features, keys, state = self._model.encode(features)

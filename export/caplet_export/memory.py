@@ -20,7 +20,7 @@ def usable_memory(root: Path = Path("/")) -> int:
     """
     limits = [read_limit(folder / _FILES[version]).strip() for version, folder in control_groups("memory", root)]
     try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # type: ignore[attr-defined, unused-ignore]
+        machine: int = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # type: ignore[attr-defined, unused-ignore]
     except (AttributeError, ValueError):  # Windows has no such function, others may not know the number
         machine = _UNKNOWN
     return min([machine, *(int(limit) for limit in limits if limit.isdigit())])  # "max" means none

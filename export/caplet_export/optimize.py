@@ -273,11 +273,12 @@ def _grouped_weights(weights: NDArray[np.float64], stride: int) -> NDArray[np.fl
     outputs, channels, height, width = weights.shape
     together = _GROUP // stride
     taps = -(-((together - 1) * stride + width) // _GROUP)  # groups that a window reaches over
-    pixels = np.zeros((together, outputs, taps * _GROUP, channels, height), weights.dtype)
+    pixels = np.zeros((together, outputs, taps * _GROUP, channels, height), np.float64)
     for number in range(together):
         pixels[number, :, number * stride : number * stride + width] = weights.transpose(0, 3, 1, 2)
     split = pixels.reshape(together * outputs, taps, _GROUP * channels, height)
-    return split.transpose(0, 2, 3, 1)
+    grouped: NDArray[np.float64] = split.transpose(0, 2, 3, 1)
+    return grouped
 
 
 def _set_ints(node: onnx.NodeProto, name: str, values: Sequence[int]) -> None:

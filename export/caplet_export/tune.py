@@ -460,7 +460,7 @@ class Tuner(Run):
         self._part.save(self._average["extractor"], extractor)
 
     def _state(self) -> list[Any]:
-        return jax.tree.leaves((self._values, self._moments, self._average))
+        return list(jax.tree.leaves((self._values, self._moments, self._average)))
 
     def _set_state(self, state: Sequence[Any]) -> None:
         whole = (self._values, self._moments, self._average)
