@@ -21,7 +21,7 @@ VERBS = {
     "train": "train a captioner on stored features",
     "join": "make an ensemble of several trained captioners, or average them",
     "trim": "leave a captioner only the words that it would say",
-    "prune": "make a trained captioner narrower, to be trained on",
+    "prune": "make a trained captioner narrower, for further training",
     "tune": "train encoder and decoder as one, from pixels, on a GPU if there is one",
     "ablation": "compare training runs on the dev split, for the model card",
     "convert": "convert a trained captioner to ONNX and prove that it says the same",
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments_list = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="caplet-export",
-        description="Train a captioner on photos of your own and make it a bundle for caplet, one verb a stage.",
+        description="Train a captioner on photos of your own and make it a bundle for caplet, one verb for each stage.",
         epilog="exit status: 0 done, 1 failed with one line on standard error, 2 wrong usage, 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"caplet-export {__version__}")

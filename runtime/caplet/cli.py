@@ -169,12 +169,12 @@ def _caption_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="read names of photos and folders from FILE, one per line; - for standard input",
     )
-    photos.add_argument("--null", action="store_true", help="names in that list end with a null byte, not a newline")
+    photos.add_argument("--null", action="store_true", help="names of --files-from end with a null byte, not a newline")
     photos.add_argument(
         "--allow-truncated", action="store_true", help="caption what there is of photos that are cut off"
     )
     photos.add_argument(
-        "--max-pixels", type=count, metavar="N", help="largest width x height to accept; default: 120 million"
+        "--max-pixels", type=count, metavar="N", help="most pixels (width x height) of a photo; default: 120 million"
     )
     captions = parser.add_argument_group("captions")
     captions.add_argument("--beam", type=count, metavar="N", help="beam size; 1 is greedy search; default: the model's")
@@ -184,12 +184,12 @@ def _caption_parser() -> argparse.ArgumentParser:
         type=count,
         default=8,
         metavar="N",
-        help="photos whose words are searched together, 8 at most; more are only read ahead; default: 8",
+        help="photos whose words are searched together, 8 at most; a larger N only reads further ahead; default: 8",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     output.add_argument(
-        "-o", "--output", type=_name, metavar="FILE", help="write to FILE; default, or for -: standard output"
+        "-o", "--output", type=_name, metavar="FILE", help="write to FILE; default, or if FILE is -: standard output"
     )
     output.add_argument(
         "--resume", action="store_true", help="continue an interrupted run; needs --format jsonl and -o FILE"

@@ -16,12 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("graphs", type=Path, help="folder written by `caplet-export quantize` or `convert`")
     parser.add_argument("--run", type=Path, required=True, help="run folder the graphs come from")
-    parser.add_argument("--name", required=True, help="what the bundle calls itself")
+    parser.add_argument("--name", required=True, help="name of the bundle")
     parser.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
-        help="data set it was trained on: what its captions seldom repeat is never said twice (default: no such limit)",
+        help="data set it was trained on: words that people seldom repeat are not said twice (default: no such limit)",
     )
     parser.add_argument("--golden", type=Path, nargs="+", required=True, metavar="PHOTO", help="photos free to share")
     parser.add_argument("--metrics", type=Path, metavar="JSON", help="written by `caplet-export evaluate --json`")

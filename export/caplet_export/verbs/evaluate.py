@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit",
         type=count,
         metavar="N",
-        help="only the first N photos of the split: a quick look, on another scale of CIDEr-D",
+        help="only the first N photos of the split: a quick look, with CIDEr-D on another scale",
     )
     parser.add_argument("--threads", type=count, metavar="N", help="threads of the runtime (default: its own choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, intervals and captions there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, intervals and captions to FILE")
     parser.add_argument(
         "--compare",
         nargs=2,
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=Path,
         metavar="DIR",
-        help="with --compare: write report.md, thumbnails and JSON there; outside any repository",
+        help="with --compare: write report.md, thumbnails and JSON to DIR, which lies outside any repository",
     )
 
 

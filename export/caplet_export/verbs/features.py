@@ -20,7 +20,7 @@ from caplet_export.views import FLIP, PLAIN, check_view
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("output", type=Path, help="folder of the stores; the same command again goes on")
+    parser.add_argument("output", type=Path, help="folder of the stores; repeat the command to continue")
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` (a download) or a path")
     parser.add_argument(
@@ -28,21 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["mixed10"],
         metavar="BLOCK",
-        help="Inception blocks to store (default: mixed10); several cost no more than the last of them",
+        help="Inception blocks to store (default: mixed10); several cost no more than the last of them alone",
     )
     parser.add_argument(
         "--views",
         nargs="*",
         default=[FLIP],
         metavar="VIEW",
-        help="views of the training photos beside the photos as they are: flip, and crop1, crop2 and so on, each of "
-        "them other random crops (default: flip)",
+        help="views of the training photos to store besides the photos as they are: flip, and crop1, crop2 and so on, "
+        "each with other random crops (default: flip)",
     )
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the computation; bfloat16 is faster on processors that have it, and off by some 3 percent",
+        help="precision of the computation; bfloat16 is faster on processors that have it, and off by some 3 percent",
     )
     parser.add_argument(
         "--batch-size", type=count, default=32, metavar="N", help="photos computed together (default: %(default)s)"

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         type=Path,
         nargs="+",
-        help="run folders of one vocabulary and one configuration; what was joined before brings all its captioners",
+        help="run folders of one vocabulary and one configuration; a run that was joined brings all its captioners",
     )
     parser.add_argument("--average", action="store_true", help="average their weights: for runs that share a beginning")
     parser.add_argument("-o", "--output", type=Path, required=True, help="new run folder; a run there is replaced")

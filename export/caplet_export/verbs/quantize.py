@@ -28,11 +28,11 @@ _BIAS_BATCHES = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("graphs", type=Path, help="folder written by `caplet-export convert`")
-    parser.add_argument("--data", type=Path, required=True, help="data set whose training photos calibrate")
+    parser.add_argument("--data", type=Path, required=True, help="data set with the training photos to calibrate on")
     parser.add_argument(
-        "--calibration", type=count, default=256, metavar="N", help="number of photos (default: %(default)s)"
+        "--calibration", type=count, default=256, metavar="N", help="number of these photos (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=seed, default=1, help="which photos (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=1, help="random seed that chooses them (default: %(default)s)")
     parser.add_argument(
         "--method",
         choices=METHODS,

@@ -16,7 +16,7 @@ from caplet_export.views import PLAIN, check_view
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("run", type=Path, help="run folder; the same command again goes on where it stopped")
+    parser.add_argument("run", type=Path, help="run folder; repeat the command to continue where it stopped")
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
     recipe = parser.add_mutually_exclusive_group()
@@ -29,12 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="start_from", type=Path, metavar="RUN", help="begin with this run's model and weights"
     )
-    parser.add_argument(
-        "--teacher", type=Path, metavar="RUN", help="the run to become like, for the recipe distillation"
-    )
+    parser.add_argument("--teacher", type=Path, metavar="RUN", help="the run to imitate, for the recipe distillation")
     parser.add_argument(
         "--encoder-weights",
-        help="`imagenet` or a path: what the features were stored with, and upper blocks are trained from "
+        help="`imagenet` or a path: weights that the features were made with, and that upper blocks are trained from "
         "(default: imagenet)",
     )
 

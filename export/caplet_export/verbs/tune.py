@@ -15,7 +15,7 @@ from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("run", type=Path, help="run folder; the same command again goes on where it stopped")
+    parser.add_argument("run", type=Path, help="run folder; repeat the command to continue where it stopped")
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument(
         "--from", dest="start_from", type=Path, metavar="RUN", required=True, help="begin with this run's captioner"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="RUN",
-        help="become like these runs together, in place of training on captions",
+        help="imitate these runs together, instead of training on captions",
     )
     parser.add_argument("--config", type=Path, help="configuration JSON in place of the recipe")
     parser.add_argument(
