@@ -1,4 +1,4 @@
-"""A model directory on disk: found, checked file by file, its vocabulary read."""
+"""Find a model directory, check it file by file, and read its vocabulary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Bundle:
 
     Attributes:
         path: the directory, absolute.
-        digest: sha256 of manifest.json, which holds the hashes of all other files: it names this very model.
+        digest: sha256 of manifest.json; as that holds the hashes of all other files, it identifies the model.
         manifest: what the bundle says about itself.
         words: the vocabulary; a word's position is its id. The first four are padding, start, end, unknown.
         verified: whether every file's hash was compared.
@@ -53,7 +53,7 @@ class Bundle:
 
 
 def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = True) -> Bundle:
-    """Find a bundle and check all of it but the graphs' insides.
+    """Find a bundle and check all of it except the insides of the graphs.
 
     Args:
         path: the bundle's directory; None for the one in the environment variable CAPLET_MODEL, or else the one that
@@ -63,7 +63,7 @@ def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = Tr
 
     Raises:
         BundleNotFoundError: there is no such directory, or no manifest in it.
-        ArgumentError: `path` is no path at all.
+        ArgumentError: `path` is not a path at all.
         BundleError: anything else that is wrong, with the file's path.
     """
     root = locate_bundle(path)
@@ -88,8 +88,8 @@ def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
 
     Raises:
         BundleNotFoundError: there is none.
-        BundleError: it may not be looked into.
-        ArgumentError: `path` is no path at all.
+        BundleError: it cannot be read.
+        ArgumentError: `path` is not a path at all.
     """
     named = path if path is not None else os.environ.get(MODEL_VARIABLE) or None
     try:

@@ -1,4 +1,4 @@
-"""Captioner and Caption, the face of caplet: image, bundle, sessions and decode put together."""
+"""Captioner and Caption, what programs use of caplet: image, bundle, sessions and decode put together."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Caption:
         text: the sentence, lower case, without a full stop.
         words: its words, as in the vocabulary.
         score: mean log-probability of the words and of the end of the sentence (so not the mean of `word_scores`),
-            natural logarithm, at most 0; for another length penalty than 1 see `caplet.decode.Hypothesis`. Comparable
-            between captions of one model only.
+            natural logarithm, at most 0; for a length penalty other than 1 see `caplet.decode.Hypothesis`. Compare it
+            only between captions of one model.
         word_scores: log-probability of each word, given the photo and the words before it.
         attention: float32 [words,8,8], read-only: how much each word looked at each part of the photo, row by row
             from the top left; each word's weights sum to 1.
@@ -77,7 +77,7 @@ class Caption:
         self.attention.setflags(write=False)
 
     def plot(self, image: ImageSource, *, allow_truncated: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """Draw `image`, the photo this caption is for, and for each word where it looked and how likely it was.
+        """Draw `image`, the photo of this caption, and for each word its probability and where the model looked.
 
         See `caplet.explain.plot_attention` for the drawing, `Captioner.caption` for the options. Raises ImageError if
         the photo cannot be read.
@@ -124,9 +124,9 @@ class _Photo:
 class Captioner:
     """A captioning model, loaded and ready.
 
-    It does not change after construction and may be shared by any number of threads. Processes: make one in each, or
-    hand one over; pickled it travels as the path of its bundle, and after a fork it opens its graphs again on first
-    use.
+    It does not change after construction and may be shared by any number of threads. For several processes, make one in
+    each, or pass one on: pickled, it is the path of its bundle and its options; after a fork, it opens its graphs again
+    on first use.
     """
 
     def __init__(
@@ -142,10 +142,10 @@ class Captioner:
         Args:
             model: the bundle's directory; None for the environment variable CAPLET_MODEL, or the bundled model.
             threads: threads that encode one photo; None for as many as this process may use (see `caplet.threads`).
-                With 1, everything runs in the calling thread, but for the decoders of AVIF and HEIC, which have threads
-                of their own. A larger number does not limit `caption_many`, which encodes up to 4 photos side by side
-                while it searches: `threads + min(threads, 4)` threads may want a CPU at once there. To limit the CPUs
-                that are used, set an affinity mask or a CPU quota.
+                With 1, everything runs in the calling thread, except for the decoders of AVIF and HEIC, which have
+                threads of their own. A larger number does not limit `caption_many`, which encodes up to 4 photos side
+                by side while it searches: `threads + min(threads, 4)` threads may want a CPU at once there. To limit
+                the CPUs that are used, set an affinity mask or a CPU quota.
             providers: onnxruntime execution providers, by name or as (name, options); None for the CPU.
             verify: compare every file of the bundle with its hash.
 
@@ -204,10 +204,11 @@ class Captioner:
         Args:
             image: path, bytes of an image file, binary file object, PIL image, or uint8 array [H,W,3], [H,W,4], [H,W],
                 [H,W,1].
-            beam_size: hypotheses kept per word, 1 (greedy) to what the decoder gives per step; None for the bundle's.
-            max_length: words at most; None for the bundle's.
+            beam_size: hypotheses kept per word, from 1 (greedy) to the number of words that the decoder gives per step;
+                None for the bundle's.
+            max_length: most words of the caption; None for the bundle's.
             allow_truncated: accept an image file that breaks off in the middle.
-            max_pixels: most pixels (width x height) the photo may have; looked up before anything is decoded.
+            max_pixels: most pixels (width x height) the photo may have; checked before anything is decoded.
 
         Raises:
             ImageError: the photo is missing or cannot be used.
@@ -263,10 +264,11 @@ class Captioner:
     ) -> Generator[Caption | CapletError, None, None]:
         """Write captions for many photos, lazily and in order.
 
-        Photos are decoded and encoded side by side in threads while sentences are searched for those before (with one
-        thread to compute with: in turns). No more than two batches and a few photos are held at any time, so `images`
-        may be endless. The captions are those of `caption`. Paths and bytes are left to the threads; everything else is
-        decoded before the next photo is drawn, so that `images` may fill one buffer again or close a file it gave.
+        Photos are decoded and encoded side by side in threads while the sentences of earlier ones are searched (in
+        turns, if there is only one thread to compute with). No more than two batches and a few photos are held at any
+        time, so `images` may be endless. The captions are those of `caption`. Paths and bytes are decoded in the
+        threads; everything else is decoded before the next photo is drawn, so that `images` may reuse one buffer, or
+        close a file that it has yielded.
 
         Args:
             images: the photos; see `caption`.
@@ -279,9 +281,9 @@ class Captioner:
             max_pixels: see `caption`.
 
         Raises:
-            ArgumentError: at once, if an option makes no sense or `images` are not several.
+            ArgumentError: at once, if an option makes no sense or `images` is not several photos.
             CapletError: at the photo's turn, as `caption` does, unless errors are returned. What `images` itself raises
-                comes through after the captions of the photos before.
+                is raised after the captions of the photos before.
         """
         decoding, load = self.decoding(beam_size, max_length), self._loader(allow_truncated, max_pixels)
         size = whole_number("batch_size", batch_size, _LARGEST_BATCH)

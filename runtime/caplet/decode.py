@@ -75,13 +75,13 @@ def search(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypoth
     Args:
         step: one decoder step.
         encoded: what the encoder made of N photos.
-        decoding: beam size, longest sentence, length penalty, what may be said twice.
+        decoding: beam size, longest sentence, length penalty, and what may be said twice.
 
     Returns:
         For each photo 1 to `beam_size` hypotheses.
 
     Raises:
-        InferenceError: the decoder gives no number that can be used.
+        InferenceError: the decoder gives no usable probabilities.
     """
     run = _greedy if decoding.beam_size == 1 else _beam
     found = run(step, encoded, decoding)

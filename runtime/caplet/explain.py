@@ -41,7 +41,7 @@ def plot_attention(
     max_pixels: int = MAX_PIXELS,
     allow_truncated: bool = False,
 ) -> Image.Image:
-    """Draw the photo with its caption, and beside it one panel a word: heat over the photo, word and probability below.
+    """Draw the photo with its caption, and beside it a panel for each word: heat over the photo, word and probability.
 
     Heat is the share of attention at each place, on one scale for all words, so that panels can be compared; the scale
     is under the caption. Brightness grows with the square root of the share, as a few places usually have most of it.
@@ -92,9 +92,9 @@ _IRREPLACEABLE = (errno.EBUSY, errno.EACCES, errno.EROFS)
 
 
 def save_drawing(drawing: Image.Image, path: Path) -> None:
-    """Write a drawing as a PNG file that `is_drawing` knows again. Raises OSError.
+    """Write a drawing as a PNG file that `is_drawing` recognises. Raises OSError.
 
-    It gets there whole or not at all, except into a pipe, a device or an open file, and a file that cannot be replaced.
+    The file appears whole or not at all, unless it is a pipe, a device, an open file or one that cannot be replaced.
     """
     text = PngInfo()
     text.add_text(*_MARK)

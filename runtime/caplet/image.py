@@ -1,4 +1,4 @@
-"""Anything a person has (path, bytes, file object, PIL image, array) to uint8 RGB pixels, through one decoder.
+"""From anything a person has (path, bytes, file object, PIL image, array) to uint8 RGB pixels, through one decoder.
 
 Every source becomes a Pillow image, and every Pillow image takes the same steps: RGB, with alpha over white;
 orientation as its EXIF says; squashed to the size the encoder wants; sRGB.
@@ -6,7 +6,7 @@ orientation as its EXIF says; squashed to the size the encoder wants; sRGB.
 Nothing here sets or depends on Pillow's process-wide switches (`Image.MAX_IMAGE_PIXELS`,
 `ImageFile.LOAD_TRUNCATED_IMAGES`): limits and leniency belong to the call, so calls in several threads, and the
 caller's own use of Pillow, do not disturb each other. Two of Pillow's decoders look at MAX_IMAGE_PIXELS all the same: a
-TIFF, or the frame of a GIF, with more pixels draws a warning, and one with more than twice as many is refused. Pillow's
+TIFF, or a frame of a GIF, with more pixels causes a warning, and one with more than twice as many is refused. Pillow's
 warnings, of odd EXIF for instance, are not filtered: filters are process-wide too, and `warnings.catch_warnings` would
 undo what other threads do.
 """
@@ -91,7 +91,7 @@ def load_pixels(
             [height, width, 3] RGB, [height, width, 4] RGBA, [height, width] or [height, width, 1] grey. It is left as
             it was: a seekable file object is read from its start, whatever its position, and put back to that position.
         size: width and height of the result, in pixels.
-        max_pixels: most pixels (width x height) the source may have; looked up before anything is decoded.
+        max_pixels: most pixels (width x height) the source may have; checked before anything is decoded.
         allow_truncated: accept a JPEG, PNG, GIF, TIFF, BMP or PPM that breaks off in the middle, and use what is there.
 
     Returns:
@@ -110,9 +110,9 @@ def load_pixels(
 def load_picture(
     source: ImageSource, *, longest_side: int, max_pixels: int = MAX_PIXELS, allow_truncated: bool = False
 ) -> NDArray[np.uint8]:
-    """Decode an image for people to look at: like `load_pixels`, but in its proportions, its longest side as given.
+    """Decode an image for people to look at: like `load_pixels`, but in its proportions, with the longest side given.
 
-    A side is at least an eighth of the other, so that a strip of pixels is something to look at.
+    A side is at least an eighth of the other, so that even a strip of pixels can be seen.
 
     Returns:
         uint8 [height, width, 3], RGB.
@@ -181,7 +181,7 @@ def _is_closed(source: object) -> bool:
 
 
 def is_source(value: object) -> bool:
-    """Whether this is of a type that `load_pixels` takes."""
+    """Whether `value` is of a type that `load_pixels` takes."""
     return isinstance(value, _SOURCES) or hasattr(value, "read")
 
 

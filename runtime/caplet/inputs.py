@@ -25,8 +25,8 @@ SUFFIXES = frozenset(
     .jp2 .j2k .j2c .jpc .jpf .jpx .heic .heif .hif
     """.split()  # noqa: SIM905
 )
-"""Of files that count as photos in a folder. HEIC is not read everywhere, but an error that says what to do is better
-than silence."""
+"""Suffixes of files that count as photos in a folder. HEIC needs a package of its own, but an error that says so is
+better than silence."""
 _DESCRIPTOR = re.compile(r"/dev/(std(in|out|err)|fd/\d+)|/proc/[^/]+/fd/\d+")
 _LARGEST_PIPE = 512 * 2**20
 _CHUNK = 2**16
@@ -37,7 +37,7 @@ _LONGEST_NAME = 2**16  # bytes; no system takes a path of more than half of that
 class Input:
     """One photo to caption: its name as given or found, or what is wrong with what was given.
 
-    What comes by a pipe can be read only once: `with_contents` does, at the photo's turn.
+    A piped photo can be read only once: `with_contents` does that at the photo's turn.
     """
 
     name: str
@@ -66,14 +66,14 @@ def find_inputs(
         photos: files, folders, "-" for a photo on standard input.
         files_from: a file that lists more files and folders, "-" for standard input; it is opened at once.
         null: names in the list end with a null byte instead of a newline.
-        recursive: also the folders in the folders; each once, so that loops of links end.
-        drawings: the folder where drawings go, whose files are no photos.
-        resuming: photos are known by their names, so a name has to mean the same photo each time.
+        recursive: also search the folders in folders, each once, so that loops of links end.
+        drawings: the folder where drawings go, whose files are not photos.
+        resuming: photos are recognised by their names, so a name has to mean the same photo each time.
 
     Raises:
         OSError: the list cannot be read.
-        ArgumentError: a name may mean another photo each time; or, at its turn, one in the list does, or is longer than
-            any name, or the list is UTF-16.
+        ArgumentError: when resuming, a name may mean another photo each time. While the list is read: so may a name in
+            it, or that is longer than any name can be, or the list is UTF-16.
     """
     if resuming:
         for name in photos:

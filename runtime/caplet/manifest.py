@@ -32,11 +32,11 @@ class Decoding:
 
     Attributes:
         beam_size: hypotheses kept per step; 1 is greedy search.
-        max_length: words at most.
-        length_penalty: exponent of the length that a hypothesis' log-probability is divided by.
+        max_length: most words of a caption.
+        length_penalty: a hypothesis' log-probability is divided by its length to this power.
         block_repeated_trigrams: never say the same three words in a row twice.
-        repeatable: ids of the words, and of the pairs of words in a row, that may be said twice, every other only
-            once; None for all of them.
+        repeatable: ids of the words, and of the pairs of words in a row, that may be said more than once; all others
+            only once. None allows all.
     """
 
     beam_size: int

@@ -1,6 +1,6 @@
-"""Where results go: standard output or a file, unbuffered, so that what was said to be written is written.
+"""Results go to standard output or a file, unbuffered, so that what was reported as written is written.
 
-And where complaints go: standard error, which may be gone without costing any photo its caption.
+Complaints go to standard error, which may be closed without costing any photo its caption.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Output:
     """A file or standard output that takes whole lines."""
 
     def __init__(self, path: str | None = None) -> None:
-        """Open `path`, to add to it, and keep other runs from writing to it; or standard output if it is None.
+        """Open `path` to append to it, and lock it against other runs; None stands for standard output.
 
         Raises:
             CapletError: another run is writing to the file.
@@ -96,7 +96,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def make_blocking(stream: IO[Any]) -> None:
-    """Make a standard stream one that waits, where whoever started the command (Node, ssh) left one that does not."""
+    """Make a standard stream blocking, in case whoever started the command (Node, ssh) left it non-blocking."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # no file of the system's; older Windows
         os.set_blocking(stream.fileno(), True)  # type: ignore[attr-defined, unused-ignore]
 
@@ -127,9 +127,9 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def end_process(status: int) -> NoReturn:
-    """End this process, and at once unless all went well.
+    """End this process; if something went wrong, at once.
 
-    Otherwise it would wait for its worker threads, which may be at a large photo or one on a disk that does not answer,
+    Otherwise it would wait for its worker threads, which may be busy with a large photo or a disk that does not answer,
     end in a traceback if Ctrl-C comes meanwhile, or crash when the interpreter is taken down around them (JAX).
     """
     if status:
@@ -141,14 +141,14 @@ def end_process(status: int) -> NoReturn:
 
 
 def was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error; what it interrupts in a C module's import arrives as an ImportError."""
+    """Whether Ctrl-C is behind an error: where it interrupts a C module's import, it arrives as an ImportError."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def complain(message: str) -> None:
-    """Write one line on standard error, if somebody reads it."""
+    """Write one line on standard error, if it is open."""
     if sys.stderr is not None:  # with None, print would take standard output
         with contextlib.suppress(OSError):
             print(f"caplet: {printable(message)}", file=sys.stderr, flush=True)

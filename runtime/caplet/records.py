@@ -38,7 +38,7 @@ _LINE_ESCAPES = {code: printable(chr(code)) for code in (*range(32), *range(127,
 
 @dataclass(frozen=True)
 class Origin:
-    """What captions come from: a model and a search. Those of one file all have the same."""
+    """What captions come from: a model and a search. All captions of one file have the same origin."""
 
     model: str
     model_sha256: str
@@ -47,7 +47,7 @@ class Origin:
 
     @classmethod
     def of(cls, bundle: Bundle, decoding: Decoding) -> Origin:
-        """That of captions which `bundle` gives when searched as `decoding` says."""
+        """The origin of captions that `bundle` gives when searched as `decoding` says."""
         return cls(bundle.manifest.name, bundle.digest, decoding.beam_size, decoding.max_length)
 
 
@@ -133,11 +133,11 @@ class Formatter:
 
 @dataclass
 class Written:
-    """What a JSONL file holds, taken out photo by photo.
+    """The records that a JSONL file holds, taken out photo by photo.
 
     Attributes:
         paths: how many records there are of each photo.
-        errors: photos of which a record has an error.
+        errors: photos with a record that has an error.
         drawings: the files that were drawn.
         failed: whether a photo that was taken out is one of `errors`.
     """
@@ -148,7 +148,7 @@ class Written:
     failed: bool = False
 
     def take(self, path: str) -> bool:
-        """Take out a record of a photo; whether there was one."""
+        """Take out a record of a photo, and say whether there was one."""
         if self.paths[path] == 0:
             return False
         self.paths[path] -= 1

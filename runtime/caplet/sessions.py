@@ -52,8 +52,8 @@ _DECODER_OUTPUTS: _Contract = {
 class Sessions:
     """The encoder and decoder of one bundle, ready to run; safe to share between threads.
 
-    A process made by fork has none of its parent's threads, so the graphs are opened again on first use there, which
-    raises BundleError if the bundle is not what it was.
+    A forked process has none of its parent's threads, so it opens the graphs again on first use; that raises
+    BundleError if the bundle has changed.
     """
 
     def __init__(self, bundle: Bundle, threads: int, providers: Sequence[Provider] | None = None) -> None:
@@ -61,7 +61,7 @@ class Sessions:
 
         Raises:
             ArgumentError: onnxruntime does not have one of these execution providers, or cannot start it.
-            BundleError: a graph that onnxruntime cannot load or that does not keep to the contract.
+            BundleError: onnxruntime cannot load a graph, or the graph does not keep to the contract.
         """
         self.providers: list[Provider] = _known_providers(providers)
         self._bundle, self._threads = bundle, threads
