@@ -136,7 +136,7 @@ def _beside_people(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> l
         return []
     return [
         ("caplet, against one reference fewer", result["leave_one_out"]),
-        ("one person, against the others (as many)", metrics["human"]),
+        ("one person, against as many references", metrics["human"]),
     ]
 
 
