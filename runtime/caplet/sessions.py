@@ -20,6 +20,7 @@ from caplet.bundle import Bundle, load_bundle
 from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
 from caplet.errors import NO_MEMORY, ArgumentError, BundleError, InferenceError, without_frames
 from caplet.machine import describe_cpu
+from caplet.shutdown import computing
 
 onnxruntime.disable_telemetry_events()  # all that can be done if it was imported before caplet; see caplet/__init__.py
 
@@ -72,10 +73,12 @@ class Sessions:
         photo: _Contract = {"pixels": (_UINT8, (bundle.manifest.height, bundle.manifest.width, 3))}
         sizes: dict[str, int] = {}
         exact = bundle.manifest.saturates and _may_saturate(describe_cpu())
-        encoder = _session(bundle.encoder, self._threads, self.providers, exact=exact)
+        with computing():
+            encoder = _session(bundle.encoder, self._threads, self.providers, exact=exact)
         _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
         # One thread: a step is too short to share, waking another takes longer than its half would.
-        decoder = _session(bundle.decoder, 1, self.providers, exact=exact)
+        with computing():
+            decoder = _session(bundle.decoder, 1, self.providers, exact=exact)
         _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):
             raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, more than the vocabulary has")
@@ -220,12 +223,13 @@ def _may_saturate(cpu: Mapping[str, Any]) -> bool:
 
 
 def _run(session: onnxruntime.InferenceSession, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
-    try:
-        return cast("list[Any]", session.run(outputs, feeds))
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        if _is_out_of_memory(error):
-            raise InferenceError("onnxruntime", NO_MEMORY, "free some") from error
-        raise InferenceError("onnxruntime", _brief(error), "run `caplet check`") from error
+    with computing():
+        try:
+            return cast("list[Any]", session.run(outputs, feeds))
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            if _is_out_of_memory(error):
+                raise InferenceError("onnxruntime", NO_MEMORY, "free some") from error
+            raise InferenceError("onnxruntime", _brief(error), "run `caplet check`") from error
 
 
 def _numbers(contract: _Contract, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
