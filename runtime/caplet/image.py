@@ -13,6 +13,7 @@ undo what other threads do.
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import struct
@@ -203,11 +204,10 @@ def _subject(source: object) -> str:
         return "<array>"
     if hasattr(source, "read"):
         return "<file object>"
-    raise ImageTypeError(
-        f"<{type(source).__name__}>",
-        "not an image source",
-        "pass a path, bytes, a binary file object, a PIL image or a uint8 array",
-    )
+    remedy = "pass a path, bytes, a binary file object, a PIL image or a uint8 array"
+    if hasattr(source, "read_bytes"):  # a path in an archive, or in a store on the network
+        remedy = "pass its read_bytes()"
+    raise ImageTypeError(f"<{type(source).__name__}>", "not an image source", remedy)
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -222,9 +222,10 @@ def _check_array(array: NDArray[Any], max_pixels: int) -> None:
     if array.dtype != np.uint8:
         raise ImageError("<array>", f"its dtype is {array.dtype}", "pass uint8 samples, 0 to 255")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(
-            "<array>", f"its shape is {array.shape}", "pass [height, width], [height, width, 3] or [height, width, 4]"
-        )
+        remedy = "pass [height, width], [height, width, 3] or [height, width, 4]"
+        if array.ndim == 1:
+            remedy = "pass its tobytes(), if it holds an image file"
+        raise ImageError("<array>", f"its shape is {array.shape}", remedy)
     check_size((array.shape[1], array.shape[0]), max_pixels, "<array>")
 
 
@@ -249,6 +250,8 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
 
     Pillow never sees the caller's object: some decoders close it, or move its file descriptor behind its back.
     """
+    if inspect.iscoroutinefunction(stream.read):  # an upload in FastAPI, a file of aiofiles
+        raise ImageTypeError(subject, "its read is asynchronous", "await it, and pass the bytes")
     position = _position(stream)
     most = longest_file(max_pixels)
     data = bytearray()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import mmap
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -361,11 +363,40 @@ def test_text_mode_files_say_what_to_do(encoding: str) -> None:
 
 def test_a_read_that_gives_no_bytes_is_not_called_text() -> None:
     class Upload:
-        def read(self, size: int) -> list[int]:  # as a coroutine, from one whose read is asynchronous
+        def read(self, size: int) -> list[int]:
             return [1, 2, 3]
 
     error = refusal(Upload())
     assert isinstance(error, ImageTypeError) and "its read() returns a list, not bytes" in str(error)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_asynchronous_file_says_what_to_do() -> None:
+    class Upload:
+        async def read(self, size: int = -1) -> bytes:
+            return b""
+
+        async def seekable(self) -> bool:
+            return True
+
+    error = refusal(Upload())
+    assert isinstance(error, ImageTypeError) and "await it" in str(error)
+    gc.collect()  # Python warns of a coroutine that nobody awaited when that is freed
+
+
+def test_a_path_within_an_archive_says_what_to_do(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.write(PHOTOS[0], "photo.jpg")
+    path = zipfile.Path(tmp_path / "photos.zip", "photo.jpg")
+    error = refusal(path)
+    assert isinstance(error, ImageTypeError) and "pass its read_bytes()" in str(error)
+    np.testing.assert_array_equal(load_pixels(path.read_bytes()), load_pixels(PHOTOS[0]))
+
+
+def test_an_array_of_a_files_bytes_says_what_to_do() -> None:
+    array = np.fromfile(PHOTOS[0], np.uint8)  # as OpenCV's `imencode` gives it
+    assert "pass its tobytes()" in str(refusal(array))
+    np.testing.assert_array_equal(load_pixels(array.tobytes()), load_pixels(PHOTOS[0]))
 
 
 @pytest.mark.parametrize("there", [0, 1000])
