@@ -93,7 +93,7 @@ def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
     """
     named = path if path is not None else os.environ.get(MODEL_VARIABLE) or None
     try:
-        root = _default_bundle() if named is None else Path(os.fsdecode(named))
+        root = default_bundle() if named is None else Path(os.fsdecode(named))
     except TypeError:
         raise ArgumentError("model", f"{named!r} is not a path", "give the directory of a bundle") from None
     try:
@@ -118,7 +118,7 @@ def _unreadable(root: Path, error: OSError) -> BundleError:
     return BundleError(subject, f"cannot be read ({error.strerror or error})", "check its permissions")
 
 
-def _default_bundle() -> Path:
+def default_bundle() -> Path:
     """The bundle that comes with caplet: inside an installed wheel, or in the repository of an editable install."""
     package = Path(__file__).resolve().parent
     packaged = sorted(manifest.parent for manifest in package.glob(f"models/*/{MANIFEST}"))

@@ -6,9 +6,11 @@ folder, in an environment that holds the built wheel alone (`CAPLET_WHEEL` then 
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -85,6 +87,40 @@ def test_both_packages_are_typed_and_installed() -> None:
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.origin is not None
         assert (Path(spec.origin).parent / "py.typed").exists()
+
+
+def test_an_app_that_pyinstaller_makes_has_the_model_and_every_module() -> None:
+    import caplet as package
+    from caplet._pyinstaller import hook_dirs
+
+    (folder,) = hook_dirs()
+    told = runpy.run_path(str(Path(folder) / "hook-caplet.py"))
+    ((model, place),) = told["datas"]
+    assert (Path(model) / "manifest.json").exists()
+    assert place == f"caplet/models/{Path(model).name}"  # where caplet looks for it in an installation
+    modules = {file.stem for file in Path(package.__file__ or "").parent.glob("*.py")} - {"__init__"}
+    assert {f"caplet.{module}" for module in modules} == set(told["hiddenimports"])
+
+
+@only_wheel
+def test_pyinstaller_is_told_of_the_hook() -> None:
+    (entry,) = importlib.metadata.distribution("caplet").entry_points.select(group="pyinstaller40")
+    assert entry.load()() == [str(Path(importlib.util.find_spec("caplet._pyinstaller").origin).parent)]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("PyInstaller"), reason="PyInstaller is not installed")
+def test_pyinstaller_makes_an_app_of_the_command(tmp_path: Path) -> None:
+    from caplet._pyinstaller import hook_dirs
+
+    script = tmp_path / "app.py"
+    script.write_text("from caplet.cli import command\ncommand()\n")
+    options = ["--additional-hooks-dir", hook_dirs()[0], "--distpath", tmp_path, "--workpath", tmp_path / "work"]
+    subprocess.run(
+        [sys.executable, "-m", "PyInstaller", *options, "--specpath", tmp_path, script], check=True, capture_output=True
+    )
+    for arguments in ([ASTRONAUT], ["check"]):
+        done = subprocess.run([tmp_path / "app" / "app", *arguments], capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 @only_wheel

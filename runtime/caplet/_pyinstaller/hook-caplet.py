@@ -1,0 +1,11 @@
+"""What an app by PyInstaller has of caplet besides what it finds: the model, and modules whose names are made up."""
+
+from __future__ import annotations
+
+import pkgutil
+
+import caplet
+from caplet.bundle import default_bundle
+
+datas = [(str(default_bundle()), f"caplet/models/{default_bundle().name}")]
+hiddenimports = [f"caplet.{module.name}" for module in pkgutil.iter_modules(caplet.__path__) if not module.ispkg]
