@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pkgutil
 
 import caplet
@@ -9,3 +10,4 @@ from caplet.bundle import default_bundle
 
 datas = [(str(default_bundle()), f"caplet/models/{default_bundle().name}")]
 hiddenimports = [f"caplet.{module.name}" for module in pkgutil.iter_modules(caplet.__path__) if not module.ispkg]
+hiddenimports += filter(importlib.util.find_spec, ["pi_heif", "pillow_heif"])  # what reads HEIC, where it is installed
