@@ -272,7 +272,8 @@ def _golden_captions(
             entries.append(
                 {
                     "file": file,
-                    "source": source.as_posix(),
+                    # Where the photo was on this machine is nobody's business.
+                    "source": source.name if source.is_absolute() else source.as_posix(),
                     "text": caption.text,
                     "score": round(caption.score, 6),
                     "beam_size": beam,

@@ -122,6 +122,7 @@ def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     captioner = Captioner(output)
     entries = {(entry.file, entry.beam_size): entry for entry in bundle.manifest.golden}
     assert set(entries) == {(f"golden/{name}.png", beam) for name in ("cat", "coffee") for beam in (1, 4)}
+    assert {entry.source for entry in entries.values()} == {photo.name for photo in golden}  # of absolute paths
     for (file, beam), entry in entries.items():
         caption = captioner.caption(output / file, beam_size=beam)
         assert (caption.text, pytest.approx(caption.score, abs=1e-5)) == (entry.text, entry.score)
