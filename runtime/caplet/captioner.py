@@ -188,7 +188,7 @@ class Captioner:
         return f"Captioner({str(self._bundle.path)!r}, threads={self._threads})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made_again, (type(self), str(self._bundle.path), *self._asked)
+        return _made_again, (type(self), str(self._bundle.path), *self._asked, self._bundle.digest)
 
     def caption(
         self,
@@ -435,11 +435,22 @@ def _decode(image: ImageSource, load: _Load) -> _Decoded:
     return _Decoded(pixels, time.perf_counter() - started)
 
 
+_made_last: tuple[tuple[object, ...], Captioner] | None = None
+
+
 def _made_again(
-    kind: type[Captioner], path: str, threads: int | None, providers: Sequence[Provider], verify: bool
+    kind: type[Captioner], path: str, threads: int | None, providers: Sequence[Provider], verify: bool, digest: str = ""
 ) -> Captioner:
-    """A pickled Captioner, or one of a subclass that takes the same arguments."""
-    return kind(path, threads=threads, providers=providers, verify=verify)
+    """A pickled Captioner, or one of a subclass that takes the same arguments.
+
+    The last is kept: a pool of processes pickles `captioner.caption` with every photo, and loading takes longer.
+    """
+    global _made_last
+    asked = (kind, path, threads, providers, verify, digest)
+    last = _made_last  # another thread may put its own there
+    if last is None or last[0] != asked:
+        last = _made_last = asked, kind(path, threads=threads, providers=providers, verify=verify)
+    return last[1]
 
 
 def _take(photos: Iterator[_Photo], size: int) -> tuple[list[_Photo], Exception | None]:

@@ -923,6 +923,30 @@ def test_pickled_it_has_the_providers_that_it_was_made_with(tiny_bundle: Path) -
     pickle.loads(pickle.dumps(captioner))
 
 
+def test_handed_over_with_every_photo_it_is_loaded_once(tiny_bundle: Path, tmp_path: Path) -> None:
+    """As by `executor.map(captioner.caption, photos)`, for which a pool pickles the method again and again."""
+    captioner = Captioner(tiny_bundle, threads=1)
+    again = pickle.loads(pickle.dumps(captioner))
+    assert pickle.loads(pickle.dumps(captioner.caption)).__self__ is again
+    for other in (
+        Captioner(tiny_bundle, threads=2),
+        Captioner(tiny_bundle, threads=1, verify=False),
+        Captioner(tiny_bundle, threads=1, providers=[("CPUExecutionProvider", {"a": "b"})]),
+        Captioner(write_tiny_bundle(tmp_path / "bundle", seed=1), threads=1),
+    ):
+        different = pickle.loads(pickle.dumps(other))
+        assert different is not again and different.bundle == other.bundle and different.threads == other.threads
+
+
+def test_after_its_files_have_changed_it_is_loaded_again(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path / "bundle")
+    before = pickle.loads(pickle.dumps(Captioner(folder, threads=1)))
+    shutil.rmtree(folder)
+    write_tiny_bundle(folder, seed=1)
+    after = pickle.loads(pickle.dumps(Captioner(folder, threads=1)))
+    assert before.bundle.digest != after.bundle.digest
+
+
 class Shouting(Captioner):
     def caption(self, *arguments: Any, **options: Any) -> Any:
         return super().caption(*arguments, **options).text.upper()
