@@ -50,6 +50,9 @@ class ImageTypeError(ImageError, TypeError):
 class ImageNotFoundError(ImageError, FileNotFoundError):
     """There is no file at the path given."""
 
+    # ValueError's would be found first, and refuses. tblib calls it, by which Dask and others hand errors on.
+    __new__ = FileNotFoundError.__new__  # type: ignore[assignment]
+
     def __init__(self, subject: str, cause: str = "no such file", remedy: str = "check the path") -> None:
         super().__init__(subject, cause, remedy)
         self.errno: int = errno.ENOENT
@@ -63,6 +66,8 @@ class BundleError(CapletError, ValueError):
 
 class BundleNotFoundError(BundleError, FileNotFoundError):
     """There is no model bundle at the path given."""
+
+    __new__ = FileNotFoundError.__new__  # type: ignore[assignment]  # as above
 
     def __init__(self, subject: str, cause: str = "no such bundle", remedy: str = "check the path") -> None:
         super().__init__(subject, cause, remedy)

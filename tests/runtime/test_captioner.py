@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import gc
 import io
 import itertools
@@ -957,6 +958,22 @@ def test_a_subclass_comes_back_as_one(way: Any, tiny_bundle: Path, photos: Path,
     again = way(Shouting(tiny_bundle, threads=1))
     assert type(again) is Shouting and again.threads == 1
     assert again.caption(photos / "cat.jpg") == texts[1].upper()
+
+
+@pytest.mark.parametrize("way", ["pickle", "tblib"])
+@pytest.mark.parametrize("kind", [getattr(caplet, name) for name in caplet.__all__ if name.endswith("Error")])
+def test_an_error_comes_back_as_it_was(kind: type[CapletError], way: str) -> None:
+    error = kind("cat.jpg", "is a cat", "bring a dog")
+    if way == "pickle":
+        again = pickle.loads(pickle.dumps(error))
+    else:  # which Dask and others use; it makes an empty one and fills it
+        again = kind.__new__(kind)
+        again.args = error.args
+        again.__dict__.update(vars(error))
+    assert type(again) is kind and again.args == error.args
+    assert str(again) == str(error) == "cat.jpg: is a cat; bring a dog"
+    if isinstance(error, OSError):
+        assert (error.errno, error.strerror, error.filename) == (errno.ENOENT, "is a cat", "cat.jpg")
 
 
 def test_a_caption_comes_back_read_only(captioner: Captioner, photos: Path) -> None:
