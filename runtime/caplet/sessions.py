@@ -106,6 +106,7 @@ class Sessions:
             with _reopening:
                 if self._process != os.getpid():
                     self._check_unchanged()
+                    _keep_for_ever(self._encoder, self._decoder)  # where a fork runs no hooks of Python's: uWSGI
                     self._open()
 
     def _check_unchanged(self) -> None:
@@ -118,15 +119,19 @@ _alive: weakref.WeakSet[onnxruntime.InferenceSession] = weakref.WeakSet()
 _reopening = threading.Lock()
 
 
-def _after_fork() -> None:
-    """In a forked child, keep the inherited sessions from being destroyed.
+def _keep_for_ever(*sessions: onnxruntime.InferenceSession) -> None:
+    """Give each session a reference that is never given back.
 
-    Their threads do not exist there, and onnxruntime would wait for them for ever. So each session gets a reference
-    that is never given back.
+    In a forked child its threads do not exist, and where it is destroyed onnxruntime would wait for them for ever.
     """
-    global _reopening
-    for session in list(_alive):
+    for session in sessions:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+def _after_fork() -> None:
+    """In a forked child, keep the inherited sessions from being destroyed."""
+    global _reopening
+    _keep_for_ever(*_alive)
     _reopening = threading.Lock()  # a thread that is not here may have it
 
 
