@@ -126,7 +126,7 @@ def default_bundle() -> Path:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """The file `name` of the bundle. Raises BundleError if it is no file, or a link that leads out of the bundle."""
+    """The real path of the bundle's file `name`. Raises BundleError unless it is a file inside the bundle."""
     path = root / name
     try:
         real = path.resolve(strict=True)
@@ -146,7 +146,7 @@ def _read(root: Path, name: str, limit: int = _LARGEST_FILE) -> bytes:
     path = _inside(root, name)
     size = path.stat().st_size
     with path.open("rb") as file:
-        content = file.read(size) if size <= limit else b""  # Python sets aside as much memory as is asked for
+        content = file.read(size) if size <= limit else b""  # Python allocates as much memory as is asked for
     if not content:
         cause = f"is larger than {limit} bytes" if size > limit else "is empty"
         raise BundleError(str(root / name), cause, _GET_AGAIN)
@@ -154,7 +154,7 @@ def _read(root: Path, name: str, limit: int = _LARGEST_FILE) -> bytes:
 
 
 def _check_graph(root: Path, name: str, manifest: Manifest, *, verify: bool) -> None:
-    """Both checks of a graph, which is read once for them: the graphs are nearly all of the bundle."""
+    """Check that a graph uses no other files and, if `verify`, its hash. It is read only once, as graphs are large."""
     if not verify:
         check_self_contained(_read(root, name), str(root / name))
         return
@@ -165,12 +165,12 @@ def _check_graph(root: Path, name: str, manifest: Manifest, *, verify: bool) -> 
         return hashlib.sha256(content).hexdigest()
 
     digest: Callable[[], str] = sha256
-    with ThreadPoolExecutor(1) as beside:  # hashing lets other threads run, and takes as long as the other check
-        with contextlib.suppress(RuntimeError):  # no thread to be had: at a limit, or when the interpreter shuts down
+    with ThreadPoolExecutor(1) as beside:  # hashing releases the GIL, and takes as long as the other check
+        with contextlib.suppress(RuntimeError):  # no thread can be started: at a limit, or at shutdown
             digest = beside.submit(sha256).result
         try:
             check_self_contained(content, str(root / name))
-        finally:  # an altered file is called that, whatever else it now is
+        finally:  # an altered file is reported as altered, whatever else is wrong with it
             _compare_hash(root, name, digest(), manifest)
 
 

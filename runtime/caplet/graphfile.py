@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from caplet.errors import BundleError
 
-# Message type → field number → type of the message in that field. Only the ways that lead to a tensor.
+# Message type → field number → type of the message in that field. Only the fields that lead to a tensor.
 _CHILDREN: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
@@ -78,7 +78,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, position: int, bits: int) -> tuple[int, int]:
-    """A base-128 number of at most `bits` bits, since protobuf drops those above, and the position after it."""
+    """A base-128 number, and the position after it. More than `bits` bits, which protobuf would drop, are refused."""
     value = 0
     for count in range(-(-bits // 7)):
         if position + count >= len(message):

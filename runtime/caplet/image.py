@@ -175,7 +175,7 @@ def _load(
 
 
 def _is_closed(source: object) -> bool:
-    """Whether a file object is closed, or that of a PIL image whose pixels have not been read."""
+    """Whether a file object is closed, or the file of a PIL image whose pixels have not been read."""
     if isinstance(source, ImageFile.ImageFile):
         return bool(source.tile) and (source.fp is None or _is_closed(source.fp))
     return getattr(source, "closed", False) is True
@@ -279,13 +279,13 @@ def _bytes_read(stream: Any, subject: str) -> bytes | bytearray | memoryview:
         return part
     if isinstance(part, str):
         raise ImageTypeError(subject, "opened as text", "open it in binary mode: open(path, 'rb')")
-    if part is None:  # what a raw stream says that does not block
+    if part is None:  # what a raw stream that does not block returns
         raise ImageError(subject, "has no data yet", "set it to block, or pass its bytes when all are there")
     raise ImageTypeError(subject, f"its read() returns a {type(part).__name__}, not bytes", "pass its bytes")
 
 
 def _position(stream: Any) -> int | None:
-    """Where a file object stands that can be put back there; None for any other."""
+    """The position of a file object that can be put back to it; None for any other."""
     seekable = getattr(stream, "seekable", None)
     try:
         if seekable is not None:

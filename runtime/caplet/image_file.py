@@ -27,17 +27,17 @@ class _Format(NamedTuple):
     """
 
     name: str
-    """As Pillow calls it, but for WebP and JPEG 2000."""
+    """As Pillow calls it, except for WebP, HEIC and JPEG 2000."""
     stem: str
-    """Of the plugin's name, `<stem>ImagePlugin`, and of its class, `<stem>ImageFile`."""
+    """The plugin is called `<stem>ImagePlugin`, and its class `<stem>ImageFile`."""
     packages: tuple[str, ...] = ()
-    """Where the class is, if not in Pillow; the first that is installed."""
+    """Where the class is, if not in Pillow; the first of these that is installed."""
     sequential: bool = False
     """Rows are decoded one after the other, so that those before the point where a file breaks off are good."""
     canvas: Callable[[Readable], tuple[int, int]] | None = None
-    """Reads from the header the width and height that no opened image tells in time: Pillow allocates the canvas of a
-    GIF or WebP as soon as it opens one, and of the two sizes that a JPEG 2000 may state, it looks at the one that
-    nothing is decoded by."""
+    """Reads width and height from the header of formats whose opened images tell them too late or wrong: Pillow
+    allocates the canvas of a GIF or WebP as soon as it opens one, and of the two sizes that a JPEG 2000 may state, it
+    reports the one that decoding ignores."""
 
     def plugin(self) -> ModuleType:
         """The module with the class. Raises ModuleNotFoundError."""
@@ -78,14 +78,14 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
 )
 
 MAY_BE_TRUNCATED = frozenset(file_format.name for _, file_format in _SIGNATURES if file_format.sequential)
-"""Names, also Pillow's, of the formats of which a part can be used."""
+"""Names, as Pillow has them too, of the formats of which a part can be used."""
 
 IN_PYTHON = {
     "bmp_rle": ("run-length encoded BMP", "PNG"),
     "ppm_plain": ("PPM whose numbers are text", "binary PPM, or as PNG"),
 }
-"""By Pillow's name of the decoder, variants of the formats above that have none in C, and what to save them as. They
-take up to a gigabyte for a kilobyte, and seconds a megapixel in which no other thread of Python runs."""
+"""Variants of the formats above that Pillow decodes in Python: name of the decoder → variant, and what to save it as.
+They take up to a gigabyte for a kilobyte, and seconds a megapixel in which no other thread of Python runs."""
 
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
@@ -94,12 +94,12 @@ HEAD = 64
 
 
 def _import_all() -> None:
-    """Import what a photo of any format may need of Pillow; otherwise the first that does imports it.
+    """Import all of Pillow that photos may need, which is otherwise imported when a photo first needs it.
 
-    A child forked while another thread imports something would wait for that thread, which it does not have, for ever.
+    A child forked while another thread imports something would wait for ever for that thread, which it does not have.
     """
     for file_format in (*(file_format for _, file_format in _SIGNATURES), _WEBP, _AVIF, _HEIC):
-        with contextlib.suppress(ImportError):  # not all are everywhere
+        with contextlib.suppress(ImportError):  # not every plugin is installed everywhere
             file_format.plugin()
     with contextlib.suppress(ImportError):
         importlib.import_module("PIL.ImageCms")
@@ -141,12 +141,12 @@ def _brands(head: bytes) -> list[bytes]:
 
 
 def _is_heic(brands: list[bytes]) -> bool:
-    """By the first brand that names a codec: mif1 and msf1 leave it open."""
+    """Whether the first brand that names a codec is HEIC's; mif1 and msf1 name none."""
     return next((brand in _HEIC_BRANDS for brand in brands if brand in (*_HEIC_BRANDS, b"avif", b"avis")), False)
 
 
 _ROW = 16
-"""Pixels that a row counts as at least: Pillow keeps a pointer to each and pads it, 40 bytes for a single pixel."""
+"""Pixels that every row counts for at least: Pillow pads it and keeps a pointer to it, 40 bytes for one pixel."""
 _ROWS_ALLOWED = 2**16
 """Rows that no limit refuses: they take no memory to speak of."""
 
@@ -177,10 +177,10 @@ def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
 
 
 def longest_file(max_pixels: int) -> int:
-    """Bytes that are read at most: four 16-bit samples a pixel, and some metadata.
+    """The most bytes that are read: four 16-bit samples a pixel, and some metadata.
 
-    That is too few only for what is read with all that is behind the picture: compressed TIFFs of many pages, long WebP
-    and AVIF animations, HEIC with films in them.
+    That is too few only for files that are read with all that follows the picture: compressed TIFFs of many pages, long
+    WebP and AVIF animations, HEIC with films in them.
     """
     return 8 * max_pixels + (1 << 20)
 
@@ -191,7 +191,7 @@ def too_long(subject: str, most: int) -> ImageError:
 
 
 _TILE_ALLOWED = 2**20
-"""Pixels of a TIFF's tile that no limit refuses: small pictures have tiles that are larger than they."""
+"""Pixels of a TIFF's tile that no limit refuses: small pictures have tiles larger than themselves."""
 
 
 def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
@@ -201,24 +201,24 @@ def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
 
 
 _MOST_READS = 200_000
-"""In a header. Every marker, chunk, block and character of one is a read or two, in Python, so that megabytes of them
-would take many seconds; real headers take some hundreds."""
+"""Of a header. Every marker, chunk, block and character in one takes a read or two, in Python, so that megabytes of
+them would take many seconds; real headers take some hundreds of reads."""
 _MOST_SHORT_READS = 200_000
-"""In and after the pixels of a PNG, which come in chunks, too; every 512 bytes of them allow another read, since the
-chunks that encoders write have kilobytes each."""
+"""Of the pixels of a PNG and what follows them, which come in chunks, too; every 512 bytes allow another read, since
+encoders write chunks of kilobytes."""
 
 LONGEST_EXIF = 2**16
 """Bytes of EXIF that Pillow may take apart: what fits into a segment of a JPEG."""
 
 _SCAN, _MOST_SCANS = b"\xff\xda", 200
-"""What starts a scan in the pixels of a JPEG, and how many there may be: each of a progressive one takes few bytes but
-goes over the whole picture, and encoders write a dozen."""
+"""What starts a scan in the pixels of a JPEG, and how many scans there may be: in a progressive JPEG, each may take few
+bytes but goes over the whole picture, and encoders write a dozen."""
 
 
 class _Reader(io.RawIOBase):
     """A file as Pillow's decoders see it: notes when they read past its end, and can pretend it ends properly.
 
-    What they take into memory is limited: a header may state any length, and a sparse file may have it.
+    What they read into memory is limited: a header may state any length, and a sparse file may even have it.
     """
 
     def __init__(self, file: BinaryIO, subject: str, most: int) -> None:
@@ -233,7 +233,7 @@ class _Reader(io.RawIOBase):
         self.ran_dry = False
 
     def start_pixels(self, ending: bytes, decoder: str) -> None:
-        """From here on reads are not counted, except in a PNG; the first one past the end is given `ending`."""
+        """Stop limiting the number of reads, except in a PNG; the next read past the end gets `ending` instead."""
         self._ending = ending
         self._scans_left = _MOST_SCANS if decoder == "jpeg" else None
         self._reads_left, self._reads_per_byte = (_MOST_SHORT_READS, 1 / 512) if decoder == "zip" else (math.inf, 0.0)
@@ -264,7 +264,7 @@ class _Reader(io.RawIOBase):
         if not data and size > 0:
             self.ran_dry = True
             data, self._ending = self._ending, b""
-        if data.startswith(b"Exif\0\0"):  # Pillow joins the EXIF of all segments of a JPEG: it gets the first alone
+        if data.startswith(b"Exif\0\0"):  # Pillow joins the EXIF of all segments of a JPEG, so it gets only the first
             data, self._has_exif = bytes(len(data)) if self._has_exif else data, True
         if self._scans_left is not None:
             self._scans_left -= data.count(_SCAN)
@@ -292,7 +292,7 @@ def decode_file(
         file: ours to read and seek; its position is where the file starts.
         subject: what to call it in an error message.
         least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as no side gets shorter than this.
-        max_pixels: most pixels (width x height) it may have; looked up before anything is decoded.
+        max_pixels: most pixels (width x height) it may have; checked before anything is decoded.
         allow_truncated: use what there is of a file that breaks off, where the format allows.
 
     Returns:
@@ -353,7 +353,7 @@ def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.Imag
 
 
 def decoder_of(image: ImageFile.ImageFile) -> str:
-    """Pillow's name of the decoder that an image yet to be decoded takes; empty where it takes none of these."""
+    """Pillow's name of the decoder that an image is yet to go through; empty if there is none."""
     return str(image.tile[0][0]) if image.tile else ""
 
 
@@ -365,7 +365,7 @@ def _load(
     # An end-of-image marker makes libjpeg hand out what it has, which for a progressive JPEG is the whole picture.
     decoder = decoder_of(image)
     if decoder == "jpeg" and "progressive" not in image.info:
-        decoder = ""  # others have a scan for each colour at most, and counting takes time
+        decoder = ""  # other JPEGs have at most a scan per colour, and counting takes time
     reader.start_pixels(b"\xff\xd9" if lenient and file_format is _JPEG else b"", decoder)
     # Raw rows are collected from blocks; with blocks far shorter than a row that takes quadratic time.
     image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
@@ -392,7 +392,7 @@ _SAMPLES_AT_A_TIME = 1 << 18
 
 
 def _load_ppm(image: ImageFile.ImageFile, reader: _Reader) -> None:
-    """Decode a PGM or PPM of which white is not 255 or 65535; what is missing of its pixels is black.
+    """Decode a PPM whose white is not 255, or a PGM whose white is neither 255 nor 65535; missing pixels are black.
 
     As Pillow does, but that scales sample by sample in Python, for seconds a megapixel.
     """
@@ -421,7 +421,7 @@ def _says_truncated(error: Exception) -> bool:
 
 
 def _is_of_metadata(error: Exception) -> bool:
-    """Whether a PNG has more text than Pillow takes: MAX_TEXT_CHUNK in one chunk, or MAX_TEXT_MEMORY in all."""
+    """Whether it says that a PNG has more text than Pillow takes: MAX_TEXT_CHUNK in a chunk, MAX_TEXT_MEMORY in all."""
     words = str(error).lower()
     return "decompressed data too large" in words or "memory used in text chunks" in words
 

@@ -1,4 +1,4 @@
-"""Sizes that the headers of image files state, for formats of which Pillow allocates memory before it tells them."""
+"""Sizes from the headers of image files, for formats for which Pillow allocates memory before it tells the size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Readable(Protocol):
-    """What is needed of a binary file, which stands at its start."""
+    """What is needed of a binary file; it has to stand at its start."""
 
     def read(self, size: int, /) -> bytes:
         """At most so many bytes."""
@@ -34,7 +34,7 @@ def webp_canvas(file: Readable) -> tuple[int, int]:
 
 
 def gif_canvas(file: Readable) -> tuple[int, int]:
-    """Size of the logical screen, stretched over the first frame as Pillow does (GIF89a, sections 18 and 20)."""
+    """Size of the logical screen, enlarged to hold the first frame as Pillow does (GIF89a, sections 18 and 20)."""
     head = file.read(13)
     width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
     if len(head) == 13 and head[10] & 0x80:
@@ -51,10 +51,10 @@ def gif_canvas(file: Readable) -> tuple[int, int]:
 
 
 _TILE = 512
-"""Pixels that a tile of a JPEG 2000 has on average at least: OpenJPEG allocates some 12 KB for each while it reads the
+"""Fewest pixels that the tiles of a JPEG 2000 may have on average: OpenJPEG allocates some 12 KB a tile as it reads the
 header. Encoders make tiles of 64x64 or more."""
 _TILES_ALLOWED = 1024
-"""Tiles that may be smaller: they take 13 MB."""
+"""As many tiles as this may be smaller: they take 13 MB."""
 _MAIN_HEADER = {bytes((0xFF, code)) for code in b"\x50\x52\x53\x55\x57\x59\x5c\x5d\x5e\x5f\x60\x63\x64"}
 """What stands between SIZ and the first tile: CAP, COD, COC, TLM, PLM, CPF, QCD, QCC, RGN, POC, PPM, CRG and COM."""
 
@@ -63,7 +63,7 @@ def jpeg_2000_canvas(file: Readable) -> tuple[int, int]:
     """Width and height as the codestream of a JPEG 2000 states them (ISO/IEC 15444-1, section A.5.1).
 
     Raises:
-        ValueError: it would have OpenJPEG allocate more than the pixels of a picture take.
+        ValueError: it states no picture, or would have OpenJPEG allocate more than the pixels of a picture take.
     """
     if not _seek_codestream(file) or len(head := file.read(42)) < 42:
         return 1, 1  # for Pillow to refuse
@@ -92,7 +92,7 @@ def jpeg_2000_canvas(file: Readable) -> tuple[int, int]:
 
 
 def _seek_codestream(file: Readable) -> bool:
-    """Go to where the codestream starts in a JPEG 2000, bare or in boxes (ISO/IEC 15444-1, section I.4), if it does."""
+    """Go to the codestream of a JPEG 2000, bare or in boxes (ISO/IEC 15444-1, section I.4); False if there is none."""
     if file.read(4) == b"\xff\x4f\xff\x51":
         file.seek(0)
         return True

@@ -111,14 +111,14 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     graphs, vocabulary = top.fields("graphs"), top.fields("vocabulary")
     words = vocabulary.integer("size", 5, 2**24)
     for graph in ("encoder", "decoder"):
-        graphs.fields(graph).integer("opset", 1, 2**31 - 1)  # for people; nothing here goes by it
+        graphs.fields(graph).integer("opset", 1, 2**31 - 1)  # for people; nothing here depends on it
     manifest = Manifest(
         name=top.label("name"),
         created_with=top.fields("created_with").data,
         files={files.checked_file_name(name): _file_entry(files.fields(name)) for name in files.data},
         encoder_file=graphs.fields("encoder").file("file"),
         decoder_file=graphs.fields("decoder").file("file"),
-        # A list, so that both are looked at, whatever the first says.
+        # A list, so that both are checked, whatever the first says.
         saturates=True in [graphs.fields(graph).flag("saturates", True) for graph in ("encoder", "decoder")],
         vocabulary_file=vocabulary.file("file"),
         vocabulary_size=words,
@@ -196,7 +196,7 @@ class _Fields:
         return value
 
     def ngrams(self, key: str, *, longest: int, words: int) -> tuple[tuple[int, ...], ...] | None:
-        """Words in a row, by their ids in a vocabulary of `words`; None for null."""
+        """Tuples of 1 to `longest` ids of words, each below `words`; None for null."""
         value = self._get(key)
         if value is None:
             return None
@@ -216,7 +216,7 @@ class _Fields:
         return self.checked_file_name(self.text(key), key)
 
     def checked_file_name(self, name: str, key: str = "") -> str:
-        """A relative path with forward slashes that stays inside the bundle, on any operating system."""
+        """`name`, if it is a relative path with forward slashes that stays inside the bundle on any system."""
         parts = name.split("/")
         if not name.isprintable() or "\\" in name or _DRIVE.match(name) or any(p in ("", ".", "..") for p in parts):
             self.fail(key, f"{name!r} is not a file inside the bundle")
