@@ -21,13 +21,13 @@ def count(text: str) -> int:
 
 
 def whole_number(option: str, value: SupportsIndex, high: int) -> int:
-    """`value`, of Python or NumPy, as an int from 1 to `high`. Raises ArgumentError, with the option as its subject."""
+    """`value`, of Python or NumPy, as an int from 1 to `high`. Raises ArgumentError about `option` for any other."""
     try:
         number = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = 0
     if not 1 <= number <= high:
-        # Python writes no number of thousands of digits.
+        # Python refuses to write a number of thousands of digits.
         shown = repr(value) if number.bit_length() < 1000 else f"a number of {number.bit_length():,} bits"
         raise ArgumentError(option, f"{shown} is not a whole number from 1 to {high}")
     return number

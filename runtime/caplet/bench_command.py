@@ -26,12 +26,12 @@ from caplet.machine import describe_cpu, versions
 from caplet.output import Output
 from caplet.threads import usable_threads
 
-_WARM_UP = 3  # captions before measuring: memory is set up in the first ones
-_SWEEP_BATCHES = (1, 4, 8)  # more are not searched together
+_WARM_UP = 3  # captions before measuring; the first ones set up memory
+_SWEEP_BATCHES = (1, 4, 8)  # larger ones are not searched together
 _FRESH_STARTS = 3
-# Runs the command in a process of its own and tells that process' peak memory. VmHWM starts anew with a program;
-# getrusage's figure would include this process, which the child was forked from. Bytes, because the program's name, cut
-# to 15 of them, stands there too. `_fresh_start` imports sys for it.
+# Runs the command in a process of its own and prints that process's peak memory. VmHWM starts anew with each program;
+# getrusage's figure would include the parent's memory. The file is read as bytes because it also has the program's
+# name, cut after 15 bytes. `_fresh_start` puts `import sys` in front.
 _FRESH = """
 from pathlib import Path
 from caplet.cli import main
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything `caplet bench` tells, as JSON can hold it. Times are milliseconds unless the name says otherwise."""
+    """Everything `caplet bench` reports, ready for JSON. Times are milliseconds unless the name says otherwise."""
     captioner = Captioner(arguments.model, threads=arguments.threads)
     captioner.caption_many((), batch_size=arguments.batch_size, beam_size=arguments.beam)  # refuses a bad number
     photo = arguments.photo or _golden_photo(captioner.bundle)
@@ -92,7 +92,7 @@ def _golden_photo(bundle: Bundle) -> str:
 
 
 def _check_photo(photo: str, captioner: Captioner) -> None:
-    """Raise ArgumentError for what cannot be captioned, and for a pipe: it could be read only once."""
+    """Raise ArgumentError for a photo that cannot be captioned, or is not a file: a pipe could be read only once."""
     if Path(photo).exists() and not Path(photo).is_file():
         raise ArgumentError("PHOTO", f"{photo} is not a file", "give one")
     try:
@@ -104,10 +104,10 @@ def _check_photo(photo: str, captioner: Captioner) -> None:
 def _stages(
     captioner: Captioner, photo: str, beam_size: int | None, runs: int
 ) -> tuple[dict[str, dict[str, float]], int, float]:
-    """Percentiles of each stage, words of the caption, and CPU seconds per photo.
+    """Mean and percentiles of each stage, number of words in the caption, and CPU seconds per photo.
 
-    decode: photo to pixels; encode: pixels to features; step: one word of all hypotheses; search: all steps and what is
-    between them; total: `Captioner.caption`, measured by itself.
+    decode: photo to pixels; encode: pixels to features; step: the next word of all hypotheses; search: all steps and
+    the work between them; total: `Captioner.caption`, run and timed apart from the other stages.
     """
     manifest, decoding = captioner.bundle.manifest, captioner.decoding(beam_size)
     times: dict[str, list[float]] = {name: [] for name in ("decode", "encode", "step", "search", "total")}
@@ -142,7 +142,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 def _throughput(captioner: Captioner, photo: str, arguments: argparse.Namespace, batch_size: int) -> float:
-    """Photos per second through `caption_many`, of at least four batches."""
+    """Photos per second through `caption_many`, over at least four batches."""
     photos = max(arguments.runs, 4 * batch_size)
     for _ in captioner.caption_many(repeat(photo, batch_size), batch_size=batch_size, beam_size=arguments.beam):
         pass  # the first batch of a size sets up its memory
@@ -153,8 +153,8 @@ def _throughput(captioner: Captioner, photo: str, arguments: argparse.Namespace,
 
 
 def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float | None]:
-    """Seconds from starting a process to its first caption (the median of a few), and its peak memory in MB."""
-    # Imports come from where they come here: `-c` alone would also run what lies in the current folder.
+    """Seconds that a new process takes for one caption (the median of a few), and its peak memory in MB, if known."""
+    # The new process imports from the same places as this one; `-c` alone would also import from the current folder.
     path = [entry for entry in sys.path if entry]
     command = [sys.executable, "-c", f"import sys\nsys.path[:] = {path!r}\n{_FRESH}"]
     for option, value in (("--model", arguments.model), ("--threads", arguments.threads), ("--beam", arguments.beam)):
@@ -175,7 +175,7 @@ def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float |
 
 
 def _sweep(arguments: argparse.Namespace, photo: str, most: int) -> list[dict[str, float]]:
-    """Latency and throughput for 1, 2, 4, ... threads and some batch sizes."""
+    """Photos per second for 1, 2, 4, ... threads and some batch sizes."""
     counts = sorted({*(2**power for power in range(most.bit_length())), most})
     results: list[dict[str, float]] = []
     for count in counts:

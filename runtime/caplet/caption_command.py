@@ -1,4 +1,4 @@
-"""`caplet PHOTO ...`: photos in, records out, over the same face as the library."""
+"""`caplet PHOTO ...`: photos in, records out, through the library's `Captioner`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
     origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
-    # What these two calls refuse is refused before any file or folder is made.
+    # These two calls come before any file or folder is made, so that what they refuse leaves none behind.
     captioner.caption_many((), batch_size=arguments.batch_size, **_reading(arguments))
     photos = _inputs(arguments)
     several = _several(arguments)
     drawings = _Drawings(arguments, several=several)
     formatter = Formatter(arguments.format, with_path=several)
-    # Opened, and so kept from other runs, before what it holds is read.
+    # Opening the file locks it against other runs; only then is it read.
     with Output(arguments.output) as output, quiet_libraries():
         written = resume(arguments.output, origin) if arguments.resume else Written()
         drawings.leave(written.drawings)
@@ -75,7 +75,7 @@ def _several(arguments: argparse.Namespace) -> bool:
 
 
 def _progress(arguments: argparse.Namespace, done: Counter[str]) -> Progress:
-    """A bar for photos not in `done`, on standard error, unless captions would run through it on the same terminal."""
+    """A progress line on standard error for photos not in `done`, unless captions appear on the terminal themselves."""
     captions_on_terminal = arguments.output is None and sys.stdout.isatty()
     countable = arguments.files_from is None and not any(map(is_folder, arguments.photos))
     total = (Counter(arguments.photos) - done).total() if countable else None
@@ -83,7 +83,7 @@ def _progress(arguments: argparse.Namespace, done: Counter[str]) -> Progress:
 
 
 class _Job(NamedTuple):
-    """A photo to caption, and the file its drawing goes to, if it gets one."""
+    """A photo to caption, and the file for its drawing, if it gets one."""
 
     photo: Input
     drawing: Path | None
@@ -92,8 +92,8 @@ class _Job(NamedTuple):
 class _Drawings:
     """Where the drawings go: to the path itself for one photo, into it as a folder for several, nowhere without a path.
 
-    In a folder they are called like their photos, those of photos of one name numbered in the order of the photos. An
-    existing file is overwritten only if caplet drew it, it is none of the inputs, and none that has to be left.
+    In a folder, a drawing is named after its photo, with a number from the second photo of that name on. A file there
+    is overwritten only if caplet drew it before this run, it is not an input, and `leave` was not told to spare it.
     """
 
     def __init__(self, arguments: argparse.Namespace, *, several: bool) -> None:
@@ -107,16 +107,16 @@ class _Drawings:
             self._path.mkdir(parents=True, exist_ok=True)
             self._replaceable = set(_identities(self._path.iterdir()))
             if arguments.files_from and not _can_be_read_twice(arguments.files_from):
-                self._replaceable.clear()  # any of them may come further down
-            if self._replaceable:  # else there is no reason to go through all inputs
+                self._replaceable.clear()  # any of these files may come further down the list
+            if self._replaceable:  # otherwise there is no need to go through all inputs
                 self._replaceable.difference_update(_identities(photo.name for photo in _inputs(arguments)))
 
     def leave(self, files: Iterable[str]) -> None:
-        """Draw over none of these files, which an interrupted run has drawn."""
+        """Spare these files, the drawings of the run that is resumed."""
         self._taken.update(map(_folded, files))
 
     def job(self, photo: Input) -> _Job:
-        """The next photo with its file. Raises ArgumentError if the only file there is has to be left."""
+        """The next photo with the file for its drawing. Raises ArgumentError if that can only be a file to spare."""
         if self._path is None:
             return _Job(photo, None)
         if not self._folder:
@@ -133,9 +133,9 @@ class _Drawings:
                 return _Job(photo, file)
 
     def _may_be_drawn_over(self, file: Path) -> bool:
-        """Whether there is no such file, or a drawing that was there when the run began.
+        """Whether there is no such file, or it is a drawing that was there when the run began.
 
-        A newer file may be anything, such as the results, still empty.
+        A newer file may be anything, even the file of results while it is still empty.
         """
         from caplet.explain import is_drawing
 
@@ -144,13 +144,13 @@ class _Drawings:
 
 
 def _can_be_read_twice(listing: str) -> bool:
-    """Whether a list is a file, and not standard input by any name, which on macOS is read on from where it was."""
+    """Whether a list is a file, and not standard input by any name: on macOS, opening it again does not rewind it."""
     return listing != STDIN and not listing.startswith("/dev/") and os.path.isfile(listing)  # noqa: PTH113
 
 
 def _folded(file: str | Path) -> str:
-    """What two names of one file have in common where the file system knows no case, or one form of each letter."""
-    return unicodedata.normalize("NFC", os.path.abspath(file)).casefold()  # noqa: PTH100 - unlike Path, it takes ".." away
+    """The path in a form that is equal for all names a file system may take for one: any case, any Unicode form."""
+    return unicodedata.normalize("NFC", os.path.abspath(file)).casefold()  # noqa: PTH100 - Path keeps ".."
 
 
 def _identities(files: Iterable[str | Path]) -> Iterator[tuple[int, int]]:
@@ -158,7 +158,7 @@ def _identities(files: Iterable[str | Path]) -> Iterator[tuple[int, int]]:
 
 
 def _file_name(stem: str, number: int) -> str:
-    """What a drawing is called; the end of a stem with which the name would be too long for a file is left out."""
+    """The name of a drawing; the stem loses its end where the name would be too long for a file."""
     end = ".png" if number == 1 else f"-{number}.png"
     stem = stem[:_LONGEST_FILE_NAME]
     while len(os.fsencode(stem + end)) > _LONGEST_FILE_NAME:
@@ -167,7 +167,7 @@ def _file_name(stem: str, number: int) -> str:
 
 
 def _draw(job: _Job, caption: Caption, arguments: argparse.Namespace) -> CapletError | None:
-    """Draw where the words looked, if asked; returns what was wrong if the photo is gone or the drawing unwritable."""
+    """Draw where the words looked, if asked to; returns the error if the photo or the drawing's file cannot be used."""
     if job.drawing is None:
         return None
     from caplet.explain import save_drawing
@@ -224,7 +224,7 @@ def _sources(
 ) -> Iterator[ImageSource]:
     """The photos for the captioner; the job of each is appended to `waiting`.
 
-    An input that has a problem already keeps its turn: the captioner gets no bytes for it, which fails at once.
+    An input that already has a problem keeps its turn: the captioner gets empty bytes for it, which fail at once.
     """
     for photo in photos:
         if written.take(photo.name):
@@ -243,9 +243,9 @@ def _in_turn(
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:
-    """The error under its photo's name, which it lacks if the captioner got only the contents, or if a graph failed.
+    """The error with its photo as the subject; the captioner cannot name it if it got the contents, or a graph failed.
 
-    Attention that cannot be drawn is a graph's fault, too.
+    An ArgumentError is about attention that cannot be drawn, which is a graph's fault, too.
     """
     if isinstance(error, (InferenceError, ArgumentError)):
         return InferenceError(photo.name, f"{error.subject}: {error.cause}", error.remedy)

@@ -1,4 +1,4 @@
-"""`caplet check`: the model is as it was released, and says the same on this machine."""
+"""`caplet check`: whether the model is as released, and gives the same captions on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from caplet.captioner import Captioner
 from caplet.errors import BundleError
 from caplet.output import Output
 
-# Other CPUs and versions of onnxruntime may round 8-bit arithmetic differently; scores move by hundredths then.
+# Other CPUs and versions of onnxruntime may round 8-bit arithmetic differently, which moves scores by hundredths.
 SCORE_TOLERANCE = 0.1
 
 

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except MemoryError:
         return _complain("not enough memory; free some, or try --threads 1", 1)
-    except RecursionError:  # `info --json` on Pythons that read a manifest deeper than they can write it
+    except RecursionError:  # `info --json`, if Python read a manifest nested deeper than it can write
         return _complain("what was read is nested too deeply", 1)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
@@ -121,7 +121,7 @@ _name.__name__ = "name"  # what argparse calls it in its messages
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Photos may have come as options, from a shell's `*`, and their names hold anything."""
+        """End with the message, escaped: it may quote a photo's name, which can hold anything, as an unknown option."""
         if sys.stderr is None:  # closed; argparse would take standard output, or fail (Python 3.10)
             self.exit(2)
         super().error(printable(message))
@@ -206,7 +206,7 @@ def _caption_parser() -> argparse.ArgumentParser:
 
 
 def _parse_caption_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Options may stand between photos; after "--" there are only photos, which `parse_intermixed_args` forgets."""
+    """Parse options and photos in any order; after "--" come only photos, which `parse_intermixed_args` would lose."""
     options_end = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_intermixed_args(words[:options_end])
     arguments.photos += words[options_end + 1 :]
@@ -215,7 +215,7 @@ def _parse_caption_arguments(parser: argparse.ArgumentParser, words: Sequence[st
 
 
 def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Combinations that make no sense end here, with exit status 2."""
+    """End with exit status 2 if the options make no sense together."""
     if arguments.output == STDOUT:
         arguments.output = None
     if not arguments.photos and arguments.files_from is None:

@@ -17,10 +17,10 @@ _TITLES = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it; returns the exit status.
+    """Print the information; returns the exit status.
 
-    Raises CapletError if there is no usable model. What is known of the machine is printed even then: whoever reports
-    that error wants to add it.
+    Raises CapletError if there is no usable model. Without --json, what is known of the machine is printed even then:
+    it belongs in a report of that error.
     """
     try:
         information = describe(arguments.model, arguments.threads)
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(model: str | None, asked_threads: int | None) -> dict[str, Any]:
-    """Everything `caplet info` tells, as JSON can hold it."""
+    """Everything `caplet info` reports, ready for JSON. Raises CapletError."""
     bundle = load_bundle(model)
     manifest = bundle.manifest
     machine = describe_machine(asked_threads)
@@ -94,7 +94,7 @@ def _machine_rows(information: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    cells = [(printable(name), printable(text)) for name, text in rows]  # a bundle's strings forge no rows
+    cells = [(printable(name), printable(text)) for name, text in rows]  # so that a bundle's strings cannot forge rows
     width = max(len(name) for name, _ in cells)
     return "".join(f"{name.ljust(width)}  {text}\n" for name, text in cells)
 
@@ -104,7 +104,7 @@ def _size_and_hash(entry: dict[str, Any]) -> str:
 
 
 def _scores(metrics: Mapping[str, Any], beam_size: int) -> str:
-    """Those of the default search in a line, where the bundle has them in the way that caplet-export writes."""
+    """The default search's scores in one line, if the bundle's metrics have the form that caplet-export writes."""
     try:
         scores = metrics["results"][str(beam_size)]["scores"]
         figures = ", ".join(f"{title} {scores[key]:.1f}" for key, title in _TITLES.items())

@@ -72,8 +72,8 @@ def find_inputs(
 
     Raises:
         OSError: the list cannot be read.
-        ArgumentError: when resuming, a name may mean another photo each time. While the list is read: so may a name in
-            it, or that is longer than any name can be, or the list is UTF-16.
+        ArgumentError: when resuming, a name may mean another photo each time; one in the list is refused at its turn.
+            Also while the list is read: it is UTF-16, or has a name that is longer than any can be.
     """
     if resuming:
         for name in photos:
@@ -102,7 +102,7 @@ def _inputs(
 
 
 def with_contents(photo: Input) -> Input:
-    """The photo as it is, or with its contents (or the problem with them) if they come by a pipe."""
+    """The photo as it is; one that comes by a pipe is read, and has its contents, or the problem with them."""
     if not photo.piped:
         return photo
     return _from_stdin() if photo.name == STDIN else _from_pipe(photo.name)
@@ -114,7 +114,7 @@ def is_folder(name: str) -> bool:
 
 
 def is_descriptor(name: str) -> bool:
-    """Whether a name is that of a file this process has open, such as what a shell's `<(...)` stands for."""
+    """Whether a name stands for a file that a process has open, as a shell's `<(...)` does."""
     return _DESCRIPTOR.fullmatch(os.path.normpath(name)) is not None
 
 
@@ -134,7 +134,7 @@ def _from_stdin() -> Input:
 
 
 def _read_once(name: str, pipe: BinaryIO) -> Input:
-    """A photo with its contents, which are needed again to draw it, and can be read only once."""
+    """A photo with its contents, which are kept to draw it, since a pipe can be read only once."""
     try:
         contents = pipe.read(_LARGEST_PIPE + 1)
     except OSError as error:
@@ -154,7 +154,7 @@ def _open_list(files_from: str) -> BufferedReader:
 
 
 def _names(file: BufferedReader, null: bool) -> Iterator[str]:
-    """The names of a list that may be longer than memory. Bytes that are not UTF-8 survive as they do in Python."""
+    """The names in a list, which may be larger than memory. Bytes that are not UTF-8 become lone surrogates."""
     for number, line in enumerate(_lines(file, null)):
         if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # by `>` in Windows PowerShell
             raise ArgumentError("--files-from", "is UTF-16", "save it as UTF-8")
@@ -166,7 +166,7 @@ def _names(file: BufferedReader, null: bool) -> Iterator[str]:
 
 
 def _lines(file: BufferedReader, null: bool) -> Iterator[bytes]:
-    """What stands between the ends of names, as soon as it can be read: a list may come from a program that goes on."""
+    """Each name as soon as all of it can be read: a list may come from a program that is still running."""
     rest = b""
     while chunk := _next_chunk(file):
         *lines, rest = (rest + chunk).split(b"\0" if null else b"\n")
@@ -215,7 +215,7 @@ def _from_pipe(name: str) -> Input:
 
 
 def _photos_in(folder: str, recursive: bool, drawings: str | None) -> Iterator[Input]:
-    """The photos of a folder. What is left of each folder waits in a list: folders may lie deeper than calls may."""
+    """The photos of a folder. What is left of each folder waits in a list: folders may nest deeper than calls."""
     visited: set[tuple[int, int]] = set()
     waiting = [_found_in(folder, visited, drawings)]
     while waiting:
@@ -229,7 +229,7 @@ def _photos_in(folder: str, recursive: bool, drawings: str | None) -> Iterator[I
 
 
 def _found_in(folder: str, visited: set[tuple[int, int]], drawings: str | None) -> Iterator[Input | str]:
-    """By name, a folder's photos as inputs and its folders as paths; nothing if it was visited before."""
+    """In order of names, a folder's photos as inputs and its folders as paths; nothing if it was visited before."""
     try:
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in visited:

@@ -55,7 +55,7 @@ class Output:
         """Write a line, in UTF-8; file names that are not UTF-8 get their own bytes back. Raises OSError."""
         try:
             left = memoryview(line.encode("utf-8", "surrogateescape"))
-        except UnicodeEncodeError:  # half of a pair, as a file's name on Windows can hold one
+        except UnicodeEncodeError:  # half of a surrogate pair, which a file's name on Windows can hold
             left = memoryview(line.encode("utf-8", "surrogatepass"))
         while left:
             try:
@@ -76,12 +76,12 @@ class Output:
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether no other process has the file locked; this one has it then, until it closes the file or ends."""
+    """Lock a file until it is closed; False if another process has locked it. Not every file system can lock."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            # Nobody else may read the byte that is locked, so it is one that results hardly reach.
+            # Nobody else can read a locked byte, so it is one that results hardly reach.
             os.lseek(descriptor, 2**31 - 2, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
@@ -90,20 +90,20 @@ def _lock(descriptor: int) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError:  # a file system that knows no locks
+    except OSError:  # a file system without locks
         pass
     return True
 
 
 def make_blocking(stream: IO[Any]) -> None:
     """Make a standard stream blocking, in case whoever started the command (Node, ssh) left it non-blocking."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no file of the system's; older Windows
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not a real file; Windows before Python 3.12
         os.set_blocking(stream.fileno(), True)  # type: ignore[attr-defined, unused-ignore]
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep off standard error what C libraries print there, such as libtiff about damaged files; Python still writes.
+    """Hide what C libraries print on standard error, such as libtiff about damaged files; Python can still write there.
 
     For the command only: it changes what file descriptor 2 is for the whole process.
     """
@@ -129,8 +129,8 @@ def quiet_libraries() -> Iterator[None]:
 def end_process(status: int) -> NoReturn:
     """End this process; if something went wrong, at once.
 
-    Otherwise it would wait for its worker threads, which may be busy with a large photo or a disk that does not answer,
-    end in a traceback if Ctrl-C comes meanwhile, or crash when the interpreter is taken down around them (JAX).
+    The usual end would wait for worker threads, which may be busy with a large photo or a disk that does not answer,
+    show a traceback if Ctrl-C comes meanwhile, or crash when the interpreter is taken down around them (JAX).
     """
     if status:
         for stream in (sys.stdout, sys.stderr):

@@ -13,7 +13,7 @@ class Progress:
     """Counts photos on a terminal: how many, of how many if that is known, how fast."""
 
     def __init__(self, stream: TextIO | None, total: int | None = None) -> None:
-        """`stream` None, or one that is no terminal, stays silent. `total` None is an unknown number of photos."""
+        """Nothing is shown if `stream` is None or not a terminal. `total` None is an unknown number of photos."""
         self._stream = stream if stream is not None and stream.isatty() else None
         self._total = total
         self._started = self._shown = time.monotonic()
@@ -21,7 +21,7 @@ class Progress:
         self._width = 0
 
     def advance(self) -> None:
-        """One photo more is done."""
+        """Count one more photo as done."""
         self._done += 1
         now = time.monotonic()
         if self._stream is not None and now - self._shown >= _INTERVAL:

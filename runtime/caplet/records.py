@@ -33,12 +33,12 @@ FIELDS = (
 )
 _RECORD_START = b'{"path": "'
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-_LINE_ESCAPES = {code: printable(chr(code)) for code in (*range(32), *range(127, 160))}  # what moves in a terminal
+_LINE_ESCAPES = {code: printable(chr(code)) for code in (*range(32), *range(127, 160))}  # what a terminal may obey
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What captions come from: a model and a search. All captions of one file have the same origin."""
+    """Where captions come from: a model and a search, the same for all captions in a file."""
 
     model: str
     model_sha256: str
@@ -53,14 +53,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Record:
-    """A photo's caption or error, with the model and the search that were asked, and what became of its drawing.
+    """A photo's caption or error, with the model and the search that were used, and its drawing.
 
     Attributes:
         path: the photo.
         caption: None if it failed.
         origin: the model and the search.
         drawing: the file of its drawing, if there is one.
-        problem: why there is no caption; or no drawing, although one was asked for.
+        problem: why there is no caption, or no drawing although one was asked for.
     """
 
     path: str

@@ -57,7 +57,7 @@ def _same_file(one: str, other: str | int) -> bool:
 
 
 def _real(path: str) -> Path:
-    """A path without links; as it is if it is relative to a folder that is gone."""
+    """A path with links resolved; unchanged if it is relative to a folder that is gone."""
     try:
         return Path(os.path.realpath(path))
     except OSError:
@@ -70,7 +70,7 @@ def _lies_in(path: str, folder: str, recursive: bool) -> bool:
 
 
 def _holds_something(path: str) -> bool:
-    """Whether there is a file of that name with anything in it. Pipes and devices do not count."""
+    """Whether there is a file of that name that is not empty. Pipes and devices do not count."""
     try:
         return os.path.isfile(path) and os.path.getsize(path) > 0  # noqa: PTH113, PTH202 - as in `is_folder`
     except OSError:
@@ -78,7 +78,7 @@ def _holds_something(path: str) -> bool:
 
 
 def _is_picture(path: str) -> bool:
-    """Whether a file that is there is a picture: by its suffix, or by its first bytes."""
+    """Whether there is a picture of that name, judged by its suffix or its first bytes."""
     if Path(path).suffix.lower() in SUFFIXES:
         return os.path.exists(path)  # noqa: PTH110 - as in `is_folder`
     if not _holds_something(path):
@@ -91,7 +91,7 @@ def _is_picture(path: str) -> bool:
         identify(head, path)
     except (OSError, CapletError):
         return False
-    # BMP and PPM start with two letters, and so may captions, with the name of a photo: "P1 cat.jpg".
+    # BMP and PPM start with two letters, and so may a file of captions that begins with a photo's name: "P1 cat.jpg".
     return not head.startswith((b"BM", b"P")) or b"\0" in head or _PPM_HEADER.match(head) is not None
 
 
