@@ -43,8 +43,8 @@ __all__ = [
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-# From 1.29 on onnxruntime reports to Microsoft and keeps a database in the home folder. It decides when it is imported,
-# so this stands here: `import onnxruntime` comes after `import caplet` in most programs.
+# From 1.29 on, onnxruntime reports to Microsoft and keeps a database in the home folder, unless this is set before its
+# import. It is set here because most programs import caplet first.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 

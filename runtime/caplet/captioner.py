@@ -97,7 +97,7 @@ class Caption:
 
 
 def _import_drawing() -> None:
-    """Import what `plot` does on its first use, which may be under way in another thread: see `image_file`."""
+    """Import what `plot` imports on its first use: another thread may be at it during the fork; see `image_file`."""
     import caplet.explain  # noqa: F401
 
 
@@ -115,7 +115,7 @@ class _Decoded:
 
 @dataclasses.dataclass(frozen=True)
 class _Photo:
-    """What the encoder made of a photo, or what was wrong with it, and the seconds that took."""
+    """What the encoder made of a photo, or what was wrong with it, and the seconds of decoding and encoding it."""
 
     encoded: Encoded | CapletError
     seconds: float
@@ -310,7 +310,7 @@ class Captioner:
         workers = 0 if self._threads == 1 else min(self._threads, _MOST_PHOTO_WORKERS)
         settled = map(functools.partial(_settle, load=load), images)
         photos = in_order(settled, lambda image: self._encode(image, load), workers=workers, ahead=size + workers)
-        # More gain nothing in the decoder, and would keep the first waiting for the last.
+        # Searching more photos together gains nothing, and would keep the first waiting for the last.
         together = min(size, _SEARCHED_TOGETHER)
         with contextlib.closing(photos):
             failure: Exception | None = None
@@ -331,7 +331,7 @@ class Captioner:
                 del failure, batch
 
     def _loader(self, allow_truncated: bool, max_pixels: int) -> _Load:
-        """What makes the encoder's pixels of a photo."""
+        """A function from a photo to the encoder's pixels. Raises ArgumentError."""
         size = self._bundle.manifest.width, self._bundle.manifest.height
         most = whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
         return functools.partial(load_pixels, size=size, max_pixels=most, allow_truncated=allow_truncated)
@@ -366,7 +366,7 @@ class Captioner:
         return results
 
     def _search(self, photos: Sequence[Encoded], decoding: Decoding) -> Sequence[list[Hypothesis] | CapletError]:
-        """The best sentences of each photo, searched together; each alone if that fails, as it may for one of them."""
+        """The best sentences of each photo, searched together; each alone if that fails: one may be the cause."""
         if not photos:
             return []
         try:
@@ -381,7 +381,7 @@ class Captioner:
         return [self._search([photo], decoding)[0] for photo in photos]
 
     def _write(self, hypotheses: Sequence[Hypothesis], milliseconds: float) -> Caption | CapletError:
-        """The caption that the best hypothesis means."""
+        """The Caption for a photo's hypotheses, best first; an InferenceError if their tokens are not words."""
         vocabulary = self._bundle.words
         if not all(_FIRST_WORD <= t < len(vocabulary) for hypothesis in hypotheses for t in hypothesis.tokens):
             return InferenceError("decoder", "gives tokens that are not words", "run `caplet check`")
@@ -439,9 +439,9 @@ _made_last: tuple[tuple[object, ...], Captioner] | None = None
 
 
 def _made_again(
-    kind: type[Captioner], path: str, threads: int | None, providers: Sequence[Provider], verify: bool, digest: str = ""
+    kind: type[Captioner], path: str, threads: int | None, providers: Sequence[Provider], verify: bool, digest: str
 ) -> Captioner:
-    """A pickled Captioner, or one of a subclass that takes the same arguments.
+    """Unpickle a Captioner, or one of a subclass that takes the same arguments.
 
     The last is kept: a pool of processes pickles `captioner.caption` with every photo, and loading takes longer.
     """
@@ -454,7 +454,7 @@ def _made_again(
 
 
 def _take(photos: Iterator[_Photo], size: int) -> tuple[list[_Photo], Exception | None]:
-    """The next batch; also what went wrong if drawing it did, so that the photos before that are not lost."""
+    """The next batch, and the error that cut it short, if any: the photos drawn before it are not lost."""
     batch: list[_Photo] = []
     try:
         for photo in photos:

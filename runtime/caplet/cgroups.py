@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[int, Path]]:
-    """Version, 1 or 2, and folder of this process' control group and of every group around it.
+    """Version (1 or 2) and folder of this process's control group and of every group around it.
 
     Args:
         controller: whose limits are wanted: `cpu`, `memory`.
         root: the root of the file system, where /proc and /sys are.
     """
-    # A group's name may hold any byte but these two: "/" between groups, a newline at the end.
+    # A group's name may hold any byte but "/", which stands between groups, and the newline, which ends the line.
     for line in os.fsdecode(_read(root / "proc/self/cgroup")).split("\n"):
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if controllers == "":  # version 2, alone or beside version 1
@@ -31,7 +31,7 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[in
 
 
 def read_limit(path: Path) -> str:
-    """What a file there says; nothing if there is none: another version of control groups, or none at all."""
+    """The contents of a file there; empty if there is none: another version of control groups, or none at all."""
     return _read(path).decode("ascii", "replace")
 
 

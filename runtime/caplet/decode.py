@@ -115,12 +115,12 @@ class _Repeats:
         return (token,) not in self._repeatable or (pair in said and pair not in self._repeatable)
 
     def rule_out(self, words: _Ids, tokens: _Ids, totals: NDArray[np.float64]) -> None:
-        """Make minus infinity in `totals` [P,W,K] what `forbid` says of `tokens` [P,W,K] after `words` [P,W,t]."""
-        said = tokens[..., None] == words[:, :, None]  # [P,W,K,t]: at which word the token stands already
+        """Set `totals` [P,W,K] to minus infinity where `forbid` would forbid `tokens` [P,W,K] after `words` [P,W,t]."""
+        said = tokens[..., None] == words[:, :, None]  # [P,W,K,t]: which of the words the token repeats
         if self._repeatable is not None:
             known = self._words.take(tokens, mode="clip")  # ids out of range are for the caller to notice
             totals[said.any(axis=3) & ~known] = -np.inf
-        last = words[..., :-1] == words[..., -1:]  # [P,W,t-1]: at which word the last one stood before
+        last = words[..., :-1] == words[..., -1:]  # [P,W,t-1]: which earlier words the last one repeats
         if not last.any():
             return
         pairs = said[..., 1:] & last[:, :, None]
@@ -141,7 +141,7 @@ class _Sentence:
         self.words: list[int] = []
         self.log_probs: list[float] = []
         self.attention: list[Floats] = []
-        self.said: set[tuple[int, ...]] = set()  # words, and two and three words in a row
+        self.said: set[tuple[int, ...]] = set()  # single words, and two and three words in a row
         self.total = 0.0
 
     def add(self, token: int, log_prob: float, attention: Floats) -> None:
@@ -206,7 +206,7 @@ def _likeliest(sentence: _Sentence, tokens: Sequence[int], log_probs: Sequence[f
 
 @dataclass(frozen=True, eq=False)
 class _Finished:
-    """A hypothesis that was set aside; `rows` are where its attention stands in each step's output."""
+    """A hypothesis that was set aside; `rows` are the places of its attention in each step's output."""
 
     score: float
     words: _Ids
@@ -295,7 +295,7 @@ def _beam(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypothe
             photos, rows, tokens = photos[~done], rows[~done], tokens[~done]
         state, token = result.state[rows.ravel()], tokens.ravel()
         if done.any() or len(features) != len(token):
-            # All hypotheses of a photo look at the same features, so these change only with the set of photos.
+            # A photo's hypotheses share its features, so these change only with the photos left and the beam's width.
             features = np.repeat(encoded.features[photos], tokens.shape[1], axis=0)
             keys = np.repeat(encoded.keys[photos], tokens.shape[1], axis=0)
     return [_best(hypotheses, attention, decoding) for hypotheses in finished]
@@ -330,7 +330,7 @@ def _settle(
 def _can_still_win(total: float, finished: list[_Finished], decoding: Decoding) -> bool:
     """Whether a live hypothesis with this sum of log-probabilities may still get among the best.
 
-    Log-probabilities only add up downwards, so its score at the length limit could at best be `total` over that length.
+    The sum can only fall, and division by a greater length only raises it: at best, it is still `total` at the limit.
     """
     if len(finished) < decoding.beam_size:
         return True

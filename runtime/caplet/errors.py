@@ -84,7 +84,7 @@ _Error = TypeVar("_Error", bound=BaseException)
 
 
 def without_frames(error: _Error) -> _Error:
-    """The error, to be kept, without the frames it and its causes came through: these hold a photo's pixels."""
+    """The error without the frames that it and its causes came through, so that keeping it keeps no photo's pixels."""
     waiting: list[BaseException | None] = [error]
     while waiting:
         each = waiting.pop()

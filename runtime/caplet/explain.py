@@ -86,8 +86,8 @@ def plot_attention(
 
 
 _MARK = ("Software", "caplet")
-# What may keep a file from being replaced, but not from being written: it is mounted by itself, as into a container, or
-# its folder takes no new files.
+# Errors of replacing a file that may still be written in place: it is mounted by itself, as into a container, or its
+# folder takes no new files.
 _IRREPLACEABLE = (errno.EBUSY, errno.EACCES, errno.EROFS)
 
 
@@ -102,7 +102,7 @@ def save_drawing(drawing: Image.Image, path: Path) -> None:
     if is_descriptor(str(path)) or (path.exists() and not path.is_file()):
         _save_in_place(save, path)
         return
-    target = Path(os.path.realpath(path))  # a link stays one
+    target = Path(os.path.realpath(path))  # replace what a link leads to, not the link
     try:
         _save_and_replace(save, target)
     except OSError as error:
@@ -117,7 +117,7 @@ def _save_in_place(save: Callable[[BinaryIO], None], path: Path) -> None:
 
 
 def _save_and_replace(save: Callable[[BinaryIO], None], target: Path) -> None:
-    # A name nobody can foresee, and a file that must be new: else a link of that name would be followed.
+    # A name nobody can foresee, opened only if it is new: otherwise a link of that name would be followed.
     temporary = target.with_name(f".caplet-{os.urandom(8).hex()}.png")
     file = temporary.open("xb")
     try:
@@ -134,7 +134,7 @@ def is_drawing(path: Path) -> bool:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return _MARK in image.info.items()
-    except Exception:  # whatever is wrong with it, it is none
+    except Exception:  # whatever is wrong with the file, it is not a drawing
         return False
 
 
@@ -303,7 +303,7 @@ def _font(size: int) -> _Font:
 def _wrap(text: str, font: _Font, width: int) -> list[str]:
     """Lines of whole words no wider than `width`; a word that alone is wider has a line of its own, cut to fit."""
     lines: list[str] = []
-    for word in (word[: width + 1] for word in text.split()):  # more letters than that fit in no case
+    for word in (word[: width + 1] for word in text.split()):  # more letters than that never fit
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(joined) <= width:
             lines[-1] = joined

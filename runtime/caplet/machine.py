@@ -21,7 +21,7 @@ _FEATURES = (
 
 
 def versions() -> dict[str, str]:
-    """caplet and what it stands on."""
+    """Versions of caplet, Python and the packages that caplet needs."""
     return {
         "caplet": caplet.__version__,
         "python": platform.python_version(),
@@ -32,15 +32,15 @@ def versions() -> dict[str, str]:
 
 
 def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
-    """Architecture, name, number of CPUs, and the instruction sets that matter, where the system tells them."""
+    """System, architecture, name, number of CPUs, and the instruction sets that matter, as far as the system tells."""
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     fields = dict(reversed([(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]))
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
-        # Python asks another program for the processor, which on Linux knows no more than the file. x86 has the
-        # processor's name there, a Raspberry Pi the board's.
+        # `platform.processor` asks another program, which on Linux knows no more than the file. On x86, the file has
+        # the processor's name, on a Raspberry Pi the board's.
         "name": fields.get("model name", fields.get("Model", "")) if lines else platform.processor(),
         "cpus": os.cpu_count(),
         "features": [feature for feature in _FEATURES if feature in flags],

@@ -19,14 +19,14 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
     """Yield `work(item)` for each item, in order.
 
     The items are drawn in the caller's thread, at most `ahead` before their results are asked for. If drawing one
-    fails, the results of the items before it come first. Closing the iterator, or letting go of it, ends the threads
-    as soon as the items they are at are done. Where no thread can be started, the work is done here.
+    fails, the results of the items before it come first. Closing the iterator, or letting go of it, ends each thread
+    when its current item is done. Where no thread can be started, the work is done here.
 
     Args:
         items: any iterable, also an endless one.
         work: called in the worker threads; what it raises is raised at the item's turn.
         workers: number of threads; with 0 the work is done here, an item at a time.
-        ahead: most items in the works.
+        ahead: most items that are drawn and not yet yielded.
 
     Raises:
         InferenceError: in a forked child that goes on with its parent's iterator, as the threads are the parent's.

@@ -76,7 +76,7 @@ class Sessions:
         with computing():
             encoder = _session(bundle.encoder, self._threads, self.providers, exact=exact)
         _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
-        # One thread: a step is too short to share, waking another takes longer than its half would.
+        # One thread: a step is too short to share; waking a second thread takes longer than half of it.
         with computing():
             decoder = _session(bundle.decoder, 1, self.providers, exact=exact)
         _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
@@ -185,7 +185,7 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
         remedy = "get the bundle again" if providers == _CPU else "use other providers, or get the bundle again"
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", remedy) from error
     _alive.add(session)
-    # Without CUDA's libraries, for one, onnxruntime goes on by the CPU alone.
+    # Where CUDA's libraries are missing, for one, onnxruntime silently uses the CPU alone.
     lost = [name for name in map(_provider_name, providers) if name not in session.get_providers()]
     if lost:
         raise ArgumentError("providers", f"onnxruntime cannot start {lost[0]}", "install what it needs, or use others")
@@ -193,12 +193,12 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Only the text says so of onnxruntime's own errors, from C++ or from its arena."""
+    """onnxruntime's own errors, from C++ or from its arena, say so only in their text."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in ("bad_alloc", "allocate memory"))
 
 
 def _as_text(path: Path) -> str | None:
-    """The path if onnxruntime can take it: it wants UTF-8, which a file's name need not be."""
+    """The path, or None if onnxruntime cannot take it: it wants UTF-8, which a file's name need not be."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

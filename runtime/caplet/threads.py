@@ -1,7 +1,7 @@
 """How many threads this process may really use, and why.
 
-The number of the host's cores is the wrong answer in a container or under `taskset`: onnxruntime would start a thread
-for each of them, and these would keep waiting for each other.
+In a container or under `taskset`, the number of the host's cores is too high: onnxruntime would start a thread for each
+core, and these threads would keep waiting for each other.
 """
 
 from __future__ import annotations
