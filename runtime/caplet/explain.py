@@ -154,13 +154,13 @@ class _Layout:
 
 def _check(words: Sequence[str], attention: ArrayLike, probabilities: Sequence[float]) -> NDArray[np.float32]:
     shares, likelihoods = _numbers("attention", attention), _numbers("probabilities", probabilities)
-    if not words:
+    if not words and not shares.size and not likelihoods.size:
         return np.zeros((0, 1, 1), np.float32)
-    if shares.ndim != 3 or len(shares) != len(words) or 0 in shares.shape:
+    if shares.ndim != 3 or len(shares) != len(words) or 0 in shares.shape[1:]:
         raise ArgumentError(
             "attention", f"has shape {shares.shape}", f"it must be [{len(words)} words, at least one row, and column]"
         )
-    if not np.isfinite(shares).all() or shares.min() < 0:
+    if not np.isfinite(shares).all() or (shares < 0).any():
         raise ArgumentError("attention", "has shares that are negative or not numbers", "pass what the decoder gave")
     if likelihoods.shape != (len(words),):
         raise ArgumentError(

@@ -246,6 +246,8 @@ def test_colours_get_lighter_in_even_steps() -> None:
         (["a"], [[[1], [1, 2]]], [1], "attention"),
         (["a"], None, [1], "attention"),
         (["a"], {}, [1], "attention"),
+        ([], np.ones((1, 8, 8)), [], "attention"),
+        ([], np.zeros((0, 8, 8)), [1], "probabilities"),
     ],
 )
 def test_parts_that_do_not_fit_are_argument_errors(
