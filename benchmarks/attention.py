@@ -1,9 +1,8 @@
 """Whether attention falls on the thing: `python -m benchmarks.attention DATA`.
 
-Flickr8k has no boxes to compare heat maps with. So the photo itself is asked: for each caption of a dev photo that
-names a thing, a quarter of the photo is blurred beyond recognition, where the noun's attention was most, where it was
-least, or anywhere, and the photo is captioned again. If attention falls on the thing, the noun goes with the first
-quarter and stays with the second.
+Flickr8k has no boxes to compare heat maps with. Instead, for each noun in the caption of a dev photo, a quarter of the
+photo is blurred beyond recognition (where the noun had most attention, where it had least, or anywhere), and the photo
+is captioned again. If attention falls on the thing, the noun goes with the first quarter and stays with the second.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ WAYS = ("most", "least", "anywhere")
 
 
 def windows(attention: NDArray[np.float32], random: np.random.Generator) -> dict[str, tuple[int, int]]:
-    """Top left cells of the quarters, WINDOW by WINDOW cells, with most and least attention, and of one at random.
+    """Row and column of the top left cells of three quarters: with most attention, with least, and drawn at random.
 
     Args:
         attention: [GRID,GRID], a word's shares.
-        random: draws the last.
+        random: draws the third quarter.
     """
     places = [(y, x) for y in range(GRID - WINDOW + 1) for x in range(GRID - WINDOW + 1)]
     mass = [float(attention[y : y + WINDOW, x : x + WINDOW].sum()) for y, x in places]
@@ -50,7 +49,7 @@ def windows(attention: NDArray[np.float32], random: np.random.Generator) -> dict
 
 
 def blur(image: Image.Image, window: tuple[int, int]) -> Image.Image:
-    """The photo with a quarter of it blurred beyond recognition."""
+    """The photo with the quarter at `window` blurred beyond recognition; `window` as in `windows`."""
     top, left = window[0] * image.height // GRID, window[1] * image.width // GRID
     box = left, top, left + image.width * WINDOW // GRID, top + image.height * WINDOW // GRID
     result = image.copy()
@@ -59,7 +58,7 @@ def blur(image: Image.Image, window: tuple[int, int]) -> Image.Image:
 
 
 def measure(captioner: Captioner, photos: Sequence[Path], seed: int = 0) -> dict[str, Any]:
-    """How often the noun is still said, in percent, by where the photo was blurred."""
+    """Percent of nouns still said, by where the photo was blurred, and of their attention in the `most` quarter."""
     random = np.random.default_rng(seed)
     said = dict.fromkeys(WAYS, 0)
     mass, nouns = 0.0, 0

@@ -1,4 +1,4 @@
-"""What every engine can do, and the greedy loop that those without one of their own share."""
+"""What every engine can do, and the greedy loop for those that have none of their own."""
 
 # ruff: noqa: D102 (methods are described where `benchmarks.engine` declares them)
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Encoded(NamedTuple):
 
 
 class Engine(ABC):
-    """Something that captions photos. What it cannot do in stages is measured as a whole only."""
+    """Something that captions photos. Without stages of its own (`StagedEngine`), it is measured as a whole only."""
 
     @abstractmethod
     def caption(self, photo: Path, words: int) -> str | None:
-        """Caption a photo; None from random weights, for which `words` is the length, since they never end."""
+        """Caption a photo. Random weights, which never end a sentence, write `words` words instead and return None."""
 
 
 class StagedEngine(Engine):
@@ -42,7 +42,7 @@ class StagedEngine(Engine):
 
     @abstractmethod
     def decode(self, encoded: Any, words: int) -> None:
-        """Write exactly so many words, wherever the sentence would have ended."""
+        """Write exactly `words` words, wherever the sentence would have ended."""
 
 
 class StepwiseEngine(StagedEngine):
@@ -80,13 +80,13 @@ class StepwiseEngine(StagedEngine):
 
 
 def plain_pixels(photo: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A photo as most people read it, by Pillow: uint8 [1,height,width,3]; `size` is width and height."""
+    """A photo read by Pillow as most people do: uint8 [1,height,width,3]; `size` is width and height."""
     with Image.open(photo) as image:
         return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))[None]
 
 
 def likeliest(scores: NDArray[np.float32]) -> int:
-    """The best word of scores [1,V], never a special token that is no word."""
+    """The best token of scores [1,V], except padding, start and unknown."""
     scores = np.array(scores)
     scores[:, [PAD, START, UNKNOWN]] = -np.inf
     return int(scores.argmax())

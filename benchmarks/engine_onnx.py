@@ -13,7 +13,7 @@ from benchmarks.engine import Encoded, StepwiseEngine
 
 
 class OnnxRuntime(StepwiseEngine):
-    """onnxruntime with its default options, but for the number of threads, and for their spinning if that is off."""
+    """onnxruntime with its default options, except for the number of threads and, if `spinning` is off, spinning."""
 
     def __init__(self, folder: Path, threads: int, graphs: str, *, spinning: bool = True) -> None:
         import onnxruntime
@@ -40,9 +40,9 @@ class OnnxRuntime(StepwiseEngine):
 
 
 class OpenVino(StepwiseEngine):
-    """OpenVINO for latency, its graphs reshaped to one photo, which is when it is fastest.
+    """OpenVINO for latency, its graphs reshaped to one photo, where it is fastest.
 
-    float32 where processors with bfloat16 would round to it by default: the weights are to be the same.
+    Computes in float32 even on processors on which OpenVINO would use bfloat16, for the same results as the others.
     """
 
     def __init__(self, folder: Path, threads: int, graphs: str) -> None:

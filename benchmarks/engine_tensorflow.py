@@ -1,4 +1,4 @@
-"""The trained Keras model in TensorFlow, as the tutorials run it and compiled, and in LiteRT."""
+"""The trained Keras model in TensorFlow, as tutorials run it and compiled, and in LiteRT."""
 
 # ruff: noqa: D102 (methods are described where `benchmarks.engine` declares them)
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Predict(_Keras):
 
 
 class Function(_Keras):
-    """The same, each call one compiled `tf.function`; the choice of the word is compiled too."""
+    """The same loop, each step a compiled `tf.function` that also chooses the word."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import tensorflow as tf

@@ -1,7 +1,7 @@
-"""What people would pick instead, by architecture: built from its configuration with random weights, no download.
+"""Models that people would pick instead, built from their configurations with random weights, without a download.
 
-Random weights take as long as trained ones for the same number of tokens. Every word is taken for one token, which
-flatters these models (they split rare words), and the text is not put together, which flatters them a little more.
+Random weights take as long as trained ones for the same number of tokens. A word counts as one token, which flatters
+these models (they split rare words), and tokens are not joined into text, which flatters them a little more.
 """
 
 # ruff: noqa: D102 (methods are described where `benchmarks.engine` declares them)
@@ -36,7 +36,7 @@ class _Transformers(Engine):
         with Image.open(photo) as image:
             resized = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
         values = (np.asarray(resized, np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
-        tokens = words + 1  # and the one that ends the sentence
+        tokens = words + 1  # one more, which ends the sentence
         with self._torch.inference_mode():
             self._model.generate(
                 pixel_values=self._torch.from_numpy(np.ascontiguousarray(values)),

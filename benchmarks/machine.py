@@ -14,7 +14,7 @@ _BUSY_SECONDS = 1.0
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, memory, system, versions, and how busy the machine was with other things before measuring."""
+    """Processor, usable threads, memory, system, versions, and how busy the machine is before measuring."""
     from caplet.machine import describe_cpu, versions
     from caplet.threads import usable_threads
 
@@ -30,7 +30,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def busy(stat: Path = Path("/proc/stat")) -> float:
-    """Share of the processors' time, 0 to 1, that everything on this machine takes, over a second."""
+    """Share of the processors' time, 0 to 1, that all programs of this machine take during a second."""
 
     def times() -> tuple[int, int]:
         fields = [int(field) for field in stat.read_text().splitlines()[0].split()[1:]]
@@ -49,7 +49,7 @@ def memory_mb(status: Path = Path("/proc/self/status")) -> dict[str, float]:
 
 
 def distributions(imports: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
-    """The installed distributions that hold these packages, and all of those that they require, by name."""
+    """The installed distributions of these packages, and all that they require, by normalised name."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -62,7 +62,7 @@ def distributions(imports: Iterable[str]) -> dict[str, importlib.metadata.Distri
             continue
         try:
             found[name] = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:  # the package may work without it, or its engine will say so
+        except importlib.metadata.PackageNotFoundError:  # the package may work without; else its engine will say so
             continue
         requirements = [Requirement(text) for text in found[name].requires or ()]
         wanted += [
@@ -74,7 +74,7 @@ def distributions(imports: Iterable[str]) -> dict[str, importlib.metadata.Distri
 
 
 def installed_mb(imports: Iterable[str]) -> float:
-    """Size on disk of packages and all they require, in MB, with the bytecode that pip makes of them."""
+    """Size on disk of packages and all that they require, in MB, including the bytecode that pip compiles."""
     files = {
         Path(str(file.locate()))
         for distribution in distributions(imports).values()

@@ -1,6 +1,6 @@
 """Where each millisecond goes: time per operator type, before and after the rewrites: `python -m benchmarks.operators`.
 
-Of the graphs that `benchmarks.prepare` wrote: as exported and as caplet ships them, in float and in 8 bits.
+The graphs are those that `benchmarks.prepare` wrote: as exported and as caplet ships them, in float and in 8 bits.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ FOLDERS = {
 }
 GRAPHS = ("encoder", "decoder")
 _WARM_UP = 3
-_KERNEL = "_kernel_time"  # how onnxruntime's profile ends the names of such events
+_KERNEL = "_kernel_time"  # the end of such events' names in onnxruntime's profile
 
 
 def profile(graph: Path, feeds: dict[str, Any], *, threads: int, runs: int) -> dict[str, Any]:
-    """Count, and milliseconds as the sum of each node's median, of every operator type that onnxruntime runs."""
+    """Of every operator type that onnxruntime runs: the count, and the sum of its nodes' median milliseconds."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -68,7 +68,7 @@ def profile(graph: Path, feeds: dict[str, Any], *, threads: int, runs: int) -> d
 
 
 def measure(folder: Path, *, threads: int, runs: int) -> dict[str, Any]:
-    """Profiles of all graphs that are there: graph → folder → what `profile` says."""
+    """Profiles of all graphs that are there: graph → folder → the result of `profile`."""
     found: dict[str, dict[str, Any]] = {}
     for graph in GRAPHS:
         for name in FOLDERS:
@@ -80,7 +80,7 @@ def measure(folder: Path, *, threads: int, runs: int) -> dict[str, Any]:
 
 
 def _feeds(folder: Path, name: str) -> dict[str, Any]:
-    """A photo for the encoder; for the decoder what that makes of it, and the first word."""
+    """A photo for the encoder; for the decoder the encoder's outputs for it, and the start token."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

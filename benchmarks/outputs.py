@@ -17,7 +17,7 @@ def add_output(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def output_file(parser: argparse.ArgumentParser, given: Path | None, name: str, *, whole: bool) -> Path:
-    """Where to write, checked before anything is measured; what is not the whole measurement replaces no results."""
+    """Where to write, checked before anything is measured; only the whole measurement may replace the default file."""
     if given is None and not whole:
         parser.error(f"only a part is measured, which is not to replace {RESULTS / name}; give -o")
     path = given or RESULTS / name
@@ -32,5 +32,5 @@ def output_file(parser: argparse.ArgumentParser, given: Path | None, name: str, 
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write what a benchmark measured as JSON, for `benchmarks.report`."""
+    """Write the results of a benchmark as JSON."""
     path.write_text(json.dumps(results, indent=1) + "\n")

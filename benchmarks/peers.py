@@ -1,8 +1,8 @@
 """Measure caplet and its peers side by side: `python -m benchmarks.peers FOLDER`.
 
-Engines that share a process disturb each other by spinning, and minutes apart a machine is another one. So each engine
-has a process, and they take turns in short bursts, all in one run, with a rest between bursts in which the threads of
-the one before come to sleep.
+Engines in one process disturb each other by spinning, and a machine changes within minutes. So each engine has its own
+process, and all take turns in short bursts in a single run, with a rest before each burst, in which the threads of the
+engine before fall asleep.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from caplet.arguments import count
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("caption", "encode", "decode")
 DECODED_WORDS = 12
-REFERENCE = "caplet-int8"  # its captions set the length of those whose weights are random
+REFERENCE = "caplet-int8"  # its captions set the length for engines with random weights
 _USUAL_WORDS = 10
 _ANSWER_SECONDS = 600
 
@@ -44,9 +44,9 @@ class Plan:
     rounds: int
     rest_seconds: float
     burst_milliseconds: float
-    """A burst is as many runs as fit, at least one."""
+    """Length of a burst, which has as many runs as fit, at least one."""
     most_runs: int
-    """In one burst."""
+    """Limit on the runs of a burst."""
 
 
 class WorkerError(Exception):
@@ -77,11 +77,11 @@ class Worker:
 
     @property
     def tasks(self) -> Sequence[str]:
-        """What it can be asked for."""
+        """The tasks that it can run."""
         return TASKS if self.loaded["stages"] else TASKS[:1]
 
     def run(self, task: str, photo: Path, words: int, times: int) -> list[float]:
-        """Run a task so many times; milliseconds of each."""
+        """Run a task `times` times; milliseconds of each run. Raises WorkerError."""
         command = {"task": task, "photo": str(photo), "words": words, "times": times}
         assert self._process.stdin is not None
         try:
@@ -113,7 +113,7 @@ class Worker:
         return answer
 
     def _error_text(self) -> str:
-        """The last line that the process wrote on standard error before it ended, or with which status it ended."""
+        """The last line that the process wrote on standard error before it ended, or else its exit status."""
         self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
@@ -121,7 +121,7 @@ class Worker:
 
 
 class Contest:
-    """The engines that run, and what is known of all; one that fails leaves, and the others go on."""
+    """The engines that still run, and the results of all; an engine that fails leaves, and the others go on."""
 
     def __init__(self, peers: Iterable[Peer], folder: Path, plan: Plan, say: Callable[[str], None]) -> None:
         self._plan, self._say = plan, say
@@ -143,7 +143,7 @@ class Contest:
             worker.close()
 
     def caption_lengths(self, photos: Sequence[Path]) -> dict[str, int]:
-        """Words of the reference's caption for each photo."""
+        """Number of words of the reference's caption for each photo, by name; a usual number where it has none."""
         captions: dict[str, str] = {}
         for worker in [worker for worker in self.workers if worker.peer.name == REFERENCE]:
             for photo in photos:
@@ -152,7 +152,7 @@ class Contest:
         return {photo.name: len(captions.get(photo.name, "").split()) or _USUAL_WORDS for photo in photos}
 
     def warm_up(self, photo: Path, words: int) -> dict[tuple[str, str], int]:
-        """Run each task a few times, and say how often it goes into a burst."""
+        """Run each task a few times; how many runs of each (engine, task) a burst has."""
         times = {}
         for worker in list(self.workers):
             self._say(f"warm up {worker.peer.name}")
@@ -163,8 +163,8 @@ class Contest:
         return times
 
     def round(self, number: int, photo: Path, words: int, times: dict[tuple[str, str], int]) -> None:
-        """A burst of each task by each engine, now from the front, now from the back: nobody always runs after the same
-        one.
+        """A burst of each task by each engine, in every other round from the back, so that no engine always runs after
+        the same one.
         """
         for task in TASKS:
             for worker in self.workers[:: -1 if number % 2 else 1]:
@@ -175,7 +175,7 @@ class Contest:
                         self.results[worker.peer.name].setdefault("rounds", {}).setdefault(task, []).append(runs)
 
     def finish(self) -> dict[str, dict[str, Any]]:
-        """The results, with what the engines that came through know of themselves."""
+        """The results, with what the engines that did not fail tell of themselves."""
         for worker in self.workers:
             result = self.results[worker.peer.name]
             result |= {
@@ -203,7 +203,7 @@ class Contest:
 def compare(
     peers: Iterable[Peer], folder: Path, photos: Sequence[Path], plan: Plan, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure all peers that can be; the others are in the result with the reason why not."""
+    """Measure all peers that can be measured; the result says why the others cannot."""
     bundle = bundle_identity(folder / "int8")
     machine = describe_machine()
     contest = Contest(peers, folder, plan, say)
@@ -229,7 +229,7 @@ def compare(
 
 
 def bundle_identity(folder: Path) -> dict[str, str]:
-    """Which bundle is measured: its name, and the sha256 of its manifest, which has those of all its files."""
+    """Which bundle is measured: its name, and the sha256 of its manifest, which lists the hashes of all its files."""
     content = (folder / "manifest.json").read_bytes()
     return {"bundle": json.loads(content)["name"], "manifest_sha256": hashlib.sha256(content).hexdigest()}
 
@@ -244,7 +244,7 @@ def _obstacle(peer: Peer, folder: Path) -> str | None:
 
 
 def _facts(peer: Peer, folder: Path) -> dict[str, Any]:
-    """What is known without running: versions and sizes."""
+    """Versions and sizes, which are known without running the engine."""
     if peer.missing_packages():
         return {}
     found = distributions(peer.imports)

@@ -1,4 +1,4 @@
-"""Make what the peers run, all of the same weights: `python -m benchmarks.prepare FOLDER --run RUN`.
+"""Make the files that the peers run, all from the same weights: `python -m benchmarks.prepare FOLDER --run RUN`.
 
 ::
 
@@ -6,9 +6,9 @@
     keras/         the extractor and the captioner, for TensorFlow
     litert/        both as LiteRT files
     plain/         what tf2onnx makes of the training code, nothing rewritten
-    plain-qdq/     its encoder quantised by onnxruntime's own tool, as its documentation tells
+    plain-qdq/     its encoder quantised by onnxruntime's own tool, as that tool's documentation says
     fp32/ int8/    caplet's bundles
-    int8-ungrouped/  int8 without `group_pixels`, for OpenVINO, which is faster so; calibrated on the photos here
+    int8-ungrouped/  int8 without `group_pixels`, which is faster in OpenVINO; calibrated on the photos here
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def write_photos(folder: Path) -> list[Path]:
 
 
 def write_random_run(folder: Path) -> Path:
-    """A run folder like that of the released captioner with random weights: they take as long as trained ones."""
+    """A run folder like the released captioner's, with random weights, which take as long as trained ones."""
     import keras
 
     from caplet_export.checkpoint import save_checkpoint
@@ -67,7 +67,7 @@ def write_random_run(folder: Path) -> Path:
 def prepare(
     folder: Path, run: Path, extractor: keras.Model, model: CaptionModel, bundle: Path | None, photos: Sequence[Path]
 ) -> None:
-    """Write every form of a captioner; without a bundle of it, one is quantised on the photos."""
+    """Write every form of a captioner; if it has no bundle, one is quantised on the photos."""
     import onnx
 
     from caplet_export.calibrate import greedy_feeds
@@ -102,13 +102,13 @@ def prepare(
     else:
         shutil.rmtree(folder / "int8", ignore_errors=True)
         shutil.copytree(bundle, folder / "int8")
-    # Groups of pixels, which serve onnxruntime, cost OpenVINO a tenth.
+    # Groups of pixels make onnxruntime faster, and OpenVINO a tenth slower.
     ungrouped = _quantize_encoder(encoder, feeds, group=False)
     _write_graphs(folder / "int8-ungrouped", ungrouped, onnx.load(folder / "int8/decoder.onnx"))
 
 
 def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> None:
-    """For one photo at a time, because LiteRT's XNNPACK wants to know all shapes."""
+    """Both graphs for one photo at a time, because LiteRT's XNNPACK wants to know all shapes."""
     import tensorflow as tf
 
     config = model.config
@@ -126,7 +126,7 @@ def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> 
     folder.mkdir(parents=True, exist_ok=True)
     pixels = tf.TensorSpec((1, height, width, 3), tf.uint8, name="pixels")
     _convert_to_litert(folder / "encoder.tflite", encode, [pixels])
-    # What the encoder makes of a photo, whatever the captioner is: an ensemble's arrays are its members' together.
+    # Shapes come from the encoder itself: the arrays of an ensemble are those of all its members together.
     encoded = {
         name: tf.TensorSpec(array.shape, array.dtype, name=name)
         for name, array in encode(tf.zeros(pixels.shape, pixels.dtype)).items()
@@ -136,7 +136,7 @@ def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> 
 
 
 def _convert_to_litert(path: Path, function: Any, inputs: Sequence[Any]) -> None:
-    """A file with one signature, its outputs called as in the dictionary that the function returns."""
+    """Write a file with one signature, whose outputs have the names in the dictionary that the function returns."""
     import tempfile
 
     import tensorflow as tf
@@ -197,7 +197,7 @@ def _write_graphs(folder: Path, encoder: onnx.ModelProto, decoder: onnx.ModelPro
 def _write_bundle(
     folder: Path, encoder: onnx.ModelProto, decoder: onnx.ModelProto, words: Path, bundle: Path | None, photo: Path
 ) -> None:
-    """A bundle named after its folder that decodes as `bundle` does, if there is one."""
+    """Write a bundle named after its folder; it decodes as `bundle` does, if there is one."""
     import tempfile
 
     from caplet.bundle import load_bundle

@@ -1,4 +1,4 @@
-"""What `benchmarks.product` measures in processes of their own: `python -m benchmarks.probes NAME ARGUMENT...`.
+"""Probes that `benchmarks.product` runs in processes of their own: `python -m benchmarks.probes NAME ARGUMENT...`.
 
 Each prints one JSON object as its last line on standard output.
 """
@@ -24,7 +24,7 @@ _TILE = 500
 
 
 def command_memory(*arguments: str) -> dict[str, Any]:
-    """Peak memory of the `caplet` command in MB; whatever else is imported here counts too, and is next to nothing."""
+    """Exit status and peak memory in MB of the `caplet` command; other imports of this process add next to nothing."""
     from caplet.cli import main
 
     status = main(arguments)
@@ -32,7 +32,7 @@ def command_memory(*arguments: str) -> dict[str, Any]:
 
 
 def idle_cpu(bundle: str, photo: str) -> dict[str, Any]:
-    """CPU seconds per second that all threads of a process take, from 0.2 s after a caption on."""
+    """CPU seconds per second that all threads of the process take, from 0.2 s after a caption on."""
     from caplet import Captioner
 
     captioner = Captioner(bundle)
@@ -92,7 +92,7 @@ def large_jpeg(folder: str, repetitions: str, *photos: str) -> dict[str, Any]:
 
 
 def growth(bundle: str, count: str, *photos: str) -> dict[str, Any]:
-    """Seconds and peak memory of so many photos through `caption_many`."""
+    """Seconds and peak memory in MB of `count` photos through `caption_many`."""
     from caplet import Captioner
 
     captioner = Captioner(bundle)
@@ -103,7 +103,7 @@ def growth(bundle: str, count: str, *photos: str) -> dict[str, Any]:
 
 
 def words(bundle: str, repetitions: str, photo: str) -> dict[str, Any]:
-    """Milliseconds of greedy decoding by the number of words, the sentence going on however it wants to end."""
+    """Milliseconds of greedy decoding by the number of words; the sentence goes on even where it would end."""
     from benchmarks.engine import plain_pixels
     from benchmarks.engine_caplet import Caplet
 
@@ -118,7 +118,7 @@ def words(bundle: str, repetitions: str, photo: str) -> dict[str, Any]:
 
 
 def _in_turns(ways: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each way, each tried once before."""
+    """Seconds of each run of each way, after one untimed run of each."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for work in ways.values():
         work()

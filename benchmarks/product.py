@@ -27,7 +27,7 @@ _BARE_IMPORT = "import onnxruntime, PIL.Image"
 
 
 def measure(bundle: Path, wheel: Path | None, *, repetitions: int, photos: int) -> dict[str, Any]:
-    """All of it. Sizes of the wheel are left out, and said to be, where there is no wheel."""
+    """All measurements; without the sizes of the wheel where there is none."""
     with tempfile.TemporaryDirectory() as work:
         files = [str(path) for path in write_photos(Path(work, "photos"))]
         first = files[0]
@@ -50,8 +50,8 @@ def measure(bundle: Path, wheel: Path | None, *, repetitions: int, photos: int) 
 def cold_start(bundle: Path, photo: str, repetitions: int) -> dict[str, Any]:
     """Seconds of a fresh process that captions a photo, and of one that imports onnxruntime and Pillow, in turns.
 
-    Both find their modules compiled, as pip leaves them: of a checkout, or where Python is told to write no bytecode,
-    one would compile caplet at every start.
+    Both find their modules compiled, as pip leaves them; where Python is told to write no bytecode, the first would
+    otherwise compile caplet at every start.
     """
     commands = {
         "caption": [sys.executable, "-m", "caplet", "--model", str(bundle), photo],
@@ -65,7 +65,7 @@ def cold_start(bundle: Path, photo: str, repetitions: int) -> dict[str, Any]:
             for name, command in commands.items():
                 started = time.perf_counter()
                 subprocess.run(command, check=True, capture_output=True, env=environment)
-                if number:  # the first ones compile, and read files that the others find in memory
+                if number:  # the first ones compile, and read files that later ones find in memory
                     seconds[name].append(time.perf_counter() - started)
     return {
         **{f"{name}_seconds": statistics.median(values) for name, values in seconds.items()},
@@ -74,7 +74,7 @@ def cold_start(bundle: Path, photo: str, repetitions: int) -> dict[str, Any]:
 
 
 def sizes(wheel: Path | None) -> dict[str, Any]:
-    """MB of the wheel, of what it unpacks to, and of all that it requires as installed here."""
+    """MB of the wheel, of its files unpacked, and of all that it requires, as installed here."""
     found = distributions(_IMPORTS)
     required = {
         "required_mb": installed_mb(_IMPORTS),

@@ -11,7 +11,7 @@ from caplet_export.card import render_summary
 
 
 def with_scores(readme: str) -> str:
-    """A README's text with the scores of the default bundle. Raises ValueError where it has no place for them."""
+    """A README's text with the scores of the default bundle. Raises ValueError if it has no place for them."""
     manifest = json.loads((ROOT / "models" / DEFAULT_BUNDLE / "manifest.json").read_text(encoding="utf-8"))
     return insert(readme, render_summary(manifest["metrics"], manifest["decoding"]), "metrics")
 

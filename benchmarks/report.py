@@ -27,7 +27,7 @@ _WORTH_A_ROW = 0.02  # milliseconds
 
 @dataclass(frozen=True)
 class Target:
-    """One of the project's performance targets, a bound, and what was measured; None where something for it was not."""
+    """One of the project's performance targets: a bound, and the measured value, None if it was not measured."""
 
     quantity: str
     value: float | None
@@ -45,13 +45,13 @@ class Target:
 
     @property
     def row(self) -> tuple[str, str, str, str]:
-        """Its cells in a table."""
+        """Cells of its row in a table."""
         value = "–" if self.value is None else f"{_number(self.value)}{self.unit}"
         return self.quantity, value, f"{'≥' if self.at_least else '≤'} {_number(self.limit)}{self.unit}", self.verdict
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """Linear between neighbours, as `numpy.percentile` does it."""
+    """A percentile, interpolated between neighbours as by `numpy.percentile`."""
     ordered = sorted(values)
     position = (len(ordered) - 1) * percent / 100
     low, high = math.floor(position), math.ceil(position)
@@ -59,26 +59,26 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 
 def without_duplicates(peers: Results) -> Results:
-    """The results without `WITHOUT_AMX` where the processor has no AMX: there it is the same as `openvino-int8`."""
+    """The results, without `WITHOUT_AMX` if the processor has no AMX: it is the same as `openvino-int8` there."""
     if "amx_int8" in peers["machine"]["cpu"]["features"]:
         return peers
     return {**peers, "peers": {name: peer for name, peer in peers["peers"].items() if name != WITHOUT_AMX}}
 
 
 def milliseconds(peers: Results, name: str, task: str) -> list[float]:
-    """All runs of a task; none if the engine was not measured or has no such stage."""
+    """Times of all runs of a task; none if the engine was not measured or has no such stage."""
     rounds = peers["peers"].get(name, {}).get("rounds", {}).get(task, [])
     return [run for runs in rounds for run in runs]
 
 
 def ratio(peers: Results, over: tuple[str, str], under: tuple[str, str]) -> float | None:
-    """Median of one (engine, task) divided by that of another."""
+    """Median of one (engine, task) divided by that of another; None if either was not measured."""
     above, below = milliseconds(peers, *over), milliseconds(peers, *under)
     return statistics.median(above) / statistics.median(below) if above and below else None
 
 
 def targets(peers: Results, product: Results) -> list[Target]:
-    """The project's performance targets (docs/benchmarking.md) beside what was measured."""
+    """The project's performance targets (docs/benchmarking.md) with the measured values."""
     small, full = "caplet-int8", "caplet-fp32"
     sizes, batch = product["sizes"], product["batch"]
     without_amx = Target(
@@ -165,7 +165,7 @@ def readme_table(peers: Results) -> str:
 
 
 def markdown(peers: Results, product: Results, operators: Results) -> str:
-    """Everything, for results.md."""
+    """The whole text of results.md."""
     sources = "peers.json, product.json and operators.json"
     lines = ["# Results", "", f"Written by `python -m benchmarks.report` from {sources}.", ""]
     lines += [*_quick_warning(peers, product, operators), "## Targets", ""]
@@ -201,15 +201,15 @@ def markdown(peers: Results, product: Results, operators: Results) -> str:
 
 
 def chart(peers: Results, path: Path) -> None:
-    """The median time from photo to caption, whiskers to the 90th percentile; dots, since bars on a logarithmic scale
-    have no beginning.
+    """Draw the median times from photo to caption, with whiskers to the 90th percentile, as an SVG file. Dots, since
+    bars have no beginning on a logarithmic scale.
     """
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    # The same JSON gives the same file.
+    # So that the same JSON gives the same file.
     matplotlib.rcParams["svg.hashsalt"] = "caplet"
     measured = [name for name in peers["peers"] if milliseconds(peers, name, "caption")][::-1]
     runs = [milliseconds(peers, name, "caption") for name in measured]
@@ -240,7 +240,7 @@ def insert(text: str, table: str, section: str = "benchmark") -> str:
     """The README's text with the table between the section's markers.
 
     Raises:
-        ValueError: they are not there, once each.
+        ValueError: the markers are not there once each, the beginning first.
     """
     begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
@@ -329,7 +329,7 @@ def _quick_warning(*results: Results) -> list[str]:
 
 
 def _measured(part: Results) -> str:
-    """The machine, the software and the date of one of the JSON files: they need not be those of the others."""
+    """The machine, the software and the date of one of the JSON files, which may differ from those of the others."""
     versions = part["machine"].get("versions", {})
     software = "".join(f"; {name} {version}" for name, version in versions.items())
     return f"{_machine(part['machine'])}{software}; {part['created']}."

@@ -1,4 +1,4 @@
-"""Who is compared: one entry per engine, in the order of the tables."""
+"""The engines that are compared, one entry each, in the order of the tables."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Peer:
         name: what the command line and the JSON call it.
         label: what tables call it.
         factory: module:class of its `Engine` in this package, made in its own process.
-        imports: packages that have to be installed; with all they need they are its installed size.
-        files: what it reads of the folder that `benchmarks.prepare` wrote; its size on disk.
+        imports: packages that have to be installed; its installed size is theirs, with all that they require.
+        files: what it reads from the folder that `benchmarks.prepare` wrote; the size of its model is theirs.
         options: further arguments of the engine.
-        environment: variables that its process has besides.
+        environment: further environment variables of its process.
     """
 
     name: str
@@ -54,11 +54,11 @@ _LITERT, _KERAS = ("ai_edge_litert", "PIL"), ("tensorflow", "keras", "PIL")
 _TRANSFORMERS = ("transformers", "torch", "PIL")
 _CAPLET, _ORT, _OV = "engine_caplet:Caplet", "engine_onnx:OnnxRuntime", "engine_onnx:OpenVino"
 _TF, _TORCH = "engine_tensorflow", "engine_transformers"
-# Where there are matrix units (AMX), OpenVINO uses them; most processors have none.
+# OpenVINO uses matrix units (AMX), which most processors do not have.
 _BYTES = "int8-ungrouped"
 WITHOUT_AMX = "openvino-int8-vnni"
 _VNNI = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
-# By default the threads of the encoder's session, which spin after a run, take the cores that the decoder's want.
+# By default, the threads of the encoder's session spin after a run, on the cores that the decoder's threads want.
 _QDQ, _FP32, _RESTING = "plain-qdq", "plain", {"spinning": False}
 
 ROSTER = (

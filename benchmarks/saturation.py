@@ -1,8 +1,8 @@
-"""What weights that cannot saturate spare: `python -m benchmarks.saturation`.
+"""What weights that cannot saturate save: `python -m benchmarks.saturation`.
 
-The graphs of an 8-bit bundle in onnxruntime, with its exact kernels and with its usual ones, in turns in one process,
-whose threads do not spin. On x86 without VNNI the usual ones are faster, and right only because no sum saturates; on
-others the exact ones are never asked for.
+Runs the graphs of an 8-bit bundle in onnxruntime with its exact kernels and with its usual ones, in turns, in one
+process whose threads do not spin. On x86 without VNNI, the usual kernels are faster, and right only if no sum
+saturates; on other processors, caplet never asks for the exact ones.
 """
 
 from __future__ import annotations

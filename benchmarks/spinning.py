@@ -1,6 +1,6 @@
-"""What it gives and takes that threads without work spin before they sleep: `python -m benchmarks.spinning`.
+"""What is gained and lost if threads without work spin before they sleep: `python -m benchmarks.spinning`.
 
-Captioners that differ in nothing else, in turns in one process: one photo's encoder, a caption, and photos side by
+Captioners that differ in nothing else take turns in one process: one photo's encoder, a caption, and photos side by
 side, alone and while another program keeps a core busy. Needs onnxruntime 1.26, the first to count in microseconds.
 """
 
@@ -32,7 +32,7 @@ _REST_SECONDS = 0.02
 
 
 def measure(bundle: Path | None, photo: Path, threads: int, runs: int) -> dict[str, Any]:
-    """Wall and CPU milliseconds a photo (medians) of each task and spin, without and with company."""
+    """Median wall and CPU milliseconds a photo of each task and spin, alone and beside a busy program."""
     from caplet import Captioner, sessions
     from caplet.image import load_pixels
 
@@ -59,7 +59,7 @@ def _in_turns(captioners: dict[int, Any], run: Callable[[Any], Any], photos: int
     taken: dict[int, list[tuple[float, float]]] = {spin: [] for spin in captioners}
     for number in range(runs):
         for spin in list(captioners)[:: 1 if number % 2 else -1]:
-            time.sleep(_REST_SECONDS)  # until the threads of the one before sleep
+            time.sleep(_REST_SECONDS)  # until the threads of the captioner before sleep
             run(captioners[spin])
             wall, cpu = time.perf_counter(), time.process_time()
             run(captioners[spin])
@@ -70,7 +70,7 @@ def _in_turns(captioners: dict[int, Any], run: Callable[[Any], Any], photos: int
 
 @contextlib.contextmanager
 def _busy(programs: int) -> Iterator[None]:
-    """That many processes that compute without end."""
+    """Keep that many other processes computing meanwhile."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
     try:
         yield

@@ -1,4 +1,4 @@
-"""One engine in a process of its own, told by its standard input what to run; see `benchmarks.peers`.
+"""One engine in a process of its own, which its standard input tells what to run; see `benchmarks.peers`.
 
 A line in is a JSON command, a line out its JSON answer. Libraries that print do so to standard error.
 """
@@ -26,7 +26,7 @@ class Tasks:
         self._encoded: tuple[str, Any] = ("", None)  # of the photo that was encoded last
 
     def prepare(self, task: str, photo: str, words: int) -> Callable[[], Any]:
-        """The work of a task, with everything done that is not part of it."""
+        """The work of a task, ready to be timed: all that is not part of it has been done."""
         engine = self._engine
         if task == "caption":
             return lambda: engine.caption(Path(photo), words)
@@ -42,7 +42,7 @@ class Tasks:
 
 
 def burst(work: Callable[[], Any], times: int) -> tuple[list[float], Any]:
-    """Milliseconds of each run, and what the last one gave. Preceded by one untimed run, to refill the caches."""
+    """Milliseconds of each run, and the last one's result. One untimed run goes before, to refill the caches."""
     result = work()
     milliseconds = []
     for _ in range(times):
