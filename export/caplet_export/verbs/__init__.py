@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def seed(text: str) -> int:
-    """The type of `--seed`, a number of 32 bits: NumPy and Keras take no larger one."""
+    """A `type` for argparse: a whole number of 32 bits, since NumPy and Keras take no larger seed."""
     number = int(text)
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"{number} is not 0 to {2**32 - 1}")
@@ -27,7 +27,7 @@ def seed(text: str) -> int:
 
 
 def read_data(arguments: argparse.Namespace) -> Dataset:
-    """The data set of `--data`; what is wrong with it, and so left out, is told on standard error.
+    """The data set of `--data`; its defects, which are left out, are printed on standard error.
 
     Raises:
         DataError: as `read_dataset`.
@@ -56,7 +56,7 @@ def open_training_photos(checkpoint: Checkpoint, arguments: argparse.Namespace) 
 
 
 def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:
-    """A function that moves a progress bar to a step, and shows the mean loss so far."""
+    """A function of step, number of steps and mean loss so far, which shows them on a progress bar."""
 
     def show(step: int, steps: int, loss: float) -> None:
         bar.total = steps
@@ -67,7 +67,7 @@ def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:
 
 
 def tell_epoch(run: Run) -> None:
-    """Print the epoch that a run has just ended, and draw its curves."""
+    """Print the figures of the epoch that a run has just ended, and draw the run's curves."""
     from caplet_export.runs import plot_history
 
     epoch, kept = run.history[-1], run.kept

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score every run and write the table."""
+    """Score every run, write the table and print it."""
     check_file(arguments.output, frozenset({"title", "columns", "rows"}))
     dataset = read_data(arguments)
 

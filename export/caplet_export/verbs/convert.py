@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, prove, and only then write."""
+    """Convert, prove that captions stay the same, and only then write."""
     inputs = (arguments.run, arguments.data)
     check_folder(arguments.output, GRAPHS, inputs)
     dataset = read_data(arguments)

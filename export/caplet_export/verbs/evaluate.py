@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the verb's arguments."""
     parser.add_argument(
         "bundle", nargs="?", type=Path, help="bundle directory (default: the one that comes with caplet)"
     )
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _evaluate(
     arguments: argparse.Namespace, dataset: Dataset, bundle: Path | None, beams: list[int], json_path: Path | None
 ) -> Evaluation:
-    """Evaluate a bundle and save the result in `json_path`; captions are kept beside it for the same command again."""
+    """Evaluate a bundle and save the result in `json_path`; captions are kept beside it, to continue from."""
     from caplet_export.evaluate import evaluate
 
     evaluation = evaluate(
@@ -95,12 +95,12 @@ def _evaluate(
 
 
 def _journal(json_path: Path) -> Path:
-    """Where captions are kept until all that the command writes is written."""
+    """Where captions are kept until the command has written all its results."""
     return json_path.with_name(f"{json_path.name}.captions.jsonl")
 
 
 def _check_outputs(json_path: Path, inputs: Sequence[Path] = ()) -> None:
-    """Raise an ExportError if what is there is neither an evaluation nor the captions of one, or is read."""
+    """Raise an ExportError if a file there is an input, or neither an evaluation nor the captions of one."""
     check_file(json_path, frozenset({"scorer", "results"}), inputs)
     check_file(_journal(json_path), frozenset({"bundle", "split", "limit"}))
 
@@ -122,7 +122,7 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
         for name, path in zip("AB", arguments.compare, strict=True):
             if path.is_dir():
                 _check_outputs(report / f"{name}.json", arguments.compare)
-    # What can be refused now is refused now, not after minutes of captioning.
+    # Refuse now what can be refused now, not after minutes of captioning.
     beams = beam_of_each(arguments.beam)
     evaluations = [None if path.is_dir() else Evaluation.load(path) for path in arguments.compare]
     for path in filter(Path.is_dir, arguments.compare):
@@ -153,7 +153,7 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
 def _refuse_other_images(
     arguments: argparse.Namespace, dataset: Dataset, evaluations: Sequence[Evaluation | None]
 ) -> None:
-    """Raise a ConfigurationError if a bundle is to caption other images than the saved evaluation beside it has."""
+    """Raise a ConfigurationError if a bundle would caption other images than those of the saved evaluation."""
     if all(evaluations):
         return
     images = set(dataset.split(arguments.split or "dev")[: arguments.limit])

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fill the stores `BLOCK-plain` (every split) and `BLOCK-VIEW` (training photos) for every block and other view."""
+    """Fill the stores: `BLOCK-plain` with every split, and `BLOCK-VIEW` with training photos for each further view."""
     views = [check_view(view) for view in arguments.views]
     dataset = read_data(arguments)
     digest = weights_digest(arguments.encoder_weights)

@@ -1,4 +1,4 @@
-"""`caplet-export join`: several trained captioners as one."""
+"""`caplet-export join`: make one captioner of several trained ones."""
 
 from __future__ import annotations
 

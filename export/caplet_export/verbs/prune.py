@@ -1,4 +1,4 @@
-"""`caplet-export prune`: a captioner with the units that matter most, to be trained on."""
+"""`caplet-export prune`: keep the units of a captioner that matter most; it is to be trained further."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[Units]:
-    """Each member's, summed over the training photos as they are."""
+    """Importance of each member's units, summed over the training photos (not their other views)."""
     from caplet_export.prune import SIZES, unit_importances
 
     store, names = open_training_photos(checkpoint, arguments)

@@ -22,7 +22,7 @@ from caplet_export.ranges import DEFAULT_METHOD, METHODS
 from caplet_export.verbs import read_data, seed
 
 _BIAS_BATCHES = 8
-"""Of `photo_batches`: means need fewer than ranges do, and four times as many gave nothing more."""
+"""Batches of photos to correct biases by: means need fewer than ranges do, and four times as many gained nothing."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not train:
         raise DataError("calibration needs at least one training photo")
     if arguments.evaluate:
-        dataset.split("dev")  # it says so at once if there is none
+        dataset.split("dev")  # raises at once if there is none
     names = random.Random(arguments.seed).sample(train, min(arguments.calibration, len(train)))
 
     import onnx
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.quantize import check_float_graph, quantize
     from caplet_export.text import Vocabulary
 
-    # As long as the captioner's captions are; graphs of release 0.9 and before do not say it.
+    # The captioner's own limit on words, which graphs of release 0.9 and before do not record.
     length = read_record(arguments.graphs, "conversion").get("max_length", DEFAULT_DECODING.max_length)
     encoder, decoder = (load_model(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
     check_float_graph(encoder, "pixels", arguments.graphs / "encoder.onnx")
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     vocabulary = Vocabulary.load(arguments.graphs / "vocabulary.txt")
     _, height, width, _ = shape_of(encoder.graph.input[0])
 
-    readable = readable_photos(dataset, names)  # now, and once: calibration goes through them several times
+    readable = readable_photos(dataset, names)  # checked now and only once: calibration goes through them several times
     if not readable:
         raise DataError(f"{arguments.data}: none of {len(names)} photos to calibrate by can be read")
 
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(before: Path, after: Path, dataset: Dataset, photos: int, max_length: int) -> str:
-    """What the captions lost, through the runtime, as the table of a paired comparison."""
+    """The runtime's captions before and after, as the table of a paired comparison."""
     from caplet_export.bundle import write_bundle
     from caplet_export.compare import compare, format_comparison
     from caplet_export.evaluate import Evaluation, evaluate

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, printing a line an epoch."""
+    """Train, printing a line for each epoch."""
     config = load_config(arguments.config) if arguments.config else RECIPES[arguments.recipe]
     if arguments.start_from and not arguments.config:
         config = inherit(config, load_config(arguments.start_from / "config.json"))

@@ -1,4 +1,4 @@
-"""`caplet-export trim`: a captioner without the words it never comes near to saying."""
+"""`caplet-export trim`: drop the words that a captioner never comes near to saying."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace, likeliest: int) -> set[int]:
-    """Ids of the words that are among the captioner's likeliest for the training photos."""
+    """Ids of the words that are among the captioner's likeliest at any step on the training photos."""
     from caplet_export.trim import proposed_words
 
     store, names = open_training_photos(checkpoint, arguments)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, printing a line an evaluation."""
+    """Train, printing a line for each evaluation."""
     if arguments.config:
         config = load_config(arguments.config)
     else:
