@@ -49,7 +49,7 @@ def test_the_digest_names_the_model(tiny_bundle: Path, bundle: Path) -> None:
     assert load_bundle(tiny_bundle).digest != load_bundle(bundle).digest
 
 
-# Where it is looked for.
+# Where a bundle is looked for.
 
 
 def test_the_argument_comes_before_the_environment(
@@ -94,7 +94,7 @@ def test_no_such_directory(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [123, 1.5, [], object()], ids=lambda value: type(value).__name__)
-def test_what_is_no_path_is_an_argument_error(path: Any) -> None:
+def test_what_is_not_a_path_is_an_argument_error(path: Any) -> None:
     with pytest.raises(ArgumentError, match=r"model: .* is not a path"):
         load_bundle(path)
 
@@ -103,7 +103,7 @@ def test_a_path_may_be_bytes(tiny_bundle: Path) -> None:
     assert load_bundle(os.fsencode(tiny_bundle)).path == tiny_bundle  # type: ignore[arg-type]
 
 
-def test_a_file_or_an_empty_directory_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
+def test_a_file_or_an_empty_directory_is_not_a_bundle(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleNotFoundError, match="no such directory"):
         load_bundle(bundle / "encoder.onnx")
     (tmp_path / "empty").mkdir()
@@ -178,7 +178,7 @@ def test_the_path_is_absolute(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
     assert bundle.encoder == tiny_bundle / "encoder.onnx"
 
 
-def test_a_file_that_is_none_is_not_opened(bundle: Path) -> None:
+def test_a_pipe_in_place_of_a_file_is_not_opened(bundle: Path) -> None:
     (bundle / "encoder.onnx").unlink()
     os.mkfifo(bundle / "encoder.onnx")  # opening it would wait for ever
     for verify in (True, False):
@@ -244,7 +244,7 @@ def test_empty_and_huge_files_are_refused(bundle: Path) -> None:
         (b"{}", "format_version is missing"),
     ],
 )
-def test_a_manifest_that_is_no_manifest(content: bytes, cause: str, bundle: Path) -> None:
+def test_content_that_is_not_a_manifest_is_an_error(content: bytes, cause: str, bundle: Path) -> None:
     (bundle / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=cause):
         load_bundle(bundle)

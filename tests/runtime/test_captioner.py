@@ -175,7 +175,7 @@ def test_plot_is_the_drawing_of_the_captions_own_words_attention_and_probabiliti
 ) -> None:
     caption = captioner.caption(photos / "cat.jpg")
     caption = dataclasses.replace(caption, text="another text", word_scores=(0.001, *caption.word_scores[1:]))
-    probabilities = [1.0, *np.exp(caption.word_scores[1:])]  # rounding may leave a word above 1
+    probabilities = [1.0, *np.exp(caption.word_scores[1:])]  # rounding may put a word above 1
     expected = plot_attention(
         photos / "cat.jpg", caption.words, caption.attention, probabilities, caption="another text"
     )
@@ -190,7 +190,9 @@ def test_plot_is_told_how_likely_each_word_was(
     caption = captioner.caption(photos / "cat.jpg")
     caption.plot(photos / "cat.jpg")
     assert told[0] == pytest.approx(np.exp(caption.word_scores))
-    rounded = dataclasses.replace(caption, word_scores=(1e-7,) * len(caption.words))  # log-softmax in float32 may
+    rounded = dataclasses.replace(
+        caption, word_scores=(1e-7,) * len(caption.words)
+    )  # log-softmax in float32 may give that
     rounded.plot(photos / "cat.jpg")
     assert told[1] == [1.0] * len(caption.words)
 
@@ -328,7 +330,7 @@ def test_many_photos_are_drawn_lazily_and_only_a_few_ahead(threads: int, tiny_bu
     assert drawn == 0
     for captions in range(1, 30):
         next(found)
-        assert drawn <= captions + 3 + 4 + 2 * threads  # this batch, the next one, and one per worker
+        assert drawn <= captions + 3 + 4 + threads  # the rest of this batch, the next one, and one per worker
     found.close()
 
 
@@ -407,7 +409,7 @@ NO_MEMORY = [
 
 @pytest.mark.parametrize("failure", NO_MEMORY, ids=lambda failure: str(failure)[:20])
 @pytest.mark.parametrize("place", ["caplet.captioner.load_bundle", "onnxruntime.InferenceSession"])
-def test_too_little_memory_for_the_graphs_is_no_damage(
+def test_too_little_memory_for_the_graphs_is_not_called_damage(
     place: str, failure: Exception, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -460,7 +462,7 @@ def test_errors_that_are_kept_hold_no_photo(captioner: Captioner, photos: Path, 
 
 
 def say(captioner: Captioner, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the decoder give nothing but this token."""
+    """Make the decoder propose nothing but this token."""
     step = captioner.sessions.step
 
     def insist(*feeds: Any) -> Any:
@@ -471,7 +473,7 @@ def say(captioner: Captioner, token: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("token", [-1, 0, 1, 3, 36])
-def test_a_decoder_that_says_what_is_no_word_is_an_error(
+def test_a_decoder_that_says_what_is_not_a_word_is_an_error(
     token: int, tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner = Captioner(tiny_bundle)
@@ -544,7 +546,7 @@ def test_what_is_drawn_may_be_used_again_or_closed(
     assert [str(caption) for caption in captioner.caption_many(drawn())] == texts * 3
 
 
-def test_a_photo_that_cannot_be_kept_is_an_error_in_its_place(
+def test_a_photo_that_fails_when_it_is_drawn_is_an_error_in_its_place(
     captioner: Captioner, paths: list[Path], texts: list[str]
 ) -> None:
     class Broken(io.BytesIO):
@@ -582,7 +584,7 @@ def photo_threads() -> set[threading.Thread]:
 @pytest.mark.parametrize("how", ["close", "let go", "exhaust", "fail"])
 def test_threads_end_with_the_iterator(how: str, captioner: Captioner, paths: list[Path]) -> None:
     source: Any = itertools.cycle(paths) if how in ("close", "let go") else [*paths, "x"] if how == "fail" else paths
-    others = photo_threads()  # of an iterator that a test before has not let go of yet
+    others = photo_threads()  # of an iterator that an earlier test still holds
     found = captioner.caption_many(source, batch_size=2)
     next(found)
     assert photo_threads() - others
@@ -612,12 +614,12 @@ def test_closing_waits_for_no_work_and_begins_none() -> None:
     others, items = photo_threads(), itertools.count()
     results = in_order(items, work, workers=2, ahead=6)
     next(results)
-    assert next(items) == 6  # so many were drawn
+    assert next(items) == 6  # six were drawn: 0 to 5
     assert {begun.get() for _ in range(3)} == {0, 1, 2}
     threads = photo_threads() - others
     assert len(threads) == 2
     results.close()
-    assert photo_threads() >= threads  # still at their items
+    assert photo_threads() >= threads  # still busy with their items
     closed.set()
     for thread in threads:
         thread.join(10)
@@ -638,10 +640,10 @@ def test_photos_are_decoded_and_encoded_while_sentences_are_searched(
     found = captioner.caption_many(paths * 4, batch_size=2)
     next(found)
     deadline = time.monotonic() + 10
-    while len(encoded) < 4 and time.monotonic() < deadline:  # nobody asks, and the next batch is encoded all the same
+    while len(encoded) < 4 and time.monotonic() < deadline:  # the next batch is encoded before anybody asks
         time.sleep(0.01)
     assert len(encoded) >= 4
-    # Each by itself, so that what a photo's encoding gives, and takes of memory, does not depend on its batch.
+    # Each by itself, so that neither the result of encoding a photo nor its memory depends on the batch.
     assert all(name.startswith("caplet-photo") and photos == 1 for name, photos in encoded)
     found.close()
 
@@ -654,7 +656,7 @@ def test_photos_are_encoded_side_by_side(
     encode = captioner.sessions.encode
 
     def watched(pixels: Any) -> Any:
-        both.wait()  # broken, and an error, unless two photos come here at once
+        both.wait()  # breaks, which is an error, unless two photos get here at the same time
         return encode(pixels)
 
     monkeypatch.setattr(captioner.sessions, "encode", watched)
@@ -674,10 +676,10 @@ def test_a_folder_with_broken_photos(captioner: Captioner, paths: list[Path], te
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("broken", ["photo", "iterator", "both"])
-def test_what_failed_waits_for_no_garbage_collector(
+def test_what_failed_is_freed_without_the_garbage_collector(
     threads: int, broken: str, tiny_bundle: Path, paths: list[Path]
 ) -> None:
-    """An iterator may hold files open, and errors know the frames they came through."""
+    """An iterator may hold files open, and an error keeps the frames alive that it came through."""
 
     class Photos:
         def __init__(self) -> None:
@@ -799,7 +801,7 @@ except BundleError as error:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize(("decoder", "cause"), [("another graph", "has the inp"), ("no graph", "onnxruntime")])
 def test_a_forked_child_may_have_the_error_of_a_captioner_that_failed(decoder: str, cause: str, tmp_path: Path) -> None:
-    """The error knows the frames it came through, and they know the session of the encoder, which was well."""
+    """The error holds the frames that it came through, and these the encoder's session, which was loaded."""
     bundle = write_tiny_bundle(tmp_path / "bundle")
     graph = (bundle / "encoder.onnx").read_bytes()
     (bundle / "decoder.onnx").write_bytes(graph if decoder == "another graph" else graph.replace(b"Tanh", b"Tan!"))
@@ -817,11 +819,11 @@ import caplet.image_file
 caption = Captioner(sys.argv[1], threads=1).caption(sys.argv[2])
 caplet.image_file._import_all()  # so that little else is imported at the fork
 
-class Slow:  # stands before the finders of modules
+class Slow:  # comes before the usual finders of modules
     def find_spec(self, name, path, target=None):
         if name == "caplet.explain":
             importing.set()
-            forking.wait(1)  # the fork waits for this import; it does not come first
+            forking.wait(1)  # ends early only if the fork does not wait for this import
 
 importing, forking = threading.Event(), threading.Event()
 sys.meta_path.insert(0, Slow())
@@ -867,7 +869,7 @@ def test_a_forked_child_may_caption_drop_and_end(
         assert time.monotonic() < deadline, "the child hangs"
         time.sleep(0.02)
     assert (tmp_path / "out").read_text() == texts[1]
-    assert captioner.caption(photos / "cat.jpg").text == texts[1]  # the parent goes on
+    assert captioner.caption(photos / "cat.jpg").text == texts[1]  # the parent can go on
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -894,9 +896,9 @@ def test_a_forked_child_cannot_go_on_with_what_its_parent_began(
 def test_in_another_process_the_graphs_are_opened_once(
     tiny_bundle: Path, photos: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a forked child does, looked at from inside: all its threads wait for one of them to open the graphs."""
+    """As in a forked child, but in this process: all threads wait for one of them to open the graphs."""
     captioner = Captioner(tiny_bundle, threads=1)
-    _after_fork()  # what happens at the fork
+    _after_fork()  # as at the fork
     opened = 0
     open_graphs = captioner.sessions._open
 
@@ -922,7 +924,7 @@ def test_another_process_opens_no_other_graphs(
     for file in other.glob("*.*") if whole else [other / "decoder.onnx"]:
         shutil.copy(file, tmp_path / "bundle" / file.name)
     assert captioner.caption(photos / "cat.jpg")
-    _after_fork()  # what happens at the fork
+    _after_fork()  # as at the fork
     monkeypatch.setattr("caplet.sessions.os.getpid", lambda: 1)
     with pytest.raises(BundleError, match="is not the model that was loaded" if whole else "has been altered"):
         captioner.caption(photos / "cat.jpg")
@@ -1048,13 +1050,13 @@ def test_memory_stays_flat(captioner: Captioner, photos: Path) -> None:
 
 def test_types_allow_what_works() -> None:
     result = typing.get_type_hints(Captioner.caption_many)["return"]
-    assert typing.get_origin(result) is Generator  # as `contextlib.closing` asks for
-    assert typing.get_type_hints(BinaryReader.read)["return"] is bytes  # of a file, and of a mapped one
+    assert typing.get_origin(result) is Generator  # which `contextlib.closing` needs
+    assert typing.get_type_hints(BinaryReader.read)["return"] is bytes  # as files and mmaps have it
     assert BinaryReader in typing.get_args(caplet.ImageSource)
-    assert typing.get_type_hints(Caption.plot)["return"] is Image.Image  # tools that read signatures ask
+    assert typing.get_type_hints(Caption.plot)["return"] is Image.Image  # for tools that read signatures
 
 
-def test_the_package_shows_its_face() -> None:
+def test_the_package_has_the_names_it_lists_and_no_others() -> None:
     assert set(dir(caplet)) == set(caplet.__all__)
     assert all(getattr(caplet, name) is not None for name in caplet.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

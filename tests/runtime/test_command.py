@@ -67,7 +67,7 @@ def run(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, s
 
 def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "caplet", *map(str, arguments)]
-    # Tests that run in the background of a shell inherit that interrupts are ignored, and would pass it on.
+    # A shell's background jobs ignore interrupts; if the tests are one, the command would inherit that.
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -162,7 +162,7 @@ def test_a_name_does_not_steer_the_terminal(photos: Path, tmp_path: Path, capfd:
     assert out.startswith(f"{tmp_path}/\\x1b[2J\\x07\\x7f\\x9bé.jpg\t")
 
 
-def test_a_backslash_in_a_name_is_no_escape_of_a_table(
+def test_a_backslash_in_a_name_is_escaped_in_a_table(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(photos / "cat.jpg", tmp_path / "a\\tb.jpg")
@@ -259,7 +259,7 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path, capfd: pytes
     assert "gone.jpg" in err
 
 
-def test_things_that_are_no_files_are_passed_over(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_things_that_are_not_files_are_passed_over(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(folder / "pipe.jpg")
     (folder / "link.jpg").symlink_to(folder / "pipe.jpg")  # opened, it would wait for ever for a writer
     (folder / "zero.jpg").symlink_to("/dev/zero")
@@ -326,7 +326,7 @@ def test_a_photo_on_standard_input(photos: Path, texts: dict[str, str]) -> None:
     assert (process.returncode, out.decode(), err) == (0, texts["cat"] + "\n", b"")
 
 
-def test_standard_input_that_is_no_photo() -> None:
+def test_standard_input_that_is_not_a_photo() -> None:
     process = start("-", "--format", "jsonl", stdin=subprocess.PIPE)
     out, err = process.communicate(b"")
     assert process.returncode == 1
@@ -335,10 +335,10 @@ def test_standard_input_that_is_no_photo() -> None:
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_standard_input_that_does_not_wait(listed: bool, photos: Path, texts: dict[str, str]) -> None:
+def test_standard_input_that_does_not_block(listed: bool, photos: Path, texts: dict[str, str]) -> None:
     """As Node and ssh may leave it: a read before anything is there finds nothing.
 
-    Whether a pipe waits is the same for all who hold it, so here is seen that the command, about to read, has it wait.
+    All holders of a pipe share whether it blocks, so the test sees it when the command makes the pipe block.
     """
     taken, given = os.pipe()
     os.set_blocking(taken, False)
@@ -363,12 +363,12 @@ def test_standard_output_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None
         stream.write("by the program that calls main\n")
         caplet.output.Output().close()
         assert os.get_blocking(written)
-        os.set_blocking(read, False)  # to fail rather than wait where there is nothing
+        os.set_blocking(read, False)  # so that the test fails, and does not wait, if there is nothing
         assert os.read(read, 99) == b"by the program that calls main\n"  # which comes before the captions
 
 
 def test_a_line_is_written_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However little of it a pipe or a disk that fills up takes at a time."""
+    """Even if a pipe or a full disk takes only a few bytes at a time."""
 
     class Narrow(io.FileIO):
         def write(self, content: Any) -> int:
@@ -447,7 +447,7 @@ def test_a_list_of_files_and_folders(
     assert [Path(line.split("\t")[0]).name for line in out.splitlines()] == expected
 
 
-def test_pipes_and_lists_in_this_process(
+def test_photos_and_lists_are_read_from_this_process_standard_input(
     photos: Path, tmp_path: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     (tmp_path / "list").write_text(str(photos / "cat.jpg"))
@@ -468,7 +468,7 @@ def test_a_list_on_standard_input(photos: Path) -> None:
 
 
 class Program(io.RawIOBase):
-    """A program that goes on, such as one that watches a folder, and writes a list in pieces; or fails in between."""
+    """A list in pieces, as from a program that watches a folder and goes on; or with an error in between."""
 
     def __init__(self, *pieces: bytes | OSError, name: str | int = "list") -> None:
         self.name, self._pieces, self.asked = name, iter(pieces), 0
@@ -493,10 +493,10 @@ def test_names_are_taken_as_they_come(end: bytes, monkeypatch: pytest.MonkeyPatc
     assert [(photo.name, program.asked) for photo in found] == [("a", 1), ("b.jpg", 3), ("c", 4)]
 
 
-def test_what_is_no_photo_is_told_before_there_is_another_name(
+def test_an_error_is_told_before_the_next_name_comes(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Like photos, with a batch and a thread of one."""
+    """As are photos, with one thread and batches of one."""
     (tmp_path / "empty").mkdir()
     names = [tmp_path / "empty", photos / "cat.jpg", tmp_path / "empty"]
     program, asked = Program(*(f"{name}\n".encode() for name in names)), []
@@ -504,12 +504,12 @@ def test_what_is_no_photo_is_told_before_there_is_another_name(
     monkeypatch.setattr(caplet.output.Output, "write", lambda *_: asked.append(program.asked))
     options = ["--format", "jsonl", "--quiet", "--batch-size", "1", "--threads", "1"]
     assert main(["--files-from", "list", *options]) == 1
-    assert asked[1:] == [1, 2, 3]  # after the header
+    assert asked[1:] == [1, 2, 3]  # the first was the header
 
 
 @pytest.mark.parametrize(("name", "told"), [("list", "list"), (0, "<standard input>")])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_what_stands_before_a_list_that_cannot_be_read_on_is_told(
+def test_the_photos_before_a_read_error_of_a_list_have_their_results(
     name: str | int,
     told: str,
     threads: int,
@@ -529,9 +529,9 @@ def test_what_stands_before_a_list_that_cannot_be_read_on_is_told(
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\0"])
-def test_a_name_in_a_list_is_all_that_stands_there(end: bytes, tmp_path: Path) -> None:
+def test_a_name_in_a_list_is_taken_as_it_is(end: bytes, tmp_path: Path) -> None:
     names = [b" a ", b"-", b"caf\xe9.jpg", b"b\r\0c" if end == b"\n" else b"b\nc\r", b"\xef\xbb\xbfd", b"/dev/fd/99999"]
-    names += [b"%d" % number for number in range(15_000)]  # more than is read at once
+    names += [b"%d" % number for number in range(15_000)]  # more than one read takes
     names.append(b"x" * 4000 + b" ")
     (tmp_path / "list").write_bytes(end.join(names))
     found = list(find_inputs([], str(tmp_path / "list"), null=end == b"\0", recursive=False))
@@ -553,7 +553,9 @@ def test_a_list_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("options", [[], ["--null"]])
-def test_a_list_that_is_none_ends(options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_list_whose_names_do_not_end_is_refused(
+    options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with (tmp_path / "list").open("wb") as file:
         file.write(b"x" * 2**20)
     status, out, err = run("--files-from", tmp_path / "list", *options, capfd=capfd)
@@ -630,10 +632,10 @@ def test_without_standard_error_the_others_are_captioned_all_the_same(
     cat = photos / "cat.jpg"
     command = f"{sys.executable} -m caplet nowhere.jpg {cat} nowhere.jpg {cat} --batch-size 1 {how}"
     done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
-    assert done.stdout == f"{cat}\t{texts['cat']}\n" * 2  # and no message among them
+    assert done.stdout == f"{cat}\t{texts['cat']}\n" * 2  # with no message in between
     assert done.returncode == 1
     subprocess.run(["bash", "-c", command.replace("--batch", f"-o {tmp_path / 'out'} --batch")], check=False)
-    assert (tmp_path / "out").read_text() == done.stdout  # the file may well have got the number of standard error
+    assert (tmp_path / "out").read_text() == done.stdout  # the file may have got the descriptor of standard error
 
 
 def test_a_file_that_got_the_number_of_standard_error_keeps_it(tmp_path: Path) -> None:
@@ -650,14 +652,14 @@ with Output(sys.argv[1]) as output, quiet_libraries():
 
 
 @pytest.mark.parametrize("how", ["2>&-", "1>&- 2>&-"])
-def test_wrong_usage_without_standard_error_is_no_output(how: str) -> None:
+def test_wrong_usage_without_standard_error_prints_nothing(how: str) -> None:
     command = f"{sys.executable} -m caplet --nonsense {how}"
     done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, check=False)
     assert (done.returncode, done.stdout) == (2, b"")
 
 
 def next_descriptor() -> int:
-    """The number that the next file gets."""
+    """The descriptor that the next file gets."""
     with open(os.devnull) as file:
         return file.fileno()
 
@@ -680,7 +682,7 @@ def test_standard_error_stays_what_it_was(
             os.write(2, b"still there\n")
             assert capfd.readouterr().err == "still there\n"
             spare.add(next_descriptor())
-    assert len(spare) == 1  # none was left open
+    assert len(spare) == 1  # no file was left open
     assert (tmp_path / "log").read_text().startswith("caplet: nowhere.jpg: ")
 
 
@@ -690,10 +692,10 @@ def test_what_standard_error_cannot_encode_is_told_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
-def test_what_libraries_say_about_damaged_files_is_no_line_on_standard_error(
+def test_what_libraries_say_about_damaged_files_is_not_on_standard_error(
     compression: str, photos: Path, tmp_path: Path
 ) -> None:
-    """Pillow warns through Python, libtiff prints by itself."""
+    """Pillow warns through Python, libtiff prints directly."""
     Image.open(photos / "cat.jpg").resize((90, 60)).save(tmp_path / "0.tif", compression=compression)
     content = (tmp_path / "0.tif").read_bytes()
     for number in range(1, 12):
@@ -779,7 +781,7 @@ def test_a_photo_is_never_overwritten(photos: Path, tmp_path: Path, capfd: pytes
     for option in ("-o", "--attention"):
         for target in (photo, tmp_path / "link"):
             assert run(photo, option, target, capfd=capfd)[0] == 2
-    assert run(tmp_path, "-o", photo, capfd=capfd)[0] == 2  # nor one that is found in a folder
+    assert run(tmp_path, "-o", photo, capfd=capfd)[0] == 2  # nor one found in a folder
     (tmp_path / "list").write_text(f"{photo}\n")
     assert run("--files-from", tmp_path / "list", "-o", tmp_path / "list", capfd=capfd)[0] == 2
     assert (tmp_path / "list").read_text() == f"{photo}\n"
@@ -827,7 +829,7 @@ def test_nothing_is_taken_out_of_a_pipe_for_the_results(photos: Path, tmp_path: 
     os.close(pipe)
 
 
-def test_a_photo_that_is_no_picture_is_not_overwritten_either(tmp_path: Path, capfd: Any) -> None:
+def test_an_input_that_is_not_a_picture_is_not_overwritten_either(tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "scan").write_bytes(b"what is left of a picture")
     status, _, err = run(tmp_path / "scan", "-o", tmp_path / "scan", capfd=capfd)
     assert status == 2
@@ -853,13 +855,15 @@ def test_a_picture_is_known_by_its_name(content: bytes, photos: Path, tmp_path: 
     assert status == 2
     assert "-o would overwrite a picture" in err
     assert (tmp_path / "DAMAGED.JPG").read_bytes() == content
-    assert run(photos / "cat.jpg", "-o", tmp_path / "new.jpg", capfd=capfd)[0] == 0  # there is none to lose
+    assert run(photos / "cat.jpg", "-o", tmp_path / "new.jpg", capfd=capfd)[0] == 0  # there is no picture to lose
 
 
 @pytest.mark.parametrize(
     "picture", [b"P3\n1 1\n255\n9 9 9\n", b"P2 # by hand\n1 1 9 9", b"P5 2 1 255\n\1\2", b"BM\x46\0\0\0\0\0\0\0"]
 )
-def test_a_picture_that_starts_like_a_caption_is_one(picture: bytes, photos: Path, tmp_path: Path, capfd: Any) -> None:
+def test_a_picture_that_starts_like_a_caption_is_not_overwritten(
+    picture: bytes, photos: Path, tmp_path: Path, capfd: Any
+) -> None:
     (tmp_path / "out").write_bytes(picture)
     assert run(photos / "cat.jpg", "-o", tmp_path / "out", capfd=capfd)[0] == 2
     assert (tmp_path / "out").read_bytes() == picture
@@ -868,7 +872,9 @@ def test_a_picture_that_starts_like_a_caption_is_one(picture: bytes, photos: Pat
 @pytest.mark.parametrize(
     "text", ["P1000123.JPG\ta dog\n", "P1 cat.jpg\ta dog\n", "P5 2020.jpg\ta dog\n", "BMW.jpg\ta car in a street\n", ""]
 )
-def test_captions_that_start_like_a_picture_are_none(text: str, photos: Path, tmp_path: Path, capfd: Any) -> None:
+def test_captions_that_start_like_a_picture_may_be_overwritten(
+    text: str, photos: Path, tmp_path: Path, capfd: Any
+) -> None:
     (tmp_path / "out").write_text(text)
     assert run(photos / "cat.jpg", "-o", tmp_path / "out", capfd=capfd)[0] == 0
 
@@ -1041,7 +1047,7 @@ def test_a_drawing_overwrites_drawings_and_nothing_else(photos: Path, tmp_path: 
     (tmp_path / "cat-2.png").write_text("notes")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     inputs = [photos / "cat.jpg", tmp_path / "b.png"]
-    for _ in range(2):  # the second time over its own
+    for _ in range(2):  # the second time over its own drawings
         assert run(*inputs, "--attention", tmp_path, capfd=capfd)[0] == 0
         assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} == {"cat-3.png", "b-2.png"}
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -1077,7 +1083,7 @@ def test_a_drawing_that_is_captioned_is_not_drawn_over(
 def test_the_folder_of_the_drawings_is_not_searched(
     way: str, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where a list names it, or a link leads there, which is not known before; the others have their captions."""
+    """Not even if a list names it or a link leads there, which shows only then; other photos get their captions."""
     drawings, links = tmp_path / "drawings", tmp_path / "links"
     drawings.mkdir()
     shutil.copy(photos / "cat.jpg", drawings)
@@ -1136,7 +1142,7 @@ def test_a_photo_whose_attention_cannot_be_drawn_is_named(
 def test_names_that_differ_in_case_or_form_alone_get_two_drawings(
     photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """On file systems of macOS and Windows they are one file."""
+    """The file systems of macOS and Windows take such names for one."""
     inputs = [tmp_path / name for name in ("1/IMG.jpg", "2/img.jpg", "3/caf\u00e9.jpg", "4/cafe\u0301.jpg")]
     for photo in inputs:
         photo.parent.mkdir()
@@ -1146,7 +1152,7 @@ def test_names_that_differ_in_case_or_form_alone_get_two_drawings(
     assert names == {"IMG.png", "img-2.png", "caf\u00e9.png", "cafe\u0301-2.png"}
 
 
-def test_a_slash_means_a_folder_where_another_sign_parts_names(
+def test_a_slash_at_the_end_means_a_folder_whatever_the_separator(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("caplet.caption_command.os.sep", "\\")
@@ -1154,8 +1160,8 @@ def test_a_slash_means_a_folder_where_another_sign_parts_names(
     assert (tmp_path / "new" / "cat.png").exists()
 
 
-def test_half_of_a_pair_in_a_name_costs_nothing(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """As a name can have it on Windows; UTF-8 has no bytes for it."""
+def test_half_of_a_surrogate_pair_in_a_name_costs_nothing(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Names on Windows can have one; UTF-8 has no bytes for it."""
     status, out, err = run("\ud800.jpg", photos / "cat.jpg", "--format", "csv", capfd=capfd)
     assert (status, len(out.splitlines())) == (1, 3)
     assert err.startswith("caplet: \\ud800.jpg: ") and err.count("\n") == 1
@@ -1214,7 +1220,7 @@ def test_progress_is_for_terminals(
     assert terminal.getvalue().endswith(" \rcaplet: nowhere.jpg: no such file; check the path\n") == shown
     terminal.truncate(0)
     assert main([str(photos), "-o", str(tmp_path / "out"), *options]) == 0
-    assert ("5 photos" in terminal.getvalue()) == shown  # how many a folder has is not known before
+    assert ("5 photos" in terminal.getvalue()) == shown  # the number of photos in a folder is not known beforehand
     assert terminal.getvalue().endswith(" \r") == shown  # the line is wiped
     terminal.truncate(0)
     monkeypatch.setattr(sys, "stdout", terminal)
@@ -1234,7 +1240,7 @@ def test_progress_in_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.clear()
     progress.clear()
     shown = ["3/12 photos, 12.0 a second", "5/12 photos, 10.0 a second", "6/12 photos, 6.0 a second ", " " * 25, ""]
-    assert terminal.getvalue().decode() == "".join("\r" + line for line in shown)  # what was flushed
+    assert terminal.getvalue().decode() == "".join("\r" + line for line in shown)  # only what was flushed is there
 
 
 def test_a_terminal_that_is_gone_costs_no_caption(
@@ -1254,7 +1260,7 @@ def test_a_terminal_that_is_gone_costs_no_caption(
 def test_a_name_with_a_carriage_return_stays_one_record(
     form: str, returns: int, tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And is the only thing with one: lines end with a newline alone."""
+    """And nothing else has a carriage return: lines end with a newline alone."""
     shutil.copy(photos / "cat.jpg", tmp_path / "a\rb.jpg")
     run(tmp_path / "a\rb.jpg", photos / "cat.jpg", "--format", form, "-o", tmp_path / "out", capfd=capfd)
     with open(tmp_path / "out", newline="") as file:
@@ -1264,7 +1270,7 @@ def test_a_name_with_a_carriage_return_stays_one_record(
     assert (tmp_path / "out").read_bytes().count(b"\r") == returns
 
 
-def test_what_stands_before_the_break_of_a_list_is_told(
+def test_the_photos_before_a_defect_of_a_list_have_their_results(
     photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -1275,7 +1281,7 @@ def test_what_stands_before_the_break_of_a_list_is_told(
     assert "without photos" in err and "bytes without an end" in err
 
 
-def test_a_list_by_an_editor_that_marks_utf_8(
+def test_a_list_with_a_byte_order_mark(
     photos: Path, tmp_path: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "list").write_text(f"{photos / 'cat.jpg'}\n", encoding="utf-8-sig")
@@ -1293,7 +1299,7 @@ def test_a_list_in_utf_16_is_refused_not_taken_for_names(tmp_path: Path, capfd: 
 def test_the_shortest_lists(
     names: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No longer than the mark that is looked for at the start of a list."""
+    """Lists no longer than the byte order mark that is looked for at their start."""
     for name in ("a", "b", "ab"):
         shutil.copy(photos / "cat.jpg", tmp_path / name)
     (tmp_path / "list").write_text(names)
@@ -1328,7 +1334,7 @@ def test_an_inference_error_names_its_photo(
     assert "decoder: gives no usable probabilities; run `caplet check`" in err
 
 
-def test_what_is_not_installed_whole_is_one_line(
+def test_a_broken_installation_is_told_in_one_line(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def break_off(_: Any) -> int:
@@ -1356,7 +1362,7 @@ def test_an_import_that_was_interrupted_is_an_interruption(
     assert run(photos / "cat.jpg", capfd=capfd) == (130, "", "caplet: interrupted\n")
 
 
-def test_what_c_libraries_say_is_not_in_the_results_if_nobody_hears_it(photos: Path, tmp_path: Path) -> None:
+def test_what_c_libraries_say_is_not_in_the_results_if_standard_error_is_closed(photos: Path, tmp_path: Path) -> None:
     Image.open(photos / "coffee.jpg").convert("RGB").save(tmp_path / "good.tif", compression="tiff_lzw")
     content = bytearray((tmp_path / "good.tif").read_bytes())
     for position in range(2000, 6000, 7):
@@ -1387,7 +1393,7 @@ def test_a_drawing_is_whole_or_not_there(
 
 
 def test_the_results_are_not_drawn_over(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Although they are an empty file at first, also where the shell has made it."""
+    """Although the results are an empty file at first, which the shell may have made."""
     results, drawings = tmp_path / "drawings/cat.png", tmp_path / "drawings"
     command = [photos / "cat.jpg", photos / "coffee.jpg", "--format", "jsonl", "--attention", drawings]
     assert run(*command, "-o", results, capfd=capfd)[0] == 0
@@ -1400,7 +1406,7 @@ def test_the_results_are_not_drawn_over(photos: Path, tmp_path: Path, capfd: pyt
 
 @pytest.mark.parametrize("name", ["drawing.png", "/dev/stdout"])
 def test_a_drawing_and_the_results_are_not_written_into_one_file(name: str, photos: Path, tmp_path: Path) -> None:
-    """As where the shell sends standard output into the drawing's file: one of the two would be lost."""
+    """For example, if the shell sends standard output into the drawing's file: one of the two would be lost."""
     command = [sys.executable, "-m", "caplet", str(photos / "cat.jpg"), "--attention", name]
     with (tmp_path / "drawing.png").open("wb") as shell:
         done = subprocess.run(command, cwd=tmp_path, stdout=shell, stderr=subprocess.PIPE, check=False)
@@ -1413,7 +1419,7 @@ def test_a_drawing_and_the_results_are_not_written_into_one_file(name: str, phot
 def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
     way: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """However far down a list it stands, or if a link in a folder that is searched leads to it."""
+    """However far down a list it comes, and even if a link in a searched folder leads to it."""
     drawings, listing = tmp_path / "drawings", tmp_path / "list"
     shutil.copy(photos / "coffee.jpg", tmp_path / "cat.jpg")
     assert run(tmp_path / "cat.jpg", "--attention", f"{drawings}/", capfd=capfd)[0] == 0
@@ -1434,10 +1440,10 @@ def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
     with listing.open() as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.chdir(tmp_path)
-        Path("-").touch()  # no list by that name is meant
+        Path("-").touch()  # the list is not this file
         if way == "device":
             inputs[-1] += str(stdin.fileno())
-        # Drawn one by one, so that the first drawing is written before the second photo comes by.
+        # One by one, so that the first drawing is written before the second photo is read.
         assert run(*inputs, "--attention", drawings, "--batch-size", 1, "--threads", 1, capfd=capfd)[0] == 0
     assert (drawings / "cat.png").read_bytes() == before
     assert (drawings / "cat-2.png").exists()
@@ -1453,7 +1459,7 @@ def test_a_model_in_a_folder_whose_name_is_not_utf_8(
 
 @pytest.mark.parametrize("status", [1, caplet.output.INTERRUPTED])
 def test_what_was_printed_before_the_end_is_not_lost(status: int) -> None:
-    """As by `caplet-export`, also where there is no standard error."""
+    """For example, what `caplet-export` printed; even without standard error."""
     program = f"""
 import sys
 from caplet.output import end_process
@@ -1466,7 +1472,7 @@ end_process({status})
 
 
 def start_with_a_photo_that_hangs(tmp_path: Path, *arguments: Any, stdout: Any = None) -> subprocess.Popen[bytes]:
-    """The command, once a worker is at hangs.jpg, as on a disk that does not answer; nowhere.jpg fails only then."""
+    """The command, once a worker hangs at hangs.jpg as on a disk that does not answer; nowhere.jpg fails only then."""
     program = f"""
 import pathlib, sys, time
 import caplet.captioner

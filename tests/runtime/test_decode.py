@@ -24,12 +24,12 @@ TOKENS = (END, *WORDS)
 class TableDecoder:
     """Random probabilities for every history of every photo; the history travels in the state, as in a real decoder.
 
-    The features hold the photo's number, so that rows which get mixed up are noticed.
+    The features hold the photo's number, so that mixed-up rows are noticed.
     """
 
     def __init__(self, seed: int, tokens: tuple[int, ...] = TOKENS) -> None:
         self.seed, self.tokens = seed, tokens
-        self.calls: list[int] = []  # rows of each call
+        self.calls: list[int] = []  # the number of rows in each call
 
     def log_probs(self, photo: int, history: int) -> np.ndarray[Any, Any]:
         logits = np.random.default_rng((self.seed, photo, history)).normal(0, 1.5, len(self.tokens))
@@ -113,7 +113,7 @@ def decoding(
 
 
 SOME_REPEATABLE = ((4,), (5,), (4, 5))
-"""4 and 5 may be said twice, but not one of them twice in a row, nor 5 before 4 twice; 6 only once."""
+"""4 and 5 may be repeated, and so may the pair 4 5, but not the pairs 4 4, 5 5 and 5 4; 6 may be said only once."""
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_search_equals_a_search_in_plain_lists(seed: int, beam_size: int, length
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 8, 8, 3), np.uint8)
     pixels = np.repeat(np.repeat(pixels, 38, axis=1), 38, axis=2)[:, :299, :299]
     options = decoding(beam_size, 15, length_penalty)
-    # One row at a time, as the reference computes: a product of more rows is rounded otherwise, and rank nine is close.
+    # One row at a time, as in the reference: products of more rows are rounded differently, and rank nine is close.
     encoded = Encoded(*map(np.concatenate, zip(*(model.encode(photo[None]) for photo in pixels), strict=True)))
     found = search(by_row(numpy_step(model)), encoded, options)
     for photo, hypotheses in zip(pixels, found, strict=True):
@@ -265,7 +265,7 @@ def test_no_three_words_in_a_row_are_said_twice(beam_size: int) -> None:
         blocked = search(decoder, decoder.encoded(1), decoding(beam_size, 20, block=True))[0]
         repeated += any(has_repeated_trigram(h.tokens) for h in free)
         assert not any(has_repeated_trigram(h.tokens) for h in blocked)
-    assert repeated > 3  # the block had something to do
+    assert repeated > 3  # something was there to block
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 3])
@@ -278,8 +278,8 @@ def test_words_and_pairs_are_said_twice_only_if_they_may_be(beam_size: int) -> N
         again += any(says_again(h.tokens, SOME_REPEATABLE) for h in free)
         may += any(h.tokens.count(4) > 1 and says_again(h.tokens, ()) for h in once)
         assert not any(says_again(h.tokens, SOME_REPEATABLE) for h in once)
-    assert again > 10  # the rule had something to do
-    assert may > 3  # and leaves what it should
+    assert again > 10  # something was there to forbid
+    assert may > 3  # and what may be repeated was
 
 
 class Chant:
@@ -315,7 +315,7 @@ def test_impossible_words_are_never_said(beam_size: int) -> None:
 
 @pytest.mark.parametrize("beam_size", [1, 2])
 @pytest.mark.parametrize("token", [-1, -(2**63), 2**63 - 1])
-def test_what_is_no_id_is_found_like_any_word(beam_size: int, token: int) -> None:
+def test_ids_outside_the_vocabulary_are_found_like_any_word(beam_size: int, token: int) -> None:
     found = search(Chant((token, 4), (-0.1, -1.0)), ONE_PHOTO, decoding(beam_size, 2, repeatable=()))[0]
     assert found[0].tokens == (token, 4)
 
@@ -358,8 +358,8 @@ def test_finished_photos_leave_the_batch() -> None:
 
 
 def test_search_stops_as_soon_as_no_hypothesis_can_still_win() -> None:
-    # The end is nearly certain: after two steps two sentences stand at about -0.01 a token; whatever goes on has
-    # -6.9 behind it and could at best get to -6.9 / 10.
+    # The end is nearly certain: after two steps two sentences have about -0.01 a token; whatever goes on already has
+    # -6.9 in all and could at best reach -6.9 / 10.
     chant = Chant((END, 4), (-0.001, -6.9))
     found = search(chant, ONE_PHOTO, decoding(1, 10))
     assert len(chant.rows) == 1
@@ -388,7 +388,7 @@ def test_equal_probabilities_give_the_same_sentence_every_time() -> None:
 
 
 def test_a_greedy_step_takes_few_python_calls() -> None:
-    """Speed without a clock: what the search itself does per word for one photo stays a matter of microseconds."""
+    """Speed without a clock: per word of one photo, the search itself takes no more than microseconds."""
     chant = Chant((4, 5, END), (-0.1, -3.0, -9.0))
     calls = 0
 

@@ -1,4 +1,4 @@
-"""Faults made on purpose: in the source, for the tests to notice, and on a device, for `caplet check` to notice."""
+"""Deliberate faults: in the source, which the tests have to notice, and on a device, which `caplet check` has to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PHOTOS = HERE.parent / "photos"
 
 
 def beside(name: str) -> ModuleType:
-    """A module of tests in this folder, under another name than pytest's, which would collect its tests here again."""
+    """A module of tests in this folder, under another name, or else pytest would collect its tests here again."""
     specification = importlib.util.spec_from_file_location(f"noticing_{name}", HERE / f"{name}.py")
     assert specification is not None and specification.loader is not None
     module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
@@ -47,7 +47,7 @@ def caption_of_a_cat(bundle: Path, beam_size: int) -> None:
     captions.test_captions_are_those_of_the_same_model_in_numpy("cat", beam_size, captioner, PHOTOS)
 
 
-# Module, what stands there once, what is put in its place, and the test that has to notice, given a bundle.
+# Module, code that occurs in it once, what replaces that, and the test that has to notice, given a bundle.
 SOURCE_BREAKS: dict[str, tuple[ModuleType, str, str, Callable[[Path], None]]] = {
     "two words of the vocabulary swapped": (
         caplet.bundle,
@@ -83,9 +83,9 @@ SOURCE_BREAKS: dict[str, tuple[ModuleType, str, str, Callable[[Path], None]]] = 
 
 
 def break_source(module: ModuleType, sound: str, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the function of the module in which `sound` stands the code that it has with `broken` there.
+    """Replace `sound` by `broken` in the only function of the module that contains it.
 
-    Its code is replaced, and not the function itself, which other modules may have imported.
+    Only its code object is replaced, since other modules may have imported the function itself.
     """
     assert inspect.getsource(module).count(sound) == 1
     functions = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]

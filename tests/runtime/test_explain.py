@@ -20,11 +20,11 @@ from caplet.errors import ArgumentError, ImageNotFoundError
 from caplet.explain import heat_colours, is_drawing, plot_attention, save_drawing
 
 PHOTOS = Path(__file__).parents[1] / "photos"
-GREY = 100  # with which no colour of `lit` that is looked for is near a half, where machines may round differently
+GREY = 100  # no colour of `lit` in these tests is then near a half, which machines may round differently
 
 
 def looking_at(*places: tuple[int, int]) -> NDArray[np.float32]:
-    """Attention of one word a place (row, column), nearly all of it there."""
+    """Attention of one word for each place (row, column), nearly all of it there."""
     attention = np.full((len(places), 8, 8), 0.1 / 63, np.float32)
     for word, (row, column) in enumerate(places):
         attention[word, row, column] = 0.9
@@ -32,13 +32,13 @@ def looking_at(*places: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def lit(level: float) -> NDArray[np.float64]:
-    """The colour of grey under a level of heat: cold lets most of the photo through, hot least of it."""
+    """The colour of GREY under a level of heat: with more heat, less of the photo shows through."""
     veil = 0.35 + 0.35 * level
     return np.rint((1 - veil) * GREY + veil * heat_colours(np.float32(level)))
 
 
 def area(drawing: NDArray[np.uint8], colour: Any, left: int = 0) -> tuple[int, int, int, int]:
-    """Left, top, width and height of the one area of that colour from `left` on, which is a rectangle."""
+    """Left, top, width and height of the rectangle of that colour, the only one from `left` on."""
     rows, columns = np.nonzero((drawing[:, left:] == colour).all(axis=2))
     width, height = int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
     assert len(rows) == width * height
@@ -47,7 +47,7 @@ def area(drawing: NDArray[np.uint8], colour: Any, left: int = 0) -> tuple[int, i
 
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """What gets written, and the box it takes, which is its own."""
+    """Each text that is drawn, with its box; it may overlap no other, nor be cut off."""
     written, taken = [], []
     draw_text = ImageDraw.ImageDraw.text
 
@@ -72,7 +72,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float, float
 def test_every_pixel_is_where_it_belongs(
     photo: tuple[int, int], large: tuple[int, int], small: tuple[int, int], column: int, texts: list[Any]
 ) -> None:
-    """Ten words in rows of four: of each its heat, one colour all over, and below it the word and its bar."""
+    """Ten words in rows of four: the heat of each, one colour all over, and below it the word and its bar."""
     words = ["a", "dog", "jumps", "over", "the", "old", "fence", "made", "of", "wood"]
     levels, likelihoods = np.arange(30, 256, 25) / 255, np.arange(10) / 9
     grey = np.full((*photo[::-1], 3), GREY, np.uint8)
@@ -92,7 +92,7 @@ def test_every_pixel_is_where_it_belongs(
     assert drawing.shape[1] == first[0] - margin + 3 * step[0] + column + top  # as much on the right as at the top
     ramp = heat_colours(np.sqrt(np.linspace(0, 1, 126, dtype=np.float32)))
     assert sum(row.tobytes() == ramp.tobytes() for row in drawing[:, top : top + 126]) == 9
-    assert [text for text, _ in texts].count("50 %") == 1  # the largest share of all, at the end of the scale
+    assert [text for text, _ in texts].count("50 %") == 1  # the largest share, at the end of the scale
 
     def below(drawing: NDArray[np.uint8], panel: tuple[int, int, int, int]) -> NDArray[np.uint8]:
         start, end = panel[0] - margin, panel[1] + panel[3]
@@ -114,14 +114,14 @@ def test_heat_is_where_the_attention_is(place: tuple[int, int]) -> None:
     panel = np.asarray(drawing, np.float64)[top : top + 120, left : left + 160]
     brightness = panel.sum(axis=2)
     assert lit(0).sum() - 3 <= brightness.min() and brightness.max() <= lit(1).sum() + 3
-    assert len(np.unique(brightness)) > 50  # it fades away: there are no blocks to be seen
+    assert len(np.unique(brightness)) > 50  # it fades out, without visible blocks
     rows, columns = np.nonzero(panel[..., 0] - panel[..., 2] > 60)
     assert abs(rows.mean() / 120 - (place[0] + 0.5) / 8) < 0.05
     assert abs(columns.mean() / 160 - (place[1] + 0.5) / 8) < 0.05
 
 
 def panel_corner(drawing: Image.Image) -> tuple[int, int]:
-    """Left and top of the first word's panel: the first column of ink after the gap behind the photo."""
+    """Left and top of the first word's panel: the first column of ink after the gap beside the photo."""
     ink = np.any(np.asarray(drawing) < 250, axis=2)
     starts = np.flatnonzero(np.diff(ink.any(axis=0).astype(int)) == 1) + 1
     return int(starts[1]), int(np.argmax(ink.any(axis=1)))
@@ -152,7 +152,7 @@ def test_every_word_its_probability_and_the_caption_are_written(texts: list[Any]
     assert " ".join(lines) == " ".join(words) and len(lines) > 2
     font = ImageFont.load_default(size=28)
     for line, following in pairwise(lines):
-        assert font.getlength(f"{line} {following.split()[0]}") > 280  # no word more has room in a line
+        assert font.getlength(f"{line} {following.split()[0]}") > 280  # no line has room for another word
 
 
 def test_the_caption_may_differ_from_the_words(texts: list[Any]) -> None:
@@ -212,7 +212,7 @@ def test_the_photo_is_upright_and_in_its_proportions() -> None:
     pixels = np.asarray(plot_attention(image, [], [], [], panel=100))
     red = np.argwhere((pixels == (255, 0, 0)).all(axis=2))
     height, width = red.max(axis=0) - red.min(axis=0) + 1
-    assert height == pytest.approx(width, abs=3)  # half of a picture now twice as high as wide, its upper half
+    assert height == pytest.approx(width, abs=3)  # the upper half of a picture now twice as high as wide
     assert red.min(axis=0)[0] < 20
 
 
@@ -224,7 +224,7 @@ def test_colours_get_lighter_in_even_steps() -> None:
     violet, red, yellow = table[[32, 128, 255]].astype(int)
     assert violet[2] > violet[0] > violet[1] and red[0] > 2 * red[1:].max() and yellow[1] > yellow[2] + 50
     steps = np.diff(lightness[::16])
-    assert abs(np.diff(table.astype(int), axis=0)).max() <= 3  # nor is there an edge in a single channel
+    assert abs(np.diff(table.astype(int), axis=0)).max() <= 3  # no edge in any channel either
     assert steps.min() > 0.6 * steps.mean() and steps.max() < 1.5 * steps.mean()
 
 
@@ -276,7 +276,7 @@ def test_attention_that_is_zero_everywhere_is_cold() -> None:
 
 
 def test_a_drawing_on_its_way_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as somebody may put where all can write: neither under a name that can be foreseen, nor by chance."""
+    """Where all can write, somebody may put one: neither a foreseeable name nor one met by chance is followed."""
     monkeypatch.setattr(os, "urandom", bytes)
     precious, drawing = tmp_path / "precious", Image.new("RGB", (9, 9))
     precious.write_text("kept")
@@ -309,7 +309,7 @@ def test_a_drawing_goes_where_a_link_leads_and_into_pipes(tmp_path: Path) -> Non
     sys.platform != "linux", reason="other systems have no such names, or they share the place in the file"
 )
 def test_a_drawing_goes_into_a_file_that_is_open(tmp_path: Path) -> None:
-    """Whoever holds it would not see one that replaced it, and this one has no name any more."""
+    """Whoever has it open would not see a file that replaced it; this one does not even have a name any more."""
     drawing = Image.new("RGB", (9, 9))
     save_drawing(drawing, tmp_path / "drawing.png")
     with (tmp_path / "open").open("w+b") as file:
@@ -323,7 +323,7 @@ def test_a_drawing_goes_into_a_file_that_is_open(tmp_path: Path) -> None:
 def test_a_drawing_goes_into_a_file_that_cannot_be_replaced(
     why: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a container gets one file of its host, or its user may write a file but not the folder."""
+    """For example, one file mounted into a container, or a user who may write the file but not its folder."""
     target, drawing, open_path = tmp_path / "drawing.png", Image.new("RGB", (9, 9)), Path.open
 
     def refuse(path: Path, *arguments: Any) -> Any:

@@ -1,6 +1,6 @@
 """Mutated bundles: each is refused with a BundleError or works; no other exception, no hang, no growth.
 
-CAPLET_FUZZ=2000 for the long run.
+CAPLET_FUZZ=2000 makes the long run.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def mutate_json(manifest: Any, chance: random.Random) -> None:
 def damage(bundle: Path, chance: random.Random) -> bool:
     """Change something in the bundle; returns whether hashes should be compared when it is loaded."""
     kind = chance.randrange(4)
-    if kind == 0:  # any file, not noticed by its sender
+    if kind == 0:  # any file, damaged without its sender noticing
         path = bundle / chance.choice(FILES)
         path.write_bytes(mutate_bytes(path.read_bytes(), chance))
         return True
@@ -104,7 +104,7 @@ def damage(bundle: Path, chance: random.Random) -> bool:
             mutate_json(manifest, chance)
         (bundle / "manifest.json").write_text(json.dumps(manifest))
         return chance.random() < 0.5
-    path = bundle / "vocabulary.txt"  # a forger's vocabulary, with the hash to go with it
+    path = bundle / "vocabulary.txt"  # a forged vocabulary, with a matching hash
     path.write_bytes(mutate_bytes(path.read_bytes(), chance))
     rehash(bundle)
     return True
@@ -152,7 +152,7 @@ print("done", flush=True)
 
 
 def test_forged_graphs_are_refused_or_work(tiny_bundle: Path, tmp_path: Path, photos: Path) -> None:
-    """Damaged graphs whose hashes were made to fit, in a process of their own, should onnxruntime crash."""
+    """Damaged graphs with matching hashes, in a process of their own in case onnxruntime crashes."""
     here = Path(__file__).parent
     command = [sys.executable, "-c", FORGED_GRAPHS, str(here), str(tiny_bundle), str(tmp_path), str(photos / "cat.jpg")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}

@@ -71,7 +71,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 
 def written_by_pillow() -> dict[str, list[bytes]]:
-    """A small photo in every format and mode Pillow can write, plus the structures decoders trip over, by format."""
+    """By format, a small photo in every mode Pillow can write, plus structures that decoders trip over."""
     Image.init()
     photo = Image.open(PHOTO).convert("RGB").resize((48, 36))
     exif = Image.Exif()
@@ -94,7 +94,7 @@ def written_by_pillow() -> dict[str, list[bytes]]:
                     except Exception:  # not every format takes every mode and option
                         continue
                     files.setdefault(file_format, set()).add(file.getvalue())
-    for header, size in ((b"P5 48 36 99\n", 1), (b"P5 48 36 1023\n", 2), (b"P6 48 36 1023\n", 6)):  # Pillow writes none
+    for header, size in ((b"P5 48 36 99\n", 1), (b"P5 48 36 1023\n", 2), (b"P6 48 36 1023\n", 6)):  # not by Pillow
         files["PPM"].add(header + (2 * photo.tobytes())[: 48 * 36 * size])
     return {file_format: sorted(contents) for file_format, contents in files.items()}
 
@@ -117,7 +117,7 @@ def mutated(originals: dict[str, list[bytes]], number: int) -> bytes:
             data[at % len(data)] = rng.choice((0, 1, 127, 128, 254, 255))
         elif kind == "word":
             data[at : at + 4] = rng.choice((0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)).to_bytes(4, "big")
-        elif kind == "head" and data:  # where sizes, counts and offsets stand
+        elif kind == "head" and data:  # where sizes, counts and offsets are
             data[rng.randrange(min(len(data), 64))] = rng.randrange(256)
         elif kind == "cut":
             del data[at:]
@@ -151,7 +151,7 @@ def run(count: int, first: int) -> dict[str, Any]:
     slowest, slowest_case = 0.0, first
     for number in range(first, first + count):
         data = mutated(originals, number)
-        # A crash or a hang cannot be caught: have the traceback written, under the number of the case.
+        # A crash or a hang cannot be caught: its traceback is written, after the number of the case.
         faulthandler.dump_traceback_later(10 * MOST_SECONDS, exit=True)
         start = time.thread_time()
         try:
@@ -174,7 +174,7 @@ def run(count: int, first: int) -> dict[str, Any]:
 
 
 def peak_bytes() -> int | None:
-    """Most resident memory of this program; not `ru_maxrss`, which begins with that of whoever started it."""
+    """Peak resident memory of this program; `ru_maxrss` would include that of the process that started it."""
     status = Path("/proc/self/status")
     if not status.exists():  # not Linux
         return None

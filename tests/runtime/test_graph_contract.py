@@ -1,4 +1,4 @@
-"""Graphs that a bundle may not have: other names, types or shapes, weights in other files, no ONNX at all."""
+"""Graphs that a bundle may not have: wrong names, types or shapes, weights in other files, not ONNX at all."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_encoder_and_decoder_must_fit_together(size: str, bundle: Path) -> None:
         Captioner(bundle)
 
 
-def test_a_decoder_of_another_vocabulary_is_noticed_when_it_says_words_that_are_none(bundle: Path) -> None:
+def test_a_decoder_of_another_vocabulary_is_noticed_when_it_says_what_is_not_a_word(bundle: Path) -> None:
     words = (bundle / "vocabulary.txt").read_text().split()[:20]
     (bundle / "vocabulary.txt").write_text("".join(word + "\n" for word in words))
     rehash(bundle, lambda m: m["vocabulary"].update(size=20))
@@ -115,13 +115,13 @@ def test_a_default_beam_wider_than_the_decoder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"x", b"\x3a\x05abc", b"not a protobuf at all", bytes(100), b"\x3a\x00"])
 @pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx"])
-def test_a_file_that_is_no_graph(content: bytes, file: str, bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_graph(content: bytes, file: str, bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (bundle / file).write_bytes(content)
     rehash(bundle)
     with pytest.raises(BundleError) as caught:
         Captioner(bundle)
     assert caught.value.subject == str(bundle / file)
-    assert capfd.readouterr() == ("", "")  # onnxruntime does not write to the terminal by itself
+    assert capfd.readouterr() == ("", "")  # onnxruntime has written nothing to the terminal
 
 
 def test_a_graph_that_fails_while_running(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +149,7 @@ def test_a_graph_that_fails_while_running(bundle: Path, capfd: pytest.CaptureFix
 
 
 def give(output: str, operator: str) -> Callable[[onnx.ModelProto], None]:
-    """Make `output` the batch twice, or nothing of it, under the same declaration."""
+    """Make `output` hold the batch twice, or none of it, without declaring so."""
 
     def change(model: onnx.ModelProto) -> None:
         for node in model.graph.node:
@@ -275,7 +275,7 @@ def nest(levels: int) -> bytes:
     """Graphs in attributes of nodes of graphs, by hand: the onnx package itself refuses such depth."""
     message = b""
     for _ in range(levels):
-        for field in (6, 5, 1):  # graph of an attribute of a node of a graph
+        for field in (6, 5, 1):  # a graph in an attribute of a node of a graph
             message = bytes([field << 3 | 2]) + varint(len(message)) + message
     return b"\x3a" + varint(len(message)) + message
 
@@ -294,7 +294,7 @@ def varint(number: int) -> bytes:
         (b"\x3a", "cut off"),
         (b"\x3a\x05ab", "cut off"),
         (b"\x3a\xff\xff\xff\xff\xff\x01", "too long"),
-        (b"\xba\x80\x80\x80\x10\0", "too long"),  # a graph's tag, if the bits above 32 are dropped
+        (b"\xba\x80\x80\x80\x10\0", "too long"),  # the tag of a graph, if bits above 32 are dropped
         (b"\x08" + b"\xff" * 11, "too long"),
         (b"\x08" + b"\xff" * 10 + b"\x01", "too long"),
         (b"\x0b", "unknown wire type"),
@@ -310,8 +310,8 @@ def test_malformed_protobuf_is_refused(content: bytes, cause: str) -> None:
 
 def test_numbers_of_every_wire_type_are_passed_over() -> None:
     check_self_contained(b"\x08\x08" + b"\x0d\0\0\0\0" + b"\x09" + bytes(8) + b"\x12\x03abc", "x.onnx")
-    longest = b"\x92\x80\x80\x80\0" + b"\x83\x80\x80\x80\0abc"  # a tag and a length in as many bytes as they may take
-    check_self_contained(longest + b"\x08" + b"\xff" * 9 + b"\x01", "x.onnx")  # and minus one as a number
+    longest = b"\x92\x80\x80\x80\0" + b"\x83\x80\x80\x80\0abc"  # tag and length in the most bytes allowed
+    check_self_contained(longest + b"\x08" + b"\xff" * 9 + b"\x01", "x.onnx")  # minus one as a varint
 
 
 # Execution providers.
@@ -355,7 +355,7 @@ def test_what_onnxruntime_fails_at_is_an_error_and_no_output(
 
 
 def test_an_execution_provider_that_cannot_be_started(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As CUDA where its libraries are not installed."""
+    """For example, CUDA where its libraries are not installed."""
     known = onnxruntime.get_available_providers()
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*known, "CUDAExecutionProvider"])
     create = onnxruntime.InferenceSession
@@ -370,7 +370,7 @@ def test_an_execution_provider_that_cannot_be_started(tiny_bundle: Path, monkeyp
 
 
 def test_an_execution_provider_that_fails(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As TensorRT with graphs that it cannot take: another bundle would be no better."""
+    """For example, TensorRT with graphs that it does not support: another bundle would not help."""
 
     def fail(*_: object, **__: object) -> Any:
         raise RuntimeError("engine build failed")

@@ -33,7 +33,7 @@ def data(photo: Image.Image) -> bytes:
 
 @pytest.fixture(params=PACKAGES)
 def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The one of the packages that is installed."""
+    """The plugin that is installed, of the two packages."""
     for other in {*PACKAGES} - {request.param}:
         monkeypatch.setitem(sys.modules, other, None)
     return str(request.param)
@@ -46,13 +46,13 @@ def test_a_photo_is_what_the_plugin_reads(data: bytes, photo: Image.Image, tmp_p
     expected = plain(pillow_heif.HeifImageFile(io.BytesIO(data)))
     for source in (path, data, io.BytesIO(data), pillow_heif.HeifImageFile(io.BytesIO(data))):
         assert np.array_equal(load_pixels(source), expected)
-    assert np.abs(expected.astype(int) - plain(photo)).mean() < 5  # of 255: lossy, and not another picture
+    assert np.abs(expected.astype(int) - plain(photo)).mean() < 5  # of 255: lossy, but the same picture
 
 
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_stands_upright(photo: Image.Image, orientation: int) -> None:
-    """A file says by a transformation of its own how it is to be turned, and many say so by EXIF as well."""
+    """HEIC has transformations of its own that turn a photo, which many files repeat as EXIF."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     turned = photo.copy()

@@ -1,4 +1,4 @@
-"""The same picture gives the same pixels whatever it comes in, and Pillow's plain decode is the judge of them."""
+"""The same picture gives the same pixels in whatever form it comes; Pillow's plain decoding is the reference."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class BytesPath(os.PathLike[bytes]):
 
 
 class Pipe:
-    """The least a binary file object can be: it hands out a few bytes at a time, once."""
+    """The least that a binary file object can do: give a few bytes at a time, once."""
 
     def __init__(self, data: bytes) -> None:
         self.rest = data
@@ -135,7 +135,7 @@ def test_a_large_jpeg_gives_the_same_pixels_through_every_door_that_has_its_file
     with large.open("rb") as file, Image.open(large) as opened, Image.open(file) as opened_by_file:
         for source in (large.read_bytes(), io.BytesIO(large.read_bytes()), opened, opened_by_file, file):
             np.testing.assert_array_equal(load_pixels(source), expected)
-        assert opened.size == (2600, 1800) and opened.tile  # still as it was opened
+        assert opened.size == (2600, 1800) and opened.tile  # not decoded meanwhile
 
 
 def test_a_large_jpeg_that_was_decoded_already_differs_by_less_than_a_level(large: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_photo_in_a_tar_file_that_is_read_as_a_stream() -> None:
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.add(PHOTOS[0])
     archive.seek(0)
-    with tarfile.open(fileobj=archive, mode="r|") as tar:  # Python's members cannot say whether they seek
+    with tarfile.open(fileobj=archive, mode="r|") as tar:  # whose members have a `seekable` that fails
         photo = tar.extractfile(next(iter(tar)))
         assert photo is not None
         np.testing.assert_array_equal(load_pixels(photo), load_pixels(PHOTOS[0]))
@@ -329,7 +329,7 @@ def test_folders_and_unreadable_paths_say_so(tmp_path: Path) -> None:
         (b"\0\0\0\x18metaheic\0\0\0\0heic" + bytes(100), "not an image"),
     ],
 )
-def test_bytes_that_are_no_image_say_so(data: bytes, cause: str) -> None:
+def test_bytes_that_are_not_an_image_say_so(data: bytes, cause: str) -> None:
     for source in (data, bytearray(data), io.BytesIO(data), Pipe(data)):
         error = refusal(source)
         assert isinstance(error, ImageError) and isinstance(error, ValueError)
@@ -361,7 +361,7 @@ def test_text_mode_files_say_what_to_do(encoding: str) -> None:
     assert isinstance(error, ImageTypeError) and "'rb'" in str(error)
 
 
-def test_a_read_that_gives_no_bytes_is_not_called_text() -> None:
+def test_a_read_that_does_not_give_bytes_is_not_called_text() -> None:
     class Upload:
         def read(self, size: int) -> list[int]:
             return [1, 2, 3]
@@ -412,7 +412,7 @@ def test_a_stream_that_does_not_block_is_neither_empty_nor_truncated(there: int)
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
 @pytest.mark.parametrize("place", ["pathlib.Path.open", "importlib.import_module"])
-def test_what_the_system_lacks_is_no_damage(place: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_system_lacks_is_not_called_damage(place: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -433,9 +433,9 @@ def test_a_decoder_that_cannot_be_loaded_is_not_called_old(monkeypatch: pytest.M
     assert "Too many open files" in message and "update" not in message and "damaged" not in message
 
 
-def test_where_a_damaged_file_sends_its_decoder_is_no_error_of_the_system(tmp_path: Path) -> None:
+def test_an_offset_in_a_damaged_file_is_not_called_an_error_of_the_system(tmp_path: Path) -> None:
     path = tmp_path / "photo.tif"
-    path.write_bytes(b"II+\0\x08\0\0\0" + (2**63 - 1).to_bytes(8, "little"))  # farther than any file reaches
+    path.write_bytes(b"II+\0\x08\0\0\0" + (2**63 - 1).to_bytes(8, "little"))  # beyond the end of any file
     assert "damaged TIFF file" in str(refusal(path))
 
 
@@ -455,7 +455,7 @@ def test_an_endless_stream_is_refused_at_its_first_bytes() -> None:
 def test_a_stream_longer_than_any_picture_within_the_limit_is_refused() -> None:
     data = PHOTOS[0].read_bytes() + bytes(3 << 20)
     assert "longer than" in str(refusal(io.BytesIO(data), max_pixels=500 * 500 // 2))
-    load_pixels(io.BytesIO(data))  # bytes after the end of a picture do no harm
+    load_pixels(io.BytesIO(data))  # bytes after the end of a picture are harmless
 
 
 def test_a_file_object_that_fails_is_an_image_error() -> None:
@@ -498,10 +498,10 @@ def test_what_pillow_says_of_a_damaged_file_is_told() -> None:
     data = encoded(Image.new("RGB", (40, 40)), "PNG")
     rows = data.index(b"IDAT") + 4
     error = refusal(data[: rows + 5] + b"zzzzzz" + data[rows + 11 :])
-    assert isinstance(error.__cause__, OSError)  # one of Pillow's own, which has a text and no `strerror`
+    assert isinstance(error.__cause__, OSError)  # Pillow's own OSError has a text but no `strerror`
     assert f"cannot be decoded ({error.__cause__})" in str(error)
     damaged_header = data[:29] + bytes([data[29] ^ 1]) + data[30:]
-    assert "damaged PNG file" in str(refusal(damaged_header))  # which is whole, and not truncated
+    assert "damaged PNG file" in str(refusal(damaged_header))  # the file is whole, not truncated
 
 
 def test_a_decoder_this_pillow_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,7 +562,7 @@ def test_options_without_sense_are_argument_errors(options: dict[str, Any]) -> N
 
 
 class WithoutSeekable:
-    """Such as SpooledTemporaryFile before Python 3.11: it can be read, told and sought, and does not say so."""
+    """Such as SpooledTemporaryFile before Python 3.11, which has `read`, `tell` and `seek`, but not `seekable`."""
 
     def __init__(self, content: bytes) -> None:
         file = io.BytesIO(content)

@@ -38,8 +38,8 @@ def photo() -> Image.Image:
 
 # -- orientation ------------------------------------------------------------------------------------------------------
 
-# Where CIPA DC-008 says row 0 and column 0 of the stored picture are seen, written as what a camera does to store an
-# upright picture with that orientation.
+# Where row 0 and column 0 of the stored picture are seen according to CIPA DC-008, written as what a camera does to an
+# upright picture to store it with that orientation.
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -94,7 +94,7 @@ def test_damaged_exif_spoils_no_picture(exif: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", ["upside down", (6, 8), b"\6", None])
-def test_an_orientation_that_is_no_number_is_upright(photo: Image.Image, value: Any) -> None:
+def test_an_orientation_that_is_not_a_number_is_upright(photo: Image.Image, value: Any) -> None:
     image = photo.copy()
     image.getexif()[ORIENTATION] = value
     np.testing.assert_array_equal(load_pixels(image), plain(photo))
@@ -170,7 +170,7 @@ def ppm(kind: str, maxval: int, samples: NDArray[Any]) -> bytes:
 @pytest.mark.parametrize("maxval", [1, 2, 3, 100, 254, 256, 257, 1000, 1023, 4095, 65534, 65535])
 @pytest.mark.parametrize(("kind", "mode"), [("P5", "L"), ("P6", "RGB")])
 def test_ppms_of_any_maxval_decode_as_pillow_does_it_sample_by_sample(kind: str, mode: str, maxval: int) -> None:
-    """Also of samples above their maxval, which there should not be."""
+    """Also for samples above their maxval, which are not allowed."""
     samples = np.random.default_rng(maxval).integers(0, maxval + 1, (30, 40, len(mode)))
     samples[-1, :, :] = 255 if maxval < 256 else 65535
     data = ppm(kind, maxval, samples)
@@ -217,7 +217,7 @@ def test_float_samples_of_any_usual_range_are_the_same_picture(scale: float, shi
     np.testing.assert_array_equal(load_pixels(image), load_pixels(ramp.astype(np.uint8)))
 
 
-def test_float_samples_that_are_no_numbers_are_black() -> None:
+def test_float_samples_that_are_not_numbers_are_black() -> None:
     samples = np.array([[np.nan, 1.0], [np.inf, 0.5]], np.float32)
     np.testing.assert_array_equal(
         load_pixels(Image.fromarray(samples), size=(2, 2))[..., 0], [[0, 255], [0, round(255 / 2)]]
@@ -292,7 +292,7 @@ def test_a_palette_with_alpha_shows_white() -> None:
     half = np.zeros((4, 4, 4), np.uint8)
     half[:2] = 0, 0, 200, 255
     quantized = Image.fromarray(half).quantize(4)
-    assert (quantized.mode, quantized.palette.mode) == ("P", "RGBA")  # and nothing in its info
+    assert (quantized.mode, quantized.palette.mode) == ("P", "RGBA")  # and no transparency in its info
     assert load_pixels(quantized, size=(4, 4))[:, 0].tolist() == [[0, 0, 200]] * 2 + [[255] * 3] * 2
 
 
@@ -339,7 +339,7 @@ def srgb_profile() -> bytes:
 
 
 def swapped_profile(name: str = "test built-in") -> bytes:
-    """sRGB under another name, its red and green primaries exchanged in the tag table."""
+    """sRGB under another name, with red and green primaries exchanged in the tag table."""
     profile = bytearray(srgb_profile().replace("sRGB built-in".encode("utf-16-be"), name.encode("utf-16-be")))
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
@@ -399,7 +399,7 @@ def test_profiles_of_other_colour_spaces_are_left_aside(photo: Image.Image) -> N
 
 
 def large_photo(path: Path, shape: tuple[int, int], **options: Any) -> bytes:
-    """A photo with detail down to the single pixel, which is what reduced decoding could get wrong."""
+    """A photo with detail down to single pixels, which decoding at a reduced size could get wrong."""
     image = Image.open(path).convert("RGB").resize(shape, Image.Resampling.LANCZOS)
     noise = np.random.default_rng(0).normal(0, 12, (shape[1], shape[0], 1))
     return encoded(Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8)), "JPEG", **options)
@@ -417,7 +417,7 @@ def test_large_jpegs_differ_by_less_than_a_level_from_the_plain_path(path: Path,
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("shape", [(1601, 1607), (1609, 833), (401, 1203), (411, 433)], ids=str)
 def test_sides_that_cannot_be_divided_are_not_stretched(shape: tuple[int, int], orientation: int) -> None:
-    """libjpeg rounds up: the last of 201 pixels that stand for 1601 stands for an eighth of what the others do."""
+    """libjpeg rounds up: where 201 pixels stand for 1601, the last of them stands for one, the others for eight."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = large_photo(PHOTOS[0], shape, quality=90, exif=exif)
@@ -455,7 +455,7 @@ def test_a_large_jpeg_is_decoded_at_the_least_size_that_is_enough() -> None:
 
 
 def test_of_a_12_megapixel_jpeg_a_sixteenth_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a quarter of the time, which `benchmarks.product` measures: clocks are no good judges beside other tests."""
+    """A quarter of the time is for `benchmarks.product` to measure: beside other tests, a clock tells little."""
     decoded = []
 
     def noted(*arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Bombs, truncated files, and what other threads and Pillow's process-wide switches have to do with them: nothing."""
+"""Bombs and truncated files, whatever other threads do and however Pillow's process-wide switches are set."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def png_bomb(width: int, height: int) -> bytes:
 
 
 def gif_bomb(width: int, height: int, frame: tuple[int, int] | None = None) -> bytes:
-    """A frame to be disposed of to the background, for which Pillow allocates a canvas while opening."""
+    """A frame whose disposal is to background colour, for which Pillow allocates a canvas while opening."""
     frame_size = struct.pack("<4H", 0, 0, *(frame or (width, height)))
     control = b"!\xf9\x04\x08\0\0\0\0"
     comment = b"!\xfe\x05hello\0"
@@ -114,7 +114,7 @@ BOMBS = {
 def test_a_decompression_bomb_is_refused_at_once_and_without_allocating_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # many a program does this; the limit is ours
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as many programs do; the limit here is ours
     load_pixels(encoded(Image.new("RGB", (8, 8)), name.split()[0].upper()))  # its plugin imported
     peak_before = resident_memory()
     tracemalloc.start()
@@ -130,7 +130,7 @@ def test_a_decompression_bomb_is_refused_at_once_and_without_allocating_it(
 
 
 def peak_memory() -> int:
-    """Most resident memory this process has had since it was last asked, in bytes."""
+    """Peak resident memory of this process since the last call, in bytes."""
     status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not status.exists():
         pytest.skip("only Linux tells how much memory a process had")
@@ -141,7 +141,7 @@ def peak_memory() -> int:
 
 
 def resident_memory() -> int:
-    """What this process has now, from where `peak_memory` counts anew."""
+    """Resident memory now, in bytes; the next `peak_memory` counts from here."""
     peak_memory()
     return peak_memory()
 
@@ -196,7 +196,7 @@ def test_a_jpeg_2000_is_measured_by_its_codestream_wherever_that_is(kind: str) -
 
 
 def test_a_codestream_that_does_not_start_with_its_size_is_refused() -> None:
-    """OpenJPEG skips what it does not know, two bytes at a time, until it finds the size."""
+    """OpenJPEG would skip what it does not know, two bytes at a time, until it finds the size."""
     data = boxed(codestream(240, (1, 1)), "to the end")
     hidden = data.replace(b"\xff\x4f\xff\x51", b"\xff\x4f\xff\x30\xff\x51")
     before = resident_memory()
@@ -245,7 +245,7 @@ def tiled_tiff(side: int) -> bytes:
 
 def test_the_tiles_of_a_tiff_are_limited_as_each_is_decoded_whole() -> None:
     bomb = tiled_tiff(8192)
-    assert (load_pixels(tiled_tiff(1024), max_pixels=100) == 0).all()  # small in any case
+    assert (load_pixels(tiled_tiff(1024), max_pixels=100) == 0).all()  # small under any limit
     before = resident_memory()
     assert "too large: 8192x8192 is 67,108,864 pixels" in str(refusal(bomb, max_pixels=20_000))
     assert peak_memory() - before < 4 << 20
@@ -261,7 +261,7 @@ def test_a_strip_one_pixel_wide_is_resized_in_little_memory() -> None:
 
 
 def gif(screen: tuple[int, int], corner: tuple[int, int]) -> bytes:
-    """A frame of 300x20 that lies on, or sticks out of, a screen of this size."""
+    """A GIF whose frame of 300x20 lies on, or sticks out of, a screen of this size."""
     data = bytearray(encoded(Image.new("P", (300, 20)), "GIF"))
     frame = data.index(struct.pack("<cHHHH", b",", 0, 0, 300, 20))
     struct.pack_into("<HH", data, 6, *screen)
@@ -334,12 +334,12 @@ def test_a_warning_of_pillow_is_an_error_only_where_the_process_says_so_and_is_c
 def test_where_pillows_own_limit_holds_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.new("1", (300, 200)), "TIFF")
     load_pixels(data)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)  # of which Pillow lets twice as much pass
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)  # Pillow lets up to twice its limit pass
     assert "too large: Pillow's TIFF decoder has a limit of its own" in str(refusal(data))
 
 
 def test_a_very_wide_picture_takes_about_as_long_as_a_square_one() -> None:
-    # Pillow's raw decoder collects rows from 64 KB blocks by concatenation: quadratic in the length of a row.
+    # Pillow's raw decoder joins blocks of 64 KB to rows, which takes time quadratic in the length of a row.
     def seconds(width: int, height: int) -> float:
         data = f"P6 {width} {height} 255\n".encode() + bytes(3 * width * height)
         start = time.thread_time()
@@ -368,7 +368,7 @@ ENDLESS_HEADERS = {
 def test_a_header_without_end_is_given_up_soon(name: str) -> None:
     start = time.thread_time()
     assert "header does not end" in str(refusal(ENDLESS_HEADERS[name]))
-    assert time.thread_time() - start < 5  # a tenth of that, unless coverage counts every line
+    assert time.thread_time() - start < 5  # takes a tenth of that, unless coverage counts every line
 
 
 @pytest.mark.parametrize("where", ["among the pixels", "after the pixels"])
@@ -381,7 +381,7 @@ def test_chunks_without_end_are_given_up_soon_behind_the_first_pixels(where: str
 
 
 def test_a_png_may_have_many_chunks() -> None:
-    """Of half a kilobyte, where encoders write some of 8 kilobytes or more."""
+    """Chunks of half a kilobyte; encoders write 8 kilobytes or more."""
     pixels = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
     whole = encoded(Image.fromarray(pixels), compress_level=0)
     data = b"".join(iter_idat(whole))
@@ -427,7 +427,7 @@ def iter_idat(png: bytes) -> Iterator[bytes]:
         at += 12 + length
 
 
-UNLIMITED = {  # beginnings after which Pillow would take any number of bytes into memory
+UNLIMITED = {  # beginnings after which Pillow would read any number of bytes into memory
     "WebP": lambda photo: encoded(photo, "WEBP"),
     "AVIF": lambda photo: encoded(photo, "AVIF"),
     "TIFF of LZW": lambda photo: encoded(photo, "TIFF", compression="tiff_lzw"),
@@ -471,7 +471,7 @@ def test_pixels_may_come_in_any_number_of_parts(monkeypatch: pytest.MonkeyPatch)
 
 
 def progressive(width: int, height: int, scans: int) -> bytes:
-    """A JPEG in whose scans, but for the first, there is nothing: long runs of blocks without coefficients."""
+    """A JPEG whose scans, except for the first, are empty: long runs of blocks without coefficients."""
 
     def segment(marker: int, content: bytes) -> bytes:
         return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
@@ -498,11 +498,11 @@ def test_a_jpeg_of_countless_scans_is_given_up() -> None:
 
 @pytest.mark.parametrize("order", [b"II", b"MM"])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.filterwarnings("error::UserWarning")  # Pillow's, of what is cut off
+@pytest.mark.filterwarnings("error::UserWarning")  # Pillow's, about the part cut off
 def test_of_long_exif_only_the_orientation_is_read(
     form: str, order: bytes, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow before 13 copies each value, and all may be the same bytes: 440 KB took 4 GB."""
+    """Pillow before 13 copies each value, though all may be the same bytes: 440 KB took 4 GB."""
     exif = Image.Exif()
     exif.endian = "<" if order == b"II" else ">"
     exif[0x010F], exif[0x0112] = "the maker", 6
@@ -512,7 +512,7 @@ def test_of_long_exif_only_the_orientation_is_read(
         whole = encoded(photo, form)
         parts = [long[6:][start : start + 60_000] for start in range(0, 200_000, 60_000)]
         segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 8) + b"Exif\0\0" + part for part in parts)
-        bare, data = whole, whole[:2] + segments + whole[20:]  # for JFIF, which says the resolution
+        bare, data = whole, whole[:2] + segments + whole[20:]  # that of JFIF, for the resolution
     else:
         bare, data = encoded(photo, form), encoded(photo, form, exif=long)
     expected = load_pixels(Image.open(io.BytesIO(bare)).transpose(Image.Transpose.ROTATE_270))
@@ -541,7 +541,7 @@ def test_long_exif_in_the_text_of_a_png_is_passed_over(photo: Image.Image, monke
 
 
 def lengths_of_exif(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How much Pillow gets to parse from now on, each time."""
+    """The lengths of all EXIF data that Pillow is given to parse from now on."""
     lengths: list[int] = []
     load = Image.Exif.load
 
@@ -557,7 +557,7 @@ def lengths_of_exif(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def rle_bmp(width: int, height: int, pixels: bytes) -> bytes:
-    """A BMP of 8 bits, its palette grey, in runs: a count and a value, or 0 and what else to do."""
+    """A run-length encoded grey BMP of 8 bits. A run is a count and a value, or 0 and a command."""
     palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(pixels), 0, 0, 256, 0)
     start = 14 + len(header) + len(palette)
@@ -583,7 +583,7 @@ def test_what_pillow_decodes_in_python_is_refused_unless_the_caller_opened_it(va
 
 
 def test_a_run_length_encoded_bmp_takes_no_memory_however_large_it_says_it_is() -> None:
-    bomb = rle_bmp(2_000_000, 1, b"\0\2\xff\xff\xff\xff\0\1")  # go 255 to the right and 255 up
+    bomb = rle_bmp(2_000_000, 1, b"\0\2\xff\xff\xff\xff\0\1")  # the command to go 255 to the right and 255 up
     refusal(rle_bmp(1, 1, b""))  # its plugin imported
     before = resident_memory()
     refusal(bomb)
@@ -595,13 +595,13 @@ def test_a_ppm_of_another_maxval_takes_no_seconds(maxval: int) -> None:
     samples = np.full(3 * 2000 * 2000, maxval, np.uint8 if maxval < 256 else ">u2")
     start = time.thread_time()
     assert (load_pixels(f"P6 2000 2000 {maxval}\n".encode() + samples.tobytes()) == 255).all()
-    assert time.thread_time() - start < 2  # a tenth of that; Pillow's decoder takes 20
+    assert time.thread_time() - start < 2  # takes a tenth of that; Pillow's own decoder takes 20
 
 
 def test_a_ppm_of_another_maxval_takes_no_more_memory_than_others() -> None:
     data = b"P6 6000000 2 1023\n" + bytes(
         6 * 12_000_000
-    )  # in one piece, its numbers as indices would take 24 bytes each
+    )  # converted in one piece, samples as indices would take 24 bytes each
     before = resident_memory()
     load_pixels(data)
     assert peak_memory() - before < 16 * 12_000_000
@@ -649,7 +649,7 @@ def test_the_part_of_a_truncated_file_that_is_there_can_be_had(
     expected, part = load_pixels(whole).astype(int), load_pixels(whole[: int(0.6 * len(whole))], allow_truncated=True)
     difference = np.abs(part - expected)
     if "progressive" in options:
-        assert difference.mean() < 8  # there as a whole, a little blurred
+        assert difference.mean() < 8  # a progressive JPEG is there as a whole, a little blurred
     else:
         first = slice(160, None) if file_format == "BMP" else slice(0, 140)  # BMP is stored from the bottom up
         assert difference[first].mean() < 0.1
@@ -726,7 +726,7 @@ def test_leniency_belongs_to_the_call_and_not_to_the_process(photo: Image.Image)
     switches = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters)
 
     def outcome(allow_truncated: bool) -> bool:
-        """Whether 25 calls, made while other threads make the opposite ones, all do as they were told."""
+        """Whether 25 calls all do as they were told, while other threads ask for the opposite."""
         barrier.wait()
         for _ in range(25):
             try:
@@ -746,12 +746,12 @@ def test_leniency_belongs_to_the_call_and_not_to_the_process(photo: Image.Image)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_fork_while_another_thread_decodes_leaves_no_lock_behind() -> None:
-    with image_module._decoding:  # as that thread holds it at the fork
+    with image_module._decoding:  # as the other thread holds it at the fork
         child = os.fork()
         if child == 0:
             # Nothing may leave this block: the child is a copy of the whole test run.
             try:
-                signal.alarm(20)  # ends it if it waits for the thread that is not there
+                signal.alarm(20)  # ends the child if it waits for the thread that it does not have
                 load_pixels(Image.new("RGB", (8, 8)))
                 os._exit(7)
             finally:

@@ -1,4 +1,4 @@
-"""What comes along with an import: nothing heavy at all for the command's help, nothing of the export tools ever."""
+"""What an import brings along: nothing heavy for the command's help, and never anything of the export tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXPORT_ONLY = {"caplet_export", "tensorflow", "keras", "onnx", "tf2onnx", "torch
 
 
 def modules_after(code: str, *arguments: str) -> set[str]:
-    """Top-level packages that a fresh process holds after `code`."""
+    """Top-level packages that a fresh process has imported after `code`."""
     tail = "\nimport json, sys\nprint(json.dumps(sorted({n.split('.')[0] for n in sys.modules})), file=sys.stderr)"
     process = subprocess.run(
         [sys.executable, "-c", code + tail, *arguments], capture_output=True, text=True, check=True
@@ -76,7 +76,7 @@ os.wait()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_no_photo_makes_a_forked_child_import_anything(tiny_bundle: Path) -> None:
-    """It would wait for ever if another thread of its parent was at the same import when it was forked."""
+    """It would wait for ever if, at the fork, another thread of its parent was importing the same."""
     photo = Image.new("RGB", (8, 8), "red")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -93,7 +93,7 @@ def test_no_photo_makes_a_forked_child_import_anything(tiny_bundle: Path) -> Non
 
 def test_python_m_caplet_ends_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["caplet", "--nonsense"])
-    monkeypatch.setattr(os, "_exit", sys.exit)  # or else the tests would end here, too
+    monkeypatch.setattr(os, "_exit", sys.exit)  # otherwise the tests would end here, too
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("caplet", run_name="__main__")
     assert ended.value.code == 2

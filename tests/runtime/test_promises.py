@@ -1,7 +1,7 @@
 """What caplet promises about the machine it runs on: no network, no pickle, no code, no processes, no files of its own.
 
-Python tells a hook about all of these (PEP 578), however they are reached; what the libraries do in C shows in the home
-folder, where onnxruntime's telemetry keeps its database.
+Python tells an audit hook about all of these (PEP 578), however they are reached; what libraries do in C shows in the
+home folder, where onnxruntime's telemetry keeps its database.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ deed()
 
 
 def run(deed: str, bundle: Path, photo: Path, home: Path) -> subprocess.CompletedProcess[str]:
-    """In a home folder of its own, and an environment in which onnxruntime would not stay quiet by itself, as in CI."""
+    """Run CAPTION in a home folder of its own, without variables such as CI's, which alone keep onnxruntime quiet."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", CAPTION, str(bundle), str(photo), deed]
     return subprocess.run(command, env=environ, cwd=home, capture_output=True, text=True, check=False)
@@ -72,7 +72,7 @@ def test_the_watch_notices(deed: str, tiny_bundle: Path, photos: Path, tmp_path:
 
 
 def test_onnxruntime_reports_to_nobody() -> None:
-    """Before it is imported, as it decides then; and for a program that imports it after caplet."""
+    """It decides when it is imported, so `import caplet` tells it before, and also if the program imports it later."""
     code = "import os, caplet; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     done = subprocess.run([sys.executable, "-c", code], env={}, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

@@ -71,7 +71,7 @@ def test_whatever_the_file_was_cut_to_it_ends_up_whole(inputs: list[str], tmp_pa
                 other.get("error"),
             )
         done = whole[:cut].rfind(b"\n") + 1
-        assert out.read_bytes()[:done] == whole[:done]  # what was written before stays
+        assert out.read_bytes()[:done] == whole[:done]  # what had been written stays
 
 
 def test_null_bytes_that_a_power_cut_left_are_cut_off(photos: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_captions_of_another_search_are_not_mixed_in(
 
 
 def test_records_that_do_not_say_how_they_were_searched_are_gone_on_with(photos: Path, tmp_path: Path) -> None:
-    """Those of caplet 0.9 and older; nor does it matter what somebody wrote for a drawing."""
+    """Those of caplet 0.9 and older; what somebody put in place of a drawing does not matter either."""
     out = tmp_path / "out"
     assert resume([str(photos / "cat.jpg")], out) == 0
     record = json.loads(out.read_bytes())
@@ -197,7 +197,7 @@ def test_a_folder_as_output(inputs: list[str], tmp_path: Path, capfd: pytest.Cap
 
 @pytest.fixture
 def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A named pipe which, if it is read after all, is empty: nobody writes to it."""
+    """A named pipe that, if it is read after all, is empty: nobody writes to it."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     read = {str(pipe): lambda *_: io.BytesIO()}
@@ -209,7 +209,7 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_name_that_may_be_another_photo_each_time_is_refused(
     way: str, pipe: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Before anything is written, and before the photos that come first are captioned."""
+    """Before anything is written, and before any photo ahead of it is captioned."""
     with (photos / "cat.jpg").open() as file:
         name = {"-": "-", "named": str(pipe), "<(...)": "/dev/fd/63", "<": f"/dev/fd/{file.fileno()}"}[way]
         assert resume([str(photos / "rocket.jpg"), name], tmp_path / "out", "--attention", f"{tmp_path}/new/") == 2
@@ -226,7 +226,7 @@ def test_a_pipe_in_a_list_is_refused_at_its_turn(
     for _ in range(2):
         assert resume(["--files-from", str(tmp_path / "list")], tmp_path / "out") == 2
         assert capfd.readouterr().err == f"caplet: --resume: {pipe} may be another photo each time; save it as a file\n"
-        assert [record["path"] for record in records(tmp_path / "out")] == names  # there, - is a file of that name
+        assert [record["path"] for record in records(tmp_path / "out")] == names  # in a list, - is a file of that name
 
 
 def test_drawings_of_photos_of_one_name_keep_their_numbers(photos: Path, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_drawings_of_photos_of_one_name_keep_their_numbers(photos: Path, tmp_pat
 
 
 def test_drawings_of_photos_that_are_done_stay(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if a photo of the same name, found before them in its folder, comes later."""
+    """Even if a photo of the same name is added later, in a folder that comes before theirs."""
     monkeypatch.chdir(tmp_path)
     for part in ("a", "b", "c"):
         (tmp_path / "in" / part).mkdir(parents=True)
@@ -254,7 +254,7 @@ def test_drawings_of_photos_that_are_done_stay(photos: Path, tmp_path: Path, mon
     assert resume(["-r", "in"], Path("out"), "--attention", "drawings") == 0
     before = {path: path.read_bytes() for path in Path("drawings").iterdir()}
     shutil.copy(photos / "rocket.jpg", "in/a/x.jpg")
-    # However the folder is written now.
+    # However the folder is spelled this time.
     assert resume(["-r", "in"], Path("out"), "--attention", str(tmp_path / "in/../drawings")) == 0
     assert {path: path.read_bytes() for path in before} == before
     drawings = {record["path"]: Path(record["drawing"]).resolve() for record in records(Path("out"))}
@@ -276,7 +276,7 @@ def test_a_drawing_of_one_photo_that_is_done_stays(
 def test_a_drawing_that_failed_is_told_by_the_record(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """So that continuing the run does not end as if all was well, and the photo can be found and drawn again."""
+    """So that a resumed run does not end as if all were well, and the photo can be found and drawn again."""
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -311,7 +311,7 @@ def test_a_file_is_written_by_one_run_at_a_time(
     assert main([str(photos / "cat.jpg"), "-o", str(out), *options]) == 0
     assert list(tmp_path.iterdir()) == [out]
     with Output(os.devnull), Output(os.devnull):
-        pass  # what is no file has nothing to mix up
+        pass  # what is not a file has no lines to mix up
 
 
 def test_a_file_system_without_locks(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_killed_at_random_again_and_again(inputs: list[str], tmp_path: Path) -> 
     chance = random.Random(1)
     for _ in range(60 if LONG else 6):
         process = subprocess.Popen(command)
-        # Half of the kills soon after something was written, the others anywhere.
+        # Half of the kills come soon after something was written, the others at any time.
         size = out.stat().st_size if out.exists() else 0
         deadline = time.monotonic() + 30
         if chance.random() < 0.5:
@@ -342,7 +342,7 @@ def test_killed_at_random_again_and_again(inputs: list[str], tmp_path: Path) -> 
         time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if out.exists() and chance.random() < 0.5:  # a write that the kill tore apart
+        if out.exists() and chance.random() < 0.5:  # the kill tore a write apart
             with out.open("r+b") as file:
                 file.truncate(max(0, out.stat().st_size - chance.randrange(300)))
     assert subprocess.run(command, check=False).returncode == 1

@@ -1,4 +1,4 @@
-"""Exact 8-bit kernels, which are slower, are asked for where a processor and a bundle need them, and nowhere else."""
+"""Exact 8-bit kernels, which are slower, are asked for only where a processor and a bundle need them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WITHOUT_VNNI = "flags\t\t: fpu avx avx2 fma"
 def asked_for(
     monkeypatch: pytest.MonkeyPatch, session_options: Callable[[str], list[str | None]]
 ) -> Callable[[Path, Path], list[bool]]:
-    """Whether a Captioner asks for exact kernels on such a processor, encoder and decoder."""
+    """Whether a Captioner asks for exact kernels on such a processor, for the encoder and for the decoder."""
 
     def asked(bundle: Path, cpuinfo: Path) -> list[bool]:
         monkeypatch.setattr(sessions_module, "describe_cpu", lambda: describe_cpu(cpuinfo))
@@ -55,7 +55,7 @@ def write_cpuinfo(folder: Path, line: str) -> Path:
 def test_asked_for_on_x86_without_vnni(
     line: str, asked: bool, tmp_path: Path, tiny_bundle: Path, asked_for: Callable[[Path, Path], list[bool]]
 ) -> None:
-    """The bundle says nothing of its weights."""
+    """Of a bundle that does not say whether its weights saturate."""
     assert asked_for(tiny_bundle, write_cpuinfo(tmp_path, line)) == [asked, asked]
 
 

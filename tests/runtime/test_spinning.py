@@ -1,4 +1,4 @@
-"""Threads without work: they may look for some for microseconds, never for long, and not where that cannot be said."""
+"""Threads without work spin for microseconds only, and not at all where onnxruntime cannot limit them to that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = [part + name for part in (INTRA, INTER) for name in ("allow_spinning", "
 def options_asked(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, session_options: Callable[[str], list[str | None]]
 ) -> Callable[[str], list[dict[str, str | None]]]:
-    """The options on spinning that a Captioner gives a version of onnxruntime, encoder and decoder."""
+    """The options on spinning that a Captioner gives encoder and decoder with a version of onnxruntime."""
 
     def asked(version: str) -> list[dict[str, str | None]]:
         monkeypatch.setattr(onnxruntime, "__version__", version)
@@ -47,7 +47,7 @@ def test_microseconds_where_onnxruntime_can_count_them(
 def test_not_at_all_where_it_would_be_milliseconds(
     version: str, options_asked: Callable[[str], list[dict[str, str | None]]]
 ) -> None:
-    """An option that a version does not know is ignored there, and threads would spin as long as they like."""
+    """A version ignores an option that it does not know, and its threads would spin for as long as they like."""
     captioner = options_asked(version)
     assert len(captioner) == 2
     for asked in captioner:

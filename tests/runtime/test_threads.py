@@ -1,4 +1,4 @@
-"""The number of threads: what each limit allows, the smallest one wins, and no more are started than that."""
+"""The number of threads: what each limit allows, that the smallest wins, and that no more are started."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_in_a_container_the_group_is_not_visible_but_its_limit_is(tmp_path: Path
     assert usable_threads(environ={}, root=tmp_path).count == 2
 
 
-def test_a_limit_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+def test_a_limit_that_cannot_be_read_is_ignored(tmp_path: Path) -> None:
     machine(tmp_path, "0::/job\n", {"job/cpu.max/folder": "", "cpu.max": "200000 100000"})
     assert usable_threads(environ={}, root=tmp_path).count == 2
 
@@ -168,7 +168,7 @@ print(captioner.threads, most - own)
 
 
 def count_threads(affinity: int, threads: int, bundle: Path) -> tuple[int, int]:
-    """Threads of a captioner, and the most that its process ever had at work."""
+    """Threads of a captioner, and the most threads that its process had at any time."""
     photo = str(bundle / "golden" / "cat.png")
     command = [sys.executable, "-c", COUNT_THREADS, str(affinity), str(threads), str(bundle), photo]
     used, most = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
@@ -184,7 +184,7 @@ def test_on_one_cpu_there_is_one_thread(tiny_bundle: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
 @pytest.mark.parametrize(("threads", "at_most"), [(1, 1), (2, 4), (3, 6), (6, 10)])
 def test_there_are_no_more_threads_than_the_documentation_says(threads: int, at_most: int, tiny_bundle: Path) -> None:
-    """The encoder's, of which the caller's own is one, and one for each of up to four photos."""
+    """The encoder's, including the caller's own, and one for each of up to four photos."""
     used, most = count_threads(0, threads, tiny_bundle)
     assert used == threads
-    assert threads <= most <= at_most  # photos this small may be done before all threads are started
+    assert threads <= most <= at_most  # so small photos may be done before all threads have started

@@ -113,9 +113,7 @@ def test_info_as_text(bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyte
 
 
 @pytest.mark.parametrize("value", [10**400, "high", None], ids=type)
-def test_a_score_that_is_no_number_of_this_world_is_none(
-    value: Any, bundle: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_scores_that_cannot_be_shown_are_left_out(value: Any, bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def score(manifest: dict[str, Any]) -> None:
         scores = dict.fromkeys(["cider_d", "bleu_4", "rouge_l"], value)
         manifest["metrics"] = {"split": "dev", "images": 1, "results": {"3": {"scores": scores}}}
@@ -126,8 +124,8 @@ def test_a_score_that_is_no_number_of_this_world_is_none(
     assert "none for the default search" in text
 
 
-def test_info_about_no_model_tells_of_the_machine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What a report of the error wants to have; in JSON half of it would be something else."""
+def test_info_without_a_model_tells_of_the_machine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """For a report of the error; JSON is all or nothing, since programs read it."""
     status, out, err = run("info", "--model", tmp_path / "nowhere", capfd=capfd)
     assert (status, err.count("\n")) == (1, 1)
     assert [line.split("  ")[0] for line in out.splitlines()] == ["versions", "CPU", "CPU features", "threads"]
@@ -275,7 +273,7 @@ def test_bench_measures_every_stage(report: dict[str, Any]) -> None:
     assert list(report["stages"]) == ["decode", "encode", "step", "search", "total"]
     for stage in report["stages"].values():
         assert 0 < stage["p50"] <= stage["p90"] <= stage["p99"]
-    assert report["stages"]["step"]["mean"] < report["stages"]["search"]["mean"]  # which is made of steps
+    assert report["stages"]["step"]["mean"] < report["stages"]["search"]["mean"]  # since it is made of steps
     assert report["words"] > 0
 
 
@@ -284,7 +282,7 @@ def test_bench_measures_throughput_memory_and_the_start(report: dict[str, Any]) 
     assert all(rate > 1 for rate in report["photos_per_second"].values())
     assert 0 < report["cpu_seconds_per_photo"] < 5
     assert 0.05 < report["first_caption_seconds"] < 60
-    assert 30 < report["peak_rss_mb"] < 200  # this process, with its own imports, is larger than that
+    assert 30 < report["peak_rss_mb"] < 200  # this process, with its own imports, takes more
 
 
 def test_bench_sweeps_threads_and_batches(report: dict[str, Any]) -> None:
@@ -320,7 +318,7 @@ def test_bench_by_a_known_clock(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Of the runs that count, number `i` takes a base and a multiple of `i²`; those before take a second each."""
+    """Measured run `i` takes a base plus a multiple of `i²` milliseconds; each warm-up takes a second."""
     now = cpu = 0.0
     photo, runs = "a\nphoto.jpg", 11
     batches: list[tuple[int, int]] = []
@@ -413,7 +411,7 @@ threads  batch  photos a second
     status, out, err = run("bench", photo, "--model", tmp_path, *options, capfd=capfd)
     assert (status, err) == (0, "")
     assert out == expected
-    # A first batch that is not timed, then as many photos as --runs, or four batches.
+    # A first batch that is not timed, then as many photos as --runs, but at least four batches.
     assert batches == [(2, 2), (2, 11)] + [(1, 1), (1, 11), (4, 4), (4, 16), (8, 8), (8, 32)] * 3
 
 
@@ -421,7 +419,7 @@ threads  batch  photos a second
 def test_bench_starts_a_process_of_the_same_caplet_with_the_same_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A caplet that tells what it is given, and has let go of most of its memory when it ends."""
+    """With a stand-in for caplet that tells its arguments, and frees most of its memory before it ends."""
     (tmp_path / "caplet").mkdir()
     (tmp_path / "caplet" / "__init__.py").touch()
     (tmp_path / "caplet" / "cli.py").write_text(
@@ -517,7 +515,7 @@ def test_bench_runs_nothing_from_the_current_folder(
 def test_bench_by_a_python_whose_name_is_not_utf_8(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As any long name may be in /proc/self/status, where it is cut after 15 bytes."""
+    """As a long name may become in /proc/self/status, where it is cut after 15 bytes."""
     python = tmp_path / os.fsdecode(b"python\xff")
     python.symlink_to(sys.executable)
     monkeypatch.setattr(sys, "executable", str(python))
