@@ -48,6 +48,21 @@ def test_mutated_images_are_decoded_or_refused() -> None:
         assert report["peak_bytes"] < MOST_BYTES
 
 
+def test_a_case_that_crashes_is_named() -> None:
+    program = f"""
+import faulthandler, os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_fuzz_images as fuzz
+faulthandler.enable()
+cases = iter(range(3))
+fuzz.outcome = lambda *_, **__: "decoded" if next(cases) < 2 else os.abort()
+fuzz.run(9, first=40)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    before, _, _ = done.stderr.partition("Fatal Python error")
+    assert before.split()[-2:] == ["case", "42"]
+
+
 def test_cases_can_be_repeated() -> None:
     originals = written_by_pillow()
     assert [mutated(originals, n) for n in range(20)] == [mutated(originals, n) for n in range(20)]
@@ -152,13 +167,10 @@ def run(count: int, first: int) -> dict[str, Any]:
     for number in range(first, first + count):
         data = mutated(originals, number)
         # A crash or a hang cannot be caught: its traceback is written, after the number of the case.
+        print(f"\rcase {number}", end=" ", file=sys.stderr, flush=True)
         faulthandler.dump_traceback_later(10 * MOST_SECONDS, exit=True)
         start = time.thread_time()
-        try:
-            outcomes[outcome(data, allow_truncated=number % 2 == 0)] += 1
-        except BaseException:
-            print(f"case {number}", file=sys.stderr)
-            raise
+        outcomes[outcome(data, allow_truncated=number % 2 == 0)] += 1
         seconds = time.thread_time() - start
         if seconds > slowest:
             slowest, slowest_case = seconds, number
