@@ -1,4 +1,4 @@
-"""Data that lets some tests prove more, in the folder that `CAPLET_DATA` names, or `shared/` beside the checkout."""
+"""Data with which some tests prove more, in the folder that `CAPLET_DATA` names, or `shared/` beside the checkout."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ ENCODER_WEIGHTS = _DATA / "weights" / "inception_v3_notop.weights.h5"
 
 
 def needs(file: Path) -> pytest.MarkDecorator:
-    """Skips a test where the file is not there."""
+    """A mark that skips a test if the file is not there."""
     return pytest.mark.skipif(not file.exists(), reason=f"no {file}")

@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that import onnxruntime before caplet report to nobody either
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # also for tests that import onnxruntime before caplet
 sys.path.insert(0, str(HERE))  # test folders import `tiny_bundle` by name
 
 from tiny_bundle import write_tiny_bundle  # noqa: E402
 
 
 def pytest_collection_finish() -> None:
-    """TensorFlow, once imported, is a million objects, and every collection of garbage would look at each again."""
+    """An imported TensorFlow is a million objects; unfrozen, every garbage collection would look at each again."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where branches are counted, they are the runtime's, and its own tests have to take them: the toolchain's would
-    need a third longer.
+    """Branch coverage is that of the runtime by its own tests and the product's: the toolchain's tests would take a
+    third longer with it.
     """
     for item in items:
         if item.path.relative_to(HERE).parts[0] not in ("runtime", "product"):
@@ -46,7 +46,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def session_options(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str | None]]:
-    """What onnxruntime's sessions opened from now on were given for an option, in their order; None where nothing."""
+    """Of each onnxruntime session opened from now on, in order, its value of an option; None where it is not set."""
     import onnxruntime
 
     opened: list[onnxruntime.SessionOptions] = []

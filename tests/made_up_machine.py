@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def machine(root: Path, group: str, files: dict[str, str]) -> Path:
-    """A made-up file system with /proc/self/cgroup and files under /sys/fs/cgroup."""
+    """A made-up file system: `group` is /proc/self/cgroup, `files` are what lies under /sys/fs/cgroup."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_bytes(os.fsencode(group))
     for name, text in files.items():

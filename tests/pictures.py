@@ -1,4 +1,4 @@
-"""What the tests of images share: pictures as files, Pillow as the judge, and what a refusal looks like."""
+"""What the tests of images share: pictures as files, Pillow's pixels as the reference, and refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caplet.image import load_pixels
 
 
 def plain(image: Image.Image, size: tuple[int, int] = (299, 299)) -> NDArray[np.uint8]:
-    """What the training features were computed from."""
+    """Pixels by Pillow alone, as the training features were computed from them: uint8 [height,width,3]."""
     return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
 
 
@@ -29,7 +29,7 @@ def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> byt
 
 
 def refusal(source: Any, **options: Any) -> CapletError:
-    """The error that `load_pixels` raises, in one line."""
+    """The error that `load_pixels` raises, whose message has to be one line."""
     with pytest.raises(CapletError) as caught:
         load_pixels(source, **options)
     assert "\n" not in str(caught.value)

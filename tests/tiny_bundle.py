@@ -93,7 +93,7 @@ class TinyModel:
         width: int = 299,
         top_k: int = 16,
     ) -> TinyModel:
-        """Weights wide enough that the words depend on the photo, on the state and on the word before.
+        """Weights large enough that the words depend on the photo, on the state and on the word before.
 
         With the default seed the sentences for the sample photos differ and end by themselves.
         """
@@ -114,7 +114,7 @@ class TinyModel:
         }
         weights = {name: (2.0 * random.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
         bias = np.zeros(vocabulary_size, np.float32)
-        bias[END] = 3.5  # sentences of a handful of words
+        bias[END] = 3.5  # makes sentences of a handful of words
         mask = np.zeros(vocabulary_size, np.float32)
         mask[[PAD, START, UNKNOWN]] = -np.inf
         return cls(weights | {"word_b": bias, "mask": mask}, height, width, top_k)
@@ -278,7 +278,7 @@ def reference_search(
 ) -> list[tuple[list[int], float]]:
     """Beam search for one photo in the plainest form (lists and sorting), best first: (word ids, score).
 
-    Of all continuations the `beam_size` likeliest stay; those that ended are set aside. Repeated trigrams are out.
+    Of all continuations the `beam_size` likeliest stay; those that ended are set aside. No trigram is repeated.
     """
     features, keys, first = model.encode(pixels[None])
     live: list[tuple[list[int], float, Floats]] = [([], 0.0, first)]
@@ -305,7 +305,7 @@ def join_words(words: list[str]) -> str:
 
 
 def vocabulary(size: int) -> list[str]:
-    """Specials, real words, then numbered ones."""
+    """The first `size` of: special tokens, real words, numbered words."""
     words = [*SPECIALS, *WORDS]
     return (words + [f"word{number}" for number in range(size)])[:size]
 

@@ -49,7 +49,7 @@ def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-o", "/proc/nowhere/peers.json"], "cannot be written to"),
     ],
 )
-def test_a_part_replaces_no_results(
+def test_the_comparison_refuses_impossible_numbers_files_and_parts(
     arguments: list[str], said: str, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -57,7 +57,7 @@ def test_a_part_replaces_no_results(
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_the_other_commands_too(prepared: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_other_commands_refuse_too(prepared: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = ["--bundle", str(tiny_bundle)]
     for main, arguments, said in (
         (operators.main, [str(prepared), "--quick"], "give -o"),

@@ -1,4 +1,4 @@
-"""Whether attention falls on the thing: quarters are chosen and blurred as said, and nouns counted."""
+"""The measurement of attention chooses and blurs quarters as it says, and counts nouns."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_only_the_quarter_is_blurred() -> None:
 
 
 class Described:
-    """A captioner that sees a dog where it looks, the upper right quarter, unless the photo is blurred there."""
+    """A captioner that looks at the upper right quarter, and sees a dog unless the photo is blurred there."""
 
     bundle = SimpleNamespace(manifest=SimpleNamespace(name="described", width=160, height=160))
 
@@ -59,7 +59,7 @@ def test_a_noun_that_goes_with_its_quarter_is_counted_as_gone(tmp_path: Path) ->
     photos = [tmp_path / f"{number}.png" for number in range(3)]
     for number, photo in enumerate(photos[:2]):
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (160, 160, 3), np.uint8)).save(photo)
-    Image.new("RGB", (160, 160), "grey").save(photos[2])  # a wall, and a wall is no noun of the list
+    Image.new("RGB", (160, 160), "grey").save(photos[2])  # a wall, which is not in the list of nouns
     captioner = Described()
     result = attention.measure(captioner, photos)  # type: ignore[arg-type]
     assert (result["photos"], result["nouns"]) == (3, 2)

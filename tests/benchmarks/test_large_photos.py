@@ -1,4 +1,4 @@
-"""The comparison of captions of large JPEGs, on a tiny data set: enlarged as said, scored both ways."""
+"""The comparison of captions of large JPEGs, on a tiny data set: photos are enlarged, and scored both ways."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_both_ways_are_scored(tiny_bundle: Path, tmp_path: Path, capsys: pytest.
     assert low <= high
 
 
-def test_what_is_said_of_the_file_is_compared_with_what_is_said_of_its_pixels(
+def test_captions_of_the_file_are_compared_with_those_of_its_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a captioner that says of a file what a person says, and of pixels the same but the last time."""
+    """With a captioner that gives a person's words for a file, and for pixels the same except for the last photo."""
     data = write_tiny_flickr8k(tmp_path / "data")
     dataset = read_dataset(data)
     right = [tokenize(dataset.captions[name][0]) for name in dataset.split("dev")[:3]]

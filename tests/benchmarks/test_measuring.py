@@ -1,4 +1,4 @@
-"""What is timed, how often, in which order and under which conditions: with workers and clocks that only take notes."""
+"""What is timed, how often, in which order and under which conditions, with stand-ins for workers and clocks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def engine(name: str) -> Peer:
 
 
 class NotingWorker:
-    """A worker whose tasks take the milliseconds of its name, and that notes what it is asked for."""
+    """A worker whose tasks take the milliseconds in its name, and that notes what it is asked for."""
 
     notes: ClassVar[list[str]] = []
 
@@ -60,7 +60,7 @@ class NotingWorker:
         return [float(self.peer.name.split("-")[-1].removeprefix("caplet") or 1)] * times
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Do nothing: no process runs."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_burst_times_every_run_but_the_first_in_milliseconds(monkeypatch: pyte
     clock, runs = count(), []
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock) / 4)
     milliseconds, result = worker.burst(lambda: runs.append(next(clock)) or len(runs), 3)
-    assert milliseconds == [500.0] * 3  # a tick of the clock is in each
+    assert milliseconds == [500.0] * 3  # one tick of the clock is the run's
     assert (result, len(runs)) == (4, 4)
 
 
@@ -142,7 +142,7 @@ def test_greedy_engines_search_greedily_and_the_default_ones_as_the_bundle_says(
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As if `prepare` had written it; and nothing is measured, not even how busy the machine is."""
+    """A folder as if `prepare` had written it; the machine is not described."""
     for name in ("photos/cat.jpg", "int8/manifest.json"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text('{"name": "tiny"}')
@@ -188,12 +188,12 @@ def test_results_say_which_bundle_they_are_of(tiny_bundle: Path) -> None:
     assert len(identity["manifest_sha256"]) == 64
 
 
-def test_memory_is_in_megabytes_and_load_in_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_in_megabytes_and_how_busy_is_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, stat = tmp_path / "status", tmp_path / "stat"
     status.write_text("Name:\tpython\nVmHWM:\t  250000 kB\nVmRSS:\t  125000 kB\n")
     assert machine.memory_mb(status) == {"now": 128.0, "peak": 256.0}
     stat.write_text("cpu 100 0 100 700 100 0 0\n")
-    # Of 200 further ticks 150 idle or waiting for disks.
+    # Of 200 further ticks, 150 are idle or waiting for disks.
     monkeypatch.setattr(machine.time, "sleep", lambda _: stat.write_text("cpu 130 0 120 820 130 0 0\n"))
     assert machine.busy(stat) == 0.25
 
@@ -223,7 +223,7 @@ def test_photos_are_vga_jpegs_of_quality_90(tmp_path: Path) -> None:
 
 
 def test_operators_are_counted_and_their_median_times_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of a trace with three operators, whose first three runs do not count."""
+    """In a trace of three operators, whose first three runs do not count."""
     import onnxruntime
 
     trace = [
@@ -238,13 +238,13 @@ def test_operators_are_counted_and_their_median_times_added(monkeypatch: pytest.
 
     class Session:
         def __init__(self, *_: object, **__: object) -> None:
-            """Loads nothing."""
+            """Load nothing."""
 
         def get_inputs(self) -> list[object]:
             return []
 
         def run(self, *_: object) -> None:
-            """Takes no time."""
+            """Take no time."""
 
         def end_profiling(self) -> str:
             return str(path)
@@ -260,7 +260,7 @@ def test_operators_are_counted_and_their_median_times_added(monkeypatch: pytest.
 
 @pytest.fixture
 def described(tmp_path: Path) -> Path:
-    """A folder with as much of a bundle as engines read that bring their own graphs: at most five words of three."""
+    """The part of a bundle that engines with graphs of their own read: up to five words, from a vocabulary of three."""
     bundle = tmp_path / "int8"
     bundle.mkdir()
     manifest = {"decoding": {"max_length": 5}, "preprocessing": {"width": 8, "height": 6}}
@@ -270,7 +270,7 @@ def described(tmp_path: Path) -> Path:
 
 
 class Reciter(StepwiseEngine):
-    """Says the words of a list, whatever the photo, and notes after which word it was asked for the next."""
+    """An engine that says the words of a list for any photo, and notes after which word each was asked for."""
 
     def __init__(self, folder: Path, words: list[int]) -> None:
         super().__init__(folder)
@@ -333,7 +333,7 @@ def test_caplet_runs_with_the_threads_and_the_beam_that_are_compared(
 def test_caplet_decodes_as_many_words_as_asked_for(
     tiny_bundle: Path, photos: Path, beam_size: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a photo whose caption is shorter."""
+    """Even for a photo whose caption is shorter."""
     from caplet import sessions
 
     asked: list[list[int]] = []
@@ -411,7 +411,7 @@ def test_the_chart_shows_medians_and_reaches_to_the_90th_percentile(
 
 
 class Kernels:
-    """An onnxruntime session whose exact kernels take 3 seconds, its usual ones 1, by a clock that moves with them."""
+    """An onnxruntime session whose exact kernels take 3 seconds and whose usual ones take 1, by a clock of its own."""
 
     now = 0.0
     usual_is_off_by = 0.0
@@ -449,9 +449,9 @@ def test_exact_kernels_are_compared_with_the_usual_ones(
 
 
 class World:
-    """A clock, the programs that compute beside, and captioners by their spin, twice as slow beside such a program.
+    """A clock, programs that keep a core busy, and captioners, one for each spin, twice as slow beside such a program.
 
-    They take a second for the encoder, two for a caption, and half a one for each of many; two cores compute.
+    They take a second for the encoder, two for a caption, and half a second for each of many; two cores compute.
     """
 
     def __init__(self) -> None:
@@ -496,7 +496,7 @@ class World:
 
 
 def test_spins_take_turns_alone_and_beside_a_program(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each after a rest and an untimed run, now from the back, now from the front; times are those of one photo."""
+    """Each after a rest and an untimed run, in alternating order; times are those of one photo."""
     world = World()
     monkeypatch.setattr("caplet.Captioner", world.captioner)
     monkeypatch.setattr(spinning, "time", world)
@@ -513,12 +513,12 @@ def test_spins_take_turns_alone_and_beside_a_program(photos: Path, monkeypatch: 
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that takes 100 MB, and took 300."""
+    """A process that takes 100 MB now, and took 300 at its peak."""
     monkeypatch.setattr(probes, "memory_mb", lambda: {"now": 100.0, "peak": 300.0})
 
 
 def test_idling_begins_a_fifth_of_a_second_after_a_caption(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a process that computes all the time until then, and a quarter of it later."""
+    """In a process that computes all the time until then, and a quarter of the time from then on."""
     slept: list[float] = []
 
     def process_time() -> float:
@@ -533,7 +533,7 @@ def test_idling_begins_a_fifth_of_a_second_after_a_caption(monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("little_memory")
 def test_memory_grows_over_as_many_photos_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a captioner that takes a second a photo."""
+    """With a captioner that takes a second a photo."""
     asked: list[str] = []
 
     def caption_many(photos: Iterable[str]) -> Iterator[None]:
@@ -557,7 +557,7 @@ def test_the_commands_memory_is_its_peak(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_starts_find_their_modules_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one folder for all of them, even where Python is told to write none."""
+    """In one folder for all starts, even where Python is told to write no bytecode."""
     folders: list[str] = []
 
     def run(command: list[str], *, env: dict[str, str], **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The comparison at small counts on a stand-in for Inception: who is installed is measured and says the same words."""
+"""The comparison at small counts, with a stand-in for Inception: what is installed is measured, with equal captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("tensorflow")
 
 from benchmarks import operators, peers, prepare, report
 from benchmarks.engine import Engine
-from benchmarks.roster import PEERS, Peer
+from benchmarks.roster import PEERS, ROSTER, Peer
 from caplet_export.checkpoint import DECODER, save_weights
 from caplet_export.config import Config
 from caplet_export.text import SPECIALS, Vocabulary
@@ -67,7 +67,7 @@ def test_every_stage_of_everybody_has_its_runs(results: dict[str, Any]) -> None:
 
 
 def test_engines_with_the_same_weights_say_the_same(results: dict[str, Any]) -> None:
-    """caplet refuses to say the same three words twice, so from the fourth on a random model's sentences may part."""
+    """caplet never repeats three words in a row, so a random model's sentences may differ from the fourth word on."""
     expected = results["peers"]["keras-predict"]["captions"]
     assert len(expected) == 2 and all(len(text.split()) >= 4 for text in expected.values())
     for name in SAME_FLOATS:
@@ -98,7 +98,7 @@ def test_an_engine_that_fails_is_reported_and_stops_nobody(folder: Path, tmp_pat
         (tmp_path / name).symlink_to(folder / name)
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain/encoder.onnx").symlink_to(folder / "plain/encoder.onnx")
-    (tmp_path / "plain/decoder.onnx").symlink_to(folder / "plain/encoder.onnx")  # loads, and fails at the first word
+    (tmp_path / "plain/decoder.onnx").symlink_to(folder / "plain/encoder.onnx")  # loads, but fails at the first word
     plan = peers.Plan(threads=1, rounds=1, rest_seconds=0, burst_milliseconds=0, most_runs=1)
     contestants = [
         dataclasses.replace(PEERS["caplet-fp32"], files=()),
@@ -129,12 +129,12 @@ def test_plain_exports_run_by_default_options_and_without_spinning(folder: Path,
 
 
 def test_no_two_engines_are_called_alike() -> None:
-    assert len({peer.label for peer in PEERS.values()}) == len(PEERS)
+    assert len({peer.label for peer in ROSTER}) == len(PEERS) == len(ROSTER)
 
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=list(PEERS))
-def test_every_engine_of_the_roster_is_one(peer: Peer) -> None:
-    """Also where its packages are not installed: they are imported when one is made."""
+def test_every_entry_of_the_roster_names_an_engine(peer: Peer) -> None:
+    """Even where its packages are not installed: they are imported only when an engine is made."""
     module, _, name = peer.factory.partition(":")
     engine = getattr(importlib.import_module(f"benchmarks.{module}"), name)
     assert issubclass(engine, Engine) and not inspect.isabstract(engine)

@@ -1,4 +1,4 @@
-"""Measurements of the product at small counts, on a tiny bundle: every figure is there and possible."""
+"""Measurements of the product at small counts, on a tiny bundle: every figure is there and plausible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_each_start_is_repeated(results: dict[str, Any]) -> None:
 
 
 def test_a_start_is_the_median_of_those_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that each process moves on: with a caption by 90, 6, 1, 2 seconds, with the imports by a tenth."""
+    """By a clock that processes move on: those with a caption by 90, 6, 1, 2 seconds, those with imports by a tenth."""
     now, taken = 0.0, {"caption": iter([90, 6, 1, 2]), "imports": iter([9, 0.6, 0.1, 0.2])}
 
     def run(command: list[str], **_: Any) -> None:
@@ -68,7 +68,7 @@ def test_rates_and_idling_are_figures(results: dict[str, Any]) -> None:
 
 
 class Clock:
-    """Moved on by the work itself, and by a quarter of the processor's time while it sleeps."""
+    """A clock that the work itself moves on; while the process sleeps, it takes a quarter of the processor's time."""
 
     def __init__(self) -> None:
         self.now = self.cpu = 0.0
@@ -85,7 +85,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Of probes whose captioner takes a second a photo, half of one in its usual batches, a quarter in one of 32."""
+    """A clock for a captioner that takes a second a photo, half in its usual batches, a quarter in a batch of 32."""
     clock = Clock()
 
     class Slow:
@@ -107,7 +107,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_rates_are_photos_a_second(clock: Clock) -> None:
     rates = {"one_at_a_time": 1.0, "batch_of_32": 4.0, "usual_batches": 2.0}
     assert probes.batch("bundle", "3", "cat.jpg") == rates
-    assert clock.now == 4 * 32 * (1 + 1 / 4 + 1 / 2)  # once before, and three times
+    assert clock.now == 4 * 32 * (1 + 1 / 4 + 1 / 2)  # once untimed, and three times
 
 
 def test_idling_is_a_share_of_the_time(clock: Clock) -> None:
@@ -132,7 +132,7 @@ def test_installed_size_is_the_wheel_and_all_it_requires(results: dict[str, Any]
 
 
 def test_installed_size_is_what_the_files_weigh() -> None:
-    """numpy requires nothing, so its size is that of its two folders."""
+    """numpy requires nothing, so its size is that of its own folders."""
     import numpy
 
     package = Path(numpy.__file__).parent

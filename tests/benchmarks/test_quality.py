@@ -1,4 +1,4 @@
-"""The README's scores are those of the bundle it speaks of."""
+"""The README's scores are those of the released bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables and chart: the figures are those of the JSON, and the README holds what its JSON says."""
+"""Tables and chart have the figures of the JSON, and so has the README."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_machine_that_was_busy_before_is_told(peers: dict[str, Any]) -> None:
     assert "8.0 GB; 6 % busy with something else before" in report.readme_table(peers)
 
 
-def test_without_matrix_units_nobody_is_told_not_to_use_them(peers: dict[str, Any]) -> None:
+def test_without_amx_there_is_no_row_for_not_using_it(peers: dict[str, Any]) -> None:
     peers["peers"]["openvino-int8-vnni"] = peer("OpenVINO int8, not using AMX", [10.0])
     assert "not using AMX" not in report.readme_table(report.without_duplicates(peers))
     cpu = {**MACHINE["cpu"], "features": ["avx512_vnni", "amx_int8"]}

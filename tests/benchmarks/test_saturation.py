@@ -1,4 +1,4 @@
-"""The comparison of kernels measures what it says, on a bundle in float, where both are the same."""
+"""The comparison of kernels measures what it says, on a float bundle, for which both give the same outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison of spins asks onnxruntime for what it says, and times every task with each."""
+"""The comparison of spins asks onnxruntime for the spins that it names, and times every task with each."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 Blocks are taken from the Markdown itself. An HTML comment on the line before a block says that it is run elsewhere:
 `<!-- test: export -->` by tests/export/test_whole_path.py, `<!-- first-command -->` and `<!-- test-command -->` by
-.ci/run, `<!-- test: skip, WHY -->` not here, for the reason given.
+.ci/run; or, with `<!-- test: skip, WHY -->`, that it is not run, for the reason given.
 
-These tests import pytest, caplet and the standard library only. They run in the checkout, and again beside a copy of
-README.md, docs/ and photos/, in an environment that holds the built wheel alone.
+These tests import pytest, the two packages and the standard library only. They run in the checkout, and again beside a
+copy of README.md, docs/ and photos/, in an environment that holds the built wheel alone.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ BLOCKS = [block for page, text in PAGES.items() for block in blocks_of(page, tex
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the sample photos where the pages expect them, and a bundle, as if somebody had written one."""
+    """A folder with the sample photos where the pages expect them, and the model as a bundle of one's own."""
     shutil.copytree(PHOTOS, tmp_path / "tests" / "photos")
     (tmp_path / "my-bundle").symlink_to(locate_bundle())
     return tmp_path
@@ -98,14 +98,14 @@ def test_every_page_is_there() -> None:
     assert {f"docs/{name}.md" for name in expected} | {"README.md"} <= set(PAGES)
 
 
-def test_no_block_escapes() -> None:
+def test_every_block_is_found_and_its_mark_is_known() -> None:
     for page, text in PAGES.items():
         fences = re.findall(r"^ *(?:```|~~~)", text, re.M)
         assert len(fences) == 2 * len(blocks_of(page, text)), f"{page} has a block that is not found"
     for block in BLOCKS:
         assert block.language in RUN + NOT_RUN, f"{block} is in {block.language!r}"
         assert not block.mark or ELSEWHERE.fullmatch(block.mark), f"{block} has the mark {block.mark!r}"
-        # Those who run the others look for them on one page only.
+        # Whatever runs these blocks looks for them on one page only.
         assert not block.mark.startswith("test: export") or block.page == "docs/training.md"
         assert not block.mark.endswith("-command") or block.page == "README.md"
     assert sum(block.language in RUN and not block.mark for block in BLOCKS) >= 20
@@ -120,13 +120,13 @@ def test_every_link_leads_somewhere() -> None:
             path = page if not name else ((ROOT / page).parent / name).resolve().relative_to(ROOT).as_posix()
             if path in PAGES:
                 assert not anchor or anchor in anchors(PAGES[path]), f"{page} links to {target}"
-            else:  # these lie in the checkout only
+            else:  # files that only the checkout has
                 assert path.startswith(("models/", "benchmarks/", "CHANGELOG.md")), f"{page} links to {target}"
                 assert not (ROOT / "pyproject.toml").exists() or (ROOT / path).exists(), f"{page} links to {target}"
 
 
 def test_the_captions_in_the_readme_are_the_models() -> None:
-    """The sentence of the first command, and those of the photos that the model has no words for."""
+    """The sentence of the first command, and those on the photos whose subject the model has no word for."""
     shown = dict(re.findall(r"^(\w+\.jpg)  +(.+)$", PAGES["README.md"], re.M))
     sentence = re.search(r"tests/photos/(\w+\.jpg)\n```\n\n```text\n(.+)\n```", PAGES["README.md"])
     assert sentence is not None
@@ -175,7 +175,7 @@ def test_there_are_messages_to_look_up() -> None:
 
 
 def strings_in(node: ast.AST) -> str:
-    """The text of a string in the code, with an ellipsis for what is filled in; empty for anything else."""
+    """The text of a string in the code, with an ellipsis for each value filled in; empty for anything else."""
     if isinstance(node, ast.JoinedStr):
         return "".join(strings_in(part) or "…" for part in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
@@ -183,7 +183,7 @@ def strings_in(node: ast.AST) -> str:
 
 @pytest.fixture(scope="module")
 def said_in_the_code() -> str:
-    """Every string in both packages, a line each."""
+    """Every string in the code of both packages, one to a line."""
     folders = [Path(package.__file__).parent for package in (caplet, caplet_export) if package.__file__]
     modules = [module for folder in folders for module in sorted(folder.rglob("*.py"))]
     trees = [ast.parse(module.read_text(encoding="utf-8")) for module in modules]
@@ -192,7 +192,7 @@ def said_in_the_code() -> str:
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_the_messages_are_those_of_the_code(message: str, said_in_the_code: str) -> None:
-    """Each part of a message, between what differs from case to case, stands in the code."""
+    """Each fixed part of a message is in the code."""
     parts = [part.strip(" :;,()") for part in re.split(r"…|; |: ", message)]
     missing = [part for part in parts if part and part not in said_in_the_code]
     assert not missing

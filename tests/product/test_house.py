@@ -1,6 +1,6 @@
 """The house: every module has its place on docs/development.md, and imports go one way.
 
-Like the other tests of the product these import pytest and the two packages only.
+Like the other tests of the product, these import pytest and the two packages only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def modules(package: str) -> dict[str, Path]:
 
 
 def imported(node: ast.AST) -> Iterator[str]:
-    """What code imports anywhere, also within functions, but for types alone."""
+    """What code imports anywhere, even within functions, except for types alone."""
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
         return
     if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The product as a stranger has it: installed, with its model, and nothing else.
+"""The product as a user gets it: installed, with its model, and nothing else.
 
 These tests import pytest, caplet and the standard library only. They run in the checkout, and again, copied to an empty
 folder, in an environment that holds the built wheel alone (`CAPLET_WHEEL` then names the wheel).

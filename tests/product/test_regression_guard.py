@@ -1,6 +1,6 @@
-"""What makes the bundled model fast, counted instead of timed, so that a regression shows and a busy machine does not.
+"""What makes the bundled model fast, counted and not timed, so that a regression shows and a busy machine does not.
 
-Like the other tests of the product these import pytest, caplet and what caplet requires only.
+Like the other tests of the product, these import only pytest, caplet and what caplet requires.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PHOTOS = Path(__file__).parent.parent / "photos"
 CAT = PHOTOS / "cat.jpg"
 ALLOWED_PACKAGES = {"caplet", "numpy", "onnxruntime", "PIL"}
 BROUGHT_BY_ONNXRUNTIME = {"coloredlogs", "flatbuffers", "google", "humanfriendly", "mpmath", "packaging", "sympy"}
-# Convolutions in float, and what an export leaves around fused ones.
+# Convolutions in float, and operators that an export leaves around unfused ones.
 UNFUSED = ("Conv", "FusedConv", "BatchNormalization", "Relu", "Clip", "Transpose", "ReorderInput", "Cast")
 
 
