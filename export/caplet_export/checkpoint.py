@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
 DECODER, EXTRACTOR = "decoder.weights.h5", "extractor.npz"
 _BASE = "base"
 DAMAGED = (
-    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, zlib.error, SyntaxError, tokenize.TokenError,
 )  # fmt: skip
-"""What reading a damaged .npz or HDF5 file may raise: its bytes may ask for any compression, password or length."""
+"""What reading a damaged .npz or HDF5 file may raise: its bytes may ask for any compression, password or length, and
+NumPy reads the headers of arrays with Python's own parser."""
 
 
 @dataclass(frozen=True)

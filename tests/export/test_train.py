@@ -699,6 +699,26 @@ def test_what_was_trained_of_inception_is_kept_as_differences_in_eight_bits(tmp_
             load_extractor_part(extractor, path)
 
 
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [
+        (b"(100, 64), }", b"(100, 64x, }"),
+        (b"'<f4'", b"',f4'"),
+        (b"64), }          ", b"64000000000), }\n"),
+    ],
+    ids=["a bracket without its other half", "no type", "more than any memory"],
+)
+def test_an_array_whose_header_is_damaged_is_said_in_a_line(tmp_path: Path, sound: bytes, damaged: bytes) -> None:
+    """NumPy hands the header to Python's parser, before the archive's checksum can tell of the damage."""
+    path = tmp_path / "extractor.npz"
+    np.savez(path, base=0, **{"0": np.zeros((100, 64), np.float32)})
+    whole = path.read_bytes()
+    assert whole.count(sound) == 1
+    path.write_bytes(whole.replace(sound, damaged))
+    with pytest.raises(ConfigurationError, match=r"extractor\.npz: damaged"):
+        load_extractor_part(small_extractor(), path)
+
+
 # -- the self-critical objective --------------------------------------------------------------------------------------
 
 
