@@ -1,4 +1,4 @@
-"""What each part of the recipe gave: training runs side by side on the dev split, greedy, in Keras."""
+"""What each part of the recipe gained: training runs side by side on the dev split, decoded greedily in Keras."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AGAINST = {
     "before": ("What each stage gave", "Differences are against the row above."),
     "first": ("What each switch gives alone", "Every run differs from the first in the switches named alone."),
 }
-"""What a row is compared with: what such a table is called, and what is said below it."""
+"""For each run that a row may be compared with, the table's title and the first sentence of its note."""
 
 
 def compare_runs(
@@ -42,24 +42,25 @@ def compare_runs(
     against: str = "before",
     encoder_weights: str | None = "imagenet",
 ) -> dict[str, Any]:
-    """A table for the model card of the dev split, a row a run.
+    """Score runs on the dev split, as a table for the model card with one row for each run.
 
     Args:
         folders: run folders, in the order in which the recipe grew. For one that trained Inception blocks of its own,
             features are computed from the photos.
         dataset: captions and splits.
-        features: folder of the feature stores; the plain view of each block that a run reads must be there. Photos
-            that could not be read for one of them are left out.
+        features: folder of the feature stores; it must hold the plain view of each block that a run reads from stores.
+            Photos that could not be read for one of these stores are left out.
         against: `before` compares each run with the one before it, `first` with the first of all.
-        encoder_weights: what runs with Inception blocks of their own began with, as `build_extractor` takes it.
+        encoder_weights: the Inception weights from which runs with blocks of their own began, as `build_extractor`
+            takes them.
 
     Returns:
-        `{"title": ..., "columns": [...], "rows": [[...]], "note": ...}`; intervals are 95% bootstrap intervals over
-        images.
+        `{"title": ..., "columns": [...], "rows": [[...]], "note": ...}`, whose cells are strings. Intervals are 95%
+        bootstrap intervals over images.
 
     Raises:
         ConfigurationError: a run cannot be read, or was trained on other Inception weights.
-        DataError: no photo is left.
+        DataError: there is no dev split, or no photo is left.
         StoreError: a store is missing, or has no features of a photo that was added since.
     """
     checkpoints = [load_checkpoint(folder) for folder in folders]
@@ -102,7 +103,7 @@ def _row(
     statistics: ImageStatistics,
     before: tuple[Config, ImageStatistics] | None,
 ) -> list[str]:
-    """The cells of a run under `COLUMNS`; `before` is what it is compared with, None for the first run."""
+    """A run's cells under `COLUMNS`; `before` is the run that it is compared with, None for the first one."""
     interval = bootstrap_interval(statistics)["cider_d"]
     gain, changes = "", "(the baseline)"
     if before is not None:
@@ -133,7 +134,7 @@ def _captions(checkpoint: Checkpoint, seen: Iterable[Any]) -> list[list[str]]:
 
 
 def _extract(folder: Path, encoder_weights: str | None, dataset: Dataset, names: Sequence[str]) -> Iterator[Any]:
-    """Features of photos by a run's own extractor, in batches [N,L,C]."""
+    """Features of photos by a run's own extractor, in batches float32 [N,L,C]."""
     extractor = load_extractor(folder, encoder_weights)
     height, width = extractor.input_shape[1:3]
     for read, pixels in photo_batches(dataset, names, size=(width, height), task=run_name(folder)):
@@ -142,6 +143,6 @@ def _extract(folder: Path, encoder_weights: str | None, dataset: Dataset, names:
 
 
 def _changes(before: Config, now: Config) -> list[str]:
-    """The switches that differ, as `name value`."""
+    """The switches that differ, as `name value`, without seed and precision."""
     told = {switch.partition(".")[2]: value for switch, value in changed_switches(now, before).items()}
     return [f"{name} {value}" for name, value in told.items() if name not in ("seed", "precision")]

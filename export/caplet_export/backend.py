@@ -6,8 +6,8 @@ import os
 
 
 def load_tensorflow() -> None:
-    """Import TensorFlow and Keras with standard error aside: some of their start-up lines heed no setting."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the environment asks for: what follows needs it
+    """Import TensorFlow and Keras with standard error silenced: no setting turns off some of their start-up lines."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the environment asks for: the verbs need it
     aside = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -15,7 +15,7 @@ def load_tensorflow() -> None:
         import keras  # noqa: F401
         import tensorflow as tf
 
-        # The devices are looked up at first use, which has something to say as well.
+        # TensorFlow looks up its devices at first use, and writes lines about them too.
         tf.config.list_physical_devices()
     finally:
         os.dup2(aside, 2)

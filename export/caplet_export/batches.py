@@ -1,4 +1,4 @@
-"""Captions and stored features to batches: a lazily read `tf.data.Dataset`, in an order fixed by seed and epoch."""
+"""Batches of captions and stored features: a lazily read `tf.data.Dataset`, in an order fixed by seed and epoch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _POOL = 16
-"""Batches whose images are sorted by caption length together, so that little of a batch is padding."""
+"""The images of so many batches are sorted by caption length together, so that little of a batch is padding."""
 _STEP = 3
-"""Batches are padded to a length of 1 + a multiple of this: few shapes, few compiled functions."""
+"""Batches are padded to 1 + a multiple of this, or to the greatest length: few shapes, few compiled functions."""
 
 
 @dataclass(frozen=True)
 class CaptionIds:
-    """Captions of one image as ids: what is read at each step, and what is to be said there.
+    """Captions of one image as ids: the tokens that are read at each step, and the targets to be said there.
 
-    Both int32 [G,T+1] padded with 0: `<start> w1 … wT` and `w1 … wT <end>`. A caption cut at the length limit has no
-    `<end>` to learn.
+    Both are int32 [G,T+1], padded with 0, where T is the length limit: tokens `<start> w1 … wn`, targets
+    `w1 … wn <end>`. A caption longer than T words is cut, and has no `<end>` to learn.
     """
 
     tokens: NDArray[np.int32]
@@ -35,12 +35,12 @@ class CaptionIds:
 
     @property
     def length(self) -> int:
-        """Steps of the longest caption."""
+        """Steps of the longest caption, its `<end>` included."""
         return int((self.targets != PAD).sum(axis=1).max())
 
 
 def caption_ids(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_length: int, group: int) -> CaptionIds:
-    """Ids of an image's captions: exactly `group` rows, missing ones all padding, which weighs nothing."""
+    """Ids of an image's captions in exactly `group` rows; those without a caption are padding, which weighs nothing."""
     tokens = np.zeros((group, max_length + 1), np.int32)
     targets = np.zeros((group, max_length + 1), np.int32)
     for row, words in enumerate(captions[:group]):
@@ -52,14 +52,18 @@ def caption_ids(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_l
 
 
 def padded_length(length: int, longest: int) -> int:
-    """The next of the few lengths that batches have, `longest` at most."""
+    """The smallest of the few lengths of batches that is at least `length`; `longest` is the greatest of them."""
     return min(1 + -(-max(length - 1, 1) // _STEP) * _STEP, longest)
 
 
 class Batches:
     """Batches over a split; `epoch(n)` is the same sequence every time it is asked for.
 
-    Each batch is features float16 [B,L,C], tokens and targets int32 [B*G,T], and the indices int32 [B] of its images.
+    Each batch is features float16 [B,L,C], tokens and targets int32 [B*G,T], and the indices int32 [B] of its images in
+    `names`. The length T, and B of the last batch, vary.
+
+    Raises:
+        DataError: a view has no features of an image, or no image of the split could be read for all views.
     """
 
     def __init__(
@@ -95,11 +99,11 @@ class Batches:
         return -(-len(self.names) // self._size)
 
     def epoch(self, number: int) -> tf.data.Dataset:
-        """The batches of epoch `number`, shuffled; features are read as they are asked for, two batches ahead."""
+        """The batches of epoch `number`, shuffled, of a random view of each image; read two batches ahead."""
         return self._dataset(lambda: self._plan(np.random.default_rng([self._seed, number])))
 
     def in_order(self) -> tf.data.Dataset:
-        """The batches in the order of names, first view only."""
+        """The batches in the order of `names`, by the first view only."""
         rows = np.arange(len(self.names))
         starts = range(0, len(rows), self._size)
         plan = [rows[start : start + self._size] for start in starts]

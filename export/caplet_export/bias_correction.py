@@ -1,4 +1,4 @@
-"""Bias correction: rounding and clipping shift the mean of a channel, and its bias is moved to restore it."""
+"""Bias correction: rounding and clipping shift a channel's mean, and a change of its bias restores it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from caplet_export.onnx_graph import Graph
 
 _RARE = 0.01
 _SELDOM = 0.05
-"""A channel that is positive at a smaller share of places than `_RARE` is left alone; one below `_SELDOM` is corrected
-as if at that share, since so few places are a poor estimate."""
+"""A channel that is positive at no more than the share `_RARE` of its places is left alone; one below `_SELDOM` is
+corrected as if its share were `_SELDOM`, since an estimate from so few places is poor."""
 
 
 def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Iterable[Feed]) -> onnx.ModelProto:
-    """The quantised encoder with biases that make the mean of each channel what it is in the float encoder.
+    """The quantised encoder with biases that give each channel of a convolution its mean in the float encoder.
 
     The bias correction of Nagel et al. (ICCV 2019, section 4.2), measured, layer by layer from the pixels on. Means are
-    matched after the ReLU, not before: before it they are dominated by values that it removes, and matching those lets
-    the signal that passes shrink layer by layer. A mean that is d too low needs a bias that is d / p higher, p being
-    the share of places where the ReLU's output is positive.
+    matched after the ReLU: before it they are dominated by values that it removes, and matching those would let the
+    signal that passes shrink layer by layer. A mean that is d too low needs a bias that is d / p higher, where p is the
+    share of places at which the ReLU's output is positive.
 
     Args:
         model: the float graph that was quantised.
-        quantized: what `caplet_export.quantize` made of it.
+        quantized: the graph that `caplet_export.quantize` made of it; is not changed.
         feeds: inputs to take the means over, held in memory.
     """
     batches = list(feeds)
@@ -53,7 +53,7 @@ def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: It
 
 
 def _levels(graph: Graph) -> list[list[onnx.NodeProto]]:
-    """Convolutions with a bias, those that do not depend on each other together, from the pixels on."""
+    """Convolutions with a bias from the pixels on, grouped by depth: those of one group do not depend on each other."""
     depth: dict[str, int] = {}
     levels: dict[int, list[onnx.NodeProto]] = {}
     for node in graph.nodes:
@@ -67,7 +67,7 @@ def _levels(graph: Graph) -> list[list[onnx.NodeProto]]:
 def _means(
     model: onnx.ModelProto, values: Sequence[str], batches: Sequence[Feed]
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Of values [N,C,H,W] each channel's mean and the share of its places that are positive, float64 [C]."""
+    """For each of `values` [N,C,H,W] the channels' means and the shares of positive places, float64 [C] each."""
     observe = Observer(model, values, ("ReduceMean", "Sign/ReduceMean"), axes=(2, 3))
     runs = [observe(feed) for feed in batches]
     means = [np.concatenate(parts).mean(axis=0, dtype=np.float64) for parts in zip(*runs, strict=True)]

@@ -1,4 +1,4 @@
-"""Pairs of neighbouring words that people do not say: the grammar that n-grams shared with references do not see."""
+"""Pairs of neighbouring words that people do not say: errors of grammar that scores by shared n-grams do not see."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from caplet_export.text import END_TOKEN, START_TOKEN
 class Bigrams:
     """Which pairs of neighbouring words people do not say ("a sunglasses", "in a of"), from the captions they wrote.
 
-    A pair is implausible where the words in random order would make it at least 5 times and the captions have it less
-    than a fiftieth as often: its pointwise mutual information (Church and Hanks, 1990) is below log 1/50. A pair of
-    rare words is never implausible, however new. The beginning and the end of a caption count as words.
+    A pair is implausible if it would occur at least 5 times with the words in random order, but occurs less than a
+    fiftieth as often in the captions: its pointwise mutual information (Church and Hanks, 1990) is below log 1/50. A
+    pair of rare words is never implausible, even if it is new. The beginning and the end of a caption count as words.
     """
 
     _EXPECTED, _SHARE = 5, 0.02
@@ -29,11 +29,11 @@ class Bigrams:
         self._total = self._pairs.total()
 
     def implausible(self, words: Sequence[str], *, ended: bool = True) -> list[tuple[str, str]]:
-        """The implausible pairs of a caption; of one that was cut off (not `ended`) the last word may be anything."""
+        """The implausible pairs of a caption; if it was cut off (not `ended`), it may break off after any word."""
         return [pair for pair in _pairs(words, ended=ended) if self._is_implausible(*pair)]
 
     def never_after(self, first: str, words: Sequence[str]) -> list[int]:
-        """Which of `words`, by their position, do not follow `first`."""
+        """Positions of those of `words` that people do not say after `first`."""
         return [position for position, second in enumerate(words) if self._is_implausible(first, second)]
 
     def _is_implausible(self, first: str, second: str) -> bool:

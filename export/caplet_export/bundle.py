@@ -1,4 +1,4 @@
-"""Graphs, vocabulary, card and golden captions into one directory that caplet loads: a bundle."""
+"""Bundles: graphs, vocabulary, card and golden captions in one directory that caplet loads."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _PACKAGES = ("caplet", "tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx
 _FIGURE_WIDTH = 1200
 _FILES = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "vocabulary": "vocabulary.txt"}
 _MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams", "repeatable")
-"""Settings that the card names beside the scores, which are those with these settings."""
+"""Settings that the scores depend on; the card names them beside the scores."""
 _RECORDS = {
     "conversion": ("parity.json", {"photos", "identical_captions", "max_difference", "encoder_weights"}),
     "quantization": ("quantization.json", {"method", "photos", "seed", "rounding"}),
 }
-"""What `convert` and `quantize` leave beside the graphs, and what the card says of it."""
+"""The records that `convert` and `quantize` leave beside the graphs, and the fields of them that the card needs."""
 
 
 @dataclass(frozen=True)
 class Licences:
-    """Terms of the weights and of the data they were trained on, a sentence each without its full stop."""
+    """Terms of the weights and of the data they were trained on, each a sentence without its full stop."""
 
     weights: str = "not stated"
     data: str = "not stated"
@@ -72,23 +72,25 @@ def write_bundle(
     Args:
         output: its directory; a bundle that is there is replaced.
         graphs: folder written by `caplet-export convert` or `quantize`.
-        name: what the bundle calls itself.
+        name: the bundle's name.
         golden: photos that may be redistributed; the first is the card's figure. They are stored at the encoder's size
-            without loss, and captioned by the bundle itself through caplet, greedily and by the default search.
+            as PNG, and captioned by the bundle itself through caplet, greedily and by the default search.
         recipe: the configuration that trained it.
         stages: how it was trained, for the card.
-        decoding: how its captions are searched by default.
+        decoding: the default settings of its search.
         licences: terms of its weights and of the data they were trained on.
-        metrics: what `caplet-export evaluate --json` wrote; its captions are left out.
-        comparison: Markdown for the card, what `caplet-export evaluate --compare` printed of these graphs and those
+        metrics: the evaluation that `caplet-export evaluate --json` wrote; its captions are left out.
+        comparison: Markdown for the card: the output of `caplet-export evaluate --compare` for these graphs and those
             before quantisation.
         ablations: tables for the card, see `caplet_export.card.render_card`.
-        findings: Markdown for the card, likewise.
-        limits: Markdown for the card, likewise.
-        inputs: what else is read and must not be replaced by the bundle, such as the run.
+        findings: Markdown for the card, see there.
+        limits: Markdown for the card, see there.
+        inputs: further paths that are read and must not be replaced by the bundle, such as the run.
 
     Raises:
-        ConfigurationError: `graphs` is incomplete, or caplet cannot use what would be written.
+        ConfigurationError: `graphs` is incomplete or a bundle, `metrics` are not of this bundle, two golden photos have
+            one name, or caplet cannot use the bundle.
+        ExportError: a golden photo cannot be read, or `output` is not to be replaced or cannot be written.
     """
     with whole_folder(output, GRAPHS, (graphs, *inputs)) as folder:
         for file in _FILES.values():
@@ -113,7 +115,7 @@ def write_bundle(
             if golden:
                 _draw_attention(captioner, golden[0], folder / ATTENTION)
         except CapletError as error:
-            reason = str(error).replace(str(folder), str(output))  # the temporary folder is nobody's business
+            reason = str(error).replace(str(folder), str(output))  # not the temporary folder, which is gone by then
             raise ConfigurationError(f"{output}: not a bundle that caplet can use: {reason}") from error
         manifest["files"] = _hashes(folder)
         _write_manifest(folder, manifest)
@@ -125,11 +127,13 @@ def summarize_metrics(
     """The manifest's `metrics` from an evaluation: scores and intervals by beam size, without the captions.
 
     Args:
-        sha256: of the bundle's encoder, decoder and vocabulary.
+        evaluation: as JSON; None if there is none.
+        name: the bundle's.
+        decoding: the bundle's.
+        sha256: digests of the bundle's files, by role: `encoder`, `decoder` and `vocabulary`.
 
     Raises:
-        ConfigurationError: it is no evaluation, or of a bundle with another name, other settings or other graphs than
-            those beside which its scores would stand.
+        ConfigurationError: it is not an evaluation, or is one of another name, other settings or other files.
     """
     if evaluation is None:
         return {"split": "none", "scorer": "none", "results": {}}
@@ -171,7 +175,7 @@ def summarize_metrics(
 
 
 def read_ablation(path: Path) -> dict[str, Any]:
-    """A table for the card. `ConfigurationError` if it is not what `caplet-export ablation` writes."""
+    """A table for the card. Raises a ConfigurationError if the file is not one that `caplet-export ablation` wrote."""
     table = read_json(path)
     try:
         rows = [table["columns"], *table["rows"]]
@@ -185,10 +189,10 @@ def read_ablation(path: Path) -> dict[str, Any]:
 
 
 def read_record(graphs: Path, name: str) -> dict[str, Any]:
-    """What a verb left beside graphs, of its `conversion` or its `quantization`; empty if it left nothing.
+    """The record of the `conversion` or the `quantization` that a verb left beside graphs; empty if it left none.
 
     Raises:
-        ConfigurationError: the file holds something else, or `graphs` is a bundle, which does not have it.
+        ConfigurationError: the file holds something else, or `graphs` is a bundle, which has no such file.
     """
     file, needed = _RECORDS[name]
     if (graphs / "manifest.json").exists():
@@ -234,19 +238,19 @@ def _manifest(graphs: Path, name: str, decoding: Decoding, licences: Licences) -
 
 
 def _provenance(graphs: Path, recipe: Mapping[str, Any] | None, stages: Sequence[Stage]) -> dict[str, Any]:
-    """The recipe, its stages, and what `convert` and `quantize` left beside the graphs."""
+    """The recipe, its stages, and the records that `convert` and `quantize` left beside the graphs."""
     provenance: dict[str, Any] = {"recipe": recipe} if recipe else {}
     if stages:
         provenance["stages"] = [dataclasses.asdict(stage) for stage in stages]
     for name in _RECORDS:
         if record := read_record(graphs, name):
-            # Captions of photos that are not ours have no place in a bundle.
+            # Captions of the data set's photos, which are not ours, have no place in a bundle.
             provenance[name] = {key: value for key, value in record.items() if key != "different_captions"}
     return provenance
 
 
 def _store_photos(folder: Path, photos: Sequence[Path], size: tuple[int, int]) -> dict[str, Path]:
-    """Each photo at the encoder's size as PNG, which keeps every pixel; returns sources by file name."""
+    """Write each photo at the encoder's size as PNG, which keeps every pixel; returns sources by stored file."""
     (folder / "golden").mkdir()
     stored: dict[str, Path] = {}
     for photo in photos:
@@ -283,7 +287,7 @@ def _golden_captions(
 
 
 def _draw_attention(captioner: Captioner, photo: Path, path: Path) -> None:
-    """The figure of the card: where each word of a photo's caption looked."""
+    """Write the card's figure: where each word of a photo's caption looked."""
     drawing = captioner.caption(photo).plot(photo)
     drawing.thumbnail((_FIGURE_WIDTH, _FIGURE_WIDTH))
     drawing.save(path, quality=85)
@@ -311,7 +315,7 @@ def _versions() -> dict[str, str]:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            # TensorFlow's CPU build has another distribution name.
+            # TensorFlow is installed under one of two names.
             continue
     return versions
 

@@ -1,4 +1,4 @@
-"""Ranges of activations, observed on photos: what static quantisation needs to know.
+"""Ranges of activations, observed on photos, from which static quantisation takes its scales.
 
 Statistics are kept per group of values that will share a scale, and updated photo by photo, so memory does not grow
 with the calibration set.
@@ -25,13 +25,13 @@ Feeds = Callable[[], Iterable[Feed]]
 def calibrate(
     model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, method: str = DEFAULT_METHOD
 ) -> dict[str, Range]:
-    """The range, always with zero in it, in which each group of values is to be quantised.
+    """The range in which each group of values is to be quantised, by group; zero always lies in it.
 
     Args:
         model: a float graph.
         groups: names of values to observe, and of the group each belongs to.
         feeds: function that returns a new iterator over the calibration set (inputs of the graph, batch by batch);
-            called once per pass: once for `minmax`, twice for the other methods.
+            called once for each pass, of which `minmax` takes one, the other methods two.
         method: one of `caplet_export.ranges.METHODS`.
     """
     extremes = _extremes(model, groups, feeds())
@@ -51,9 +51,10 @@ def calibrate(
 def greedy_feeds(
     encoder: onnx.ModelProto, decoder: onnx.ModelProto, photos: Iterable[Feed], max_length: int
 ) -> Iterator[Feed]:
-    """What a decoder reads, step by step, while it writes greedy captions of batches of photos.
+    """The inputs that a decoder reads, step by step, while it writes greedy captions of batches of photos.
 
-    Every row goes on to `max_length` words: what follows an `<end>` is no stranger than what a wide beam tries.
+    Every row goes on to `max_length` words: those after an `<end>` are no stranger than those that a wide beam tries.
+    Each feed holds the encoder's outputs and `token` int64 [N].
     """
     encode, step = Session(encoder), Session(decoder)
     for photo in photos:
@@ -66,9 +67,13 @@ def greedy_feeds(
 
 
 class Observer:
-    """Outputs values inside a graph, or reductions of each over all of its axes or over some.
+    """Runs a graph and returns values inside it, or reductions of them.
 
-    A kind is an operator, or several one after the other: `Sign/ReduceMean`.
+    Args:
+        model: the graph.
+        values: names of the values.
+        kinds: what is returned of each value: an operator, or several one after the other, as `Sign/ReduceMean`.
+        axes: the axes over which operators that reduce do so; None for all.
     """
 
     def __init__(
@@ -94,7 +99,7 @@ class Observer:
         self._session = Session(observed)
 
     def __call__(self, feed: Feed) -> list[NDArray[np.float32]]:
-        """One array for each value and kind, values first."""
+        """One array for each value and kind: all kinds of the first value, then those of the next."""
         return list(self._session(feed).values())
 
 

@@ -1,4 +1,4 @@
-"""The model card of a bundle: what it was made from, how, how good it is, and what it must not be used for."""
+"""The model card of a bundle: how it was made and of what, how good it is, and what it must not be used for."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def render_card(
     """The card as Markdown.
 
     Args:
-        manifest: as in manifest.json; of its files only the graphs are needed, and no golden captions yet.
+        manifest: as in manifest.json; of its `files` it needs only the graphs, and no golden captions.
         ablations: tables of runs, each `{"title": "...", "columns": [...], "rows": [[...], ...], "note": "..."}`.
-        comparison: Markdown that says what quantisation cost, if it is known.
-        findings: Markdown, what was found out while the model was made: what limits it, what did not help.
-        limits: Markdown, what the captioner must not be used for.
+        comparison: Markdown: what quantisation cost, if it is known.
+        findings: Markdown: what was found out while the model was made, such as what limits it and what did not help.
+        limits: Markdown: what the captioner must not be used for.
         figure: whether the bundle has the drawing of its first golden photo.
     """
     sections = [
@@ -45,7 +45,7 @@ def render_card(
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers and stand on the right."""
+    """A Markdown table; the first column is aligned to the left, as text, the others to the right, as numbers."""
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
@@ -69,7 +69,7 @@ vocabulary of {manifest["vocabulary"]["size"]} words.{_members(manifest["provena
 
 
 def _members(recipe: Mapping[str, Any]) -> str:
-    """That it is an ensemble, if it is one."""
+    """The sentence that says that it is an ensemble; empty if it is not one."""
     model = recipe.get("model", {})
     count = model.get("members", 1)
     if count == 1:
@@ -84,7 +84,7 @@ def _scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
 
 
 def render_scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
-    """The scores in a manifest as a Markdown table, with what they were measured on."""
+    """The scores in a manifest as a Markdown table, with a note of how they were measured."""
     if not metrics["results"]:
         return "Not measured yet."
     rows = []
@@ -109,7 +109,7 @@ Settings: length penalty {decoding["length_penalty"]:g}, at most {decoding["max_
 
 
 def render_summary(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
-    """The scores of the default search and of greedy, and beside people's, as a Markdown table for the README."""
+    """A Markdown table for the README: scores of the default and the greedy search, and a comparison with people."""
     shown = ("bleu_4", "rouge_l", "cider_d")
     rows = []
     for name, beam in (("as it ships", str(decoding["beam_size"])), ("greedy", "1")):
@@ -122,7 +122,7 @@ def render_summary(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> s
 
 
 def _once(decoding: Mapping[str, Any]) -> str:
-    """What may be said twice, if that is limited."""
+    """The words and pairs that may be said twice, if that is limited."""
     if decoding["repeatable"] is None:
         return ""
     words, pairs = (sum(len(ngram) == size for ngram in decoding["repeatable"]) for size in (1, 2))
@@ -130,7 +130,7 @@ def _once(decoding: Mapping[str, Any]) -> str:
 
 
 def _beside_people(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
-    """Scores of the default search and of people against equally many references, if they are known."""
+    """Scores of the default search and of people, against equally many references; empty if they are not known."""
     result = metrics["results"].get(str(decoding["beam_size"]), {})
     if not metrics["human"] or not result.get("leave_one_out"):
         return []
@@ -141,7 +141,7 @@ def _beside_people(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> l
 
 
 def _human(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
-    """How near the default search comes to people, if it is known."""
+    """How near the default search comes to people; empty if that is not known."""
     rows = [[name, *(f"{scores[key]:.1f}" for key in TITLES)] for name, scores in _beside_people(metrics, decoding)]
     if not rows:
         return ""
@@ -154,7 +154,7 @@ reference. So here each reference is left out in turn, for caplet as well; the m
 
 
 def _by_score(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
-    """How far a caption's score tells how good it is."""
+    """How well a caption's score predicts its CIDEr-D; empty if that is not known."""
     fifths = metrics["results"].get(str(decoding["beam_size"]), {}).get("cider_d_by_score", ())
     if len(fifths) < 5:
         return ""
@@ -207,7 +207,7 @@ def _making(manifest: Mapping[str, Any]) -> str:
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
-    """Every training stage with its cost; an ensemble's members each have theirs."""
+    """Every training stage with its cost; each member of an ensemble has stages of its own."""
     rows = [
         [
             stage["run"],

@@ -1,17 +1,17 @@
-"""A run folder: configuration, vocabulary, weights, and what is needed to go on exactly where training stopped.
+"""A run folder: configuration, vocabulary, weights, and the state from which training goes on exactly.
 
 ::
 
     config.json             every hyper-parameter
     vocabulary.txt          one word a line
     decoder.weights.h5      the captioner's weights at the best dev CIDEr-D, or without patience the last
-    extractor.npz           what was trained of Inception, as differences from the weights it began with (only if any)
+    extractor.npz           the trained part of Inception, as differences from the weights it began with (if any)
     history.json, curves.png
-    stages.json             how it came about, from random weights on
-    resume.npz              the last epoch, whole: weights, optimizer, history
+    stages.json             every stage of its training, from random weights on
+    resume.npz              the whole state after the last epoch: weights, optimizer, history
 
-Everything is written to a temporary name and renamed, so whatever is there is whole, and the weights of decoder and
-extractor are of one epoch.
+Every file is written under a temporary name and then renamed, so a file that is there is whole, and the weights of
+decoder and extractor are of one epoch.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Checkpoint:
 
 
 def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
-    """Load the captioner of a run folder.
+    """Load the captioner of a run folder, to compute in `dtype` as `build_model` takes it.
 
     Raises:
         ConfigurationError: a file is missing or damaged, or the weights belong to another configuration.
@@ -85,7 +85,7 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
 
 
 def run_digest(folder: Path) -> str:
-    """sha256 of a run's weights. Raises a ConfigurationError if there are none."""
+    """sha256 of a run's weights, as hexadecimal digits. Raises a ConfigurationError if there are none."""
     if not (folder / DECODER).exists():
         raise ConfigurationError(f"{folder}: no trained run there")
     digest = hashlib.sha256((folder / DECODER).read_bytes())
@@ -95,7 +95,7 @@ def run_digest(folder: Path) -> str:
 
 
 def open_features(checkpoint: Checkpoint, folder: Path) -> StoredFeatures:
-    """The stored features that a run reads, of the photos as they are.
+    """The stored features that a run reads, of the plain view of the photos.
 
     Raises:
         StoreError: as `open_store`.
@@ -108,7 +108,7 @@ def open_features(checkpoint: Checkpoint, folder: Path) -> StoredFeatures:
 
 
 def require_shape(config: ModelConfig, shape: Sequence[int], run: Path | str) -> None:
-    """Raise a ConfigurationError if features of this shape, channels last, are not what the run's model reads."""
+    """Raise a ConfigurationError if a run's model cannot read features of this shape, channels last and without N."""
     *sides, channels = shape
     found, expected = (math.prod(sides), channels), (config.locations, config.extractor_channels)
     if found != expected:
@@ -117,18 +117,18 @@ def require_shape(config: ModelConfig, shape: Sequence[int], run: Path | str) ->
 
 
 def require_frozen_extractor(checkpoint: Checkpoint, done: str) -> None:
-    """Raise a ConfigurationError, that the run cannot be `done`, if it trained Inception blocks of its own."""
+    """Raise a ConfigurationError if a run trained Inception blocks of its own: it "cannot be `done`"."""
     if (checkpoint.folder / EXTRACTOR).exists():
         raise ConfigurationError(f"{checkpoint.folder}: trained Inception blocks of its own, and cannot be {done}")
 
 
 def empty_model(config: ModelConfig) -> Captioner:
-    """A model to be filled and saved: a captioner in float32, from which training goes on, an ensemble in float16."""
+    """A model to be filled and saved: a single captioner in float32, for further training, an ensemble in float16."""
     return model_to_load(config, "float16" if config.members > 1 else "float32")
 
 
 def model_to_load(config: ModelConfig, dtype: str = "float32") -> Captioner:
-    """As `build_model`, but for weights that are loaded next: hardly any are drawn."""
+    """`build_model` for weights that are loaded next: most begin as zeros, which is faster than drawing them."""
     from caplet_export.model import build_model
     from caplet_export.scopes import loaded_later
 
@@ -137,7 +137,7 @@ def model_to_load(config: ModelConfig, dtype: str = "float32") -> Captioner:
 
 
 def save_checkpoint(folder: Path, config: Config, vocabulary: Vocabulary, model: Captioner) -> None:
-    """Write into `folder`, which exists, what `load_checkpoint` reads. Raises an OSError if the disk is full."""
+    """Write the files that `load_checkpoint` reads into `folder`, which exists. Raises OSError."""
     require_space(folder, sum(np.asarray(variable).nbytes for variable in model.variables))
     vocabulary.save(folder / "vocabulary.txt")
     config.save(folder / "config.json")
@@ -145,7 +145,7 @@ def save_checkpoint(folder: Path, config: Config, vocabulary: Vocabulary, model:
 
 
 def load_weights(model: keras.Model, path: Path) -> None:
-    """Load Keras weights, or say in one line why they do not fit."""
+    """Load Keras weights. Raises a ConfigurationError if they are missing, damaged, or of another configuration."""
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file; has the run finished an epoch?")
     try:
@@ -156,20 +156,20 @@ def load_weights(model: keras.Model, path: Path) -> None:
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
-    """Save Keras weights; the old file stays until the new one is whole."""
+    """Save Keras weights; the old file stays until the new one is whole. Raises OSError."""
     with whole_file(path) as temporary:
         model.save_weights(temporary)
 
 
 class ExtractorPart:
-    """The part of the extractor that a run trains, as it is kept: differences from the Inception weights it began with.
+    """The part of the extractor that a run trains, kept as differences from the Inception weights it began with.
 
-    Of kernels the differences are stored in 8 bits, with a scale for each output channel. They are small against the
-    weights: rounding adds a millionth of their energy as noise (the released model: 59 decibels), in half of the space
-    of float16 (19 MB). Variables go by their position, as names change between builds.
+    Differences of kernels are stored in 8 bits, with a scale for each output channel. They are small beside the
+    weights: rounding adds noise of a millionth of the weights' energy (the released model: 59 decibels), in half of the
+    space of float16 (19 MB). Variables are known by their positions, as their names change between builds.
 
     Args:
-        extractor: with the weights it began with, which are remembered.
+        extractor: the extractor with the weights it began with, of which a copy is kept.
         trained: those of its variables that are trained.
     """
 
@@ -180,10 +180,11 @@ class ExtractorPart:
         self._before = {position: np.array(variables[position]) for position in sorted(self._positions)}
 
     def take_over(self, extractor: keras.Model, run: Path) -> None:
-        """Add to the extractor what a run trained of it, if it did.
+        """Add a run's trained part to the extractor, if the run has one.
 
         Raises:
-            ConfigurationError: as `load_extractor_part`; or the run trained more than is trained here, which would go.
+            ConfigurationError: as `load_extractor_part`; or the run trained variables that are not trained here, whose
+                differences would be lost.
         """
         path = run / EXTRACTOR
         if not path.exists():
@@ -194,7 +195,7 @@ class ExtractorPart:
         load_extractor_part(extractor, path)
 
     def save(self, values: Sequence[Any], path: Path) -> None:
-        """Write values of the trained variables, in their order."""
+        """Write values of the trained variables, in the order of `trained`. Raises OSError."""
         differences = {
             position: np.asarray(value, np.float32) - self._before[position]
             for position, value in zip(self._positions, values, strict=True)
@@ -203,11 +204,11 @@ class ExtractorPart:
 
 
 def load_extractor_part(extractor: keras.Model, path: Path) -> None:
-    """Add what `ExtractorPart.save` wrote to the weights that the run began with.
+    """Add the differences that `ExtractorPart.save` wrote to the weights that the run began with.
 
     Raises:
-        ConfigurationError: the file is damaged, its arrays are not this extractor's, or the extractor holds other
-            weights than the run began with.
+        ConfigurationError: the file is missing or damaged, its arrays have other shapes than this extractor's, or the
+            extractor holds other weights than the run began with.
     """
     variables = extractor.variables
     differences, base = _read_differences(path)
@@ -224,7 +225,7 @@ def load_extractor_part(extractor: keras.Model, path: Path) -> None:
 
 
 def average_extractor_parts(paths: Sequence[Path], target: Path) -> None:
-    """Write the mean of what several runs trained of the same Inception weights.
+    """Write the mean of the trained parts of several runs, which began with the same Inception weights.
 
     Raises:
         ConfigurationError: one of them is damaged, or trained from other weights or other blocks than the first.
@@ -239,7 +240,7 @@ def average_extractor_parts(paths: Sequence[Path], target: Path) -> None:
 
 
 def _write_differences(differences: Mapping[int, NDArray[np.float32]], base: int, path: Path) -> None:
-    """Differences by the position of their variable, and the checksum of the values that they are added to."""
+    """Write differences by their variables' positions, and the checksum of the values to which they are added."""
     arrays: dict[str, NDArray[Any]] = {_BASE: np.array(base)}
     for position, difference in differences.items():
         if difference.ndim < 2:
@@ -252,7 +253,7 @@ def _write_differences(differences: Mapping[int, NDArray[np.float32]], base: int
 
 
 def _read_differences(path: Path) -> tuple[dict[int, NDArray[np.float32]], int]:
-    """What `_write_differences` wrote."""
+    """The differences and the checksum that `_write_differences` wrote."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             differences = {}
@@ -273,12 +274,12 @@ def checksum(values: Iterable[NDArray[Any]]) -> int:
 
 
 def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:
-    """The feature extractor of a run, up to the blocks it reads: `weights`, with what the run trained of it on top.
+    """The feature extractor of a run, up to the blocks it reads: Inception with `weights` and the run's trained part.
 
     Raises:
         ConfigurationError: the run was trained on other weights, or on features of another shape; or as
             `build_extractor` and `load_extractor_part`.
-        StoreError: there is no such file.
+        StoreError: the file of `weights` cannot be read.
     """
     from caplet_export.inception import build_extractor
 

@@ -32,7 +32,11 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit status: 0 done, 1 failed with one line on standard error, 2 usage, 130 interrupted."""
+    """Run one verb. Returns 0 if it is done, 1 if it failed with one line on standard error, 130 if interrupted.
+
+    Raises:
+        SystemExit: with status 2 after wrong usage, 0 after `--help` and `--version`.
+    """
     arguments_list = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="caplet-export",
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ExportError, CapletError) as error:
         return _complain(wanted, str(error))
     except (OSError, UnicodeError) as error:
-        # What no verb has foreseen: a full disk, a folder that may not be read, an argument that is not UTF-8.
+        # Errors that no verb foresees: a full disk, a folder that may not be read, an argument that is not UTF-8.
         file, reason = getattr(error, "filename", None), getattr(error, "strerror", None) or error
         return _complain(wanted, f"{file}: {reason}" if file else str(reason))
     except KeyboardInterrupt:
@@ -74,30 +78,30 @@ def _complain(verb: str | None, message: str, status: int = 1) -> int:
 
 
 def _interrupted(verb: str | None, arguments: argparse.Namespace | None) -> int:
-    """Arguments are None until they have been read."""
+    """Report the interruption. `arguments` is None if it came before they were parsed."""
     advice = "; run the same command to go on" if arguments and _goes_on(arguments) else ""
     return _complain(verb, f"interrupted{advice}", INTERRUPTED)
 
 
 def _goes_on(arguments: argparse.Namespace) -> bool:
-    """Whether the same command goes on where it was interrupted; others begin again."""
+    """Whether the same command, given again, goes on where it was interrupted instead of beginning anew."""
     if arguments.verb == "evaluate":
-        # Captions are kept beside what they are for.
+        # Its captions are kept in a journal beside the file that it writes.
         return arguments.json is not None or arguments.report is not None
     return arguments.verb in ("features", "train", "tune")
 
 
 def command() -> NoReturn:
-    """The `caplet-export` script: `main`, and the end of the process."""
-    # TensorFlow is a million objects that live as long as the process: to look for garbage among them after every few
-    # hundred new ones is a sixth of its import.
+    """The `caplet-export` script: run `main` and end the process."""
+    # TensorFlow makes a million objects that live as long as the process. Looking for garbage among them after every
+    # few hundred new ones takes a sixth of the time of its import.
     gc.set_threshold(100_000)
     _repair_streams()
     end_process(main())
 
 
 def _repair_streams() -> None:
-    """Let printing never fail: closed standard streams lead nowhere, and what an encoding lacks is escaped."""
+    """Let printing never fail: closed standard streams lead nowhere; characters that an encoding lacks are escaped."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:

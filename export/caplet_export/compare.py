@@ -1,7 +1,7 @@
-"""Compare two captioners photo by photo: is the difference more than the choice of photos, and which captions changed.
+"""Compare two captioners photo by photo: which captions changed, and whether the difference may be chance.
 
-The report is Markdown with thumbnails. The photos of a data set are not ours to publish, so it is never written into
-a repository.
+The report is Markdown with thumbnails. It is never written into a repository, as the photos of a data set are not ours
+to publish.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REPORT, _THUMBNAILS = "report.md", "thumbnails"
 
 @dataclass(frozen=True)
 class Change:
-    """A photo that the two caption differently, and how much CIDEr-D (percent, of this photo) the second gained."""
+    """A photo that the two caption differently; `gain` is the second's CIDEr-D less the first's, in percent."""
 
     image: str
     first: str
@@ -40,10 +40,12 @@ class Change:
 class Comparison:
     """Two results on the same photos.
 
-    photos: how many.
-    scores: the corpus scores of each, by metric, percent.
-    differences: second minus first of every metric, percentage points, with 95% paired bootstrap intervals.
-    changes: every photo whose caption changed, by gain, the largest loss first.
+    Attributes:
+        names: of the two, with their beams.
+        photos: how many.
+        scores: the corpus scores of each, by metric, in percent.
+        differences: second minus first by metric, in percentage points, with 95% paired bootstrap intervals.
+        changes: every photo whose caption changed, in the order of gains, the largest loss first.
     """
 
     names: tuple[str, str]
@@ -57,10 +59,14 @@ def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_siz
     """Compare two evaluations of the same images, both scored anew against the captions of the data set.
 
     Args:
-        beam_sizes: which beam of each: none if each evaluation has only one, one for both, or two.
+        first: the evaluation to compare with.
+        second: the evaluation that is compared.
+        dataset: the data set that both were evaluated on.
+        beam_sizes: the beams to compare: none if each evaluation has only one, one for both, or one for each.
 
     Raises:
         ConfigurationError: the evaluations are of different images, or do not have these beams.
+        DataError: the data set has no captions of an image.
     """
     evaluations = (first, second)
     beams = [
@@ -88,7 +94,7 @@ def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_siz
     return Comparison(
         names=(f"{first.bundle['name']} (beam {beams[0]})", f"{second.bundle['name']} (beam {beams[1]})"),
         photos=len(references),
-        # Not the saved scores, which may be of an earlier state of the captions: the columns must add up.
+        # Not the saved scores, which may be of an earlier state of the data set's captions: the columns must add up.
         scores=(first_statistics.scores(), second_statistics.scores()),
         differences=paired_bootstrap(first_statistics, second_statistics),
         changes=sorted(changes, key=lambda change: change.gain),
@@ -122,10 +128,13 @@ def format_comparison(comparison: Comparison) -> str:
 
 
 def write_report(comparison: Comparison, dataset: Dataset, folder: Path, *, shown: int = 20) -> Path:
-    """Write `report.md` and its thumbnails into `folder`: the table, and the `shown` largest gains and losses.
+    """Write `report.md`, with the table and the `shown` largest gains and losses, and its thumbnails into `folder`.
+
+    Returns:
+        the path of `report.md`.
 
     Raises:
-        ConfigurationError: the report cannot be written.
+        ConfigurationError: a photo cannot be read or the report cannot be written.
         ExportError: as `check_report`.
     """
     check_report(folder)
@@ -139,7 +148,7 @@ def write_report(comparison: Comparison, dataset: Dataset, folder: Path, *, show
         (folder / _THUMBNAILS).mkdir(parents=True, exist_ok=True)
         report = folder / _REPORT
         parts = [_TITLE, format_comparison(comparison), *_section("B gains most", gains, dataset)]
-        # Before the thumbnails, which are known as a report's by it.
+        # Before the thumbnails: `check_report` lets them be replaced only where there is a report.
         write_whole(report, "\n\n".join([*parts, *_section("B loses most", losses, dataset)]) + "\n")
         for name, picture in pictures.items():
             Image.fromarray(picture).save(folder / name)
@@ -149,10 +158,10 @@ def write_report(comparison: Comparison, dataset: Dataset, folder: Path, *, show
 
 
 def check_report(folder: Path) -> None:
-    """Raise an ExportError for a folder that no report is to be written into; for verbs to ask before they caption.
+    """Raise an ExportError if no report is to be written into a folder; for verbs to ask before they caption.
 
-    It lies inside a git repository, which photos of a data set must not get into, or holds files of another's that the
-    report would replace.
+    None is written into a git repository, which the photos of a data set must not get into, nor where it would replace
+    files that caplet-export did not write.
     """
     resolved = check_place(folder)
     for parent in (resolved, *resolved.parents):
@@ -166,14 +175,18 @@ def check_report(folder: Path) -> None:
 
 
 def beam_of_each(beam_sizes: Sequence[int]) -> tuple[int | None, int | None]:
-    """The two evaluations' beams from none, one for both, or two. Raises ConfigurationError for more."""
+    """The beam of each of two evaluations, None where none is named. Raises a ConfigurationError for more than two."""
     if len(beam_sizes) > 2:
         raise ConfigurationError(f"--compare takes one beam size, for both, or two, not {len(beam_sizes)}")
     return (beam_sizes[0], beam_sizes[-1]) if beam_sizes else (None, None)
 
 
 def choose_beam(evaluation: Evaluation, wanted: int | None, subject: object) -> int:
-    """The beam to compare of an evaluation, which a ConfigurationError calls `subject` if it does not have it."""
+    """The beam of an evaluation that is to be compared: the `wanted` one, or its only one.
+
+    Raises:
+        ConfigurationError: about `subject`, if it does not have this beam, or several and none is wanted.
+    """
     have = list(evaluation.results)
     if wanted is None and len(have) == 1:
         return have[0]

@@ -1,4 +1,4 @@
-"""Every hyper-parameter, in one typed configuration that is saved beside the weights it made."""
+"""Every hyper-parameter, in one typed configuration that is saved beside the weights it led to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULT_DECODING = Decoding(
     length_penalty=1.0,
     block_repeated_trigrams=True,
 )
-"""How a bundle's captions are searched by default, unless it is made otherwise."""
+"""The default search of a bundle, unless it is made with other settings."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class ModelConfig:
     members: int = 1
     """Captioners in the ensemble (`caplet-export join`); the sizes below are those of each."""
     feature_block: str = "mixed10"
-    """The Inception block whose output the captioner sees: `mixed10`, the last, `mixed9`, of the same shape, or
-    `mixed8`, of 1280 channels. The later a block, the better it knows the photos that the extractor was trained on. In
-    an ensemble one for all members, or one for each, separated by spaces."""
+    """The Inception block whose output the captioner sees: `mixed10`, the last; `mixed9`, of the same shape; or
+    `mixed8`, of 1280 channels. The later a block, the better it knows the photos that the extractor was trained on. An
+    ensemble has one for all members, or one for each, separated by spaces."""
     locations: int = 64
     channels: int = 2048
     """Of `mixed9` and `mixed10`; `mixed8` has five eighths of them."""
     feature_size: int = 512
-    """D: what the linear encoder makes of each location."""
+    """D: numbers that the linear encoder makes of each location."""
     attention_size: int = 256
     """A: width of the additive attention."""
     embedding_size: int = 256
@@ -64,25 +64,25 @@ class ModelConfig:
     gated_context: bool = True
     """Scale the context by a gate read from the state (beta of Xu et al., section 4.2.1)."""
     deep_output: bool = True
-    """Words from embedding, state and context together (eq. 7 of Xu et al.), else from the state through one hidden
-    layer, as the tutorials do."""
+    """Predict words from embedding, state and context together (eq. 7 of Xu et al.), else from the state through one
+    hidden layer, as the tutorials do."""
     tied_embeddings: bool = True
     """The output layer shares the word embeddings (Press and Wolf, 2017)."""
     dropout: float = 0.5
-    """Of words, states, outputs and encoded features."""
+    """Rate of dropout of words, states, outputs and encoded features."""
     channel_dropout: float = 0.0
     """Share of the feature extractor's channels that are dropped for a whole photo. An extractor that was trained on
     these very photos knows too much about them; this keeps the decoder from relying on it."""
 
     @property
     def member_blocks(self) -> tuple[str, ...]:
-        """The block that each member reads."""
+        """The block that each member reads, in their order."""
         blocks = tuple(self.feature_block.split())
         return blocks * self.members if len(blocks) == 1 else blocks
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The blocks that are read; the extractor's output holds their channels side by side, in this order."""
+        """The blocks that are read, each once; the extractor's output has their channels side by side, in order."""
         return tuple(dict.fromkeys(self.member_blocks))
 
     @property
@@ -105,13 +105,13 @@ class TrainConfig:
     `distillation`, to say each word as probably as another run does (`--teacher`)."""
     seed: int = 1
     reward_rouge: float = 0.0
-    """What a ROUGE-L of 1 adds to the reward of a sampled caption, beside its CIDEr-D of 0 to 10 (self-critical)."""
+    """Reward of a sampled caption for a ROUGE-L of 1, beside its CIDEr-D of 0 to 10 (self-critical)."""
     bigram_penalty: float = 0.0
-    """What each pair of neighbouring words that nobody says costs a sampled caption (self-critical)."""
+    """Price, in reward, of each pair of neighbouring words in a sampled caption that nobody says (self-critical)."""
     batch_images: int = 24
     captions_per_image: int = 5
-    """Captions of an image in a batch: the first of its own, or as many samples (self-critical; of the teacher in
-    distillation)."""
+    """Captions of an image in a batch: the first so many of its own, or so many samples (of the captioner in
+    self-critical training, of the teacher in distillation)."""
     epochs: int = 14
     patience: int = 5
     """Stop after this many epochs without a better free-running dev CIDEr-D; 0 trains for a fixed number of epochs and
@@ -123,11 +123,11 @@ class TrainConfig:
     gradient_norm: float = 5.0
     label_smoothing: float = 0.1
     cross_entropy_weight: float = 0.0
-    """What the cross-entropy of people's captions weighs beside the expected reward (self-critical, `tune` only)."""
+    """Weight of the cross-entropy of people's captions beside the expected reward (self-critical, `tune` only)."""
     attention_regularisation: float = 1.0
-    """Lambda of doubly stochastic attention (eq. 14 of Xu et al.), its sum over locations taken as a mean."""
+    """Lambda of doubly stochastic attention (eq. 14 of Xu et al.), with a mean over locations in place of the sum."""
     views: str = "plain flip"
-    """Views of a training photo, separated by spaces; each time one is drawn at random (each needs its store)."""
+    """Views of a training photo, separated by spaces, of which one is drawn each time (each needs its store)."""
     smallest_crop: float = 0.2
     """Smallest share of a photo that a random crop shows (`tune`)."""
     color_jitter: float = 0.4
@@ -135,27 +135,27 @@ class TrainConfig:
     random_erasing: float = 0.0
     """Share of crops in which a random rectangle is grey (`tune`; Zhong et al., AAAI 2020)."""
     mixup: float = 0.0
-    """Share of the photos into whose features, or in `tune` pixels, up to half of another's are mixed, for teacher and
-    captioner alike (distillation; mixup, Zhang et al., ICLR 2018)."""
+    """Share of the photos whose features (in `tune`: pixels) are mixed with up to half of another photo's, for teacher
+    and captioner alike (distillation; mixup, Zhang et al., ICLR 2018)."""
     teacher_view: str = "same"
     """What the teacher sees: the `same` view of a photo as the captioner, or always the photo as it is, `plain`
     (distillation)."""
     ema_decay: float = 0.995
-    """Decay per step of the exponential moving average of the weights that is evaluated and kept, lower in the first
-    steps; 0 for none."""
+    """Decay per step of the exponential moving average of the weights, which is what is evaluated and kept; lower in
+    the first steps; 0 for no average."""
     extractor_layer: str = "none"
-    """Inception block, below `model.feature_block`, above which all is trained along (needs that block's store); `none`
-    keeps Inception frozen."""
+    """Inception block, below `model.feature_block`; the blocks above it are trained along (`train` needs its store).
+    `none` keeps Inception frozen."""
     extractor_learning_rate: float = 1e-4
     evaluate_every: int = 1
-    """Epochs from one evaluation to the next, at which a run is saved as well (`tune`)."""
+    """Epochs from one evaluation to the next; a run is saved only then (`tune`)."""
     precision: str = "float32"
     """`float32`, or `bfloat16` for matrix products on processors that have them."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run, whole."""
+    """The whole configuration of a run."""
 
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -281,9 +281,9 @@ RECIPES = {
         ),
     ),
 }
-"""The stages of the released bundle, each from the one before; training the upper Inception blocks along on stored
-activations, which gained nothing that could be measured; and the tutorials' recipe as the baseline. Those of the verb
-`tune` begin with its name."""
+"""The stages of the released bundle, each of which begins with the one before; `fine_tune`, which trains the upper
+Inception blocks along on stored activations, and gained nothing that could be measured; and the tutorials' recipe as
+the baseline. Recipes of the verb `tune` begin with its name."""
 
 _CHOICES = {
     "feature_block": ("mixed8", "mixed9", "mixed10"),
@@ -313,7 +313,7 @@ _EFFECTIVE: dict[str, _Where] = {
     "train.teacher_view": {"train": ("distillation",)},
     "train.evaluate_every": _TUNES,
 }
-"""The verbs, and their objectives, in which a switch has an effect; those that are not listed have one everywhere."""
+"""The verbs, and their objectives, in which a switch has an effect; one that is not listed has an effect in all."""
 
 _NEEDED: dict[str, tuple[tuple[str, ...], str, Callable[[Config], bool]]] = {
     "train.extractor_learning_rate": (
@@ -337,7 +337,7 @@ _NEEDED: dict[str, tuple[tuple[str, ...], str, Callable[[Config], bool]]] = {
         lambda config: config.model.deep_output or not config.model.tied_embeddings,
     ),
 }
-"""What a switch needs of other switches to have an effect: in which verbs, in words, and as a condition."""
+"""For a switch that has an effect only with other switches: in which verbs, which in words, and as a condition."""
 
 _Range = tuple[str, Callable[[Any], bool]]
 # The upper limits are far above any useful value; beyond them TensorFlow fails with many lines, or memory runs out.
@@ -382,7 +382,7 @@ _RANGES: dict[str, _Range] = {
     "ema_decay": _BELOW_ONE,
     "extractor_learning_rate": _NOT_NEGATIVE,
 }
-"""What a switch may be, in words and as a condition."""
+"""The values that a switch may have, in words and as a condition."""
 
 _AnyConfig = TypeVar("_AnyConfig")
 
@@ -400,11 +400,15 @@ def load_config(path: Path) -> Config:
 
 
 _RENAMED = {"average_decay": "ema_decay", "mixing": "mixup", "erasing": "random_erasing", "tint": "color_jitter"}
-"""Switches of `train` as files of releases up to 0.8 call them."""
+"""Names of `train` switches in files of releases up to 0.8, and their names now."""
 
 
 def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
-    """A configuration dataclass of plain values, every one checked."""
+    """A configuration dataclass made of plain values, all of which are checked.
+
+    Raises:
+        ConfigurationError: about `subject`, for an unknown switch, or a value of the wrong type or out of range.
+    """
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{subject}: expected an object, found {type(raw).__name__}")
     types = get_type_hints(kind)
@@ -438,7 +442,7 @@ def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
 
 
 def changed_switches(now: Config, before: Config = _DEFAULTS) -> dict[str, Any]:
-    """The switches that are not as before, by `section.switch`; but for the vocabulary's size, which nobody sets."""
+    """The switches that differ from `before`, by `section.switch`, without the vocabulary's size, which nobody sets."""
     old, new = dataclasses.asdict(before), dataclasses.asdict(now)
     return {
         f"{section}.{name}": value
@@ -449,7 +453,7 @@ def changed_switches(now: Config, before: Config = _DEFAULTS) -> dict[str, Any]:
 
 
 def inherit(config: Config, earlier: Config) -> Config:
-    """A configuration that goes on from the weights of a run of `earlier`: with its text and model, but for dropout."""
+    """`config` for a run that goes on from weights of `earlier`: with their text and model but its own dropout."""
     model = dataclasses.replace(
         earlier.model, dropout=config.model.dropout, channel_dropout=config.model.channel_dropout
     )
@@ -459,7 +463,7 @@ def inherit(config: Config, earlier: Config) -> Config:
 def require_effect(assignments: Sequence[str], verb: str, config: Config) -> None:
     """Raise a ConfigurationError if a switch given with `--set` would do nothing in this verb with this configuration.
 
-    Files and recipes may hold such switches: a configuration is whole, and the next stage goes on from it.
+    Files and recipes may hold such switches: a configuration always has all of them, and the next stage inherits it.
     """
     objective = config.train.objective
     for assignment in assignments:
@@ -474,7 +478,11 @@ def require_effect(assignments: Sequence[str], verb: str, config: Config) -> Non
 
 
 def override(config: Config, assignments: list[str]) -> Config:
-    """Apply `section.switch=value` assignments, as given on the command line with `--set`."""
+    """Apply `section.switch=value` assignments, as given on the command line with `--set`.
+
+    Raises:
+        ConfigurationError: an unknown switch, or a value of the wrong type or out of range.
+    """
     raw = dataclasses.asdict(config)
     for assignment in assignments:
         target, separator, text = assignment.partition("=")

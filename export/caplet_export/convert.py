@@ -1,9 +1,9 @@
-"""A trained captioner to two ONNX graphs, by tf2onnx.
+"""Convert a trained captioner to two ONNX graphs, with tf2onnx.
 
-The encoder takes uint8 pixels and does once per image what does not change from word to word; the decoder is one step.
-What is traced is not the training code word by word but the same arithmetic in the form a processor likes: matrix
-products that read the same operand are one product, and slices of it are one split. `plain` traces the training code
-itself, as anybody would export it; `caplet_export.parity` holds either against Keras.
+The encoder takes uint8 pixels and computes once per image all that does not change from word to word; the decoder is
+one step. Traced is not the training code itself but the same arithmetic in a form that suits processors: products that
+read the same matrix are one product, whose slices are one split. `plain` traces the training code itself, as anybody
+would export it. `caplet_export.parity` compares either with Keras.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def convert_encoder(extractor: keras.Model, model: Captioner, *, plain: bool = F
         extractor: float [N,h,w,3] in [-1,1] to [N,rows,columns,C], with rows * columns = L, of the blocks the
             captioner reads.
         model: the captioner.
-        plain: trace `CaptionModel.encode` as it is.
+        plain: trace the model's own `encode`.
     """
     config = model.config
     height, width = extractor.input_shape[1:3]
@@ -66,10 +66,14 @@ def convert_encoder(extractor: keras.Model, model: Captioner, *, plain: bool = F
 
 
 def convert_decoder(model: Captioner, *, plain: bool = False) -> onnx.ModelProto:
-    """One step with every log-probability; `take_top_k` makes the decoder of a bundle from it.
+    """The graph of one step, with all log-probabilities; `take_top_k` makes the decoder of a bundle from it.
 
     In: `token` int64 [N], `state` [N,H], `features` [N,L,D], `keys` [N,L,A].
-    Out: `log_probs` [N,V], `next_state` [N,H], `attention` [N,L].
+    Out: `log_probs` [N,V], `next_state` [N,H], `attention` [N,L]. All but `token` are float32.
+
+    Args:
+        model: the captioner.
+        plain: trace the model's own `step`.
     """
     config = model.config
     step = model.step if plain else lambda *inputs: _step(model, *inputs)
@@ -93,10 +97,11 @@ def convert_decoder(model: Captioner, *, plain: bool = False) -> onnx.ModelProto
 
 
 def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
-    """The decoder whose `log_probs` [N,K] and `tokens` int64 [N,K] are the K likeliest words, best first.
+    """The decoder with, in place of all `log_probs`, those of the K likeliest words and these words, best first.
 
-    Words that are never said are masked after the normalisation, so that log-probabilities are those of the full
-    softmax and no vocabulary-sized array leaves the graph. K is the vocabulary size where that is smaller.
+    `log_probs` is float32 [N,K], `tokens` int64 [N,K]; K is the vocabulary size where that is less than `k`. Words that
+    are never said are masked after the normalisation, so that log-probabilities are those of the full softmax and no
+    vocabulary-sized array leaves the graph.
     """
     result = onnx.ModelProto()
     result.CopyFrom(decoder)
@@ -123,8 +128,8 @@ def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
 
 
 def _encode(model: Captioner, grids: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`encode` at inference, each dense layer a product of matrices without reshapes around it, and the first layers of
-    members that read the same block one product.
+    """`encode` at inference: each dense layer is a product of matrices without reshapes around it, and the first layers
+    of members that read the same block are one product.
 
     Args:
         model: the captioner.
@@ -153,13 +158,13 @@ def _encode(model: Captioner, grids: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf
 def _step(
     model: Captioner, token: tf.Tensor, state: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`step` of M members, fused wherever they do the same: every operator has a fixed overhead, and the products of
-    one word are small.
+    """`step` of M members at inference, fused wherever they do the same: every operator has a fixed overhead, and the
+    products of one word are small.
 
-    The embedding and its projection to the GRU gates depend only on the word, so both are precomputed per word and
-    looked up. Each member has three products of its own: with its state, its context and its next state. The output
-    layer is one product for all members: the mean of products is the product of operands laid side by side. Everything
-    between is done on [N,M,...], or on [N,M*...] where that needs no transposition.
+    The embedding and its projection to the GRU gates depend only on the word, so both are precomputed for every word
+    and looked up. Each member has three products of its own: with its state, its context and its next state. The output
+    layer is one product for all members: the mean of their products is one product of their operands side by side. All
+    else is computed on [N,M,...], or on [N,M*...] where that needs no transposition.
     """
     members, config = members_of(model), model.config
     count, size = len(members), config.state_size
@@ -207,7 +212,7 @@ def _step(
 def _attend(
     members: Sequence[CaptionModel], query: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Contexts side by side, [N,M*D], and the mean attention [N,L], from queries [N,M*A]."""
+    """The members' contexts side by side, [N,M*D], and their mean attention [N,L], from their queries [N,M*A]."""
     count = len(members)
     energies = tf.tanh(keys + tf.expand_dims(query, 1))
     scores = [member.score.kernel for member in members]
@@ -232,7 +237,7 @@ def _block_diagonal(blocks: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def _context_readers(model: CaptionModel) -> list[Any]:
-    """The layers that read the context: the GRU's gates, and the deep output if there is one."""
+    """The layers that read the context: for the GRU's gates, and for the deep output if there is one."""
     return [model.from_context] + ([model.output_context] if model.output_context is not None else [])
 
 
@@ -245,7 +250,7 @@ def _word_tables(members: Sequence[CaptionModel]) -> tuple[NDArray[np.float32], 
 
 
 def _output_layer(model: CaptionModel) -> tuple[tf.Tensor, tf.Tensor]:
-    """Kernel and bias of the layer that makes logits [N,V]."""
+    """Kernel [E or H,V] and bias [V] of the layer that makes logits."""
     if model.output_words is not None:
         return tf.convert_to_tensor(model.output_words.kernel), tf.convert_to_tensor(model.output_words.bias)
     return tf.transpose(model.embedding.embeddings), tf.convert_to_tensor(model.output_bias)
@@ -277,14 +282,14 @@ def _shapes(config: ModelConfig) -> dict[str, Shape]:
 def _trace(function: Any, signature: Mapping[str, tuple[Any, Sequence[int | None]]]) -> onnx.ModelProto:
     specs = [tf.TensorSpec(shape, dtype, name=name) for name, (dtype, shape) in signature.items()]
     traced = tf.function(function, input_signature=specs, autograph=False)
-    # Else tf2onnx copies the graph before each of its optimizers, to go on without those that fail: 4 GB of copies.
+    # By default tf2onnx copies the graph before each of its optimizers, to skip those that fail: 4 GB of copies.
     os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
     graph, _ = tf2onnx.convert.from_function(traced, input_signature=specs, opset=OPSET)
     return graph
 
 
 def _declare(model: onnx.ModelProto, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> onnx.ModelProto:
-    """Inputs and outputs in the contract's order, with their shapes, and a batch dimension that is called N."""
+    """Give a graph its inputs and outputs in the contract's order, with their shapes and a batch dimension called N."""
     graph = model.graph
     for declared, wanted in ((graph.input, inputs), (graph.output, outputs)):
         types = {value.name: value.type.tensor_type.elem_type for value in declared}
@@ -303,11 +308,11 @@ _NUMBERED = re.compile(r"(?P<base>.*__)(?P<number>\d+)(?P<end>(:\d+)?)")
 def _number_by_use(graph: onnx.GraphProto) -> None:
     """Number names, and sort constants, in the order in which they are used.
 
-    tf2onnx numbers them in the order of Python sets, which differs from run to run. This way one captioner always makes
-    the same file, byte for byte.
+    tf2onnx numbers them in the order of Python sets, which differs from run to run. Renumbered, the graph of one
+    captioner is always the same file, byte for byte.
     """
     numbers: dict[str, str] = {}
-    # Of equal constants tf2onnx keeps the first of a set, so their names are not to be relied on either.
+    # Of equal constants tf2onnx keeps the first of a set, so the names of constants differ from run to run too.
     constants = {constant.name for constant in graph.initializer}
 
     def renamed(name: str) -> str:

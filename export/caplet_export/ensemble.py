@@ -1,4 +1,4 @@
-"""Make one captioner of several: one that speaks for all of them, or one with the mean of their weights."""
+"""Make one captioner of several: an ensemble that speaks for all of them, or one with the mean of their weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
 
     Raises:
         ConfigurationError: fewer than two runs; runs of different vocabularies, text.* switches, sizes or Inception
-            weights.
+            weights; or one that trained Inception blocks of its own.
     """
     checkpoints = _alike(runs, as_members=True)
     first = checkpoints[0]
@@ -50,10 +50,10 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
 
     For runs that share a start, or epochs of one run: their weights lie in one basin of the loss, where the mean is
     better than most (model soups; Wortsman et al., ICML 2022). The mean of runs with different starts is useless. The
-    weights of an ensemble are stored in float16, as `join_runs` does. What runs trained of Inception is averaged too.
+    weights of an ensemble are stored in float16, as by `join_runs`. The trained parts of Inception are averaged too.
 
     Raises:
-        ConfigurationError: as `join_runs`.
+        ConfigurationError: as `join_runs`, except that all runs may have trained the same Inception blocks.
     """
     checkpoints = _alike(runs)
     last = checkpoints[-1]
@@ -92,8 +92,8 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
 
 
 def _sizes(config: ModelConfig, as_members: bool) -> ModelConfig:
-    """The switches that shape a run's weights or arithmetic; of runs that become members, those of one member, but for
-    the block, since members may read different ones.
+    """The model with only the switches that shape a run's weights or arithmetic; for runs that become members, those of
+    one member without the block, since members may read different ones.
     """
     config = replace(config, dropout=0.0, channel_dropout=0.0)
     return replace(config, members=1, feature_block=ModelConfig.feature_block) if as_members else config

@@ -1,4 +1,4 @@
-"""What can go wrong in the export toolchain, in one line each; beside these, users are shown caplet's own errors."""
+"""The errors of the export toolchain, each told in one line; users are also shown caplet's own errors."""
 
 from __future__ import annotations
 
