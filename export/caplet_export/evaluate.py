@@ -1,8 +1,8 @@
-"""Score a bundle on a split: what people get from the runtime, against the references, by coco-caption's rules.
+"""Score a bundle on a split: the runtime's captions, as people get them, against references by coco-caption's rules.
 
-Captions are kept as they are made, in a journal beside the result, so an interrupted evaluation goes on where it
-stopped. The result is a JSON file (`Evaluation`) that holds every caption, so that it can be compared with another
-one later without running anything.
+Captions are written into a journal as they are made, so an interrupted evaluation goes on where it stopped. The result
+is a JSON file (`Evaluation`) that holds every caption, so that it can be compared with another one later without
+running anything.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FORMAT = 3
 
 @dataclass(frozen=True)
 class CaptionRecord:
-    """What the runtime said about one photo: text, its length-normalised log-probability, and how long it took."""
+    """The runtime's caption of one photo: its text, its score (see `caplet.Caption`), and how long it took."""
 
     text: str
     score: float
@@ -55,7 +55,7 @@ class CaptionRecord:
 
     @classmethod
     def of(cls, caption: Caption) -> CaptionRecord:
-        """What is kept of a caption."""
+        """The part of a caption that is kept."""
         return cls(caption.text, caption.score, round(caption.milliseconds, 2))
 
 
@@ -63,10 +63,11 @@ class CaptionRecord:
 class BeamResult:
     """Captions and scores of one beam size.
 
-    `intervals` are 95%, over images. `cider_d_by_score` is the mean CIDEr-D, in percent, of the fifth of the images
-    whose captions have the lowest scores, of the next fifth, and so on. `leave_one_out` are corpus scores that can be
-    compared with those of people, see `metrics.leave_one_out_scores`. `milliseconds` is the mean of
-    `Caption.milliseconds`, under whatever load the machine had.
+    `intervals` are 95% bootstrap intervals over images. `cider_d_by_score` is the mean CIDEr-D, in percent, of the
+    fifth of the images whose captions have the lowest scores, of the next fifth, and so on (fewer values of fewer than
+    five images). `leave_one_out` are corpus scores that can be compared with those of people, see
+    `metrics.leave_one_out_scores`. `milliseconds` is the mean of `Caption.milliseconds`, under whatever load the
+    machine had.
     """
 
     captions: Mapping[str, CaptionRecord]
@@ -109,12 +110,12 @@ class Evaluation:
 
     @property
     def images(self) -> set[str]:
-        """The names of those it set out to caption, readable or not."""
+        """The names of all images that were to be captioned, also of unreadable ones."""
         captioned = {name for result in self.results.values() for name in result.captions}
         return captioned | set(self.data["unreadable"])
 
     def save(self, path: Path) -> None:
-        """Write the evaluation as JSON, whole or not at all."""
+        """Write the evaluation as JSON, whole or not at all. Raises a ConfigurationError if it cannot be written."""
         content = {"format": _FORMAT, "scorer": SCORER, **dataclasses.asdict(self)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """Read what `save` wrote. `ConfigurationError` when it is anything else."""
+        """Read what `save` wrote. Raises a ConfigurationError if the file is anything else."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
@@ -145,9 +146,12 @@ class Evaluation:
 class CaptionJournal:
     """Captions by (beam size, image), appended to a JSONL file as they are made, and read back from it.
 
-    The first line names the run (bundle digest, images, split); a file of another run is started afresh. A last line
-    that was cut short counts for nothing. Photos that cannot be read are only remembered: the next run tries them
-    again. Without a path the journal lives in memory.
+    The first line names the run (bundle digest, data, split, limit); a file of another run is begun anew. A last line
+    that was cut short is dropped. Unreadable photos are not written down: the next run tries them again. Without a path
+    the journal is in memory only.
+
+    Raises:
+        ConfigurationError: the file is damaged or cannot be written.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
@@ -185,7 +189,7 @@ class CaptionJournal:
             self._file.close()
 
     def add(self, beam_size: int, name: str, record: CaptionRecord) -> None:
-        """Keep one caption, on disk too."""
+        """Keep one caption, on disk too. Raises a ConfigurationError if it cannot be written."""
         self.captions[beam_size, name] = record
         if self._file is not None:
             line = json.dumps({"beam": beam_size, "image": name, **dataclasses.asdict(record)}, ensure_ascii=False)
@@ -210,14 +214,17 @@ def evaluate(
 
     Args:
         bundle_path: a bundle's directory; None for the one that comes with caplet.
-        beam_sizes: one result each; none for the bundle's own default.
+        dataset: captions and splits.
+        split: name of the split.
+        beam_sizes: beams, of which each has its result; none for the bundle's default.
         limit: only the first so many images of the split. CIDEr-D then takes its document frequencies from them alone.
         threads: for the runtime; None lets it choose.
         journal_path: where captions are kept until the evaluation is saved; None keeps them in memory.
 
     Raises:
         CapletError: the bundle or a beam size cannot be used. Unreadable photos are left out and listed instead.
-        DataError: the split is missing, empty, or none of its photos can be read.
+        ConfigurationError: the journal is damaged or cannot be written.
+        DataError: the split is missing or empty, or none of its photos can be read.
     """
     captioner = Captioner(bundle_path, threads=threads)
     bundle = captioner.bundle
@@ -271,7 +278,7 @@ def _by_score(captions: Mapping[str, CaptionRecord], statistics: ImageStatistics
 
 
 def format_table(evaluation: Evaluation) -> str:
-    """The scores by beam size as a plain text table, CIDEr-D and BLEU-4 with their intervals."""
+    """The scores by beam size as a plain text table; CIDEr-D and BLEU-4 have their intervals."""
     data = evaluation.data
     *bleu_titles, rouge_title, cider_title = TITLES.values()
     columns = ["beam", *bleu_titles, "95%", rouge_title, cider_title, "95%"]
@@ -299,7 +306,7 @@ def format_table(evaluation: Evaluation) -> str:
 def _caption(
     captioner: Captioner, dataset: Dataset, names: Sequence[str], beam_sizes: Sequence[int], journal: CaptionJournal
 ) -> None:
-    """Fill the journal with what people get from the Captioner; what it holds already is not captioned again."""
+    """Fill the journal with captions of the photos that it does not hold yet."""
     with tqdm(total=len(names) * len(beam_sizes), unit="caption", disable=None) as progress:
         for beam_size in beam_sizes:
             wanted = [name for name in names if (beam_size, name) not in journal.captions]
@@ -309,7 +316,7 @@ def _caption(
             for name, caption in zip(wanted, captions, strict=True):
                 if isinstance(caption, ImageError):
                     journal.unreadable[name] = str(caption)
-                elif isinstance(caption, CapletError):  # the graphs failed, and with them the evaluation
+                elif isinstance(caption, CapletError):  # the graphs failed, so the evaluation cannot go on
                     raise caption
                 else:
                     journal.add(beam_size, name, CaptionRecord.of(caption))
@@ -331,6 +338,6 @@ def _result_from_json(content: Mapping[str, Any]) -> BeamResult:
 
 
 def _hashes(manifest: Manifest) -> dict[str, str]:
-    """The sha256 of what captions depend on beside the settings, by role."""
+    """The sha256, by role, of the files on which captions depend."""
     files = {"encoder": manifest.encoder_file, "decoder": manifest.decoder_file, "vocabulary": manifest.vocabulary_file}
     return {role: manifest.files[file].sha256 for role, file in files.items()}

@@ -1,15 +1,15 @@
-"""Run InceptionV3 without its classifier once over every photo, and keep the features on disk.
+"""Run InceptionV3 without its classifier once over every photo, and store the features on disk.
 
 A store is a folder::
 
-    store.json    what it was made from (weights digest, view, block, shape, precision); written first, never changed
+    store.json    the source of the features (weights digest, view, block, shape, precision); written first, not changed
     names.txt     image names, one a line, in row order
     rows.f16      float16 rows, locations × channels each, in the order of names.txt
     skipped.txt   images that could not be read, one a line; written last, so a store without it is not finished
 
-A row counts only once its name stands in `names.txt` with a newline behind it, and names are appended after their rows
+A row counts only once its name stands in `names.txt` with a newline after it, and names are appended after their rows
 have reached the disk. So a run that dies at any byte loses at most the batch in flight: the next run drops what lies
-beyond the last complete name and goes on. Readers map `rows.f16` into memory, so the set is never held in it.
+beyond the last complete name and goes on. Readers map `rows.f16`, so the features are never in memory all at once.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ _NAMES, _ROWS, _SKIPPED = "names.txt", "rows.f16", "skipped.txt"
 
 @dataclass(frozen=True)
 class StoreSource:
-    """What the features were made from; two stores with equal sources hold comparable features."""
+    """What features were made from; two stores with equal sources hold comparable features."""
 
     weights: str
     """sha256 of the Inception weights."""
     view: str = "plain"
     """Which view of the photo, see `caplet_export.views`."""
     layer: str = "mixed10"
-    """The Inception block whose output is stored: the features, or what is below the blocks to be fine-tuned."""
+    """The Inception block whose output is stored: the features, or the input of the blocks to be fine-tuned."""
     locations: int = 64
     channels: int = 2048
     precision: str | None = None
-    """What was computed in, `float32` or `bfloat16`; None where that is not recorded (up to release 0.9)."""
+    """Precision of the computation, `float32` or `bfloat16`; None where it is not recorded (up to release 0.9)."""
 
 
 class StoredFeatures(ABC):
-    """Features found by a photo's name, read from disk on access.
+    """Features by photo name, read from disk on access.
 
     Attributes:
-        folder: where they are; of several stores read as one, where the first is.
+        folder: where they are; for several stores read as one, the folder of the first.
         source: what they were made from.
         skipped: photos that could not be read when they were made.
     """
@@ -70,18 +70,18 @@ class StoredFeatures(ABC):
 
     @abstractmethod
     def __getitem__(self, name: str) -> NDArray[np.float16]:
-        """Features [locations, channels] of a photo. Raises StoreError where there are none."""
+        """Features float16 [locations, channels] of a photo. Raises a StoreError if there are none."""
 
     def gather(self, names: Sequence[str]) -> NDArray[np.float16]:
-        """Features of several images, [len(names), locations, channels] float16."""
+        """Features float16 [len(names), locations, channels] of several images."""
         return np.stack([self[name] for name in names])
 
     def readable(self, names: Sequence[str]) -> list[str]:
-        """Those of these images that could be read when their features were extracted."""
+        """Those of `names` whose images could be read when features were extracted."""
         return [name for name in names if name not in self.skipped]
 
     def batches(self, names: Sequence[str], size: int) -> Iterator[NDArray[np.float16]]:
-        """Features of several images, `size` images at a time."""
+        """Features float16 [N, locations, channels] of several images, `size` images at a time."""
         for first in range(0, len(names), size):
             yield self.gather(names[first : first + size])
 
@@ -123,8 +123,14 @@ class FeatureStore(StoredFeatures):
 
 
 def whole_in_another_precision(stores: Mapping[Path, StoreSource], names: Sequence[str]) -> list[FeatureStore]:
-    """These stores, if all of them are finished, hold each of these photos that could be read, and differ from what is
-    asked for in precision alone; else none.
+    """The stores at these folders, if all are whole and their sources differ from those asked for in precision alone.
+
+    Args:
+        stores: the source asked for, by folder.
+        names: the photos that a whole store holds, as far as they could be read.
+
+    Returns:
+        the stores, or none unless that is so of all, and the precision of at least one differs.
     """
     try:
         found = [(FeatureStore(folder), source) for folder, source in stores.items()]
@@ -137,7 +143,7 @@ def whole_in_another_precision(stores: Mapping[Path, StoreSource], names: Sequen
 
 
 class JoinedStores(StoredFeatures):
-    """Stores of the same photos read as one, their channels side by side in the order given."""
+    """Stores of the same photos read as one, with their channels side by side in the order given."""
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
         first = stores[0]
@@ -158,7 +164,7 @@ class JoinedStores(StoredFeatures):
 
 
 def open_store(folder: Path, blocks: Sequence[str], view: str) -> StoredFeatures:
-    """The stored outputs of these blocks for one view of the photos, as one.
+    """The stored outputs of these blocks for one view of the photos, read as one store.
 
     Raises:
         StoreError: one of them is missing, unfinished or damaged, holds another block than its name says, or was made
@@ -174,7 +180,11 @@ def open_store(folder: Path, blocks: Sequence[str], view: str) -> StoredFeatures
 
 
 class FeatureWriter:
-    """Append rows to a store, creating it or taking up where a run that died left off."""
+    """Appends rows to a store, which it creates, or continues where a run that died left off.
+
+    Raises:
+        StoreError: the store is of another source, is damaged or cannot be written.
+    """
 
     def __init__(self, folder: Path | str, source: StoreSource) -> None:
         self.folder = Path(folder)
@@ -206,7 +216,7 @@ class FeatureWriter:
         os.close(self._names)
 
     def append(self, names: Sequence[str], features: NDArray[np.float16]) -> None:
-        """Write a batch: rows first, and their names only once the rows are on disk.
+        """Write a batch of features [len(names), locations, channels]: its names only once its rows are on disk.
 
         Raises:
             StoreError: the disk is full or fails; the store still holds every batch before this one.
@@ -221,7 +231,7 @@ class FeatureWriter:
         self.names.extend(names)
 
     def finish(self, skipped: Iterable[str]) -> None:
-        """Say that the store is whole but for the images `skipped`."""
+        """Mark the store as whole, without the images `skipped`. Raises a StoreError if the disk is full or fails."""
         try:
             write_whole(self.folder / _SKIPPED, "".join(f"{name}\n" for name in skipped))
         except OSError as error:
@@ -238,10 +248,20 @@ def extract(
 ) -> Iterator[tuple[str, str | None]]:
     """Extract features of every image in `names` that one of the stores does not hold yet.
 
-    The stores, by folder, are of the blocks of one pass, and so of one view of the photos. `load` gives uint8 pixels
-    [299,299,3] of a name, or raises caplet's ImageError; `run` maps a batch [N,299,299,3] to [N,locations,channels] for
-    each store. Yields `(name, None)` for each image that is in the stores, and `(name, reason)` for each that cannot be
-    read, so that the caller can show progress; an unreadable image never stops the others.
+    An unreadable image never stops the others.
+
+    Args:
+        stores: their sources by folder: several blocks of one view of the photos, which one pass computes.
+        names: the images; one that is named twice counts once.
+        load: function from a name to pixels uint8 [299,299,3], which may raise caplet's ImageError.
+        run: function from a batch of pixels [N,299,299,3] to features [N,locations,channels] for each store.
+        batch_size: images that `run` gets at once.
+
+    Yields:
+        `(name, None)` for each image that is in the stores, and `(name, reason)` for each that cannot be read.
+
+    Raises:
+        StoreError: a store is of another source, is damaged or cannot be written.
     """
     (view,) = {source.view for source in stores.values()}
     with ExitStack() as stack:
@@ -281,7 +301,7 @@ def extract(
 
 
 def weights_digest(weights: str) -> str:
-    """sha256 of a weights file; `imagenet` (Keras' own download) stands for itself."""
+    """sha256 of a weights file; `imagenet` (Keras' own download) as it is. Raises a StoreError if it cannot be read."""
     if weights == "imagenet":
         return weights
     digest = hashlib.sha256()
@@ -312,12 +332,12 @@ def _read_source(folder: Path) -> StoreSource:
 def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    # A last line without its newline is a name whose write was cut short: its row does not count.
+    # A last line without its newline is a name whose writing was cut short: its row does not count.
     return path.read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
 
 
 def _open_at(path: Path, size: int) -> int:
-    # Windows would take the bytes for text, and write two for a newline.
+    # Without O_BINARY, Windows would take the bytes for text, and write two for a newline.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     os.ftruncate(descriptor, size)
     os.lseek(descriptor, size, os.SEEK_SET)

@@ -6,8 +6,8 @@ The layout is the one Hodosh, Young and Hockenmaier (JAIR 2013) published and ev
     Flickr8k.token.txt             <file>#<n>TAB<caption>
     Flickr_8k.trainImages.txt      one file name a line; likewise dev and test
 
-Anything else in that layout works the same. What is malformed or missing is reported by name and line, counted, and
-left out: one bad line never costs the rest of the data set.
+Any other data set in that layout works the same. Malformed lines and missing images are reported by name and line,
+counted, and left out: one bad line never costs the rest of the data set.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Defect:
-    """One thing wrong with the data set: where it stands and why it was left out."""
+    """One thing wrong with the data set: its file and line (from 1), and why it was left out."""
 
     file: str
     line: int
@@ -40,7 +40,7 @@ class Defect:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory, without its images: names, raw captions, and what was left out.
+    """A data set in memory, without its images: names, raw captions, and the defects that were left out.
 
     `captions` maps an image's file name to its captions as written, in file order; `splits` maps `train`, `dev` or
     `test` to the names of the images that are present and captioned.
@@ -56,7 +56,7 @@ class Dataset:
         return self.images / name
 
     def split(self, name: str) -> Sequence[str]:
-        """The image names of a split; `DataError` when the data set has no such list."""
+        """The image names of a split. Raises a DataError if the data set has no such list."""
         if name not in self.splits:
             have = ", ".join(self.splits) or "none"
             raise DataError(f"the data set has no {name!r} split (it has: {have})")
@@ -64,10 +64,17 @@ class Dataset:
 
 
 def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int], list[Defect]]:
-    """Captions by image name, in file order, the line of each image's first, and what is no `<file>#<n>TAB<caption>`.
+    """Read a token file, of lines `<file>#<n>TAB<caption>`.
 
-    `<start>`, `<end>`, `<pad>` and `<unk>`, which tutorials write into captions, are dropped: as words they would be
-    taken for what they mean to the decoder.
+    `<start>`, `<end>`, `<pad>` and `<unk>`, which tutorials write into captions, are dropped: the decoder would take
+    these words for its own special tokens.
+
+    Returns:
+        captions by image name, in file order; the line number of each image's first caption; and as defects the lines
+        of another form, and those with the file and number of an earlier one.
+
+    Raises:
+        DataError: the file cannot be read, or has no line of that form.
     """
     captions: dict[str, list[str]] = {}
     first_lines: dict[str, int] = {}
@@ -95,8 +102,8 @@ def read_dataset(root: Path | str) -> Dataset:
     """Read the data set below `root`.
 
     Raises:
-        DataError: the folder, its token file, its images, or every split list is missing; there are two token files, or
-            two lists of one split; or nothing in it is usable.
+        DataError: the folder, its token file, its images, or every split list is missing; one of these files cannot be
+            read; there are two token files, or two lists of one split; or nothing in it is usable.
     """
     root = Path(root)
     if not root.is_dir():
@@ -123,11 +130,11 @@ def read_dataset(root: Path | str) -> Dataset:
 def _read_splits(
     root: Path, folder: str, present: Container[str], captions: Container[str]
 ) -> tuple[dict[str, list[str]], list[Defect]]:
-    """The image names of each split that has a list, and what the lists name that cannot be used.
+    """The image names of each split that has a list, and the defects of the lists.
 
     Args:
         root: where the lists are.
-        folder: what the folder of images is called.
+        folder: name of the folder of images.
         present: names of the images in it.
         captions: names of the images with captions.
     """
@@ -158,7 +165,7 @@ def _read_splits(
 
 def _token_file(root: Path) -> Path:
     matching = sorted(root.glob("*.token.txt"))
-    # Flickr8k comes with Flickr8k.lemma.token.txt as well: the words of its captions without their endings.
+    # Flickr8k also has a Flickr8k.lemma.token.txt: the words of its captions without their endings.
     found = [path for path in matching if path.name.count(".") == 2]
     if matching and not found:
         names = ", ".join(path.name for path in matching)

@@ -1,4 +1,4 @@
-"""Free-running decoding in Keras: what the model says when it reads its own words. Used while training."""
+"""Free-running decoding in Keras, in which the model reads its own words. Used while training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from caplet_export.text import END, PAD, START
 
 
 class FreeRunner:
-    """Greedy captions of a model.
-
-    The functions are traced once; the model's weights may change between calls.
-    """
+    """Greedy captions of a model, whose weights may change between calls."""
 
     def __init__(self, model: Captioner, max_length: int) -> None:
         self._model = model
@@ -26,12 +23,13 @@ class FreeRunner:
     def greedy(self, features: Any) -> NDArray[np.int32]:
         """Ids int32 [N,T] of the most likely words for features [N,L,C], padded after `<end>`.
 
-        T is as many steps as the longest caption takes, at most max_length+1.
+        T is the number of steps of the longest caption, at most max_length+1. A caption that has not ended by then has
+        a word too many, which `Vocabulary.decode` cuts off.
         """
         return self.proposals(features, 1)[..., 0]
 
     def proposals(self, features: Any, count: int) -> NDArray[np.int32]:
-        """Ids int32 [N,T,count] of the likeliest words at each step of `greedy`, the one it takes first."""
+        """Ids int32 [N,T,count] of the likeliest words at each step of `greedy`; the first is the one that it takes."""
         ids: NDArray[np.int32] = self._run(features, count).numpy()
         return ids
 
@@ -64,21 +62,22 @@ def _any_goes_on(t: Any, token: Any, alive: Any, *_: Any) -> Any:
 def sample(
     model: Captioner, features: Any, max_length: int, group: int, seed: Any, training: bool = False
 ) -> tuple[Any, Any]:
-    """Draw captions from the model, differentiably in its logits; the same ones for the same seed.
+    """Draw captions from the model, the same ones for the same seed; the logits can be differentiated.
 
-    With `training`, dropout is active, and the very masks a caption was drawn under are those of its gradient.
+    With `training`, dropout is active, and the gradient of a caption is taken under the same masks that it was drawn
+    under.
 
     Args:
         model: the captioner.
         features: [N,L,C].
         max_length: words at most.
         group: G, captions drawn for each image.
-        seed: int64 [2], which all words are drawn from.
+        seed: int64 [2], from which all words are drawn.
         training: whether dropout is active.
 
     Returns:
-        ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and the model's float32 logits of
-        each of them, [N*G,T,V], before `mask_special_tokens`; T is as many steps as the longest caption takes, at most
+        ids int32 [N*G,T], padded after `<end>` (a caption cut at the limit has none), and the model's logits at each
+        step, float32 [N*G,T,V], before `mask_special_tokens`; T is the number of steps of the longest caption, at most
         max_length+1.
     """
     features, keys, state = model.encode(features, training)

@@ -1,4 +1,4 @@
-"""The feature extractor: InceptionV3 without its classifier, pixels to a grid of features, 8×8×2048 by default."""
+"""The feature extractor: InceptionV3 without its classifier, from pixels to a grid of features (default: 8×8×2048)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from caplet_export.scopes import computing_in, loaded_later
 
 INPUT_SIZE = 299
 NAME = "inception"
-"""Of the extractor, and so of its operators in graphs: Keras would number it, on and on through a process."""
+"""Name of the extractor, and so of its operators in graphs: Keras would number the extractors of a process."""
 JOINED = "blocks"
 """Name of the layer that puts the outputs of several blocks side by side."""
 
 
 def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequence[str] = ("mixed10",)) -> keras.Model:
-    """InceptionV3 (Szegedy et al., CVPR 2016) up to a block, or up to several with a grid of one size.
+    """InceptionV3 (Szegedy et al., CVPR 2016) up to a block, or up to several blocks whose grids have one size.
 
-    Input float32 [N,299,299,3] in [-1,1]; output float32 [N,8,8,2048] of `mixed10`, the last, or of `mixed9`,
-    [N,8,8,1280] of `mixed8`, or the channels of several side by side.
+    Input float32 [N,299,299,3] in [-1,1]; output [N,8,8,2048] of `mixed10`, the last, or `mixed9`, [N,8,8,1280] of
+    `mixed8`, or the channels of several blocks side by side; a lower block has a larger grid. It is in `dtype`.
 
     Args:
         weights: `imagenet` for Keras' own download, a path to weights of `InceptionV3(include_top=False)`, or None
             for random weights (tests).
         dtype: `float32`, or `bfloat16` to compute in it with float32 variables.
-        blocks: where it ends, `mixed0` to `mixed10`.
+        blocks: the blocks whose output it gives, of `mixed0` to `mixed10`.
 
     Raises:
-        ConfigurationError: the file is missing or its weights have other shapes; no block of that name.
+        ConfigurationError: the weights cannot be had, or have other shapes; no block of that name.
     """
     try:
         # Keras warns, many times over, before it says in an error what does not fit.
@@ -41,7 +41,7 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
             whole = keras.applications.InceptionV3(
                 include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
             )
-    except Exception as error:  # Keras' download raises no narrower one
+    except Exception as error:  # Keras' download raises a bare Exception
         reason = " ".join(str(error).split())[:200]
         told = "Keras' weights cannot be had" if weights == "imagenet" else "not weights of InceptionV3 without top"
         raise ConfigurationError(f"{weights}: {told}: {reason}") from error
@@ -51,7 +51,7 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
 
 
 def split_blocks(extractor: keras.Model) -> Callable[[Any], list[Any]]:
-    """The extractor as a function to its blocks' outputs one by one, before they are put side by side."""
+    """A function from pixels to the outputs of the extractor's blocks, one by one instead of side by side."""
     last = extractor.layers[-1]
     if last.name != JOINED:
         return lambda pixels: [extractor(pixels, training=False)]
@@ -60,7 +60,7 @@ def split_blocks(extractor: keras.Model) -> Callable[[Any], list[Any]]:
 
 
 def tap_blocks(extractor: keras.Model, blocks: Sequence[str]) -> keras.Model:
-    """The extractor to a dictionary of these blocks' outputs, of whatever sizes; what is above the last is not run.
+    """A model from pixels to a dictionary of these blocks' outputs, of any sizes; layers above the last are not run.
 
     Raises:
         ConfigurationError: no block of that name.
@@ -69,11 +69,11 @@ def tap_blocks(extractor: keras.Model, blocks: Sequence[str]) -> keras.Model:
 
 
 def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:
-    """The output of block `layer`, below the extractor's last, to the extractor's output; shares the extractor's
-    variables, so that what is trained here is trained there.
+    """A model from the output of block `layer` to the extractor's output. It shares the extractor's variables: training
+    it trains the extractor.
 
     Raises:
-        ConfigurationError: no block of that name, or none that is below the last.
+        ConfigurationError: no block of that name, or not one below all blocks that the extractor gives.
     """
     output = _block(extractor, layer)
     if output is extractor.output:
@@ -89,7 +89,7 @@ def upper_blocks(extractor: keras.Model, layer: str) -> keras.Model:
 
 
 def lower_blocks(extractor: keras.Model, layer: str) -> keras.Model:
-    """Pixels to the output of block `layer`, which is the input of `upper_blocks`; shares the extractor's variables.
+    """A model from pixels to the output of block `layer`, the input of `upper_blocks`; it shares variables likewise.
 
     Raises:
         ConfigurationError: no block of that name.
@@ -107,5 +107,5 @@ def _block(extractor: keras.Model, layer: str) -> Any:
 
 
 def scale(pixels: Any) -> Any:
-    """uint8 pixels to what InceptionV3 expects: x / 127.5 - 1, float32."""
+    """Pixels uint8 as InceptionV3 expects them: x / 127.5 - 1, float32."""
     return keras.ops.cast(pixels, "float32") / 127.5 - 1.0

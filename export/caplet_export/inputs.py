@@ -1,4 +1,4 @@
-"""Files that are read whole, or refused in one line."""
+"""Reading small files, or refusing them in one line."""
 
 from __future__ import annotations
 

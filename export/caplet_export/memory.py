@@ -8,12 +8,12 @@ from pathlib import Path
 from caplet.cgroups import control_groups, read_limit
 
 _UNKNOWN = 4 * 2**30
-"""Bytes that are taken for the machine's memory where the system does not tell: what most have at least."""
+"""The machine's memory in bytes where the system does not tell it: most machines have at least so much."""
 _FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
 
 
 def usable_memory(root: Path = Path("/")) -> int:
-    """Bytes: the machine's memory, or the smallest limit of this process' control groups (Linux) where that is less.
+    """In bytes: the machine's memory, or the smallest limit of the process's control groups (Linux) if that is less.
 
     Args:
         root: the root of the file system, where /proc and /sys are.
@@ -21,6 +21,6 @@ def usable_memory(root: Path = Path("/")) -> int:
     limits = [read_limit(folder / _FILES[version]).strip() for version, folder in control_groups("memory", root)]
     try:
         machine: int = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # type: ignore[attr-defined, unused-ignore]
-    except (AttributeError, ValueError):  # Windows has no such function, others may not know the number
+    except (AttributeError, ValueError):  # Windows has no such function, other systems may not know the number
         machine = _UNKNOWN
     return min([machine, *(int(limit) for limit in limits if limit.isdigit())])  # "max" means none

@@ -1,7 +1,7 @@
 """Score captions as coco-caption does, without Java: its tokenisation, BLEU, ROUGE-L and CIDEr-D.
 
-Sources: Papineni et al. 2002 (BLEU), Lin and Och 2004 (ROUGE-L), Vedantam et al. 2015 (CIDEr-D), and for what the
-papers leave open the behaviour of coco-caption (`pycocoevalcap`), to which the tests hold every number here.
+Sources: Papineni et al. 2002 (BLEU), Lin and Och 2004 (ROUGE-L), Vedantam et al. 2015 (CIDEr-D), and coco-caption
+(`pycocoevalcap`) where the papers leave something open. The tests compare these scores with coco-caption's.
 
 Words go in, not text: `tokenize` first. Whole-split scores are in percent, so a CIDEr-D that coco-caption prints as
 0.586 reads 58.6 here; `CiderD.score`, the reward of self-critical training, stays on coco-caption's own scale.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from caplet_export.bigrams import Bigrams
 from caplet_export.flickr8k import Dataset
 from caplet_export.text import END_TOKEN
-from caplet_export.tokenizer import tokenize as tokenize  # one of the scorer's steps, to be had here like the others
+from caplet_export.tokenizer import tokenize as tokenize  # one of the scorer's steps, offered here like the others
 
 Words = Sequence[str]
 References = Mapping[str, Sequence[Words]]
@@ -38,13 +38,13 @@ TITLES = {
     "rouge_l": "ROUGE-L",
     "cider_d": "CIDEr-D",
 }
-"""The corpus scores by the names of their fields, as tables call them."""
+"""Titles of the corpus scores in tables, by their fields in `Scores`."""
 METRICS = tuple(TITLES)
 LIMITED = "CIDEr-D not comparable with that of the whole split"
-"""What is said of a part of a split: CIDEr-D's document frequencies are those of fewer photos."""
+"""Note on scores of a part of a split: CIDEr-D takes its document frequencies from fewer photos."""
 
 ORDERS = 4
-"""N-grams of one to so many words count, in BLEU and in CIDEr-D."""
+"""N-grams of one to so many words count in BLEU and in CIDEr-D."""
 SIGMA = 6.0
 """Width of CIDEr-D's penalty on a difference in length."""
 BETA = 1.2
@@ -58,20 +58,21 @@ def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list
 
 
 def bigrams_of(dataset: Dataset, *, apart_from: str) -> Bigrams | None:
-    """What people say, by the captions of the training photos; None if there are none or they are what is scored."""
+    """Bigrams that people say, from the training captions; None if there are none, or if that is the split to score."""
     names = dataset.splits.get("train", ()) if apart_from != "train" else ()
     return Bigrams(tokenize(text) for name in names for text in dataset.captions[name]) if names else None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of captions. Everything is in percent but `mean_length` (words) and `vocabulary_used` (count).
+    """Scores of one set of captions. All are in percent but `mean_length` (words) and `vocabulary_used` (count).
 
-    distinct_1, distinct_2: different uni- and bigrams among all of them (Li et al. 2016).
-    repeated_trigram_share: captions in which a trigram occurs twice.
-    dangling_ending_share: captions whose last word is an article, a preposition or a conjunction.
-    implausible_bigram_share: captions with a pair of words that nobody says, see `caplet_export.bigrams`; None where
-        it is not known what people say.
+    Attributes:
+        distinct_1, distinct_2: different uni- and bigrams among all of them (Li et al. 2016).
+        repeated_trigram_share: captions in which a trigram occurs twice.
+        dangling_ending_share: captions whose last word is an article, a preposition or a conjunction.
+        implausible_bigram_share: captions with a pair of words that nobody says, see `caplet_export.bigrams`; None
+            where it is not known what people say.
     """
 
     bleu_1: float
@@ -91,7 +92,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its bootstrap interval, in percent."""
+    """A figure with its bootstrap interval, in percent or percentage points."""
 
     value: float
     low: float
@@ -104,9 +105,13 @@ def corpus_scores(
     bigrams: Bigrams | None = None,
     statistics: ImageStatistics | None = None,
 ) -> Scores:
-    """Score captions of a whole split. CIDEr-D's document frequencies are those of `references`, so they must be the
-    references of exactly the images in `hypotheses`. `bigrams` are those of other people's captions,
-    `statistics` those of these hypotheses and references, if they are there already.
+    """Score captions of a whole split.
+
+    Args:
+        hypotheses: a tokenised caption of each image.
+        references: tokenised captions of exactly these images, from which CIDEr-D takes its document frequencies.
+        bigrams: those of captions by people, of other images; None if they are not known.
+        statistics: those of these hypotheses and references, if they have been computed already.
 
     Raises:
         ValueError: the two do not name the same images, there are none, or an image has no reference.
@@ -120,18 +125,21 @@ def corpus_scores(
 
 
 class CiderD:
-    """CIDEr-D against fixed references: document frequencies and reference vectors are computed once, and then single
-    hypotheses are scored quickly, as a reward for self-critical training needs it.
+    """CIDEr-D against fixed references: document frequencies and reference vectors are computed once, so that single
+    hypotheses are scored quickly, as the reward of self-critical training must be.
 
     Scores are coco-caption's per-image ones, from 0 to 10; the CIDEr-D of a split in percent is 100 times their mean.
+
+    Raises:
+        ValueError: there are no references, or an image has none.
     """
 
     def __init__(self, references: References, *, with_end: bool = False) -> None:
         """Take the document frequencies from the references, one document an image, as coco-caption does.
 
         With `with_end`, `END_TOKEN` is appended to every reference and counts as a word. Hypotheses are then passed as
-        they were sampled: with `END_TOKEN` last if they ended, without if they were cut off, and so the reward teaches
-        to end.
+        they were sampled, with `END_TOKEN` last if they ended and without it if they were cut off, so that the reward
+        teaches to end.
         """
         if with_end:
             references = {key: [[*words, END_TOKEN] for words in captions] for key, captions in references.items()}
@@ -143,7 +151,7 @@ class CiderD:
         self._images = {key: self._cook(captions) for key, captions in references.items()}
 
     def score(self, key: str, words: Words) -> float:
-        """CIDEr-D of one hypothesis, from 0 to 10. `KeyError` for an image without references."""
+        """CIDEr-D of one hypothesis, from 0 to 10. Raises a KeyError for an image without references."""
         image = self._images[key]
         length = _caption_length(words)
         penalties = [_length_penalty(abs(length - other)) for other in image.lengths]
@@ -164,7 +172,7 @@ class CiderD:
         return 10.0 * cosines / (ORDERS * len(image.lengths))
 
     def score_many(self, keys: Sequence[str], hypotheses: Sequence[Words]) -> NDArray[np.float64]:
-        """CIDEr-D of hypotheses[i] against the references of keys[i], float64 [len(keys)]; keys may repeat."""
+        """CIDEr-D of hypotheses[i] against the references of keys[i], float64 [len(keys)]; a key may occur twice."""
         return np.array([self.score(key, words) for key, words in zip(keys, hypotheses, strict=True)], np.float64)
 
     def _cook(self, captions: Sequence[Words]) -> _CookedImage:
@@ -202,10 +210,12 @@ class _CookedImage:
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """What the corpus scores need of each image, so that resampling images costs one matrix product.
+    """Figures of each image from which corpus scores are computed, so that resampling images costs one matrix product.
 
-    bleu: float64 [N,10], the caption's length, the closest reference's length, n-grams, matched n-grams (n = 1..4).
-    rouge_l, cider_d: float64 [N], in coco-caption's own scale.
+    Attributes:
+        keys: the images, in the order of the arrays.
+        bleu: float64 [N,10]: lengths of the caption and the closest reference, n-grams, matched n-grams (n = 1..4).
+        rouge_l, cider_d: float64 [N], in coco-caption's own scale.
     """
 
     keys: tuple[str, ...]
@@ -215,7 +225,7 @@ class ImageStatistics:
 
     @classmethod
     def of(cls, hypotheses: Hypotheses, references: References) -> ImageStatistics:
-        """Compare every hypothesis with its references; see `corpus_scores` for what is asked of them."""
+        """Compare every hypothesis with its references. Arguments and errors are those of `corpus_scores`."""
         if hypotheses.keys() != references.keys():
             odd = sorted(hypotheses.keys() ^ references.keys())
             raise ValueError(f"hypotheses and references name different images: {odd[0]!r} and {len(odd) - 1} more")
@@ -252,17 +262,17 @@ class ImageStatistics:
 def human_scores(references: References) -> dict[str, float] | None:
     """What people score: each caption against the others of its image, in percent, by metric.
 
-    The mean over first captions, second captions and so on, as many as every image has; None where some image has
-    only one.
+    The mean of the scores of first captions, second captions and so on, as many as every image has; None if an image
+    has only one.
     """
     return _leave_one_out(references, lambda number: {name: texts[number] for name, texts in references.items()})
 
 
 def leave_one_out_scores(hypotheses: Hypotheses, references: References) -> dict[str, float] | None:
-    """Scores in percent, by metric, against as many references as `human_scores` has: each left out in turn, the mean.
+    """Scores in percent, by metric, against one reference fewer, as `human_scores`: each is left out in turn; the mean.
 
     BLEU and ROUGE-L rise with every reference, so that scores against all of them cannot be compared with those of
-    people, who have one fewer. None where some image has only one.
+    people, who have one fewer. None if an image has only one.
     """
     return _leave_one_out(references, lambda _: hypotheses)
 
@@ -279,7 +289,7 @@ def _leave_one_out(references: References, spoken: Callable[[int], Hypotheses]) 
 
 
 def bootstrap_interval(statistics: ImageStatistics, *, resamples: int = _RESAMPLES) -> dict[str, Interval]:
-    """95% percentile bootstrap intervals over images of every metric in `METRICS`, in percent (Koehn 2004).
+    """95% percentile bootstrap intervals, over images, of every metric in `METRICS`, in percent (Koehn 2004).
 
     CIDEr-D's document frequencies are those of the whole split in every sample, as when the split is scored once.
     """
@@ -288,7 +298,7 @@ def bootstrap_interval(statistics: ImageStatistics, *, resamples: int = _RESAMPL
 
 def paired_bootstrap(first: ImageStatistics, second: ImageStatistics) -> dict[str, Interval]:
     """95% bootstrap intervals of the difference second - first, both on the same samples of the same images, in
-    percentage points. An interval without 0 is a difference beyond the choice of images.
+    percentage points. Where 0 is not in the interval, the choice of images does not explain the difference.
 
     Raises:
         ValueError: the two were not computed on the same images in the same order.

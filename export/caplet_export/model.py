@@ -1,7 +1,7 @@
 """The captioner in Keras: linear encoder, additive attention, GRU, sentence generator.
 
-Backend-neutral (`keras.ops`). The same few layers serve three ways: `encode` and `step` are what is converted to ONNX
-and what free-running decoding calls; `teacher_forced` unrolls `step` over given captions for training.
+It runs on any backend (`keras.ops`). `encode` and `step` are converted to ONNX and called by free-running decoding;
+`teacher_forced` unrolls the same layers over given captions, for training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Tensor = Any
 
 
 class CaptionModel(keras.Model):
-    """Show, Attend and Tell (Xu et al., ICML 2015) with a GRU for its LSTM.
+    """Show, Attend and Tell (Xu et al., ICML 2015) with a GRU in place of the LSTM.
 
     Shapes: N images or captions, L = 64 locations, C channels (2048 of most blocks), D feature size, A attention size,
     H state size, V vocabulary size, T steps.
@@ -42,7 +42,7 @@ class CaptionModel(keras.Model):
         self.embedding = keras.layers.Embedding(
             config.vocabulary_size, config.embedding_size, keras.initializers.RandomNormal(stddev=0.1), name="embedding"
         )
-        # All that a step reads from the state is one matrix product: attention query, gate, and the GRU's recurrent
+        # One matrix product for all that a step reads from the state: attention query, gate, and the GRU's recurrent
         # part (update, reset, candidate).
         self.gate_size = config.feature_size if config.gated_context else 0
         self.from_state = keras.layers.Dense(config.attention_size + self.gate_size + 3 * size, name="from_state")
@@ -65,7 +65,7 @@ class CaptionModel(keras.Model):
         )
 
     def build(self, input_shape: Any = None) -> None:
-        """Make the variables, whose shapes the configuration tells; to find them by a first call takes far longer."""
+        """Make the variables; the configuration tells their shapes, which a first call would find far more slowly."""
         config = self.config
         features, state, hidden = config.feature_size, config.state_size, self.output_state.units
         for layer, size in (
@@ -86,7 +86,7 @@ class CaptionModel(keras.Model):
         self.built = True
 
     def encode(self, features: Tensor, training: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode images: all that does not change from word to word.
+        """Encode images: compute all that does not change from word to word.
 
         Args:
             features: float [N,L,C].
@@ -148,7 +148,7 @@ class CaptionModel(keras.Model):
         from_state = self.from_state(state)
         query, gate, recurrent = from_state[:, :first], from_state[:, first:second], from_state[:, second:]
         query = ops.reshape(query, (-1, group, 1, config.attention_size))
-        # In float32 whatever the precision: element by element, processors with bfloat16 are slower in it.
+        # In float32 whatever the precision: element by element, bfloat16 is slower even where there is hardware for it.
         energies = ops.tanh(ops.cast(keys, "float32")[:, None] + ops.cast(query, "float32"))
         # Not `matmul`, which before Keras 3.13 is TensorFlow's of batches: on some processors that crashes in a loop.
         scores = ops.tensordot(energies, ops.cast(self.score.kernel, "float32"), 1)
@@ -207,9 +207,13 @@ class CaptionEnsemble(keras.Model):
     """An ensemble of captioners: each keeps a state of its own, and the next word is chosen by the mean of
     their logits, which is the normalised geometric mean of their distributions (a product of experts; Hinton, 2002).
 
-    `encode` and `step` as in `CaptionModel`, with D, A and H the members' sizes taken together, side by side in the
-    members' order. The attention is the members' mean. Members are trained one by one, then joined, and can be trained
-    on as one. They may read different Inception blocks: C is then the channels of all blocks, side by side.
+    `encode` and `step` are as in `CaptionModel`, but features, keys and states of all members stand side by side, in
+    the members' order, so that D, A and H are sums of the members' sizes. The attention is the members' mean. Members
+    are trained one by one, then joined, and can be trained further as one. They may read different Inception blocks: C
+    is then the number of channels of all these blocks, side by side.
+
+    Raises:
+        ConfigurationError: `model.feature_block` names neither one block nor one for each member.
     """
 
     def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
@@ -252,7 +256,7 @@ class CaptionEnsemble(keras.Model):
         return sum(logits) / len(said), sum(attentions) / len(said)
 
     def _by_member(self, *wholes: Tensor) -> list[tuple[Any, ...]]:
-        """Each member with its parts of tensors that hold all members' side by side."""
+        """Each member with its own part of each tensor, in which the parts of all members are side by side."""
         parts = [ops.split(whole, len(self.members), axis=-1) for whole in wholes]
         return list(zip(self.members, *parts, strict=True))
 
@@ -274,12 +278,12 @@ def mask_special_tokens(logits: Tensor) -> Tensor:
 
 
 def members_of(model: Captioner) -> Sequence[CaptionModel]:
-    """The captioners of an ensemble; a single one is its own only member."""
+    """The captioners of an ensemble; of a single captioner, itself."""
     return [model] if isinstance(model, CaptionModel) else model.members
 
 
 def build_model(config: ModelConfig, dtype: str = "float32") -> Captioner:
-    """A model with its variables made (random weights); `bfloat16` computes in it and keeps float32 variables."""
+    """A model with random weights, in `dtype`; with `bfloat16` it computes in that and keeps float32 variables."""
     with computing_in(dtype):
         model = CaptionModel(config) if config.members == 1 else CaptionEnsemble(config)
         model.build()

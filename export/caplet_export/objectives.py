@@ -1,4 +1,4 @@
-"""What training makes smaller, for `train` and `tune` alike, on any Keras backend.
+"""The losses that training minimises, for `train` and `tune` alike, on any Keras backend.
 
 Shapes: N images, G captions of each, T steps, V vocabulary; captions are ids int [...,T], padded after their end.
 """
@@ -16,14 +16,14 @@ Tensor = Any
 
 
 def mean_over_words(values: Tensor, ids: Tensor) -> Tensor:
-    """Mean of values [...,T] over the words of captions."""
+    """Mean of values [...,T] over the words of captions, without paddings; 0 if there are no words."""
     words = ids != PAD
     return ops.sum(ops.where(words, values, 0.0)) / ops.maximum(ops.sum(ops.cast(words, "float32")), 1.0)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Of each word of captions, float32 [...,T], from logits [...,T,V]; some of the target is spread over all words
-    (label smoothing; Szegedy et al., CVPR 2016).
+    """Cross-entropy of each target, paddings included, float32 [...,T], from logits [...,T,V]. The share `smoothing` of
+    the target is spread over all words (label smoothing; Szegedy et al., CVPR 2016).
     """
     losses = ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
     if smoothing:
@@ -33,9 +33,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
 
 
 def log_probabilities(ids: Tensor, logits: Tensor) -> Tensor:
-    """Log-probability with which each sampled word was drawn, float32 [...,T], 0 at paddings; from the logits [...,T,V]
-    that it was drawn by.
-    """
+    """Log-probability with which each sampled word was drawn from logits [...,T,V], float32 [...,T], 0 at paddings."""
     return ops.where(ids != PAD, -cross_entropy(mask_special_tokens(logits), ids), 0.0)
 
 
@@ -45,7 +43,7 @@ def self_critical_loss(log_probs: Tensor, ids: Tensor, rewards: Tensor) -> Tenso
     The baseline of a sample is the mean reward of the other samples of its image (Luo, 2020).
 
     Args:
-        log_probs: [N*G,T], of the words, as `log_probabilities` gives them.
+        log_probs: [N*G,T], from `log_probabilities`.
         ids: int [N*G,T], an image's samples next to each other.
         rewards: [N,G], G at least 2.
     """
@@ -55,8 +53,8 @@ def self_critical_loss(log_probs: Tensor, ids: Tensor, rewards: Tensor) -> Tenso
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean divergence (Kullback-Leibler) of the next word, by logits [...,T,V], from the teacher's (Hinton et al.,
-    2015), over the words of captions.
+    """Mean Kullback-Leibler divergence, over the words of captions, of the distribution of the next word by logits
+    [...,T,V] from the teacher's (Hinton et al., 2015).
     """
     wanted = ops.log_softmax(teacher_logits)
     divergence = ops.sum(ops.exp(wanted) * (wanted - ops.log_softmax(logits)), axis=-1)
