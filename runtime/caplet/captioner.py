@@ -223,7 +223,7 @@ class Captioner:
                 raise result
             return result
         finally:
-            del result  # an error that knows this frame, which knows the error, would stay until garbage is collected
+            del result  # otherwise the error and this frame would keep each other until garbage is collected
 
     @overload
     def caption_many(

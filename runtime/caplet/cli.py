@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about damaged metadata: no line for people to act on
+            warnings.simplefilter("ignore")  # Pillow's, about damaged metadata, which nobody needs to act on
             return _run(list(sys.argv[1:] if argv is None else argv))
     except ArgumentError as error:
         return _complain(str(error), 2)

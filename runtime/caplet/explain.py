@@ -215,7 +215,7 @@ def _photo_column(photo: Image.Image, caption: str, peak: float, layout: _Layout
 def _word_panel(
     photo: Image.Image, word: str, share: NDArray[np.float32], probability: float, layout: _Layout
 ) -> Image.Image:
-    """The photo under one word's heat, the word and its probability, also as a bar, under it."""
+    """The photo under one word's heat, and below it the word and its probability, also as a bar."""
     width = max(photo.width, round(0.6 * layout.panel))
     panel = Image.new("RGB", (width, photo.height + round(2.4 * layout.word_size)), _PAPER)
     panel.paste(_heated(photo, share), ((width - photo.width) // 2, 0))
@@ -245,7 +245,7 @@ def _heated(photo: Image.Image, share: NDArray[np.float32]) -> Image.Image:
     heat = np.asarray(Image.fromarray(share).resize(photo.size, Image.Resampling.BICUBIC))
     level = np.sqrt(heat.clip(0, 1))
     grey = np.asarray(photo.convert("L"), np.float32)[..., None]
-    veil = (0.35 + 0.35 * level)[..., None]  # what is cold stays dim but visible, what is hot shows the photo's detail
+    veil = (0.35 + 0.35 * level)[..., None]  # cold places stay dim but visible, hot ones show the photo's detail
     return Image.fromarray(((1 - veil) * grey + veil * heat_colours(level)).round().astype(np.uint8))
 
 

@@ -367,7 +367,7 @@ def _load(
     if decoder == "jpeg" and "progressive" not in image.info:
         decoder = ""  # other JPEGs have at most a scan per colour, and counting takes time
     reader.start_pixels(b"\xff\xd9" if lenient and file_format is _JPEG else b"", decoder)
-    # Raw rows are collected from blocks; with blocks far shorter than a row that takes quadratic time.
+    # Raw rows are joined from blocks, which takes quadratic time if blocks are far shorter than a row.
     image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
     broken_off = False
     try:

@@ -35,7 +35,7 @@ _LONGEST_NAME = 2**16  # bytes; no system takes a path of more than half of that
 
 @dataclass(frozen=True)
 class Input:
-    """One photo to caption: its name as given or found, or what is wrong with what was given.
+    """A photo to caption, by its name as given or found, and what is wrong with that, if anything.
 
     A piped photo can be read only once: `with_contents` does that at the photo's turn.
     """

@@ -274,7 +274,7 @@ def test_arrays_and_buffers_are_not_changed() -> None:
     data.append(0)  # raises BufferError if anything still holds the buffer
 
 
-# -- what is no image -------------------------------------------------------------------------------------------------
+# -- what is not an image ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", [None, 7, 1.5, ["photo.jpg"], {}, object()], ids=lambda value: type(value).__name__)
