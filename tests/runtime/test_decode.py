@@ -335,7 +335,7 @@ def test_the_length_limit_counts_words(beam_size: int) -> None:
     assert len(chant.rows) == 7
 
 
-def test_the_end_token_counts_in_the_score_but_is_no_word() -> None:
+def test_the_end_token_counts_in_the_score_but_is_not_a_word() -> None:
     found = search(Chant((END, 4), (-0.25, -2.0)), ONE_PHOTO, decoding(1))[0]
     assert (found[0].tokens, found[0].log_probs, found[0].score, found[0].ended) == ((), (), -0.25, True)
     assert found[0].attention.shape == (0, 64)
@@ -358,12 +358,11 @@ def test_finished_photos_leave_the_batch() -> None:
 
 
 def test_search_stops_as_soon_as_no_hypothesis_can_still_win() -> None:
-    # The end is nearly certain: after two steps two sentences have about -0.01 a token; whatever goes on already has
-    # -6.9 in all and could at best reach -6.9 / 10.
     chant = Chant((END, 4), (-0.001, -6.9))
-    found = search(chant, ONE_PHOTO, decoding(1, 10))
+    search(chant, ONE_PHOTO, decoding(1, 10))
     assert len(chant.rows) == 1
     chant.rows.clear()
+    # After two steps, two sentences have ended, with -0.001 and -6.901; what goes on has -13.8 and can only lose.
     found = search(chant, ONE_PHOTO, decoding(2, 10, length_penalty=0.0))
     assert [h.tokens for h in found[0]] == [(), (4,)]
     assert len(chant.rows) == 2

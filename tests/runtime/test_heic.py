@@ -33,7 +33,7 @@ def data(photo: Image.Image) -> bytes:
 
 @pytest.fixture(params=PACKAGES)
 def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The plugin that is installed, of the two packages."""
+    """The one of the two packages that seems to be installed."""
     for other in {*PACKAGES} - {request.param}:
         monkeypatch.setitem(sys.modules, other, None)
     return str(request.param)
