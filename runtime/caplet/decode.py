@@ -330,7 +330,7 @@ def _settle(
 def _can_still_win(total: float, finished: list[_Finished], decoding: Decoding) -> bool:
     """Whether a live hypothesis with this sum of log-probabilities may still get among the best.
 
-    The sum can only fall, and division by a greater length only raises it: at best, it is still `total` at the limit.
+    At best, its sum is still `total` at the length limit, where a negative sum is divided by the most words.
     """
     if len(finished) < decoding.beam_size:
         return True
