@@ -386,8 +386,8 @@ _ON_ITS_SIDE = range(5, 9)
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation. Of long EXIF it is all that is read: its values may all be the same bytes, of which Pillow
-    before 13 makes a copy for each, gigabytes of one megabyte.
+    """The EXIF orientation. From long EXIF nothing else is read: all its values may share the same bytes, which Pillow
+    before 13 copies for each, so that a megabyte becomes gigabytes.
     """
     exif = image.info.get("exif") or b""
     in_text = image.info.get("Raw profile type exif") or ""  # of old PNGs, in hexadecimal digits

@@ -35,7 +35,7 @@ class _Format(NamedTuple):
     sequential: bool = False
     """Rows are decoded one after the other, so that those before the point where a file breaks off are good."""
     canvas: Callable[[Readable], tuple[int, int]] | None = None
-    """Reads width and height from the header of formats whose opened images tell them too late or wrong: Pillow
+    """Reads width and height from the header of formats whose opened images tell them too late or wrongly: Pillow
     allocates the canvas of a GIF or WebP as soon as it opens one, and of the two sizes that a JPEG 2000 may state, it
     reports the one that decoding ignores."""
 
@@ -78,7 +78,7 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
 )
 
 MAY_BE_TRUNCATED = frozenset(file_format.name for _, file_format in _SIGNATURES if file_format.sequential)
-"""Names, as Pillow has them too, of the formats of which a part can be used."""
+"""Names, which are also Pillow's, of the formats of which a part can be used."""
 
 IN_PYTHON = {
     "bmp_rle": ("run-length encoded BMP", "PNG"),
