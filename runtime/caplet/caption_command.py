@@ -97,7 +97,7 @@ class _Drawings:
     """
 
     def __init__(self, arguments: argparse.Namespace, *, several: bool) -> None:
-        """Make the folder, if there is to be one. Raises OSError, and ArgumentError for a list that breaks off."""
+        """Make the folder, if there is to be one. Raises OSError, and ArgumentError as `find_inputs` does."""
         path = arguments.attention
         self._path = None if path is None else Path(path)
         self._folder = path is not None and (several or is_folder(path) or path.endswith(("/", os.sep)))
