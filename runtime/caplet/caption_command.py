@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from caplet.captioner import Caption, Captioner
 from caplet.errors import ArgumentError, CapletError, InferenceError
 from caplet.image import MAX_PIXELS, ImageSource
-from caplet.inputs import STDIN, Input, find_inputs, is_folder, with_contents
+from caplet.inputs import STDIN, Input, find_inputs, is_descriptor, is_folder, with_contents
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Formatter, Origin, Record, Written, resume
@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         progress = _progress(arguments, written.paths)
         failed = False
         if not arguments.resume:
-            output.clear()
+            if not is_descriptor(arguments.output or ""):  # as /dev/stdout is, to which a shell's `>>` appends
+                output.clear()
             output.write(formatter.header())
         for job, result in results:
             caption = None if isinstance(result, CapletError) else result

@@ -179,6 +179,16 @@ def test_output_goes_to_a_file(
     assert (tmp_path / "out").read_text() == texts["cat"] + "\n"
 
 
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout on this system")
+def test_an_open_file_keeps_what_it_held(photos: Path, tmp_path: Path, texts: dict[str, str]) -> None:
+    """As with `>> log` in a shell."""
+    (tmp_path / "log").write_text("what was here before\n")
+    with (tmp_path / "log").open("ab") as log:
+        command = [sys.executable, "-m", "caplet", str(photos / "cat.jpg"), "-o", "/dev/stdout"]
+        subprocess.run(command, stdout=log, check=True)
+    assert (tmp_path / "log").read_text() == f"what was here before\n{texts['cat']}\n"
+
+
 def test_search_options_are_those_of_the_library(
     photos: Path, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
