@@ -54,10 +54,14 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
                 except Exception as error:
                     drained, failure = True, error
                     break
+                pending.append(Future())
                 try:
-                    pending.append(executor.submit(work, item))
+                    executor.submit(_run, pending[-1], work, item)
                 except RuntimeError:  # the system gives no more threads, as under a container's limit on processes
-                    drained, rest = True, itertools.chain([item], source)
+                    drained, rest = True, source
+                    if pending[-1].cancel():
+                        pending.pop()
+                        rest = itertools.chain([item], source)
             if not pending:
                 break
             yield pending.popleft().result()
@@ -68,3 +72,18 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         del failure  # as in `Captioner.caption`
         # Not waited for: a worker may be stuck on a slow disk, and closing must not be.
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _run(future: Future[R], work: Callable[[T], R], item: T) -> None:
+    """Set the future to `work(item)`, unless it was cancelled.
+
+    The executor's own futures will not do: where it cannot start a thread it gives none, but has queued the item, which
+    another of its threads may take.
+    """
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(work(item))
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            del future, work, item  # an error knows this frame

@@ -577,6 +577,26 @@ def test_where_no_thread_can_be_started_the_caller_does_the_work(
     assert [str(result) for result in found if not isinstance(result, CapletError)] == texts * 2
 
 
+def test_where_threads_run_short_no_work_is_done_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool has queued an item when it finds that it cannot start a thread for it, and its other threads take it."""
+    start, done, refused = threading.Thread.start, [], threading.Event()
+
+    def start_the_first(thread: threading.Thread) -> None:
+        if any(other.name.startswith("caplet-photo") for other in threading.enumerate()):
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def work(item: int) -> int:
+        assert refused.wait(60)  # busy until then, so that a second thread is asked for
+        done.append(item)
+        return item
+
+    monkeypatch.setattr(threading.Thread, "start", start_the_first)
+    assert list(in_order(range(9), work, workers=2, ahead=3)) == [*range(9)]
+    assert sorted(done) == [*range(9)]
+
+
 def photo_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("caplet-photo")}
 
