@@ -1,4 +1,4 @@
-"""ONNX graphs: reading, running and editing them (who makes a value, who reads it, constants as arrays)."""
+"""Reading, running and editing ONNX graphs (which node makes a value, which read it, constants as arrays)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file.
 
     Raises:
-        ConfigurationError: there is none, or it is damaged.
+        ConfigurationError: the file is missing or damaged.
     """
     try:
         model = onnx.load(path)
@@ -32,19 +32,19 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def require_input(model: onnx.ModelProto, name: str, path: Path) -> None:
-    """Raise a ConfigurationError if the graph of `path` has no such input."""
+    """Raise a ConfigurationError if the graph, which was read from `path`, has no input of this name."""
     inputs = [value.name for value in model.graph.input]
     if name not in inputs:
         raise ConfigurationError(f"{path}: another graph: expected an input {name!r}, found {', '.join(inputs)}")
 
 
 def shape_of(value: onnx.ValueInfoProto) -> list[int]:
-    """Sizes of a value's dimensions, 0 for one that is open; empty if the shape is not known."""
+    """Sizes of a value's dimensions, 0 for those that are open; empty if the shape is not known."""
     return [size.dim_value for size in value.type.tensor_type.shape.dim]
 
 
 def value_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """`shape_of` of every input, output and value between, as far as it can be inferred."""
+    """`shape_of` every input, output and intermediate value, as far as it can be inferred."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     return {value.name: shape_of(value) for value in (*graph.input, *graph.value_info, *graph.output)}
 
@@ -52,7 +52,7 @@ def value_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
 class Session:
     """A graph in onnxruntime, on the CPU.
 
-    What it is fed may hold more than its inputs: not every decoder reads all that its encoder gives.
+    A feed may hold more than the graph's inputs: not every decoder reads all of its encoder's outputs.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -67,9 +67,9 @@ class Session:
 
 
 class Graph:
-    """A copy of a model that can be edited; `finish` gives the edited model back.
+    """A copy of a model that can be edited; `finish` returns the edited model.
 
-    `nodes` may be changed freely and in any order, `finish` sorts them and drops what no output needs.
+    `nodes` may be changed freely and in any order: `finish` sorts them and drops all that no output needs.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -91,7 +91,7 @@ class Graph:
         return [node for node in self.nodes if value in node.input]
 
     def only_reader(self, value: str) -> onnx.NodeProto | None:
-        """The one node that reads a value, None if there are several or if it is an output."""
+        """The one node that reads a value; None if none or several do, or if the value is an output of the graph."""
         readers = self.consumers(value)
         return readers[0] if len(readers) == 1 and value not in self.outputs else None
 
@@ -100,7 +100,7 @@ class Graph:
         return [node for node in self.nodes if node.op_type in kinds]
 
     def add_constant(self, array: NDArray[Any], name: str) -> str:
-        """Add a constant under a name like this one and return the name it got."""
+        """Add a constant under this name, with a number appended if it is taken, and return its name."""
         unique, number = name, 1
         while unique in self.constants:
             unique, number = f"{name}_{number}", number + 1
@@ -110,13 +110,13 @@ class Graph:
     def add_node(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
     ) -> onnx.NodeProto:
-        """Append a node, named after what it makes."""
+        """Append a node, named after its first output, and return it."""
         node = helper.make_node(kind, inputs, outputs, name=f"{kind}:{outputs[0]}", domain=domain, **attributes)
         self.nodes.append(node)
         return node
 
     def rename_input(self, old: str, new: str) -> None:
-        """Let every reader of one value read another instead."""
+        """Let every node that reads the value `old` read `new` instead."""
         for node in self.nodes:
             for position, value in enumerate(node.input):
                 if value == old:
@@ -158,5 +158,5 @@ class Graph:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """The value of a node's attribute."""
+    """The value of a node's attribute; `default` if it has none."""
     return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)

@@ -1,7 +1,7 @@
 """Exact rewrites of the converted graphs: the same function to float rounding, in fewer and cheaper operations.
 
-They come before quantisation and hold no layout or kernel of any one processor. Each takes a model and returns a new
-one; where its pattern does not occur, an equal one.
+They come before quantisation and rely on no layout or kernel of any one processor. Each takes a model and returns a
+new one, which is equal if the pattern that is rewritten does not occur.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from caplet_export.onnx_graph import Graph, attribute, value_shapes
 
 _GROUP = 4
-"""Pixels, see `group_pixels`."""
+"""Pixels in a group, see `group_pixels`."""
 
 
 def optimize_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -32,7 +32,7 @@ def optimize_for_bytes(model: onnx.ModelProto, *, group: bool = True) -> onnx.Mo
 
 
 def optimize_decoder(model: onnx.ModelProto) -> onnx.ModelProto:
-    """All rewrites of a decoder. Its products are already few and large as `caplet_export.convert` traces it."""
+    """All rewrites of a decoder. They are few because `caplet_export.convert` traces it with few and large products."""
     return zero_denormals(fuse_dense(model))
 
 
@@ -92,10 +92,10 @@ def fold_input_scaling(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def pool_after_projection(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Move an average pooling behind the 1x1 convolution that follows it, where it has fewer channels to pool.
+    """Move an average pooling behind the 1x1 convolution that follows it, if that leaves it fewer channels to pool.
 
-    Both are linear and act on different axes, so they commute; the bias too, because an average that leaves padding
-    out of its count maps a constant to itself. The ReLU stays behind both.
+    Both are linear and act on different axes, so they commute. The bias commutes too, because an average that leaves
+    padding out of its count maps a constant to itself. The ReLU stays behind both.
     """
     graph = Graph(model)
     for pool in graph.of_type("AveragePool"):
@@ -113,11 +113,12 @@ def pool_after_projection(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def pool_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Make an average pooling that leaves padding out of its count a depthwise convolution and a product.
+    """Turn an average pooling that leaves padding out of its count, with a ReLU behind it, into a depthwise convolution
+    and a product.
 
     The convolution sums and divides by the size of the whole window; the product corrects windows that reach over the
-    edge. A ReLU behind commutes with the product, whose factors are positive, and is moved between the two.
-    Depthwise convolutions have fast 8-bit kernels where poolings go through tables.
+    edge. The ReLU commutes with the product, whose factors are positive, and is moved between the two. Depthwise
+    convolutions have fast 8-bit kernels, whereas poolings go through tables.
     """
     graph, shapes = Graph(model), value_shapes(model)
     for pool in graph.of_type("AveragePool"):
@@ -148,7 +149,7 @@ def pool_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def merge_sibling_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Make 1x1 convolutions that read the same value, each followed by a ReLU, one convolution, one ReLU, one split."""
+    """Merge 1x1 convolutions that read the same value, each followed by a ReLU, into one, and split the result."""
     graph = Graph(model)
     groups: dict[str, list[tuple[onnx.NodeProto, onnx.NodeProto]]] = {}
     for conv in graph.of_type("Conv"):
@@ -174,10 +175,10 @@ def merge_sibling_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
 def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
     """Let the first convolution take four neighbouring pixels of a row as one of four times the channels.
 
-    8-bit kernels take channels by fours, and three colours go a way that is twice as slow (in onnxruntime: im2col). In
-    NHWC pixels are grouped by their shape alone. With a stride of two each group makes two neighbouring outputs, which
-    become neighbours again by their shape alone as well. What a group holds beyond its outputs' windows has weights of
-    zero; the columns beyond the photo, and the outputs beyond the last, are cut off.
+    8-bit kernels take channels by fours; three colours go another way that is twice as slow (in onnxruntime: im2col).
+    In NHWC a reshape groups pixels. With a stride of two each group makes two neighbouring outputs, which another
+    reshape separates. Pixels of a group outside an output's window have weights of zero. The last group of a row is
+    filled up with zeros, and outputs beyond the last column are cut off.
     """
     graph, shapes = Graph(model), value_shapes(model)
     for conv in graph.of_type("Conv"):
@@ -214,7 +215,7 @@ def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _group_input(graph: Graph, transpose: onnx.NodeProto, missing: int, shape: Sequence[int]) -> None:
-    """Give a transposition from NHWC groups of pixels, of this shape, and fill up the last group of a row by zeros."""
+    """Feed a transposition from NHWC groups of pixels, in this shape; zeros fill up the last group of a row."""
     pixels = transpose.input[0]
     pads = graph.add_constant(np.array([0, 0, 0, 0, 0, 0, missing, 0], np.int64), f"{pixels}/pads")
     graph.add_node("Pad", [pixels, pads], [f"{pixels}/padded"])
@@ -224,7 +225,7 @@ def _group_input(graph: Graph, transpose: onnx.NodeProto, missing: int, shape: S
 
 
 def _separate_outputs(graph: Graph, node: onnx.NodeProto, shape: Sequence[int], columns: int) -> None:
-    """Make what a node gives for groups of pixels neighbours again, NHWC of this shape, and keep so many columns."""
+    """Separate a node's outputs for a group of pixels: reshape them to this shape, NHWC, and keep so many columns."""
     whole, made = node.output[0], f"{node.output[0]}/grouped"
     node.output[0] = made
     sizes = graph.add_constant(np.array(shape, np.int64), f"{made}/shape")
@@ -237,7 +238,7 @@ def _separate_outputs(graph: Graph, node: onnx.NodeProto, shape: Sequence[int], 
 
 
 def fuse_dense(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Make a product of matrices and the addition of its bias one Gemm, so that the bias can be quantised with it."""
+    """Fuse a product of matrices and the addition of its bias into a Gemm, so that the bias can be quantised too."""
     graph, shapes = Graph(model), value_shapes(model)
     for product in graph.of_type("MatMul"):
         addition = graph.only_reader(product.output[0])
@@ -263,13 +264,13 @@ def zero_denormals(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _window_counts(length: int, width: int, before: int, after: int) -> NDArray[np.int64]:
-    """How many positions of each window, sliding by one, lie inside and not in the padding."""
+    """How many positions of each window, which slides by one, lie inside `length` and not in the padding."""
     starts = np.arange(-before, length + after - width + 1)
     return np.minimum(starts + width, length) - np.maximum(starts, 0)
 
 
 def _grouped_weights(weights: NDArray[np.float64], stride: int) -> NDArray[np.float64]:
-    """Weights [M,C,H,W] of a convolution as [m*M,g*C,H,W'] over groups of g pixels, m = g / stride outputs at once."""
+    """Weights [M,C,H,W] as [m*M,g*C,H,W'], over groups of g pixels, of which each makes m = g / stride outputs."""
     outputs, channels, height, width = weights.shape
     together = _GROUP // stride
     taps = -(-((together - 1) * stride + width) // _GROUP)  # groups that a window reaches over
@@ -304,14 +305,14 @@ def _is_unpadded(node: onnx.NodeProto) -> bool:
 
 
 def _pads_by_numbers(node: onnx.NodeProto) -> bool:
-    """Whether the `pads` of a convolution or pooling say how it pads. `SAME_UPPER` and `SAME_LOWER` pad without them,
-    by as much as the size of the input asks for.
+    """Whether `pads` tells how a convolution or pooling pads. With `SAME_UPPER` and `SAME_LOWER` the size of its input
+    tells instead.
     """
     return attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
 
 
 def _scalar(graph: Graph, node: onnx.NodeProto) -> float | None:
-    """The one-element constant that is the second operand of an arithmetic node."""
+    """The constant number that is the second operand of an arithmetic node; None for any other node."""
     array = graph.constants.get(node.input[1]) if node.op_type in ("Mul", "Div", "Add", "Sub") else None
     return float(array.item()) if array is not None and array.size == 1 else None
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from caplet_export.errors import ExportError
 
 Kind = tuple[frozenset[str], frozenset[str]]
-"""What verbs write into a folder: the files that are always there, by which it is known, and those that may be."""
+"""A kind of folder that verbs write: the files that are always in it, by which it is known, and those that may be."""
 GRAPHS: Kind = (
     frozenset({"encoder.onnx", "decoder.onnx", "vocabulary.txt"}),
     frozenset({"parity.json", "quantization.json", "manifest.json", "README.md", "attention.jpg", "golden"}),
 )
-"""Folders of graphs, and bundles, which can be made again in minutes."""
+"""Folders of graphs, and bundles: both can be made again in minutes."""
 RUN: Kind = (
     frozenset({"config.json", "vocabulary.txt", "decoder.weights.h5"}),
     frozenset({"extractor.npz", "stages.json", "history.json", "curves.png", "resume.npz"}),
@@ -26,11 +26,11 @@ RUN: Kind = (
 
 
 def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
-    """Where `whole_folder` would write `target`, links followed; for verbs to ask before their work begins.
+    """Where `whole_folder` would write `target`, with links followed; for verbs to ask before their work begins.
 
     Raises:
-        ExportError: something stands there that is not to be replaced: a file, the working folder, one of the `inputs`
-            or a folder around one, or a folder that no verb that writes this kind has made.
+        ExportError: nothing can be written there, or it would replace something else than an earlier result: a file,
+            the working folder, one of the `inputs`, a folder around these, or a folder that is not of this kind.
     """
     resolved = check_place(target)
     if Path.cwd().is_relative_to(resolved):
@@ -42,14 +42,16 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
         return resolved
     if not resolved.is_dir():
         raise ExportError(f"{target}: is a file, not a folder")
-    foreign = _foreign(resolved, kind)
-    if foreign:
-        raise ExportError(f"{target}: holds what caplet-export does not write there ({foreign}), so it is not replaced")
+    odd = _foreign(resolved, kind)
+    if odd:
+        raise ExportError(f"{target}: holds what caplet-export does not write there ({odd}), so it is not replaced")
     return resolved
 
 
 def _foreign(folder: Path, kind: Kind) -> str | None:
-    """The first name in a folder for which it is not to be replaced: all must be of its kind, and whole."""
+    """The first name in a folder for which it is not to be replaced: one that does not belong to its kind or, if files
+    are missing that are always there, any; None if the folder may be replaced.
+    """
     names = sorted(path.name for path in folder.iterdir())
     always, maybe = kind
     if not always <= set(names):
@@ -57,17 +59,17 @@ def _foreign(folder: Path, kind: Kind) -> str | None:
     # A killed process leaves what it was writing under a name with a dot, see `whole_file`.
     ours = always | maybe | {f".{name}" for name in always | maybe}
     photos = sorted(path.name for path in (folder / "golden").glob("*") if path.suffix != ".png")
-    foreign = [*(name for name in names if name not in ours), *(f"golden/{name}" for name in photos)]
-    return foreign[0] if foreign else None
+    odd = [*(name for name in names if name not in ours), *(f"golden/{name}" for name in photos)]
+    return odd[0] if odd else None
 
 
 def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) -> None:
     """Raise an ExportError if a file is not to be written at `target`; for verbs to ask before their work begins.
 
     Args:
-        target: where to; a file that stands there is replaced only if it is empty, or one that the verb has written.
-        keys: of the JSON object, whole or in the first line, by which a file is known as one that the verb has written.
-        inputs: files that are read.
+        target: the file; one that stands there is replaced only if it is empty, or was written by the verb.
+        keys: a file that holds a JSON object with these keys, as a whole or in its first line, was written by the verb.
+        inputs: files that are read, and so must not be replaced.
     """
     resolved = check_place(target)
     if resolved.is_dir():
@@ -79,7 +81,7 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
 
 
 def foreign(target: Path) -> ExportError:
-    """The error for a file that is somebody's own, where a result was to go."""
+    """The error for a file of somebody else's at the place of a result."""
     return ExportError(f"{target}: not a file that caplet-export writes here, so it is not replaced")
 
 
@@ -99,12 +101,12 @@ def _has_keys(path: Path, keys: frozenset[str]) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """Where symbolic links lead. Unlike `Path.resolve`, no error where that is a circle, which `check_place` tells."""
+    """Where symbolic links lead. Unlike `Path.resolve`, no error if that is a circle, which `check_place` tells."""
     return Path(os.path.realpath(path))
 
 
 def check_place(target: Path) -> Path:
-    """Where `target` is, symbolic links followed; whatever stands there. Raises an ExportError if it cannot be made."""
+    """Where `target` is, with symbolic links followed. Raises an ExportError if nothing can be written there."""
     resolved = _followed(target)
     if resolved.is_symlink():
         raise ExportError(f"{target}: cannot write: symbolic links that lead in a circle")
@@ -118,13 +120,13 @@ def check_place(target: Path) -> Path:
 def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without an error.
 
-    What stood at `target` before stays until then, and for good if the block fails.
+    A folder that stood at `target` before stays until then, and for good if the block fails.
 
     Raises:
         ExportError: the folder cannot be written, or is not to be replaced (see `check_folder`).
     """
     asked, target = target, check_folder(target, kind, inputs)
-    # Names that nobody else uses, and always the same: what a killed process has left is cleared by the next.
+    # Names that nobody else uses, and always the same ones, so that the next process clears what a killed one left.
     temporary, old = (target.with_name(f".{target.name}.caplet-export.{state}") for state in ("new", "old"))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -154,10 +156,10 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
 def whole_files(*paths: Path) -> Iterator[Sequence[Path]]:
     """The paths of temporary files beside `paths`, of the same suffixes, that take their places when the block ends.
 
-    They do so one right after the other, when all of them have reached the disk. What stood at `paths` before stays
+    They do so one right after the other, when all of them have reached the disk. Files that were at `paths` before stay
     until then, and for good if the block fails, which leaves no temporary file. Raises OSError.
     """
-    # Without the process' number: what a killed process has left is overwritten by the next.
+    # Without the number of the process, so that the next one overwrites what a killed one left.
     temporaries = [path.with_name(f".{path.name}") for path in paths]
     try:
         yield temporaries
@@ -174,13 +176,13 @@ def whole_files(*paths: Path) -> Iterator[Sequence[Path]]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """As `whole_files`, of one file."""
+    """`whole_files` for one file."""
     with whole_files(path) as (temporary,):
         yield temporary
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Raise an OSError where so many bytes do not fit: on a full disk HDF5, which writes weights, ends the process."""
+    """Raise an OSError if `size` bytes do not fit: HDF5, which writes weights, ends the process on a full disk."""
     if shutil.disk_usage(folder).free < size + 1e6:
         raise OSError(errno.ENOSPC, f"no room for the {size / 1e6:.0f} MB that are to be written")
 

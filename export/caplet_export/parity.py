@@ -1,7 +1,7 @@
-"""The proof that converted graphs say what Keras says: tensor by tensor, and caption by caption.
+"""The proof that converted graphs compute what Keras computes: tensor by tensor, and caption by caption.
 
-Keras and onnxruntime each go their own way from the pixels on, with greedy loops that share no code with each other or
-with the runtime.
+Keras and onnxruntime each start from the pixels, with greedy loops that share no code with each other or with the
+runtime.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from caplet_export.model import Captioner
 
 TOLERANCE = 1e-3
-"""Largest difference of a log-probability; of other tensors, relative to their largest value where that is above 1."""
+"""Largest allowed difference; for tensors other than log-probabilities times their largest value if that exceeds 1."""
 IDENTICAL_CAPTIONS = 0.99
-"""Share of greedy captions that must be the same, word for word. A tie to float rounding may fall either way."""
+"""Share of greedy captions that must be the same, word for word. Words that tie up to rounding may change places."""
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -37,7 +37,7 @@ Ids = NDArray[np.int64]
 
 @dataclass
 class Parity:
-    """What the comparison saw so far."""
+    """The result of the comparison so far: differences and largest values by tensor, and captions that differ."""
 
     photos: int = 0
     identical_captions: int = 0
@@ -46,7 +46,7 @@ class Parity:
     different_captions: list[dict[str, Any]] = field(default_factory=list)
 
     def compare(self, name: str, expected: NDArray[Any], found: NDArray[Any]) -> None:
-        """Take one more array of output `name` into account."""
+        """Take one more array of output `name` into account. Raises a ParityError if the shapes differ."""
         if expected.shape != found.shape:
             raise ParityError(f"{name}: Keras has shape {expected.shape}, onnxruntime {found.shape}")
         # Not max(): a NaN must not be taken for a small difference.
@@ -56,7 +56,7 @@ class Parity:
 
     @property
     def failures(self) -> list[str]:
-        """What is out of tolerance, a line each."""
+        """Everything that is out of tolerance, a line each."""
         lines = []
         for name, difference in self.max_difference.items():
             allowed = TOLERANCE if name == "log_probs" else TOLERANCE * max(1.0, self.largest_value[name])
@@ -67,19 +67,19 @@ class Parity:
         return lines
 
     def check(self) -> None:
-        """Raise `ParityError` naming everything out of tolerance."""
+        """Raise a ParityError that names everything out of tolerance, or if nothing was compared."""
         if not self.photos:
             raise ParityError("nothing was compared")
         if self.failures:
             raise ParityError("the graphs do not say what Keras says: " + "; ".join(self.failures))
 
     def to_json(self) -> dict[str, Any]:
-        """For parity.json."""
+        """The content of parity.json."""
         return {**asdict(self), "tolerance": TOLERANCE, "identical_captions_required": IDENTICAL_CAPTIONS}
 
 
 class KerasCaptioner:
-    """The reference: the trained model in Keras, straight from pixels."""
+    """The reference: the trained model in Keras, from pixels on."""
 
     def __init__(self, extractor: keras.Model, model: Captioner) -> None:
         config = model.config
@@ -124,7 +124,7 @@ class OnnxCaptioner:
         return self._whole({**encoded, "token": token, "state": state})
 
     def greedy(self, encoded: dict[str, Floats], max_length: int) -> list[list[int]]:
-        """Greedy captions by the shipped graph: the first of its top words, until every caption has ended."""
+        """Ids of greedy captions by the shipped graph, without `<end>`: the first of its top words at each step."""
         state = encoded["state"]
         token = np.full(len(state), START, np.int64)
         alive = np.ones(len(state), bool)
@@ -147,8 +147,11 @@ def prove(
 ) -> Parity:
     """Compare every output tensor and whole greedy captions on batches of (names, pixels uint8 [N,h,w,3]).
 
-    The steps are compared along Keras' own words, each side carrying its own state, so that differences may add up as
-    they do in use. A photo's steps count until its caption ends.
+    Both sides are given Keras' words at each step, but each its own state, so that differences may add up as they do in
+    use. A photo's steps count until its caption ends.
+
+    Raises:
+        ParityError: an output has another shape. Whether differences are in tolerance, `Parity.check` tells.
     """
     parity = Parity()
     for names, pixels in batches:
@@ -172,7 +175,7 @@ def _compare_steps(
     max_length: int,
     parity: Parity,
 ) -> list[list[int]]:
-    """Compare step by step along Keras' greedy captions, and return those."""
+    """Compare step by step along Keras' greedy captions, and return the ids of those, without `<end>`."""
     state, onnx_state = expected["state"], found["state"]
     token = np.full(len(state), START, np.int64)
     alive = np.ones(len(state), bool)

@@ -1,4 +1,4 @@
-"""Photos of a data set as the runtime sees them: once, a batch at a time, or again and again while training."""
+"""Photos of a data set as the runtime reads them: once, in batches, or again and again while training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from caplet_export.flickr8k import Dataset
 from caplet_export.memory import usable_memory
 
 _BATCH_SIZE = 8
-_SMALL = (8, 8)  # for photos that are read only to see whether they can be
+_SMALL = (8, 8)  # for photos that are read only to find out whether they can be
 _MEMORY_SHARE = 0.25
 
 
@@ -30,7 +30,7 @@ def read_photo(dataset: Dataset, name: str, size: tuple[int, int]) -> NDArray[np
 def photo_batches(
     dataset: Dataset, names: Sequence[str], *, size: tuple[int, int], task: str
 ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
-    """Names and pixels uint8 [N,height,width,3] of photos, read when they are needed.
+    """Names and pixels uint8 [N,height,width,3] of photos, at `size` (width, height), read as they are needed.
 
     A photo that cannot be read is named on standard error and left out. Shows progress under the name of the `task`.
     """
@@ -55,12 +55,15 @@ def readable_photos(dataset: Dataset, names: Sequence[str]) -> list[str]:
 
 
 class PhotoCache:
-    """Pixels uint8 [N,S,S,3] of photos by name, decoded in parallel; kept while they fit into a quarter of memory.
+    """Pixels of photos by name, decoded in parallel, and kept as long as they fit into a quarter of memory.
 
     Args:
-        dataset: where they are.
-        names: those that will be asked for.
-        size: S; photos are squashed to it.
+        dataset: where the photos are.
+        names: the photos that will be asked for; all are read once, to find the unreadable ones.
+        size: S; photos are squashed to S×S pixels.
+
+    Attributes:
+        unreadable: the reason for each photo that cannot be read, by name.
     """
 
     def __init__(self, dataset: Dataset, names: Sequence[str], size: int) -> None:
@@ -87,7 +90,7 @@ class PhotoCache:
         return names
 
     def load(self, names: Sequence[str]) -> NDArray[np.uint8]:
-        """Pixels [len(names),S,S,3]."""
+        """Pixels uint8 [len(names),S,S,3]. Raises caplet's ImageError."""
         return np.stack(list(self._pool.map(self._pixels, names)))
 
     def _pixels(self, name: str) -> NDArray[np.uint8]:

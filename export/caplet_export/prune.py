@@ -1,7 +1,7 @@
-"""Make a captioner narrower: of its state, its features and its attention the units that matter least go.
+"""Make a captioner narrower, by removing the units of its state, features and attention that matter least.
 
-What is left says something a little different; a few epochs of training (`train --from`) make up for that. They begin
-far nearer to where the captioner was than a narrow one trained from random weights.
+Its captions change a little; a few epochs of training (`train --from`) make up for that. It begins them far nearer to
+the wide captioner than a narrow one with random weights would.
 """
 
 from __future__ import annotations
@@ -28,30 +28,31 @@ if TYPE_CHECKING:
     from caplet_export.model import CaptionModel
 
 SIZES = ("state_size", "feature_size", "attention_size")
-"""What can be pruned, by the names of the switches that say how much of it there is."""
+"""The sizes that can be pruned, by the names of their switches."""
 _BATCH = 24
 _SAMPLES = 5
 Units = Mapping[str, NDArray[Any]]
-"""A number or an id for each unit of a captioner, by the name of its size."""
+"""For each of `SIZES`, an array of one number for each unit of a captioner, or of ids of units."""
 
 
 def unit_importances(
     checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str], seed: int
 ) -> Iterator[tuple[int, list[Units]]]:
-    """How much the likelihood of what a captioner says would change without each of its units, batch by batch.
+    """How much the likelihood of a captioner's captions would change without each of its units, batch by batch.
 
     The first-order estimate of Molchanov et al. (CVPR 2019, eq. 8): the square of the sum of weight times gradient over
-    the weights through which a unit is read. The captions are the captioner's own, drawn at random, whose gradients
-    have a mean of zero and are independent, so that the squares of sums over photos add up to the sum of squares.
+    the weights through which a unit is read. The captions are drawn at random from the captioner itself. Their
+    gradients have a mean of zero and are independent, so that on average the square of a sum over photos is the sum of
+    squares.
 
     Args:
         checkpoint: the run.
         store: features of the blocks it reads.
-        names: photos to take them from.
-        seed: of the captions.
+        names: the photos to caption.
+        seed: seed of the captions that are drawn.
 
     Yields:
-        for each batch how many photos it had, and each member's importances [units]; to be summed over the batches.
+        for each batch the number of its photos, and each member's importances [units], to be summed over the batches.
     """
     model = checkpoint.model
     readers = [_readers(member) for member in members_of(model)]
@@ -76,7 +77,7 @@ def unit_importances(
 
 def require_prunable(checkpoint: Checkpoint) -> None:
     """Raise a ConfigurationError if a run has trained Inception blocks of its own, which would have to be copied with
-    it, or no deep output, whose layers are those that are known here.
+    it, or has no deep output, the only output whose layers are known here.
     """
     require_frozen_extractor(checkpoint, "pruned")
     if not checkpoint.config.model.deep_output:
@@ -84,12 +85,14 @@ def require_prunable(checkpoint: Checkpoint) -> None:
 
 
 def prune_run(checkpoint: Checkpoint, importances: Sequence[Units], config: ModelConfig, folder: Path) -> None:
-    """Write into `folder`, which exists, the run with as many units as `config` says, those that matter most.
+    """Write into `folder`, which exists, the run with only the most important units, as many as `config` says.
+
+    The weights of an ensemble are stored in float16, as `join` stores them.
 
     Args:
         checkpoint: the run, see `require_prunable`.
         importances: of each member's units.
-        config: the run's but for `SIZES`, none of them larger.
+        config: the run's, with `SIZES` as they are to be, none of them larger.
         folder: where to.
     """
     model = empty_model(config)
@@ -108,12 +111,12 @@ def prune_run(checkpoint: Checkpoint, importances: Sequence[Units], config: Mode
 
 
 def _largest(importance: NDArray[Any], count: int) -> NDArray[Any]:
-    """Ids of the `count` largest, ascending."""
+    """Ids of the `count` largest, in ascending order of ids."""
     return np.sort(np.argsort(-importance, kind="stable")[:count])
 
 
 def _readers(model: CaptionModel) -> dict[str, list[Any]]:
-    """The kernels by whose rows a captioner's units are read."""
+    """For each of `SIZES`, the kernels in which a row reads a unit."""
     layers = {
         "state_size": [model.from_state, model.output_state],
         "feature_size": [model.project_keys, model.initial_state, model.from_context, model.output_context],
@@ -123,11 +126,11 @@ def _readers(model: CaptionModel) -> dict[str, list[Any]]:
 
 
 def _places(config: ModelConfig, kept: Units) -> dict[str, tuple[Any, Any]]:
-    """Which rows and which columns of layers' kernels stay; a bias has the columns. Layers not named stay whole."""
+    """Which rows and columns of each layer's kernel stay, and columns of its bias. Layers not named stay whole."""
     everything = slice(None)
     state, feature, attention = (kept[size] for size in SIZES)
     gates = np.concatenate([state + number * config.state_size for number in range(3)])
-    # The state is read by all at once: attention query, gate of the context, gates of the GRU.
+    # One kernel reads the state, for the attention query, the gate of the context and the gates of the GRU.
     query_and_gate = [attention, config.attention_size + feature] if config.gated_context else [attention]
     width = config.attention_size + (config.feature_size if config.gated_context else 0)
     return {
