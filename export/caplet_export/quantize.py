@@ -1,9 +1,10 @@
 """8-bit graphs by static quantisation in QDQ form.
 
-Activations unsigned 8-bit per tensor, weights signed 8-bit per output channel, biases 32-bit. Values that an operator
-only moves or picks from (concatenation, maximum, split, transpose) share one scale, so that the operator works on bytes
-and no second rounding happens; ReLUs vanish into the lower end of the range. onnxruntime then fuses every convolution
-to QLinearConv and every dense layer to a product of bytes with a float result; pixels enter as they are, with scale 1.
+Activations are unsigned 8-bit with a scale per tensor, weights signed 8-bit with a scale per output channel, biases
+32-bit. Values that an operator only moves or picks from (concatenation, maximum, split, transpose) share one scale, so
+that the operator works on bytes and rounds nothing again; ReLUs vanish into the lower end of the range. onnxruntime
+then fuses every convolution to QLinearConv and every dense layer to a product of bytes with a float result; pixels
+enter as they are, with scale 1.
 
 The decoder is quantised statically too, not dynamically: a dynamic range is taken over the whole batch, and a caption
 would depend on what else is in the batch, or in the beam.
@@ -31,7 +32,7 @@ from caplet_export.errors import ConfigurationError
 from caplet_export.onnx_graph import Graph, attribute, require_input
 from caplet_export.ranges import DEFAULT_METHOD, LEVELS, Range
 
-# Outputs of the first become 8-bit; the second only pass values on, so inputs and outputs have one scale.
+# Outputs of computing operators become 8-bit; sharing ones only pass values on, so inputs and outputs have one scale.
 _COMPUTING = ("Conv", "AveragePool", "Relu")
 _SHARING = ("Concat", "MaxPool", "Split", "Transpose", "Reshape", "Slice")
 _FEW_COLUMNS = 4
@@ -40,7 +41,7 @@ _PAIR = 128
 
 
 def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = DEFAULT_METHOD) -> onnx.ModelProto:
-    """An encoder or decoder in 8 bits, its ranges taken from what it does on the calibration feeds.
+    """An encoder or decoder in 8 bits, with ranges observed on the calibration feeds.
 
     Args:
         model: a float graph, after `caplet_export.optimize`.
@@ -48,7 +49,7 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = DEFAULT_METH
         method: one of `caplet_export.ranges.METHODS`.
     """
     groups = scale_groups(model)
-    # What is moved or picked from values of its group lies in their range.
+    # Values that are moved or picked from values of their group lie in the range of those.
     moved = {
         value
         for node in model.graph.node
@@ -60,7 +61,7 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = DEFAULT_METH
 
 
 def check_float_graph(model: onnx.ModelProto, graph_input: str, path: Path) -> None:
-    """Raise a ConfigurationError if the graph of `path` has no such input, or is 8-bit already."""
+    """Raise a ConfigurationError if the graph, which was read from `path`, has no such input, or is 8-bit already."""
     require_input(model, graph_input, path)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise ConfigurationError(f"{path}: 8-bit already; quantize what `caplet-export convert` wrote")
@@ -69,8 +70,9 @@ def check_float_graph(model: onnx.ModelProto, graph_input: str, path: Path) -> N
 def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
     """Every value that becomes 8-bit, with the name of the group of values whose scale it shares.
 
-    These are what convolutions and average poolings make, as far as more than a ReLU reads it; what is made of that by
-    moving and picking; and what is multiplied by a constant matrix.
+    These are the outputs of convolutions, average poolings and ReLUs, except those that only a ReLU reads; their
+    products with positive constants; values moved or picked from all these; and inputs of products with a constant
+    matrix.
     """
     graph = Graph(model)
     parent: dict[str, str] = {}
@@ -108,7 +110,7 @@ def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mappin
 
     scales: dict[str, float] = {}
     for cast in graph.of_type("Cast"):
-        # Bytes from the start: what the cast makes of them is what dequantising by 1 makes.
+        # The pixels are bytes already: the cast becomes a dequantisation with scale 1, which does the same.
         graph.nodes.remove(cast)
         scales[cast.output[0]] = 1.0
         parameters = _scale_constants(graph, cast.output[0], 1.0, 0)
@@ -133,22 +135,26 @@ def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mappin
 
 
 def activation_scale(limits: Range) -> tuple[float, int]:
-    """Scale and zero point of unsigned 8-bit values that cover a range with zero in it."""
+    """Scale and zero point of unsigned 8-bit values that cover a range in which zero lies."""
     low, high = limits
     scale = float(np.float32(max(high - low, 1e-8) / (LEVELS - 1)))
     return scale, round(min(max(-low / scale, 0), LEVELS - 1))
 
 
 def quantize_weights(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Signed 8-bit weights, symmetric, and their scale for each index of `axis`, the output channels.
+    """Signed 8-bit weights in the shape of `weights`, symmetric, and their scales float32 [output channels].
 
-    No two neighbours saturate (see `saturates`). Of the scales that allow it, by clipping pairs or by less of the range
-    for all of the channel, each channel gets the one with the smallest squared error.
+    No two neighbours saturate (see `saturates`): pairs are clipped, or the whole channel uses less of the range. Of the
+    scales that are tried, each channel gets the one with the smallest squared error.
+
+    Args:
+        weights: of a convolution [output,input,height,width], or a matrix.
+        axis: the axis of the output channels.
     """
     rows, restore = _rows(weights, axis)
     finest = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127, np.float32(1e-12))
     scale, least = finest, np.full((len(rows), 1), np.inf, np.float32)
-    # At the last no weight is above 64, and no pair is clipped; a constant kernel, as of an average, is exact there.
+    # With the last factor no weight is above 64 and no pair is clipped, so a constant kernel, as of a mean, is exact.
     for factor in np.linspace(1, 127 / (_PAIR // 2), 33, dtype=np.float32):
         candidate = finest * factor
         error = np.square(_clip_pairs(rows / candidate) * candidate - rows).sum(axis=1, keepdims=True)
@@ -157,11 +163,11 @@ def quantize_weights(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[n
 
 
 def saturates(model: onnx.ModelProto) -> bool:
-    """Whether sums of products may saturate on x86 without VNNI, in a graph made by `quantize` or another in QDQ form:
+    """Whether sums of products may saturate on x86 without VNNI, in a graph by `quantize` or another one in QDQ form:
     whether any two neighbours of one sign among a channel's weights add up to more than 128.
 
-    Neighbours are weights that meet in one instruction: in the order of a kernel's rows, its columns, the input
-    channels, the first and the second, the third and the fourth, and so on.
+    Neighbours are weights that meet in one instruction: with a channel's weights in the order of kernel rows, kernel
+    columns and input channels, the first and second, the third and fourth, and so on.
     """
     graph = Graph(model)
     for node in graph.of_type("Conv", "MatMul", "Gemm"):
@@ -190,20 +196,20 @@ def _rows(weights: NDArray[Any], axis: int) -> tuple[NDArray[Any], Callable[[NDA
 
 
 def _pairs(rows: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The first and the second of each two neighbours of rows [channels, K], [channels, pairs]; where K is odd, the
-    last has 0 beside it.
+    """The first and the second neighbours in rows [channels, K], each [channels, pairs]; if K is odd, the last one's
+    neighbour is 0.
     """
     padded = np.pad(rows.astype(np.float32), ((0, 0), (0, rows.shape[1] % 2)))
     return padded[:, ::2], padded[:, 1::2]
 
 
 def _excess(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """By how much neighbours of one sign together exceed `_PAIR`, [channels, pairs]."""
+    """By how much the sum of each two neighbours of one sign exceeds `_PAIR`, [channels, pairs]."""
     return np.where(first * second > 0, np.maximum(np.abs(first) + np.abs(second) - _PAIR, 0), 0)
 
 
 def _clip_pairs(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Whole numbers near those of rows [channels, K], whose neighbours of one sign add up to `_PAIR` at most."""
+    """Rows [channels, K] rounded to whole numbers, of which neighbours of one sign add up to `_PAIR` at most."""
     first, second = _pairs(np.rint(rows))
     half = _excess(first, second) / 2
     clipped = np.empty((len(rows), 2 * half.shape[1]), np.float32)
@@ -226,7 +232,7 @@ def _quantize_weights(graph: Graph, node: onnx.NodeProto, input_scale: float) ->
 
 
 def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> None:
-    """Rows are looked up as bytes, with a scale for each column: what is looked up is added, not multiplied."""
+    """Make a table 8-bit, with a scale per column, which is possible as its rows are added and not multiplied."""
     value, table = lookup.output[0], graph.constants[lookup.input[0]]
     scale = np.maximum(np.abs(table).max(axis=0) / 127, np.float32(1e-12)).astype(np.float32)
     lookup.input[0] = graph.add_constant(np.rint(table / scale).astype(np.int8), f"{lookup.input[0]}/quantized")
@@ -236,7 +242,7 @@ def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> None:
 
 
 def _quantize_factors(graph: Graph, node: onnx.NodeProto) -> None:
-    """Positive constant factors, in the number of levels that fits them best, in which simple fractions are exact."""
+    """Make positive constant factors 8-bit, in the number of levels that fits best; simple fractions are then exact."""
     factors = graph.constants[node.input[1]]
     errors = {
         levels: float(np.abs(np.rint(factors * (levels / factors.max())) / levels * factors.max() - factors).max())
@@ -251,19 +257,19 @@ def _quantize_factors(graph: Graph, node: onnx.NodeProto) -> None:
 
 
 def _is_scaling(graph: Graph, node: onnx.NodeProto) -> bool:
-    """A product with positive constants."""
+    """Whether a node multiplies by positive constants."""
     factors = graph.constants.get(node.input[1]) if node.op_type == "Mul" else None
     return factors is not None and factors.dtype == np.float32 and bool((factors > 0).all())
 
 
 def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:
-    """A product with a constant matrix of more than a few columns; attention scores, of one each, gain nothing."""
+    """Whether a node multiplies by a constant matrix of many columns; attention scores, of few, gain nothing."""
     matrix = graph.constants.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
     return matrix is not None and matrix.ndim == 2 and matrix.shape[_output_axis(node)] > _FEW_COLUMNS
 
 
 def _is_lookup(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Rows of a constant table."""
+    """Whether a node looks up rows of a constant table."""
     table = graph.constants.get(node.input[0])
     return table is not None and table.dtype == np.float32 and table.ndim == 2
 
@@ -278,7 +284,7 @@ def _dequantized_constant(graph: Graph, values: NDArray[Any], scale: NDArray[np.
 def _scale_constants(
     graph: Graph, value: str, scale: float | NDArray[np.float32], zero_point: int | NDArray[Any]
 ) -> list[str]:
-    """Names of a value's scale and zero point; a zero point that is no array is an unsigned byte."""
+    """Add a value's scale and zero point, which is an unsigned byte if it is not an array; return their names."""
     zero_points = zero_point if isinstance(zero_point, np.ndarray) else np.array(zero_point, np.uint8)
     return [
         graph.add_constant(np.asarray(scale, np.float32), f"{value}/scale"),

@@ -1,4 +1,4 @@
-"""Views of photos that are drawn anew each time, on the accelerator: crops, tints, erased rectangles, mixtures."""
+"""Random views of photos, drawn anew each time on the accelerator: crops, tints, erased rectangles, mixtures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's ImageEnhance
 
 @dataclass(frozen=True)
 class Views:
-    """What views are drawn.
+    """How views are drawn.
 
-    smallest_crop: smallest share of the photo's area in a crop (Szegedy et al., CVPR 2015); every other is mirrored.
-    color_jitter: by how much brightness, contrast and saturation change, at most.
-    random_erasing: share of the views in which a rectangle, of a side of 15 to 50 % of the photo's, is grey.
+    Attributes:
+        smallest_crop: smallest share of the photo's area in a crop (Szegedy et al., CVPR 2015).
+        color_jitter: by how much brightness, contrast and saturation change, at most (0.4: by 40 %).
+        random_erasing: share of the views in which a rectangle, with sides of 15 to 50 % of the photo's, is grey.
     """
 
     smallest_crop: float
@@ -30,7 +31,7 @@ class Views:
 
 
 def random_views(pixels: Array, key: Array, views: Views) -> Array:
-    """A random view of each photo: uint8 [N,S,S,3] to float32 [N,S,S,3] in [-1,1]."""
+    """A random view of each photo, one in two mirrored: uint8 [N,S,S,3] to float32 [N,S,S,3] in [-1,1]."""
     count, size = pixels.shape[:2]
     keys = iter(jax.random.split(key, 9))
 
@@ -38,14 +39,14 @@ def random_views(pixels: Array, key: Array, views: Views) -> Array:
         return jax.random.uniform(next(keys), (count, *shape), minval=low, maxval=high)
 
     area = uniform(views.smallest_crop, 1.0)
-    # No further from a square than a window of this area can be inside the photo.
+    # Limited so that a window of this area lies inside the photo.
     aspect = jnp.clip(jnp.exp(uniform(-math.log(_ASPECT), math.log(_ASPECT))), area, 1.0 / area)
     across, down = jnp.sqrt(area * aspect) * size, jnp.sqrt(area / aspect) * size
     columns = _interpolation(uniform(0, 1) * (size - across), across, size)
     rows = _interpolation(uniform(0, 1) * (size - down), down, size)
     mirrored = uniform(0, 1)[:, None, None] < 0.5
     columns = jnp.where(mirrored, columns[:, ::-1], columns)
-    # 0 to 255 are exact in bfloat16, and what interpolation loses in it is a step or two of 8 bits.
+    # 0 to 255 are exact in bfloat16, in which interpolation loses no more than a step or two of 8 bits.
     half = jnp.bfloat16
     image = jnp.einsum("nyh,nhwc->nywc", rows.astype(half), pixels.astype(half))
     image = jnp.einsum("nxw,nywc->nyxc", columns.astype(half), image).astype(jnp.float32) / 255.0
@@ -62,8 +63,8 @@ def random_views(pixels: Array, key: Array, views: Views) -> Array:
 
 
 def mix_photos(photos: Array, key: Array, share: float) -> Array:
-    """Up to half of the photo before it in the batch mixed into this share of photos float [N,...] (mixup, Zhang et
-    al., ICLR 2018).
+    """Photos float [N,...] of which this share is mixed with up to half of the photo before it in the batch (mixup,
+    Zhang et al., ICLR 2018).
     """
     first, second = jax.random.split(key)
     shape = (photos.shape[0],) + (1,) * (photos.ndim - 1)
@@ -73,7 +74,7 @@ def mix_photos(photos: Array, key: Array, share: float) -> Array:
 
 
 def _interpolation(start: Array, length: Array, size: int) -> Array:
-    """Matrices [N,size,size] that stretch a window of a row of pixels over its whole length, bilinearly."""
+    """Matrices [N,size,size] that stretch windows of a row of pixels to its whole length by linear interpolation."""
     centres = start[:, None] + (jnp.arange(size) + 0.5) * length[:, None] / size - 0.5
     centres = jnp.clip(centres, 0, size - 1)
     return jnp.maximum(0.0, 1.0 - jnp.abs(centres[..., None] - jnp.arange(size)))
@@ -84,7 +85,7 @@ def _grey(image: Array) -> Array:
 
 
 def _rectangles(random: Array, size: int, share: float) -> Array:
-    """Masks bool [N,size,size] of a rectangle each, empty but for this share; `random` is [N,5] in [0,1)."""
+    """Masks bool [N,size,size], of which this share holds a rectangle, the others none; `random` is [N,5] in [0,1)."""
     low, high = _ERASED
     place = jnp.arange(size)
 

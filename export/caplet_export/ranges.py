@@ -1,4 +1,4 @@
-"""The range of values in which an activation is quantised, chosen from the histogram of what it was seen to be."""
+"""The range of values in which an activation is quantised, chosen from the histogram of its observed values."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Histogram:
 
 
 def percentile_range(histogram: Histogram) -> Range:
-    """The range that leaves out the rarest hundred-thousandth of the values at either end."""
+    """The range without the lowest and the highest hundred-thousandth of the values, extended to zero."""
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
     cut = (100 - PERCENTILE) / 100
     centres = histogram.centres
     low, high = (float(centres[np.searchsorted(share, s)]) for s in (cut, 1 - cut))
-    # An end that is zero stays exactly zero: the middles of its bins are beyond it.
+    # An end at zero stays exactly zero, as the middle of its bin lies on the other side.
     return min(low, 0.0), max(high, 0.0)
 
 
 def mse_range(histogram: Histogram) -> Range:
-    """The range, among the full one shrunk in steps of a hundredth, with the smallest mean squared error."""
+    """The range with the smallest mean squared error among those of 30, 31, …, 100 % of the full one."""
     centres, counts = histogram.centres, histogram.counts
     best, best_error = (histogram.low, histogram.high), np.inf
     for factor in np.linspace(0.3, 1.0, 71):

@@ -1,4 +1,4 @@
-"""Which words people say twice in one caption: "a dog and a dog" is seldom one of two dogs, but "a" comes again."""
+"""Words that people say twice in one caption: they seldom write "a dog and a dog", but they do repeat "a"."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from caplet_export.text import NEVER_SAID, Vocabulary
 
 _SHARE = 0.05
 _LEAST = 10
-"""Captions, so that a word which is rare is not let through by chance."""
+"""Fewest captions that repeat a word, lest a rare one be let through by chance."""
 
 
 def repeatable_ngrams(captions: Iterable[Sequence[str]], vocabulary: Vocabulary) -> tuple[tuple[int, ...], ...]:
     """The words, and the pairs of words in a row, that people repeat.
 
-    Of the captions that hold one of these at all, at least 1 in 20 and no fewer than 10 hold it more than once.
+    Of the captions that hold such a word or pair, at least 1 in 20 and at least 10 hold it more than once.
 
     Args:
-        captions: the words of each.
-        vocabulary: of the captioner; what it does not hold is passed over.
+        captions: the words of each caption.
+        vocabulary: the captioner's; words that it does not hold are passed over.
 
     Returns:
         Ids of one or of two words each, as `caplet.manifest.Decoding.repeatable` has them, the most frequent first.

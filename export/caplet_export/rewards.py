@@ -1,7 +1,7 @@
 """The reward of sampled captions, on the accelerator: thousands of them take less time than a decoding step.
 
-The same figures as `metrics.CiderD.score`, `metrics.rouge_l` and `bigrams.Bigrams`, which tests hold it to. Words are
-numbers here, and n-grams hashes of 32 bits: the chance that an n-gram is taken for another is one in ten thousand.
+Tests hold its figures to those of `metrics.CiderD.score`, `metrics.rouge_l` and `bigrams.Bigrams`. Words are numbers
+here, and n-grams hashes of 32 bits: the chance that an n-gram is taken for another is one in ten thousand.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class CaptionReward:
     """CIDEr-D with the end token (0 to 10), `rouge` times ROUGE-L, less `penalty` for each implausible pair of words.
 
     Args:
-        vocabulary: whose ids the captions are in.
-        references: tokenised captions of the photos, by name; the document frequencies are theirs.
-        bigrams: what people say.
+        vocabulary: of the captions' ids.
+        references: tokenised captions of the photos, by name, from which document frequencies are taken.
+        bigrams: pairs of words that people say.
         rouge: weight of ROUGE-L.
         penalty: price of a pair of words that nobody says.
 
-    `tables` are the arrays that it looks things up in: pass them to jitted functions, lest they become constants.
+    Attributes:
+        tables: the arrays that it looks things up in: pass them to jitted functions, lest they become constants.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class CaptionReward:
 
         Args:
             tables: `self.tables`.
-            rows: int [N], which of the photos.
-            ids: int [N*G,T], G captions of each, padded after `<end>`; one that was cut off has none.
+            rows: int [N], positions of the photos in `references`.
+            ids: int [N*G,T], G captions of each, padded after `<end>`; one that was cut off has no `<end>`.
         """
         group = ids.shape[0] // rows.shape[0]
         of = {name: tables[name][jnp.repeat(rows, group)] for name in tables if name.startswith("reference")}
@@ -93,7 +94,7 @@ class CaptionReward:
         return cider, rouge, pairs.astype(jnp.float32)
 
     def total(self, tables: Mapping[str, Array], rows: Array, ids: Array) -> Array:
-        """The reward, float32 [N*G]."""
+        """The reward, float32 [N*G]; arguments as of a call."""
         cider, rouge, pairs = self(tables, rows, ids)
         return cider + self._rouge * rouge - self._penalty * pairs
 
@@ -118,7 +119,7 @@ class CaptionReward:
 
 
 def words_before(ids: Array) -> Array:
-    """What is read before each word of captions is said, int32 [N,T]: `<start>` first."""
+    """The word that is read when each word of captions int32 [N,T] is said, in the same shape: `<start>` first."""
     return jnp.concatenate([jnp.full_like(ids[:, :1], START), ids[:, :-1]], axis=1)
 
 
@@ -127,7 +128,7 @@ def _rouge(of: Mapping[str, Array], words: Array) -> Array:
     theirs = of["reference_words"]
 
     def word_further(row: Array, word: Array) -> tuple[Array, None]:
-        """A row of the usual table: the longest subsequence up to each word of the reference."""
+        """The next row of the usual table: the longest subsequence up to each word of the reference."""
         same = (theirs == word[:, None, None]) & (word > 0)[:, None, None]
         longer = jnp.pad(row, ((0, 0), (0, 0), (1, 0)))[..., :-1] + same
         return jax.lax.cummax(jnp.maximum(row, longer), axis=2), None
@@ -140,7 +141,7 @@ def _rouge(of: Mapping[str, Array], words: Array) -> Array:
 
 
 def _grams(words: Array, library: Any) -> Array:
-    """Hashes uint32 [...,4,T] of the n-grams that begin at each word of [...,T]; 0 where one runs over the end."""
+    """Hashes uint32 [...,4,T] of the n-grams that begin at each word of [...,T]; 0 where one runs past the end."""
     one, two = _MULTIPLIERS
     hashes, whole, grams = words * one, words > 0, []
     for n in range(ORDERS):
@@ -154,7 +155,7 @@ def _grams(words: Array, library: Any) -> Array:
 
 
 def _implausible(words: Sequence[str], bigrams: Bigrams) -> NDArray[np.bool_]:
-    """bool [V,V]: which word nobody says after which."""
+    """bool [V,V]: whether nobody says the second word after the first."""
     table = np.zeros((len(words), len(words)), bool)
     for first, before in enumerate(words):
         for second in bigrams.never_after(before, words):

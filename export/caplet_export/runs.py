@@ -1,7 +1,7 @@
-"""What every kind of training shares: a run folder that says how far it is, goes on exactly, and refuses others.
+"""Run folders, as every kind of training writes them: they record progress, resume exactly, and refuse other runs.
 
-`train` and `tune` differ in what they compute; when an epoch counts as kept, what is written then, and what a second
-start of the same command finds, is decided here.
+`train` and `tune` differ in what they compute. This module decides which epoch is kept, what is written then, and how a
+second start of the same command goes on.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from caplet_export.text import Vocabulary, clean
 RESUME = "resume.npz"
 _ORIGIN_FORMAT = 2
 DEV_CAPTIONS = 5
-"""Captions of a dev photo that the dev loss is taken over, at most: as many as Flickr8k has of each."""
+"""Most captions of a dev photo that count in the dev loss: as many as Flickr8k has of each."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the history; `dev_cider` in percent, free-running greedy; `seconds` since the line before."""
+    """One entry of the history; `dev_cider` of greedy captions, in percent; `seconds` since the entry before."""
 
     epoch: int
     train_loss: float
@@ -42,19 +42,19 @@ class Epoch:
 
 
 class Run(ABC):
-    """A run folder in the making.
+    """A run that is being trained, with its folder.
 
     Args:
-        folder: made if it is not there.
+        folder: the run folder; made if it is not there.
         config: every hyper-parameter, `model.vocabulary_size` included.
-        vocabulary: of the captions.
+        vocabulary: the words of its captions.
         encoder_weights: digest of the Inception weights it is trained on, see `features.weights_digest`.
-        start_from: the run it begins with, if any.
+        start_from: the run with whose weights it begins, if any.
         teachers: the runs it learns from, if any.
 
     Raises:
-        ConfigurationError: the folder holds a run of another configuration, or one that cannot go on; there is no
-            teacher and there should be, or the other way round.
+        ConfigurationError: the folder holds a run of another configuration, or one that cannot go on; `start_from` is
+            of another configuration; distillation has no teacher, or another objective has one.
         ExportError: the folder cannot be made.
     """
 
@@ -69,7 +69,7 @@ class Run(ABC):
     ) -> None:
         if (config.train.objective == "distillation") != bool(teachers):
             raise ConfigurationError("a teacher is needed for distillation, and only there")
-        check_place(folder)  # it is made when nothing is refused any more, which can take minutes
+        check_place(folder)  # now, as it is made only after all checks, which can take minutes
         self.folder = folder
         self.config = config
         self.vocabulary = vocabulary
@@ -80,8 +80,8 @@ class Run(ABC):
         self._check_folder()
         self._stages_before = read_stages(start_from) if start_from else []
         self._taught_by = {"teacher": " ".join(map(run_name, teachers))} if teachers else {}
-        # What a run began with that its configuration does not say, by the option that gives it: it goes on only with
-        # the same. Subclasses add the data and features that they read.
+        # Digests of all inputs that its configuration does not tell, by the option that gives them: a run goes on only
+        # with the same ones. Subclasses add the data and features that they read.
         self._origin: dict[str, Any] = {
             "format": _ORIGIN_FORMAT,
             "--from": run_digest(start_from) if start_from else None,
@@ -90,7 +90,7 @@ class Run(ABC):
 
     @property
     def kept(self) -> Epoch | None:
-        """The epoch whose weights are kept."""
+        """The epoch whose weights are kept; None before the first has ended."""
         if not self.history:
             return None
         return max(self.history, key=lambda epoch: epoch.dev_cider) if self.config.train.patience else self.history[-1]
@@ -106,32 +106,36 @@ class Run(ABC):
 
     @property
     def device(self) -> str | None:
-        """What it runs on, if that is worth telling."""
+        """The device that it runs on; None if that is not to be recorded."""
         return None
 
     @abstractmethod
     def _save_weights(self, decoder: Path, extractor: Path | None = None) -> None:
-        """Write what was learned, as `load_checkpoint` and `load_extractor` read it, the latter where Inception blocks
-        are trained along.
+        """Write the weights to these paths, as `load_checkpoint` and `load_extractor` read them; `extractor` is given
+        if Inception blocks are trained along.
         """
 
     @abstractmethod
     def _state(self) -> list[Any]:
-        """Arrays, or what converts to them: all that is needed to go on exactly here."""
+        """All arrays, or values that NumPy converts to arrays, from which training goes on exactly."""
 
     @abstractmethod
     def _set_state(self, state: Sequence[Any]) -> None:
-        """Go on from what `_state` gave."""
+        """Take over the arrays that `_state` returned earlier."""
 
     def _load_alike(self, run: Path, dtype: str = "float32") -> Checkpoint:
-        """Another run, to learn from. Raises a ConfigurationError if it cannot be read or has another vocabulary."""
+        """Load a run to learn from. Raises a ConfigurationError if it cannot be read or has another vocabulary."""
         checkpoint = load_checkpoint(run, dtype)
         if checkpoint.vocabulary.words != self.vocabulary.words:
             raise ConfigurationError(f"{run}: its vocabulary is not that of {self.folder}")
         return checkpoint
 
     def _end_epoch(self, epoch: Epoch) -> Epoch:
-        """Write the epoch that has just ended, whole; `_save_weights` must see the weights that it was scored with."""
+        """Add an epoch to the history and write its weights if they are kept: those with which it has been scored.
+
+        Raises:
+            ConfigurationError: the folder cannot be written.
+        """
         self.history.append(epoch)
         try:
             require_space(self.folder, 2 * sum(np.asarray(variable).nbytes for variable in self._state()))
@@ -176,10 +180,10 @@ class Run(ABC):
                 raise ConfigurationError(f"{self.folder}: holds a run with another {option}; use another folder")
         path = self.folder / "history.json"
         if not (self.folder / STAGES).exists() or not path.exists() or path.read_text() != self._history():
-            self._write_records()  # which a run that was killed did not reach
+            self._write_records()  # a run that was killed had not come to this
 
     def _check_folder(self) -> None:
-        """Refuse a folder that holds what this run is not, or what it could not go on with."""
+        """Refuse a folder that holds another run or other files, or a run without the state to go on from."""
         if not (self.folder / RESUME).exists():
             if (self.folder / STAGES).exists():
                 raise ConfigurationError(
@@ -196,7 +200,7 @@ class Run(ABC):
             raise ConfigurationError(f"{self.folder}: holds a run on other captions; use another folder")
 
     def _is_beginning(self) -> bool:
-        """Whether the folder is empty, or holds nothing but what this run writes before its first epoch is whole."""
+        """Whether the folder is empty, or holds only files that this run writes before its first `resume.npz`."""
         written = {"vocabulary.txt", "config.json", DECODER, EXTRACTOR, RESUME}
         names = {path.name for path in self.folder.iterdir()}
         if not names <= written | {f".{name}" for name in written}:
@@ -230,7 +234,7 @@ class Run(ABC):
 
 
 def _differences(theirs: Config, ours: Config) -> str:
-    """The switches of a run that are not as in another, as `--set` takes them; vocabularies are compared themselves."""
+    """The switches of a run that differ from another's, as `--set` takes them, without the size of the vocabulary."""
     return ", ".join(
         f"{switch}={value if isinstance(value, str) else json.dumps(value)}"
         for switch, value in changed_switches(theirs, ours).items()
@@ -238,10 +242,10 @@ def _differences(theirs: Config, ours: Config) -> str:
 
 
 def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[list[str]]]]:
-    """Cleaned captions by split, `train` and `dev`, and photo.
+    """Words of cleaned captions by split (`train` and `dev`) and by photo.
 
     Raises:
-        DataError: one of them is empty.
+        DataError: one of the splits is missing or empty.
     """
     words = {
         split: {
@@ -256,25 +260,25 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
 
 
 def warmup_steps(settings: TrainConfig, steps: int) -> int:
-    """Steps of all `steps` in which the learning rates rise: as the switch says, but a tenth of all at most."""
+    """How many of all `steps` the learning rates rise in: as many as the switch says, but at most a tenth."""
     return min(settings.warmup_steps, steps // 10)
 
 
 def early_decay(steps: Any) -> Any:
-    """Decay of the average of the weights after so many steps, as long as it is less than `train.ema_decay`: forgets
-    faster at first, or a short run would keep the weights that it began with.
+    """Decay of the average of the weights after so many steps, until it reaches `train.ema_decay`: the average forgets
+    faster at first, lest a short run keep the weights that it began with.
     """
     return steps / (steps + 9.0)
 
 
 def data_digest(dataset: Dataset, train: Sequence[str], dev: Sequence[str]) -> str:
-    """sha256 of the captions of both splits as they are written, and of the names of the photos that can be read."""
+    """sha256 of the raw captions of both splits and of the names of their readable photos, `train` and `dev`."""
     captions = [{name: dataset.captions[name] for name in dataset.split(split)} for split in ("train", "dev")]
     return hashlib.sha256(json.dumps([captions, train, dev]).encode()).hexdigest()
 
 
 def plot_history(history: Sequence[Epoch], kept: Epoch, path: Path) -> None:
-    """Draw losses and dev CIDEr-D over the epochs into a PNG, with a mark at the epoch whose weights are kept."""
+    """Draw losses and dev CIDEr-D by epoch into a PNG, with a mark at the epoch that is kept. Raises OSError."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Contexts in which Keras layers are made: in what precision they compute, and how their weights begin."""
+"""Contexts in which Keras layers are made: they set the precision of computations and the first weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import keras
 
 
 def loaded_later() -> AbstractContextManager[None]:
-    """Layers made within it have zeros where Keras draws by default (Glorot uniform), for weights that are loaded next.
+    """Within it, layers are made with zeros where Keras draws by default (Glorot uniform); for weights loaded next.
 
-    On JAX every shape that is drawn is a program to compile: half a minute for InceptionV3 on two cores.
+    JAX compiles a program for every shape that is drawn: half a minute for InceptionV3 on two cores.
     """
     scope: AbstractContextManager[None] = keras.utils.custom_object_scope({"glorot_uniform": keras.initializers.Zeros})
     return scope
@@ -19,7 +19,7 @@ def loaded_later() -> AbstractContextManager[None]:
 
 @contextmanager
 def computing_in(dtype: str) -> Iterator[None]:
-    """Layers made within it compute in `dtype` and keep variables of it; `bfloat16` keeps float32 variables."""
+    """Within it, layers are made that compute in `dtype` and have variables of it, or of float32 with `bfloat16`."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if dtype == "bfloat16" else dtype)
     try:

@@ -1,4 +1,4 @@
-"""How a run came about: every training stage from random weights on, as it is told in the model card."""
+"""The history of a run: every training stage from random weights on, for the model card."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "device": (str, type(None)),
     "encoder_weights": (str, type(None)),
 }
-"""Of what types the fields of a stage are in the file."""
+"""Types that the fields of a stage may have in the file."""
 _RANGE = re.compile(r"\d+-\d+")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One run's share in a captioner.
+    """One run's part in the training of a captioner.
 
     Attributes:
         run: name of its folder.
-        member: which captioner of an ensemble it trained, from 1, or `ALL`, as one; or, as `1-2`, the first and the
-            last of those that it trained as one, before others joined them.
+        member: which captioner of an ensemble it trained, counted from 1; `ALL` if it trained all as one; or the first
+            and the last of those that it trained as one before others joined them, such as `1-2`.
         epochs: epochs trained.
         kept: the epoch whose weights were kept.
-        dev_cider: free-running greedy CIDEr-D of those on dev, percent; None where they were not scored.
+        dev_cider: CIDEr-D of its greedy captions on dev, in percent; None where it was not measured.
         seconds: wall time of all epochs; None where it was not recorded.
-        switches: what its configuration changed from the defaults, by `section.switch`; and its `teacher`, if any.
-        device: what it ran on, where that is known.
+        switches: those of its configuration that differ from the defaults, by `section.switch`; and its `teacher`, if
+            it had one.
+        device: the device that it ran on; None where it was not recorded.
         encoder_weights: digest of the Inception weights that it was trained on, see `features.weights_digest`; None
             where it was not recorded.
     """
@@ -61,7 +62,7 @@ class Stage:
 
 
 def read_stages(folder: Path) -> list[Stage]:
-    """The stages of a run folder, first to last; none if it does not say.
+    """The stages of a run folder, first to last; none if it has no `stages.json`.
 
     Raises:
         ConfigurationError: its `stages.json` is damaged.
@@ -76,7 +77,7 @@ def read_stages(folder: Path) -> list[Stage]:
 
 
 def _from_json(content: Mapping[str, Any]) -> Stage:
-    """Raises TypeError or ValueError if it is no stage."""
+    """A stage from JSON. Raises a TypeError or ValueError if it is not one."""
     stage = Stage(**content)
     for name, kinds in _KINDS.items():
         value = getattr(stage, name)
@@ -88,14 +89,14 @@ def _from_json(content: Mapping[str, Any]) -> Stage:
 
 
 def encoder_weights(run: Path) -> str | None:
-    """Digest of the Inception weights that a run was trained on; None if it does not say."""
+    """Digest of the Inception weights that a run was trained on; None if it is not recorded."""
     said = [stage.encoder_weights for stage in read_stages(run) if stage.encoder_weights]
     return said[-1] if said else None
 
 
 def require_encoder_weights(run: Path, digest: str | None, given: Path | str) -> None:
-    """Raise a ConfigurationError if a run was trained on other Inception weights than those with this digest, which
-    belong to what is `given` beside it: its decoder would read features that mean nothing to it. None is unknown.
+    """Raise a ConfigurationError if a run was trained on other Inception weights than those of `given`, which have this
+    digest (None: unknown), since features by other weights mean nothing to its decoder.
     """
     own = encoder_weights(run)
     if own and digest and own != digest:
@@ -103,17 +104,17 @@ def require_encoder_weights(run: Path, digest: str | None, given: Path | str) ->
 
 
 def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
-    """Write `stages.json`; the old one stays until the new one is whole."""
+    """Write `stages.json`; the old one stays until the new one is whole. Raises OSError."""
     write_whole(folder / STAGES, json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1) + "\n")
 
 
 def run_name(folder: Path) -> str:
-    """What a run is called: its folder's name, also where the path says only `.`."""
+    """The name of a run: that of its folder, even if the path is only `.`."""
     return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - links keep their names
 
 
 def average_stages(runs: Sequence[Path]) -> list[Stage]:
-    """The stages of all the runs, and one more: that they were averaged. Of a run at several epochs the last counts."""
+    """The stages of all runs, and one more: their averaging. Of a run at several epochs only the last is listed."""
     names = ", ".join(map(run_name, runs))
     # Two runs may have one name, but then hardly the same switches.
     before = list(
@@ -128,12 +129,12 @@ def average_stages(runs: Sequence[Path]) -> list[Stage]:
 
 
 def cut_stages(run: Path, left: str) -> list[Stage]:
-    """The stages of a run, and one more, without training, that says what was `left` of it."""
+    """The stages of a run, and one more, without training, whose name says what was `left` of it."""
     return [*read_stages(run), Stage(left, ALL, 0, 0, None, 0.0, {})]
 
 
 def join_stages(runs: Sequence[Path], members: Sequence[int]) -> list[Stage]:
-    """The stages of several runs, of so many members each, as those of one ensemble's members."""
+    """The stages of several runs as stages of one ensemble, to which each run brings so many `members`."""
     stages, first = [], 1
     for run, count in zip(runs, members, strict=True):
         for stage in read_stages(run):
@@ -143,7 +144,7 @@ def join_stages(runs: Sequence[Path], members: Sequence[int]) -> list[Stage]:
 
 
 def _renumbered(member: int | str, first: int, count: int) -> int | str:
-    """Where a member stands in an ensemble in which `count` begin with the `first`."""
+    """`Stage.member` of a run of `count` members in an ensemble, in which the first of them is the member `first`."""
     if isinstance(member, str):
         return "-".join(str(int(number) + first - 1) for number in member.split("-"))
     if member == ALL:

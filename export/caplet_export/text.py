@@ -16,7 +16,7 @@ PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 START_TOKEN, END_TOKEN = SPECIALS[START], SPECIALS[END]
 NEVER_SAID = (PAD, START, UNKNOWN)
-"""What no caption may hold, however likely a model finds it."""
+"""Ids that no caption may hold, however likely a model finds them."""
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -37,7 +37,11 @@ def clean(caption: str, rules: str = "coco") -> list[str]:
 
 
 class Vocabulary:
-    """Words by id and ids by word; ids 0 to 3 are `<pad>`, `<start>`, `<end>` and `<unk>`."""
+    """Words by id and ids by word; ids 0 to 3 are `<pad>`, `<start>`, `<end>` and `<unk>`.
+
+    Raises:
+        ConfigurationError: the words do not begin with those, or one is not printable, has a space or occurs twice.
+    """
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
@@ -60,7 +64,11 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[Sequence[str]], minimum_count: int) -> Vocabulary:
-        """Words that occur at least `minimum_count` times, most frequent first, then by the alphabet."""
+        """The words that occur at least `minimum_count` times, most frequent first, then by the alphabet.
+
+        Raises:
+            DataError: there are none.
+        """
         counts = Counter(word for caption in captions for word in caption)
         kept = [word for word, count in counts.items() if count >= minimum_count]
         if not kept:
@@ -68,11 +76,11 @@ class Vocabulary:
         return cls([*SPECIALS, *sorted(kept, key=lambda word: (-counts[word], word))])
 
     def encode(self, words: Iterable[str]) -> list[int]:
-        """Ids of words; `<unk>` for those it does not hold."""
+        """Ids of words; that of `<unk>` for a word that it does not hold."""
         return [self._ids.get(word, UNKNOWN) for word in words]
 
     def decode(self, ids: Iterable[int], max_length: int | None = None) -> list[str]:
-        """Words of ids, up to the first `<end>` and `max_length` at most, without padding and `<start>`."""
+        """Words of ids before the first `<end>`, at most `max_length` of them, without padding and `<start>`."""
         words = []
         for number in ids:
             if number == END:
@@ -86,7 +94,7 @@ class Vocabulary:
         return "".join(f"{word}\n" for word in self.words)
 
     def save(self, path: Path) -> None:
-        """Write it as text; the old file stays until the new one is whole."""
+        """Write it as text; the old file stays until the new one is whole. Raises OSError."""
         write_whole(path, self.as_lines())
 
     @classmethod

@@ -1,10 +1,10 @@
-"""Training: epochs over batches, dev CIDEr-D after each, early stopping on it, and a run folder that resumes exactly.
+"""Training on stored features: dev CIDEr-D after each epoch, early stopping on it, and a run that resumes exactly.
 
-Three objectives share everything else: cross-entropy by teacher forcing; self-critical training (Rennie et al.,
-CVPR 2017); and distillation (Hinton et al., 2015), to say each word as probably as a larger captioner does. The
-self-critical reward is CIDEr-D with the end token, plus ROUGE-L and minus a price on pairs of words that nobody says if
-they are asked for; its baseline is the mean reward of an image's other samples (Luo, 2020). The first two objectives
-can train the upper Inception blocks along, from their stored inputs.
+There are three objectives: cross-entropy by teacher forcing; self-critical training (Rennie et al., CVPR 2017); and
+distillation (Hinton et al., 2015), to say each word as probably as a larger captioner does. The self-critical reward is
+CIDEr-D with the end token, if asked for plus ROUGE-L and minus a price on pairs of words that nobody says; its baseline
+is the mean reward of an image's other samples (Luo, 2020). The first two objectives can train the upper Inception
+blocks along, from their stored inputs.
 """
 
 from __future__ import annotations
@@ -54,32 +54,34 @@ from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 _EVALUATION_BATCH = 200
 _CAPTIONS, _MIXING = range(2)
-"""What random numbers are for, see `Trainer._seed`."""
+"""Purposes of random numbers, see `Trainer._seed`."""
 
 
 @dataclass(frozen=True)
 class Stores:
-    """Stored inputs: the training photos in every view that is drawn from, and all photos as they are."""
+    """Stored inputs: the training photos in each of `train.views`, and the plain view of all photos."""
 
     train: Sequence[StoredFeatures]
     plain: StoredFeatures
 
 
 class Trainer(Run):
-    """One run: trains from where the folder stands until it is done.
+    """One run of `train`, from the last epoch that its folder holds.
 
     Args:
         folder: the run folder; made if it is not there. If it holds a run of the same configuration, that goes on.
         config: every hyper-parameter (`model.vocabulary_size` is filled in).
         dataset: captions and splits.
         stores: outputs of the blocks `config.stored_blocks`.
-        start_from: a run folder whose weights and vocabulary to begin with.
-        extractor: InceptionV3 up to `config.model.feature_block`, needed when its upper blocks are trained along.
-        teacher: the run to be learned from in distillation: of the same vocabulary, reading the same blocks.
+        start_from: the run with whose weights and vocabulary it begins; None for random weights.
+        extractor: InceptionV3 up to `config.model.feature_block`, needed if its upper blocks are trained along.
+        teacher: the run to learn from in distillation, which must have the same vocabulary and read the same blocks.
 
     Raises:
-        ConfigurationError: the folder holds a run of another configuration; the start does not fit.
-        DataError: features or splits are missing.
+        ConfigurationError: the folder holds a run of another configuration; or the configuration, the start, the
+            teacher and the extractor do not fit each other.
+        DataError: a split is missing or empty, or features are missing.
+        ExportError: the folder cannot be made.
     """
 
     def __init__(
@@ -153,7 +155,11 @@ class Trainer(Run):
         self._resume()
 
     def run_epoch(self, progress: Callable[[int, int, float], None] = lambda *_: None) -> Epoch:
-        """Train one epoch, evaluate it, and keep it; `progress(step, steps, mean loss)` is called after each batch."""
+        """Train one epoch, evaluate it, and save it; `progress(step, steps, mean loss)` is called after each batch.
+
+        Raises:
+            ConfigurationError: the loss is not a finite number, or the folder cannot be written.
+        """
         number = len(self.history) + 1
         start = time.monotonic()
         total, steps = 0.0, len(self._train)
@@ -172,7 +178,7 @@ class Trainer(Run):
     def _finite(compute: Callable[[], Any], where: str) -> float:
         try:
             value = float(compute())
-        except tf.errors.InvalidArgumentError as error:  # such as no word drawn, from logits that are no numbers
+        except tf.errors.InvalidArgumentError as error:  # for example, no word can be drawn from logits that are NaN
             reason = " ".join(error.message.split())[:200]
             cause = f"{where}: the loss cannot be computed ({reason}); lower train.learning_rate"
             raise ConfigurationError(cause) from error
@@ -206,7 +212,7 @@ class Trainer(Run):
         """The seed int64 [2] of this step's random numbers for one purpose.
 
         It depends only on the configuration and the number of steps taken, which is saved with the optimizer, so that a
-        resumed run draws what it would have drawn uninterrupted. Dropout has a counter of its own among the model's
+        resumed run draws the same numbers as an uninterrupted one. Dropout has a counter of its own among the model's
         variables, which are saved too.
         """
         step = tf.cast(self._optimizers[0][0].iterations, tf.int64)
@@ -221,7 +227,7 @@ class Trainer(Run):
         return tf.reshape(features, (-1, self.config.model.locations, self.config.model.extractor_channels))
 
     def _cross_entropy_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
-        """One optimizer step on the masked cross-entropy; returns the loss per word."""
+        """One optimizer step on the cross-entropy without paddings; returns the loss per word."""
         del rows
         settings = self.config.train
         with tf.GradientTape() as tape:
@@ -237,7 +243,7 @@ class Trainer(Run):
 
     def _self_critical_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
         """One optimizer step on the expected reward of sampled captions; returns minus their mean reward."""
-        del tokens, targets  # it learns from what it says itself, and is not traced for every width that these have
+        del tokens, targets  # not used: else the update would be traced for each of their widths
         return self._self_critical_update(inputs, rows)
 
     @tf.function(autograph=False)
@@ -255,7 +261,7 @@ class Trainer(Run):
         """One optimizer step towards the teacher's next word, along captions that it draws; returns the mean divergence
         (Kullback-Leibler) of the model's next word from the teacher's.
         """
-        del tokens, targets  # what people said of the photo the teacher has learned
+        del tokens, targets  # not used: the teacher has learned from people's captions
         shown = inputs
         if self.config.train.teacher_view == "plain":
             shown = self._plain.gather([self._train.names[row] for row in rows.numpy()])
@@ -268,7 +274,7 @@ class Trainer(Run):
 
     @tf.function(autograph=False)
     def _mixed(self, *views: Any) -> list[Any]:
-        """Views [B,L,C] of the photos of a batch with up to half of another photo mixed into some, the same in each."""
+        """Views [B,L,C] of a batch's photos, some mixed with up to half of another photo, the same in each view."""
         count = tf.shape(views[0])[0]
         which, how_much, order = tf.unstack(tf.random.split(self._seed(_MIXING), 3))
         some = tf.random.stateless_uniform((count, 1, 1), which) < self.config.train.mixup
@@ -293,7 +299,7 @@ class Trainer(Run):
         return objective + self._descend(tape, objective)
 
     def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Rewards of sampled captions [N*G,T] of the images `rows` [N], float32 [N*G]."""
+        """Rewards float32 [N*G] of sampled captions, ids [N*G,T], of the training images at `rows` [N]."""
         assert self._reward is not None
         rouge_weight, penalty = self.config.train.reward_rouge, self.config.train.bigram_penalty
         keys = [self._train.names[row] for row in rows for _ in range(len(ids) // len(rows))]
@@ -308,7 +314,7 @@ class Trainer(Run):
         return rewards
 
     def _descend(self, tape: tf.GradientTape, objective: Any) -> Any:
-        """One step of the optimizers and the average. Returns 0, or NaN if the gradient is not finite."""
+        """One step of the optimizers and of the average. Returns 0, or NaN if the gradient is not finite."""
         settings = self.config.train
         gradients, norm = tf.clip_by_global_norm(tape.gradient(objective, self._variables), settings.gradient_norm)
         first = 0
@@ -324,7 +330,7 @@ class Trainer(Run):
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> tuple[float, float]:
-        """Dev loss per word by teacher forcing, and dev CIDEr-D of free-running greedy captions."""
+        """Dev loss per word by teacher forcing, and dev CIDEr-D, in percent, of free-running greedy captions."""
         total = words = 0.0
         captions: list[list[str]] = []
         for inputs, tokens, targets, _ in self._dev.in_order():
@@ -395,7 +401,7 @@ class Trainer(Run):
 
 @contextmanager
 def _averaged_weights(variables: Sequence[Any], averages: Sequence[Any]) -> Iterator[None]:
-    """Within it, variables hold their averages, if there are any; afterwards, their own values again."""
+    """Within it, variables hold their averages, if there are any; afterwards they hold their own values again."""
     pairs = list(zip(variables, averages, strict=True)) if averages else []
     own_values = [variable.numpy() for variable, _ in pairs]
     for variable, average in pairs:

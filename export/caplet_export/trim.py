@@ -1,4 +1,4 @@
-"""Leave a captioner the words that it would say: most of a vocabulary is never among the likeliest anywhere."""
+"""Leave a captioner only the words that it would say: most of a vocabulary is never among the likeliest words."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _BATCH = 100
 def proposed_words(
     checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str], likeliest: int
 ) -> Iterator[tuple[int, NDArray[np.int32]]]:
-    """The words among the `likeliest` of any step of the greedy captions of photos.
+    """The words that are among so many `likeliest` ones at any step of the greedy captions of photos.
 
     Yields:
-        for each batch how many photos it had, and the ids of its words.
+        for each batch the number of its photos, and the ids of its words, int32, each once.
     """
     runner = FreeRunner(checkpoint.model, checkpoint.config.text.max_length)
     for features in store.batches(names, _BATCH):
@@ -36,20 +36,24 @@ def proposed_words(
 def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: Path) -> Vocabulary:
     """Write into `folder`, which exists, the run with these words, in their order, and no others.
 
-    It says what the run says as long as no other word is the likeliest; log-probabilities are those of the softmax over
-    what is left, and so a little higher. The weights of an ensemble are stored in float16, as `join` stores them.
+    Its greedy captions are those of the run as long as no other word is the likeliest; log-probabilities are those of
+    the softmax over the words left, and so a little higher. The weights of an ensemble are stored in float16, as `join`
+    stores them.
 
     Args:
         checkpoint: the run, without trained Inception blocks of its own, which would have to be copied with it.
         kept: ids of words; `<pad>`, `<start>`, `<end>` and `<unk>` stay anyhow.
         reason: which words these are, for the model card.
         folder: where to.
+
+    Returns:
+        the vocabulary that is left.
     """
     ids = np.array(sorted({*range(len(SPECIALS)), *map(int, kept)}))
     config = replace(checkpoint.config, model=replace(checkpoint.config.model, vocabulary_size=len(ids)))
     model = empty_model(config.model)
     for ours, theirs in zip(members_of(model), members_of(checkpoint.model), strict=True):
-        # Only variables that have a place for each word differ in shape, and only in that one dimension.
+        # Only variables with a place for each word differ in shape, and only in that one dimension.
         for variable, whole in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
             variable.assign(_of_words(np.asarray(whole), ids, variable.shape).astype(variable.dtype))
     vocabulary = Vocabulary([checkpoint.vocabulary.words[number] for number in ids])

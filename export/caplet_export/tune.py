@@ -1,11 +1,11 @@
-"""Train encoder and decoder as one, from pixels: views drawn anew for every step, on a GPU where there is one.
+"""Train encoder and decoder as one, from pixels, with views drawn anew for every step, on a GPU if there is one.
 
-`train` reads stored features, which is what makes it possible on two cores; it can show a photo in the few views that
-were stored, and leaves most of Inception as it was. Here every step computes Inception, forward and backward, for a
-batch of new random views. Keras on JAX, which compiles a step to one program for whatever device there is. Two
-objectives: self-critical training with a CIDEr-D reward (Rennie et al., CVPR 2017; baseline: an image's other samples,
-Luo, 2020) with some cross-entropy beside it; and distillation (Hinton et al., 2015) from one or several tuned
-captioners as an ensemble, all of them given the same view (Beyer et al., CVPR 2022).
+`train` reads stored features, so two cores are enough for it; but it shows a photo only in the few views that were
+stored, and leaves most of Inception as it was. Here every step computes Inception, forward and backward, for a batch of
+new random views. Keras runs on JAX, which compiles a step to one program for any device. There are two objectives:
+self-critical training with a CIDEr-D reward (Rennie et al., CVPR 2017; baseline: an image's other samples, Luo, 2020)
+and some cross-entropy beside it; and distillation (Hinton et al., 2015) from one or several tuned captioners as an
+ensemble, all of which see the same view (Beyer et al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -61,19 +61,24 @@ from caplet_export.text import END, PAD, START, Vocabulary
 
 Array = Any
 Values = dict[str, list[Array]]
-"""What is trained: the `extractor`'s upper variables and the `decoder`'s, in Keras' order."""
+"""The trained weights: the `extractor`'s upper variables and the `decoder`'s, in Keras' order."""
 
 _EVALUATION_BATCH = 50
 _AHEAD = 3
-"""Batches that are decoded, and steps that are under way, before the one whose loss is told."""
+"""Batches that are decoded in advance, and steps for which the report of a loss does not wait."""
 _ADAM_BETA_2 = 0.99
-"""Decay of Adam's second moments: the gradients of rewards change their size faster than its usual 0.999 follows."""
+"""Decay of Adam's second moments: gradients of rewards change their size faster than the usual 0.999 can follow."""
 
 
 class StatelessCaptioner:
-    """A captioner as functions of its weights, which are arguments, so that they can be traced and differentiated.
+    """A captioner as functions that take its weights as arguments, so that they can be traced and differentiated.
 
-    Shapes: N photos, G captions of each, T words, V vocabulary; `encoded` is what `CaptionModel.encode` returns.
+    Shapes: N photos, G captions of each, T words, V vocabulary; `encoded` is the result of `CaptionModel.encode`.
+
+    Args:
+        model: the decoder.
+        extractor: the feature extractor.
+        frozen_up_to: the block up to which the extractor is not trained; None to train all of it.
     """
 
     def __init__(self, model: Captioner, extractor: keras.Model, frozen_up_to: str | None = None) -> None:
@@ -85,14 +90,14 @@ class StatelessCaptioner:
         self._seeds = [variable for variable in model.variables if id(variable) not in trained]
 
     def values(self) -> Values:
-        """The weights that the Keras models hold."""
+        """Copies of the trained weights in the Keras models."""
         return {
             "extractor": [jnp.array(variable) for variable in self.upper.trainable_variables],
             "decoder": [jnp.array(variable) for variable in self.variables],
         }
 
     def fixed(self) -> list[list[Array]]:
-        """The extractor's weights that are not trained; arguments of jitted functions, not constants in them."""
+        """The extractor's weights that are not trained: arguments of jitted functions, lest they become constants."""
         parts = [self.upper.non_trainable_variables]
         if self._lower is not None:
             parts += [self._lower.trainable_variables, self._lower.non_trainable_variables]
@@ -107,7 +112,7 @@ class StatelessCaptioner:
         return jnp.reshape(features, (features.shape[0], -1, features.shape[-1])).astype(jnp.float32)
 
     def encode(self, values: Values, features: Array, key: Array | None = None) -> tuple[Array, ...]:
-        """`CaptionModel.encode`; under dropout where there is a `key`."""
+        """`CaptionModel.encode`; with dropout if there is a `key`."""
         with self._with(values, key):
             return tuple(self.model.encode(features, training=key is not None))
 
@@ -120,7 +125,7 @@ class StatelessCaptioner:
     def teacher_forced(
         self, values: Values, encoded: Sequence[Array], tokens: Array, key: Array | None = None
     ) -> Array:
-        """`CaptionModel.teacher_forced` as a loop, which compiles in a fraction of the time: logits [N*G,T,V]."""
+        """`CaptionModel.teacher_forced` as a loop, compiled in a fraction of the time: logits float32 [N*G,T,V]."""
         group, training = tokens.shape[0] // encoded[0].shape[0], key is not None
         members = members_of(self.model)
         parts = zip(*(jnp.split(part, len(members), axis=-1) for part in encoded), strict=True)
@@ -150,7 +155,7 @@ class StatelessCaptioner:
         return logits, state
 
     def _with(self, values: Values, key: Array | None = None) -> keras.StatelessScope:
-        """A scope in which the decoder's variables have these values and dropout draws from the key."""
+        """A scope in which the decoder's variables have these values, and dropout draws from `key`."""
         mapping = list(zip(self.variables, values["decoder"], strict=True))
         if key is not None:
             keys = jax.random.split(key, max(len(self._seeds), 1))
@@ -196,20 +201,23 @@ def generate_captions(
 
 
 class Tuner(Run):
-    """One run of `tune`: trains from where the folder stands until it is done.
+    """One run of `tune`, from the last epoch that its folder holds.
 
     Args:
         folder: the run folder; made if it is not there. If it holds a run of the same configuration, that goes on.
         config: every hyper-parameter (`model.vocabulary_size` is filled in).
         dataset: photos, captions and splits.
-        start_from: the run to begin with.
-        build: the extractor up to these blocks, with the weights that the runs began with.
-        encoder_weights: digest of those, see `features.weights_digest`.
-        teachers: the runs to become like, as one, in distillation.
+        start_from: the run with whose weights and vocabulary it begins.
+        build: function from names of blocks to the extractor up to these, with the Inception weights that all the runs
+            began with.
+        encoder_weights: digest of these weights, see `features.weights_digest`.
+        teachers: the runs to learn from in distillation, as one ensemble.
 
     Raises:
-        ConfigurationError: the folder holds a run of another configuration; start or teachers do not fit.
-        DataError: a split is empty, or none of its photos can be read.
+        ConfigurationError: the folder holds a run of another configuration; the start or a teacher does not fit; a
+            switch is not for `tune`.
+        DataError: a split is missing or empty, or none of its photos can be read.
+        ExportError: the folder cannot be made.
     """
 
     def __init__(
@@ -279,24 +287,28 @@ class Tuner(Run):
 
     @property
     def device(self) -> str:
-        """The accelerator, or `cpu`."""
+        """The kind of device that JAX computes on: the name of the GPU, or `cpu`."""
         return str(jax.devices()[0].device_kind)
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """Photos that are left out, and why."""
+        """The reasons why photos are left out, by name."""
         return self._photos.unreadable
 
     @property
     def steps_an_epoch(self) -> int:
-        """Whole batches of an epoch; the photos left over are not seen in it, and the next epoch shuffles all anew."""
+        """Whole batches in an epoch. Photos that fill no batch are not seen in it; the next epoch is shuffled anew."""
         return len(self._train) // self._batch
 
     def run_epochs(self, progress: Callable[[int, int, float], None] = lambda *_: None) -> Epoch:
-        """Train up to the next evaluation, and keep it; `progress(step, steps, loss)` is called after each batch.
+        """Train up to the next evaluation, and save the run.
+
+        `progress(step, steps, loss)` is called after each batch but the first few, with the loss of an earlier one, for
+        which it need not wait.
 
         Raises:
-            ConfigurationError: the loss is no number, or the accelerator has no memory for a batch.
+            ConfigurationError: the loss is not a finite number, the device fails, such as for want of memory, or the
+                folder cannot be written.
         """
         try:
             return self._run_epochs(progress)
@@ -317,7 +329,7 @@ class Tuner(Run):
                 jax.random.fold_in(self._key, step), self._rates(step),
             )  # fmt: skip
             losses.append(loss)
-            if len(losses) > _AHEAD:  # a loss that is not computed yet would be waited for
+            if len(losses) > _AHEAD:  # not the last loss, for whose computation this would wait
                 progress(len(losses), steps, float(losses[-_AHEAD]))
         mean = float(np.mean([float(loss) for loss in losses]))
         dev_loss, dev_cider = self._evaluate()
@@ -363,9 +375,9 @@ class Tuner(Run):
         return values, moments, average, loss
 
     def _self_critical_loss(self, values: Values, *, fixed: Any, tables: Any, batch: Any, key: Array) -> Array:
-        """Minus the expected reward of sampled captions, to first order, and some cross-entropy of people's.
+        """Minus the expected reward of sampled captions, to first order, and some cross-entropy of people's captions.
 
-        Captions are drawn without the dropout of the decoder and read with it.
+        Captions are drawn without dropout in the steps of the decoder, and their gradients are taken with it.
         """
         settings, (pixels, rows, tokens, targets) = self.config.train, batch
         group, count = settings.captions_per_image, pixels.shape[0]
@@ -388,7 +400,7 @@ class Tuner(Run):
         return loss + settings.cross_entropy_weight * mean_over_words(losses, targets)
 
     def _distillation_loss(self, values: Values, *, fixed: Any, teachers: Any, batch: Any, key: Array) -> Array:
-        """Mean divergence (Kullback-Leibler) of the next word from the teachers', along captions that they draw."""
+        """Mean Kullback-Leibler divergence of the next word from the teachers', along captions that they draw."""
         settings, (pixels, *_) = self.config.train, batch
         views, mixing, encoding, drawing, reading = jax.random.split(key, 5)
         photos = mix_photos(random_views(pixels, views, self._views), mixing, settings.mixup)
@@ -414,7 +426,7 @@ class Tuner(Run):
         return ids, mean_over_words(cross_entropy(logits, targets), targets) * jnp.sum(targets != PAD)
 
     def _evaluate(self) -> tuple[float, float]:
-        """Dev loss per word by teacher forcing, and dev CIDEr-D of greedy captions, of the averaged weights."""
+        """Dev loss per word, and dev CIDEr-D of greedy captions in percent, by the averaged weights."""
         total, captions, (tokens, targets) = 0.0, [], self._dev_ids
         size = min(_EVALUATION_BATCH, len(self._dev))
         for start in range(0, len(self._dev), size):
@@ -430,7 +442,7 @@ class Tuner(Run):
         return total / int(np.sum(targets != PAD)), 100.0 * float(scores.mean())
 
     def _batches(self, epochs: range) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Rows and pixels of these epochs' batches; the next are decoded while one is computed."""
+        """Rows and pixels of the batches of these epochs; the next batches are decoded while one is computed."""
         plan = []
         for epoch in epochs:
             order = np.random.default_rng([self.config.train.seed, epoch]).permutation(len(self._train))
@@ -474,6 +486,6 @@ class Tuner(Run):
 def _ids(
     captions: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary, config: Config, group: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Tokens and targets int32 [photos,group,T]."""
+    """Tokens and targets int32 [photos,group,T] of captions by photo, where T is max_length+1."""
     ids = [caption_ids(of_photo, vocabulary, config.text.max_length, group) for of_photo in captions]
     return np.stack([each.tokens for each in ids]), np.stack([each.targets for each in ids])

@@ -25,7 +25,7 @@ def check_view(view: str) -> str:
     """The view's name, if it is one: `plain`, `flip`, `crop1`, `crop2` and so on.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not the name of a view.
     """
     if view not in (PLAIN, FLIP) and not _CROP.fullmatch(view):
         raise ConfigurationError(f"{view}: not a view of a photo (plain, flip, or crop1, crop2, …)")
@@ -33,11 +33,11 @@ def check_view(view: str) -> str:
 
 
 def apply_view(view: str, name: str, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The view of a photo, of the photo's own size, uint8 [H,W,3].
+    """The view of a photo uint8 [H,W,3], in the same size.
 
     `flip` mirrors it. `crop<n>` takes a part of 40 to 100 % of its area whose sides are stretched by up to 4:3 against
-    the whole (Szegedy et al., CVPR 2015), enlarges it, mirrors every other one, and changes brightness, contrast and
-    saturation by up to 40 %; the n-th crop of a photo of this name is always the same.
+    the whole (Szegedy et al., CVPR 2015), enlarges it, mirrors one in two at random, and changes brightness, contrast
+    and saturation by up to 40 %; the n-th crop of a photo of this name is always the same.
     """
     if view == PLAIN:
         return pixels
