@@ -107,7 +107,7 @@ def prune_run(checkpoint: Checkpoint, importances: Sequence[Units], config: Mode
             narrow.assign((kept_columns[rows] if kept_columns.ndim == 2 else kept_columns).astype(narrow.dtype))
     save_checkpoint(folder, replace(checkpoint.config, model=config), checkpoint.vocabulary, model)
     kept_sizes = ", ".join(f"{size} {getattr(config, size)}" for size in SIZES)
-    write_stages(folder, cut_stages(checkpoint.folder, f"pruned to {kept_sizes}"))
+    write_stages(folder, cut_stages(checkpoint.folder, f"pruned to {kept_sizes}", config.members))
 
 
 def _largest(importance: NDArray[Any], count: int) -> NDArray[Any]:

@@ -128,9 +128,9 @@ def average_stages(runs: Sequence[Path]) -> list[Stage]:
     return [*before, Stage(f"mean of the weights of {names}", member, 0, 0, None, 0.0, {})]
 
 
-def cut_stages(run: Path, left: str) -> list[Stage]:
-    """The stages of a run, and one more, without training, whose name says what was `left` of it."""
-    return [*read_stages(run), Stage(left, ALL, 0, 0, None, 0.0, {})]
+def cut_stages(run: Path, left: str, members: int) -> list[Stage]:
+    """The stages of a run of so many members, and one more, without training, named after what was `left` of it."""
+    return [*read_stages(run), Stage(left, 1 if members == 1 else ALL, 0, 0, None, 0.0, {})]
 
 
 def join_stages(runs: Sequence[Path], members: Sequence[int]) -> list[Stage]:

@@ -58,7 +58,8 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
             variable.assign(_of_words(np.asarray(whole), ids, variable.shape).astype(variable.dtype))
     vocabulary = Vocabulary([checkpoint.vocabulary.words[number] for number in ids])
     save_checkpoint(folder, config, vocabulary, model)
-    write_stages(folder, cut_stages(checkpoint.folder, f"vocabulary: {len(ids)} words, {reason}"))
+    left = f"vocabulary: {len(ids)} words, {reason}"
+    write_stages(folder, cut_stages(checkpoint.folder, left, config.model.members))
     return vocabulary
 
 

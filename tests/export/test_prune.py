@@ -101,7 +101,8 @@ def test_what_nothing_reads_goes_first_and_unnoticed(
     for after, before in zip(two_steps(pruned, photos), two_steps(run, photos), strict=True):
         np.testing.assert_allclose(after, before, atol=1e-4)
     assert load_checkpoint(pruned).vocabulary.words == load_checkpoint(run).vocabulary.words
-    assert "pruned to state_size 11, feature_size 9, attention_size 4" in read_stages(pruned)[-1].run
+    stage = read_stages(pruned)[-1]
+    assert "pruned to state_size 11, feature_size 9, attention_size 4" in stage.run and stage.member == 1
 
 
 def test_importance_is_what_the_likelihood_loses_to_first_order(tmp_path: Path, store: StoredFeatures) -> None:
