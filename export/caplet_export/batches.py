@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _POOL = 16
-"""The images of so many batches are sorted by caption length together, so that little of a batch is padding."""
+"""Number of batches whose images are sorted by caption length together, so that little of a batch is padding."""
 _STEP = 3
 """Batches are padded to 1 + a multiple of this, or to the greatest length: few shapes, few compiled functions."""
 

@@ -110,8 +110,8 @@ class TrainConfig:
     """Price, in reward, of each pair of neighbouring words in a sampled caption that nobody says (self-critical)."""
     batch_images: int = 24
     captions_per_image: int = 5
-    """Captions of an image in a batch: the first so many of its own, or so many samples (of the captioner in
-    self-critical training, of the teacher in distillation)."""
+    """Number of captions of an image in a batch: the first of its own, or samples (of the captioner in self-critical
+    training, of the teacher in distillation)."""
     epochs: int = 14
     patience: int = 5
     """Stop after this many epochs without a better free-running dev CIDEr-D; 0 trains for a fixed number of epochs and
@@ -141,7 +141,7 @@ class TrainConfig:
     """What the teacher sees: the `same` view of a photo as the captioner, or always the photo as it is, `plain`
     (distillation)."""
     ema_decay: float = 0.995
-    """Decay per step of the exponential moving average of the weights, which is what is evaluated and kept; lower in
+    """Decay per step of the exponential moving average of the weights, which is evaluated and kept; lower in
     the first steps; 0 for no average."""
     extractor_layer: str = "none"
     """Inception block, below `model.feature_block`; the blocks above it are trained along (`train` needs its store).
@@ -337,7 +337,7 @@ _NEEDED: dict[str, tuple[tuple[str, ...], str, Callable[[Config], bool]]] = {
         lambda config: config.model.deep_output or not config.model.tied_embeddings,
     ),
 }
-"""For a switch that has an effect only with other switches: in which verbs, which in words, and as a condition."""
+"""Switches that have an effect only with others: the verbs of which that is so, the others in words, the condition."""
 
 _Range = tuple[str, Callable[[Any], bool]]
 # The upper limits are far above any useful value; beyond them TensorFlow fails with many lines, or memory runs out.

@@ -1,9 +1,9 @@
 """Convert a trained captioner to two ONNX graphs, with tf2onnx.
 
 The encoder takes uint8 pixels and computes once per image all that does not change from word to word; the decoder is
-one step. Traced is not the training code itself but the same arithmetic in a form that suits processors: products that
-read the same matrix are one product, whose slices are one split. `plain` traces the training code itself, as anybody
-would export it. `caplet_export.parity` compares either with Keras.
+one step. The functions that are traced do the arithmetic of the training code in a form that suits processors: matrix
+products that read the same operand are one product, whose slices are one split. `plain` traces the training code
+itself, as anybody would export it. `caplet_export.parity` compares either with Keras.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def convert_decoder(model: Captioner, *, plain: bool = False) -> onnx.ModelProto
 
 
 def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
-    """The decoder with, in place of all `log_probs`, those of the K likeliest words and these words, best first.
+    """The decoder that gives only the K likeliest words and their log-probabilities, best first.
 
     `log_probs` is float32 [N,K], `tokens` int64 [N,K]; K is the vocabulary size where that is less than `k`. Words that
     are never said are masked after the normalisation, so that log-probabilities are those of the full softmax and no

@@ -64,7 +64,7 @@ class BeamResult:
     """Captions and scores of one beam size.
 
     `intervals` are 95% bootstrap intervals over images. `cider_d_by_score` is the mean CIDEr-D, in percent, of the
-    fifth of the images whose captions have the lowest scores, of the next fifth, and so on (fewer values of fewer than
+    fifth of the images whose captions have the lowest scores, of the next fifth, and so on (fewer values for fewer than
     five images). `leave_one_out` are corpus scores that can be compared with those of people, see
     `metrics.leave_one_out_scores`. `milliseconds` is the mean of `Caption.milliseconds`, under whatever load the
     machine had.

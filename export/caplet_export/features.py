@@ -130,7 +130,7 @@ def whole_in_another_precision(stores: Mapping[Path, StoreSource], names: Sequen
         names: the photos that a whole store holds, as far as they could be read.
 
     Returns:
-        the stores, or none unless that is so of all, and the precision of at least one differs.
+        the stores; none if a store is not whole or differs in more, or if all have the precision asked for.
     """
     try:
         found = [(FeatureStore(folder), source) for folder, source in stores.items()]

@@ -44,7 +44,7 @@ LIMITED = "CIDEr-D not comparable with that of the whole split"
 """Note on scores of a part of a split: CIDEr-D takes its document frequencies from fewer photos."""
 
 ORDERS = 4
-"""N-grams of one to so many words count in BLEU and in CIDEr-D."""
+"""BLEU and CIDEr-D count n-grams of one word up to this many."""
 SIGMA = 6.0
 """Width of CIDEr-D's penalty on a difference in length."""
 BETA = 1.2
@@ -269,10 +269,10 @@ def human_scores(references: References) -> dict[str, float] | None:
 
 
 def leave_one_out_scores(hypotheses: Hypotheses, references: References) -> dict[str, float] | None:
-    """Scores in percent, by metric, against one reference fewer, as `human_scores`: each is left out in turn; the mean.
+    """Scores in percent, by metric, against one reference fewer: the mean, with each left out in turn.
 
     BLEU and ROUGE-L rise with every reference, so that scores against all of them cannot be compared with those of
-    people, who have one fewer. None if an image has only one.
+    people (`human_scores`), who have one fewer. None if an image has only one.
     """
     return _leave_one_out(references, lambda _: hypotheses)
 

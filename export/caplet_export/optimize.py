@@ -225,7 +225,7 @@ def _group_input(graph: Graph, transpose: onnx.NodeProto, missing: int, shape: S
 
 
 def _separate_outputs(graph: Graph, node: onnx.NodeProto, shape: Sequence[int], columns: int) -> None:
-    """Separate a node's outputs for a group of pixels: reshape them to this shape, NHWC, and keep so many columns."""
+    """Separate a node's outputs for a group of pixels: reshape them to `shape`, NHWC, and keep the first `columns`."""
     whole, made = node.output[0], f"{node.output[0]}/grouped"
     node.output[0] = made
     sizes = graph.add_constant(np.array(shape, np.int64), f"{made}/shape")

@@ -265,7 +265,7 @@ def warmup_steps(settings: TrainConfig, steps: int) -> int:
 
 
 def early_decay(steps: Any) -> Any:
-    """Decay of the average of the weights after so many steps, until it reaches `train.ema_decay`: the average forgets
+    """Decay of the average of the weights after `steps` steps, until it reaches `train.ema_decay`: the average forgets
     faster at first, lest a short run keep the weights that it began with.
     """
     return steps / (steps + 9.0)

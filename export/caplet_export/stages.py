@@ -129,12 +129,12 @@ def average_stages(runs: Sequence[Path]) -> list[Stage]:
 
 
 def cut_stages(run: Path, left: str, members: int) -> list[Stage]:
-    """The stages of a run of so many members, and one more, without training, named after what was `left` of it."""
+    """The stages of a run with `members` captioners, and one more, without training, called `left`."""
     return [*read_stages(run), Stage(left, 1 if members == 1 else ALL, 0, 0, None, 0.0, {})]
 
 
 def join_stages(runs: Sequence[Path], members: Sequence[int]) -> list[Stage]:
-    """The stages of several runs as stages of one ensemble, to which each run brings so many `members`."""
+    """The stages of several runs as those of one ensemble; `members` are the numbers of captioners of each run."""
     stages, first = [], 1
     for run, count in zip(runs, members, strict=True):
         for stage in read_stages(run):

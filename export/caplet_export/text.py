@@ -64,10 +64,10 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[Sequence[str]], minimum_count: int) -> Vocabulary:
-        """The words that occur at least `minimum_count` times, most frequent first, then by the alphabet.
+        """A vocabulary of words that occur at least `minimum_count` times, most frequent first, then by the alphabet.
 
         Raises:
-            DataError: there are none.
+            DataError: no word does.
         """
         counts = Counter(word for caption in captions for word in caption)
         kept = [word for word, count in counts.items() if count >= minimum_count]

@@ -2,9 +2,9 @@
 
 There are three objectives: cross-entropy by teacher forcing; self-critical training (Rennie et al., CVPR 2017); and
 distillation (Hinton et al., 2015), to say each word as probably as a larger captioner does. The self-critical reward is
-CIDEr-D with the end token, if asked for plus ROUGE-L and minus a price on pairs of words that nobody says; its baseline
-is the mean reward of an image's other samples (Luo, 2020). The first two objectives can train the upper Inception
-blocks along, from their stored inputs.
+CIDEr-D with the end token and, if asked for, ROUGE-L and a price on pairs of words that nobody says; its baseline is
+the mean reward of an image's other samples (Luo, 2020). The first two objectives can train the upper Inception blocks
+along, from their stored inputs.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _BATCH = 100
 def proposed_words(
     checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str], likeliest: int
 ) -> Iterator[tuple[int, NDArray[np.int32]]]:
-    """The words that are among so many `likeliest` ones at any step of the greedy captions of photos.
+    """The words that are among the K = `likeliest` likeliest at any step of the greedy captions of photos.
 
     Yields:
         for each batch the number of its photos, and the ids of its words, int32, each once.
