@@ -138,8 +138,9 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
                 os.replace(target, old)
                 try:
                     os.replace(temporary, target)
-                except OSError:
-                    os.replace(old, target)
+                except BaseException:
+                    if not target.exists():  # an interruption may come when the new folder is in its place
+                        os.replace(old, target)
                     raise
             else:
                 os.replace(temporary, target)
