@@ -1,8 +1,8 @@
-"""The end of the interpreter waits for the threads that compute, as they would crash the process.
+"""The interpreter's end waits for threads that are in onnxruntime, which would otherwise abort the process.
 
-At its end Python stops daemon threads (those of `Thread(daemon=True)`, `http.server`, Flask's own server) where they
-next take its lock. Before Python 3.14 it unwinds their stack for that, and in onnxruntime's C++ that means "terminate
-called without an active exception", a core dump and exit status 134.
+At its end, Python stops daemon threads (those of `Thread(daemon=True)`, `http.server`, Flask's own server) where they
+next take the GIL. Before Python 3.14 it unwinds their stacks for that, and within onnxruntime's C++ this ends in
+"terminate called without an active exception", a core dump and exit status 134.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _LEFT_TO_OTHERS = 1.0  # seconds
 
 
 class _Gate:
-    """Open until the interpreter ends; a context for what other threads than the main one do in C++.
+    """A context for what threads other than the main one do in C++; it lets them in until the interpreter ends.
 
-    Only they are counted: the main thread runs the end, and what is registered to be done there may still compute.
+    The main thread always gets in: it runs the end, and what `atexit` has registered may still compute.
     """
 
     def __init__(self) -> None:
@@ -32,8 +32,9 @@ class _Gate:
         if _is_main_thread():
             return
         with self._changed:
-            # Usually the process is gone before. But something else at its end may wait for this very thread.
-            if self._closed and not self._changed.wait_for(lambda: False, _LEFT_TO_OTHERS):
+            if self._closed:
+                # Usually the process is gone before this is over; but something at its end may wait for this thread.
+                self._changed.wait_for(lambda: False, _LEFT_TO_OTHERS)
                 raise InferenceError("onnxruntime", "the interpreter is shutting down", "end its threads before")
             self._inside += 1
 

@@ -149,14 +149,20 @@ def test_a_place_that_may_not_be_written_to_is_said_at_once(tmp_path: Path, monk
         check_folder(tmp_path / "run", RUN)
 
 
-@pytest.mark.parametrize("error", [OSError("in use"), KeyboardInterrupt()])
-def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    """A run folder, whose files hold `old`."""
     run = tmp_path / "run"
     with whole_folder(run, RUN) as folder:
         for name in ("config.json", "vocabulary.txt", "decoder.weights.h5"):
             (folder / name).write_text("old")
+    return run
+
+
+@pytest.mark.parametrize("error", [OSError("in use"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    old_run: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     replace = os.replace
 
     def fail(source: Path, target: Path) -> None:
@@ -165,19 +171,15 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises((ExportError, KeyboardInterrupt)) as raised, whole_folder(run, RUN):
+    with pytest.raises((ExportError, KeyboardInterrupt)) as raised, whole_folder(old_run, RUN):
         pass
     assert raised.match("cannot write: in use" if isinstance(error, OSError) else "")
-    assert list(tmp_path.iterdir()) == [run] and (run / "config.json").read_text() == "old"
+    assert list(old_run.parent.iterdir()) == [old_run] and (old_run / "config.json").read_text() == "old"
 
 
 def test_a_folder_that_has_taken_its_place_when_it_is_interrupted_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    old_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-    with whole_folder(run, RUN) as folder:
-        for name in ("config.json", "vocabulary.txt", "decoder.weights.h5"):
-            (folder / name).write_text("old")
     replace = os.replace
 
     def interrupted(source: Path, target: Path) -> None:
@@ -186,9 +188,9 @@ def test_a_folder_that_has_taken_its_place_when_it_is_interrupted_stays(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt), whole_folder(run, RUN) as folder:
+    with pytest.raises(KeyboardInterrupt), whole_folder(old_run, RUN) as folder:
         (folder / "config.json").write_text("new")
-    assert (run / "config.json").read_text() == "new"
+    assert (old_run / "config.json").read_text() == "new"
 
 
 def test_a_run_with_what_a_killed_process_has_left_in_it_is_still_one(tmp_path: Path) -> None:
