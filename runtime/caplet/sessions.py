@@ -75,11 +75,10 @@ class Sessions:
         exact = bundle.manifest.saturates and _may_saturate(describe_cpu())
         with computing():
             encoder = _session(bundle.encoder, self._threads, self.providers, exact=exact)
-        _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
-        # One thread: a step is too short to share; waking a second thread takes longer than half of it.
-        with computing():
+            _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
+            # One thread: a step is too short to share; waking a second thread takes longer than half of it.
             decoder = _session(bundle.decoder, 1, self.providers, exact=exact)
-        _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
+            _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):
             raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, more than the vocabulary has")
         self.widest_beam: int = sizes["K"]
