@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from caplet_export.calibrate import Feed, Observer
 from caplet_export.onnx_graph import Graph
+from caplet_export.progress import ProgressBar
 
 _RARE = 0.01
 _SELDOM = 0.05
@@ -36,7 +36,7 @@ def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: It
     levels = _levels(graph)
     values = [node.output[0] for level in levels for node in level]
     wanted = dict(zip(values, _means(model, values, batches), strict=True))
-    for level in tqdm(levels, desc="biases", unit="layer", disable=None, leave=False):
+    for level in ProgressBar(levels, desc="biases", unit="layer"):
         found = _means(graph.finish(), [f"{node.output[0]}/dequantized" for node in level], batches)
         for node, (mean_now, passing_now) in zip(level, found, strict=True):
             mean, passing = wanted[node.output[0]]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from caplet import Caption, Captioner
 from caplet.errors import CapletError, ImageError
@@ -40,6 +39,7 @@ from caplet_export.metrics import (
     tokenize,
 )
 from caplet_export.outputs import write_whole
+from caplet_export.progress import ProgressBar
 
 SCORER = "caplet_export.metrics (equal to pycocoevalcap 1.2); CIDEr-D document frequencies from the split's references"
 _FORMAT = 3
@@ -307,7 +307,7 @@ def _caption(
     captioner: Captioner, dataset: Dataset, names: Sequence[str], beam_sizes: Sequence[int], journal: CaptionJournal
 ) -> None:
     """Fill the journal with captions of the photos that it does not hold yet."""
-    with tqdm(total=len(names) * len(beam_sizes), unit="caption", disable=None) as progress:
+    with ProgressBar(total=len(names) * len(beam_sizes), unit="caption", leave=True) as progress:
         for beam_size in beam_sizes:
             wanted = [name for name in names if (beam_size, name) not in journal.captions]
             progress.update(len(names) - len(wanted))

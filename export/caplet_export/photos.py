@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from caplet.errors import ImageError
 from caplet.image import load_pixels
@@ -16,6 +15,7 @@ from caplet.threads import usable_threads
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.memory import usable_memory
+from caplet_export.progress import ProgressBar
 
 _BATCH_SIZE = 8
 _SMALL = (8, 8)  # for photos that are read only to find out whether they can be
@@ -36,7 +36,7 @@ def photo_batches(
     """
     read: list[str] = []
     pixels: list[NDArray[np.uint8]] = []
-    for name in tqdm(names, desc=task, unit="photo", disable=None, leave=False):
+    for name in ProgressBar(names, desc=task, unit="photo"):
         try:
             pixels.append(read_photo(dataset, name, size))
             read.append(name)
@@ -71,10 +71,7 @@ class PhotoCache:
         self._pool = ThreadPoolExecutor(usable_threads().count)
         self._room = int(usable_memory() * _MEMORY_SHARE / (size * size * 3))
         self._kept: dict[str, NDArray[np.uint8]] = {}
-        found = tqdm(
-            self._pool.map(self._problem, names),
-            desc="photos", total=len(names), unit="photo", disable=None, leave=False,
-        )  # fmt: skip
+        found = ProgressBar(self._pool.map(self._problem, names), desc="photos", total=len(names), unit="photo")
         problems = dict(zip(names, found, strict=True))
         self.unreadable = {name: problem for name, problem in problems.items() if problem}
 

@@ -126,11 +126,12 @@ def test_what_cannot_be_imported_is_one_line(
 @pytest.mark.parametrize("closed", ["", "1", "2", "12"])
 def test_streams_that_are_closed_or_lack_a_character_fail_nothing(closed: str) -> None:
     script = """
-import os, sys
-from tqdm import tqdm
+import multiprocessing, os, sys
 from caplet_export import cli
+from caplet_export.progress import ProgressBar
+multiprocessing.set_start_method("spawn")  # not forking is what Python does from 3.14 on
 def main():
-    for _ in tqdm(range(3), disable=None):
+    for _ in ProgressBar(range(3)):
         print("caf\\xe9 \\udce9")
     print("caf\\xe9", file=sys.stderr, flush=True)
     os.close(os.dup(2))

@@ -11,10 +11,9 @@ from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset, read_dataset
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from caplet_export.checkpoint import Checkpoint
     from caplet_export.features import StoredFeatures
+    from caplet_export.progress import ProgressBar
     from caplet_export.runs import Run
 
 
@@ -55,7 +54,7 @@ def open_training_photos(checkpoint: Checkpoint, arguments: argparse.Namespace) 
     return store, names
 
 
-def shown_by(bar: tqdm) -> Callable[[int, int, float], None]:
+def shown_by(bar: ProgressBar) -> Callable[[int, int, float], None]:
     """A function of step, number of steps and mean loss so far, which shows them on a progress bar."""
 
     def show(step: int, steps: int, loss: float) -> None:

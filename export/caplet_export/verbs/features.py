@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest, whole_in_another_precision
 from caplet_export.photos import read_photo
+from caplet_export.progress import ProgressBar
 from caplet_export.verbs import read_data
 from caplet_export.views import FLIP, PLAIN, check_view
 
@@ -95,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         stored = 0
         title = " ".join(folder.name for folder in stores)
-        for name, problem in tqdm(results, desc=title, total=len(names), unit="photo", disable=None):
+        for name, problem in ProgressBar(results, desc=title, total=len(names), unit="photo", leave=True):
             stored += problem is None
             if problem and name not in unreadable:
                 unreadable.add(name)

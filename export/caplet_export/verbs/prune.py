@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError
+from caplet_export.progress import ProgressBar
 from caplet_export.verbs import open_training_photos, seed
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[
 
     store, names = open_training_photos(checkpoint, arguments)
     batches: list[list[Units]] = []
-    with tqdm(total=len(names), desc="importance", unit="photo", disable=None, leave=False) as bar:
+    with ProgressBar(total=len(names), desc="importance", unit="photo") as bar:
         for photos, members in unit_importances(checkpoint, store, names, arguments.seed):
             batches.append(members)
             bar.update(photos)

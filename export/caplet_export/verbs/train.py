@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
 from caplet_export.backend import load_tensorflow
 from caplet_export.config import RECIPES, inherit, load_config, override, require_effect
 from caplet_export.errors import ConfigurationError
+from caplet_export.progress import ProgressBar
 from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
 from caplet_export.views import PLAIN, check_view
 
@@ -73,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     while not trainer.finished:
         number = len(trainer.history) + 1
-        with tqdm(desc=f"epoch {number}", unit="batch", disable=None, leave=False) as bar:
+        with ProgressBar(desc=f"epoch {number}", unit="batch") as bar:
             trainer.run_epoch(shown_by(bar))
         tell_epoch(trainer)
     tell_end(trainer)

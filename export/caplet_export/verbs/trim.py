@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import RUN, check_folder, whole_folder
+from caplet_export.progress import ProgressBar
 from caplet_export.verbs import open_training_photos
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace, likeliest: 
     store, names = open_training_photos(checkpoint, arguments)
     likeliest = min(likeliest, len(checkpoint.vocabulary))
     kept: set[int] = set()
-    with tqdm(total=len(names), desc="words", unit="photo", disable=None, leave=False) as bar:
+    with ProgressBar(total=len(names), desc="words", unit="photo") as bar:
         for photos, words in proposed_words(checkpoint, store, names, likeliest):
             kept.update(words.tolist())
             bar.update(photos)

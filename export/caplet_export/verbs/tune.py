@@ -7,9 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from caplet_export.config import RECIPES, inherit, load_config, override, require_effect
+from caplet_export.progress import ProgressBar
 from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
 
 
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, problem in tuner.unreadable.items():
         print(f"caplet-export tune: left out {name}: {problem}", file=sys.stderr)
     while not tuner.finished:
-        with tqdm(unit="batch", disable=None, leave=False) as bar:
+        with ProgressBar(unit="batch") as bar:
             tuner.run_epochs(shown_by(bar))
         tell_epoch(tuner)
     tell_end(tuner)
