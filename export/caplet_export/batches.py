@@ -1,25 +1,29 @@
-"""Batches of captions and stored features: a lazily read `tf.data.Dataset`, in an order fixed by seed and epoch."""
+"""Batches of captions and stored features, read ahead in a thread, in an order fixed by seed and epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.prefetch import in_order
 from caplet_export.errors import DataError
 from caplet_export.features import StoredFeatures
 from caplet_export.text import END, PAD, START, Vocabulary
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
+_AHEAD = 2
+"""Batches that are read while one is computed."""
 _POOL = 16
 """Number of batches whose images are sorted by caption length together, so that little of a batch is padding."""
 _STEP = 3
 """Batches are padded to 1 + a multiple of this, or to the greatest length: few shapes, few compiled functions."""
+
+
+_Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""The images of a batch, and the view of each."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,21 @@ def padded_length(length: int, longest: int) -> int:
     return min(1 + -(-max(length - 1, 1) // _STEP) * _STEP, longest)
 
 
+class Batch(NamedTuple):
+    """Of B images and G captions of each: the length T differs from batch to batch, and B of the last."""
+
+    features: NDArray[np.float16]
+    """[B,L,C]"""
+    tokens: NDArray[np.int32]
+    """[B*G,T], what is read at each step."""
+    targets: NDArray[np.int32]
+    """[B*G,T], what is to be said there."""
+    rows: NDArray[np.int64]
+    """[B], the images' indices in `Batches.names`."""
+
+
 class Batches:
     """Batches over a split; `epoch(n)` is the same sequence every time it is asked for.
-
-    Each batch is features float16 [B,L,C], tokens and targets int32 [B*G,T], and the indices int32 [B] of its images in
-    `names`. The length T, and B of the last batch, vary.
 
     Raises:
         DataError: a view has no features of an image, or no image of the split could be read for all views.
@@ -98,18 +112,17 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.names) // self._size)
 
-    def epoch(self, number: int) -> tf.data.Dataset:
-        """The batches of epoch `number`, shuffled, of a random view of each image; read two batches ahead."""
-        return self._dataset(lambda: self._plan(np.random.default_rng([self._seed, number])))
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of epoch `number`, shuffled, of a random view of each image."""
+        return self._read(self._plan(np.random.default_rng([self._seed, number])))
 
-    def in_order(self) -> tf.data.Dataset:
+    def in_order(self) -> Iterator[Batch]:
         """The batches in the order of `names`, by the first view only."""
-        rows = np.arange(len(self.names))
-        starts = range(0, len(rows), self._size)
-        plan = [rows[start : start + self._size] for start in starts]
-        return self._dataset(lambda: ((batch, np.zeros(len(batch), np.int64)) for batch in plan))
+        rows, first_view = np.arange(len(self.names)), np.zeros(self._size, np.int64)
+        batches = (rows[start : start + self._size] for start in range(0, len(rows), self._size))
+        return self._read((batch, first_view[: len(batch)]) for batch in batches)
 
-    def _plan(self, random: np.random.Generator) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def _plan(self, random: np.random.Generator) -> Iterator[_Rows]:
         order = random.permutation(len(self.names))
         lengths = np.array([ids.length for ids in self._ids])
         batches = []
@@ -120,23 +133,14 @@ class Batches:
         for index in random.permutation(len(batches)):
             yield batches[index], random.integers(len(self._views), size=len(batches[index]))
 
-    def _dataset(self, plan: Any) -> tf.data.Dataset:
-        import tensorflow as tf
+    def _read(self, plan: Iterator[_Rows]) -> Iterator[Batch]:
+        return in_order(plan, self._batch, workers=1, ahead=1 + _AHEAD)
 
-        def generate() -> Iterator[tuple[Any, ...]]:
-            for rows, views in plan():
-                features = np.stack([self._views[view][self.names[row]] for row, view in zip(rows, views, strict=True)])
-                longest = max(self._ids[row].length for row in rows)
-                length = padded_length(longest, self._ids[0].tokens.shape[1])
-                tokens = np.concatenate([self._ids[row].tokens[:, :length] for row in rows])
-                targets = np.concatenate([self._ids[row].targets[:, :length] for row in rows])
-                yield features, tokens, targets, rows.astype(np.int32)
-
-        shape = (None, self._views[0].source.locations, self._views[0].source.channels)
-        signature = (
-            tf.TensorSpec(shape, tf.float16),
-            tf.TensorSpec((None, None), tf.int32),
-            tf.TensorSpec((None, None), tf.int32),
-            tf.TensorSpec((None,), tf.int32),
-        )
-        return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(2)
+    def _batch(self, planned: _Rows) -> Batch:
+        rows, views = planned
+        features = np.stack([self._views[view][self.names[row]] for row, view in zip(rows, views, strict=True)])
+        longest = max(self._ids[row].length for row in rows)
+        length = padded_length(longest, self._ids[0].tokens.shape[1])
+        tokens = np.concatenate([self._ids[row].tokens[:, :length] for row in rows])
+        targets = np.concatenate([self._ids[row].targets[:, :length] for row in rows])
+        return Batch(features, tokens, targets, rows)

@@ -264,7 +264,7 @@ class Trainer(Run):
         del tokens, targets  # not used: the teacher has learned from people's captions
         shown = inputs
         if self.config.train.teacher_view == "plain":
-            shown = self._plain.gather([self._train.names[row] for row in rows.numpy()])
+            shown = self._plain.gather([self._train.names[row] for row in rows])
         if self.config.train.mixup:
             inputs, shown = self._mixed(inputs, shown)
         ids, logits = self._sample_teacher(shown)
@@ -298,7 +298,7 @@ class Trainer(Run):
             objective = distillation_loss(logits, teacher_logits, ids)
         return objective + self._descend(tape, objective)
 
-    def _rewards(self, rows: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _rewards(self, rows: NDArray[np.int64], ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """Rewards float32 [N*G] of sampled captions, ids [N*G,T], of the training images at `rows` [N]."""
         assert self._reward is not None
         rouge_weight, penalty = self.config.train.reward_rouge, self.config.train.bigram_penalty

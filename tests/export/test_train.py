@@ -148,15 +148,15 @@ def test_an_epoch_holds_every_image_once_with_its_own_captions(dataset: Dataset,
     for features, tokens, targets, rows in data.epoch(1):
         assert tokens.shape == targets.shape
         assert tokens.shape[0] == 5 * features.shape[0]
-        for feature, row in zip(features.numpy(), rows.numpy(), strict=True):
+        for feature, row in zip(features, rows, strict=True):
             np.testing.assert_array_equal(feature, stores.plain[data.names[row]])
         length = targets.shape[1]
         for ids, said in ((tokens, "tokens"), (targets, "targets")):
-            own = np.concatenate([getattr(data._ids[row], said) for row in rows.numpy()])
+            own = np.concatenate([getattr(data._ids[row], said) for row in rows])
             np.testing.assert_array_equal(ids, own[:, :length])
             assert not own[:, length:].any(), "nothing but padding is cut off"
-        seen += rows.numpy().tolist()
-        lengths.append(sorted(data._ids[row].length for row in rows.numpy()))
+        seen += rows.tolist()
+        lengths.append(sorted(data._ids[row].length for row in rows))
     assert all(one[-1] <= other[0] for one, other in pairwise(sorted(lengths))), "long captions are with long ones"
     assert sorted(seen) == list(range(16))
     assert len(data) == 4
@@ -169,10 +169,10 @@ def test_an_epoch_draws_a_view_of_each_photo_and_in_order_they_are_plain(
     data = batches(dataset, Stores([stores.plain, other], stores.plain))
     drawn = []
     for features, *_, rows in data.epoch(1):
-        for feature, row in zip(features.numpy(), rows.numpy(), strict=True):
+        for feature, row in zip(features, rows, strict=True):
             drawn += [view for view in (stores.plain, other) if np.array_equal(feature, view[data.names[row]])]
     assert len(drawn) == len(data.names) and set(drawn) == {stores.plain, other}
-    in_order = np.concatenate([features.numpy() for features, *_ in data.in_order()])
+    in_order = np.concatenate([features for features, *_ in data.in_order()])
     np.testing.assert_array_equal(in_order, stores.plain.gather(data.names))
 
 
@@ -190,7 +190,7 @@ def test_photos_that_were_skipped_in_a_view_are_in_no_batch(
 
 def test_the_order_is_fixed_by_seed_and_epoch(dataset: Dataset, stores: Stores) -> None:
     def order(data: Batches, epoch: int) -> list[int]:
-        return [row for *_, rows in data.epoch(epoch) for row in rows.numpy()]
+        return [row for *_, rows in data.epoch(epoch) for row in rows]
 
     assert order(batches(dataset, stores), 1) == order(batches(dataset, stores), 1)
     assert order(batches(dataset, stores), 1) != order(batches(dataset, stores), 2)
@@ -242,7 +242,7 @@ def test_padding_weighs_nothing(tmp_path: Path, dataset: Dataset, stores: Stores
         config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout=0.0))
         trainer = Trainer(tmp_path / f"{padding}", config, dataset, stores)
         features, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
-        tokens, targets = (np.pad(part.numpy(), [(0, 0), (0, padding)]) for part in (tokens, targets))
+        tokens, targets = (np.pad(part, [(0, 0), (0, padding)]) for part in (tokens, targets))
         loss = float(trainer._step(features, tokens, targets, rows))
         after.append((loss, [variable.numpy() for variable in trainer.model.trainable_variables]))
     assert after[0][0] == pytest.approx(after[1][0], abs=1e-5)
@@ -260,7 +260,7 @@ def test_the_loss_is_the_masked_mean_over_words(tmp_path: Path, dataset: Dataset
     logits = logits.numpy().astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     said = [
-        -log_probs[n, t, word] for n, row in enumerate(targets.numpy()) for t, word in enumerate(row) if word != PAD
+        -log_probs[n, t, word] for n, row in enumerate(targets) for t, word in enumerate(row) if word != PAD
     ]
     assert float(trainer._step(features, tokens, targets, rows)) == pytest.approx(np.mean(said), abs=1e-4)
 
@@ -814,7 +814,7 @@ def test_what_the_teacher_sees_of_a_photo(
     inputs, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
     trainer._step(inputs, tokens, targets, rows)
     assert not seen["captioner"].any()
-    expected = stores.plain.gather([trainer._train.names[row] for row in rows.numpy()])
+    expected = stores.plain.gather([trainer._train.names[row] for row in rows])
     np.testing.assert_array_equal(seen["teacher"], expected if view == "plain" else seen["captioner"])
 
 
