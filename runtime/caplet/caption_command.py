@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         written = resume(arguments.output, origin) if arguments.resume else Written()
         drawings.leave(written.drawings)
         results = _results(captioner, arguments, photos, drawings, written)
-        progress = _progress(arguments, written.paths)
+        progress = _progress(arguments, output, written.paths)
         failed = False
         if not arguments.resume:
             if not is_descriptor(arguments.output or ""):  # as /dev/stdout is, to which a shell's `>>` appends
@@ -75,12 +75,11 @@ def _several(arguments: argparse.Namespace) -> bool:
     return only is None or is_folder(only)
 
 
-def _progress(arguments: argparse.Namespace, done: Counter[str]) -> Progress:
+def _progress(arguments: argparse.Namespace, output: Output, done: Counter[str]) -> Progress:
     """A progress line on standard error for photos not in `done`, unless captions appear on the terminal themselves."""
-    captions_on_terminal = arguments.output is None and sys.stdout.isatty()
     countable = arguments.files_from is None and not any(map(is_folder, arguments.photos))
     total = (Counter(arguments.photos) - done).total() if countable else None
-    return Progress(None if arguments.quiet or captions_on_terminal else sys.stderr, total)
+    return Progress(None if arguments.quiet or output.is_terminal else sys.stderr, total)
 
 
 class _Job(NamedTuple):

@@ -46,6 +46,11 @@ class Output:
             self._file = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
         self._name = path or "<standard output>"
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether people read along, be it by way of `/dev/stdout` or `/dev/tty`."""
+        return self._file.isatty()
+
     def clear(self) -> None:
         """Remove what the file held before; standard output, pipes and devices stay as they are. Raises OSError."""
         if self._is_file:

@@ -21,7 +21,6 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-import caplet.caption_command
 import caplet.explain
 import caplet.output
 from caplet import ArgumentError, Caption, Captioner, ImageNotFoundError, InferenceError
@@ -1229,11 +1228,20 @@ def test_progress_is_for_terminals(
     assert main([str(photos), "-o", str(tmp_path / "out"), *options]) == 0
     assert ("5 photos" in terminal.getvalue()) == shown  # the number of photos in a folder is not known beforehand
     assert terminal.getvalue().endswith(" \r") == shown  # the line is wiped
-    terminal.truncate(0)
-    monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(caplet.caption_command, "Output", lambda *_, **__: caplet.output.Output(str(tmp_path / "out")))
-    assert main([*paths, *options]) == 0
-    assert "photos" not in terminal.getvalue()  # captions on the same terminal would run through it
+
+
+def test_no_progress_runs_through_captions_on_the_terminal(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way they get there."""
+    monkeypatch.setattr("caplet.progress._INTERVAL", 0)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    screen, descriptor = os.openpty()
+    with open(screen, "rb", buffering=0) as shown, open(descriptor, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        for options in ([], ["-o", os.ttyname(descriptor)]):
+            assert main([str(photos), "--beam", "1", *options]) == 0
+            assert shown.read(4096).count(b".jpg\t") == 5
+        monkeypatch.undo()
+    assert terminal.getvalue() == ""
 
 
 def test_progress_in_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
