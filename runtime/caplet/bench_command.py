@@ -153,7 +153,12 @@ def _throughput(captioner: Captioner, photo: str, arguments: argparse.Namespace,
 
 
 def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float | None]:
-    """Seconds that a new process takes for one caption (the median of a few), and its peak memory in MB, if known."""
+    """Seconds that a new process takes for one caption (the median of a few), and its peak memory in MB, if known.
+
+    Both are unknown within an app by PyInstaller, whose executable is no Python.
+    """
+    if getattr(sys, "frozen", False):
+        return {"first_caption_seconds": None, "peak_rss_mb": None}
     # The new process imports from the same places as this one; `-c` alone would also import from the current folder.
     path = [entry for entry in sys.path if entry]
     command = [sys.executable, "-c", f"import sys\nsys.path[:] = {path!r}\n{_FRESH}"]
@@ -201,7 +206,8 @@ def _as_text(report: dict[str, Any]) -> str:
     for name, rate in report["photos_per_second"].items():
         lines.append(f"{name.replace('_', ' ')}: {rate:.1f} photos a second")
     lines.append(f"CPU time per photo: {1000 * report['cpu_seconds_per_photo']:.1f} ms")
-    lines.append(f"process start to first caption: {report['first_caption_seconds']:.2f} s")
+    if report["first_caption_seconds"] is not None:
+        lines.append(f"process start to first caption: {report['first_caption_seconds']:.2f} s")
     if report["peak_rss_mb"] is not None:
         lines.append(f"peak memory of a process with one caption: {report['peak_rss_mb']:.0f} MB")
     if "sweep" in report:

@@ -301,6 +301,17 @@ def test_bench_as_text_with_a_photo_of_the_model(bundle: Path, capfd: pytest.Cap
     assert all(word in out for word in words.split(","))
 
 
+def test_bench_in_an_app_starts_no_other_process(
+    bundle: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be the app once more, not Python."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(subprocess, "run", None)
+    status, out, err = run("bench", "--model", bundle, "--runs", 1, "--threads", 1, capfd=capfd)
+    assert (status, err) == (0, "")
+    assert "CPU time per photo" in out and "first caption" not in out and "peak memory" not in out
+
+
 @pytest.mark.parametrize(
     ("peaks", "memory", "name", "named"),
     [
