@@ -48,6 +48,9 @@ class _Format(NamedTuple):
         return importlib.import_module(names[-1])
 
 
+HEIC_PACKAGES = ("pi_heif", "pillow_heif")
+"""What reads HEIC, of which either will do."""
+
 # What cameras, phones, scanners, browsers and image libraries write as a picture, each with a signature of its own and
 # a decoder in C, or in NumPy (`_load_ppm`). Left out of what Pillow can open, on purpose:
 # EPS, WMF (run Ghostscript or the system's renderer); BUFR, GRIB, HDF5 (stubs that call foreign handlers); MPEG, FLI
@@ -64,7 +67,7 @@ _PPM = _Format("PPM", "Ppm", sequential=True)  # PBM, PGM, PPM, PNM, PFM
 _TIFF = _Format("TIFF", "Tiff", sequential=True)
 _WEBP = _Format("WebP", "WebP", canvas=webp_canvas)
 _AVIF = _Format("AVIF", "Avif")
-_HEIC = _Format("HEIC", "Heif", packages=("pi_heif", "pillow_heif"))
+_HEIC = _Format("HEIC", "Heif", packages=HEIC_PACKAGES)
 _JPEG_2000 = _Format("JPEG 2000", "Jpeg2K", canvas=jpeg_2000_canvas)
 
 _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (

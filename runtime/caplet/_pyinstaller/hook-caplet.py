@@ -7,7 +7,8 @@ import pkgutil
 
 import caplet
 from caplet.bundle import default_bundle
+from caplet.image_file import HEIC_PACKAGES
 
 datas = [(str(default_bundle()), f"caplet/models/{default_bundle().name}")]
 hiddenimports = [f"caplet.{module.name}" for module in pkgutil.iter_modules(caplet.__path__) if not module.ispkg]
-hiddenimports += filter(importlib.util.find_spec, ["pi_heif", "pillow_heif"])  # what reads HEIC, where it is installed
+hiddenimports += filter(importlib.util.find_spec, HEIC_PACKAGES)
