@@ -207,9 +207,8 @@ def read_record(graphs: Path, name: str) -> dict[str, Any]:
 
 def _manifest(graphs: Path, name: str, decoding: Decoding, licences: Licences) -> dict[str, Any]:
     encoder, decoder = (load_model(graphs / f"{graph}.onnx") for graph in ("encoder", "decoder"))
-    require_input(encoder, "pixels", graphs / "encoder.onnx")
+    _, height, width, _ = shape_of(require_input(encoder, "pixels", graphs / "encoder.onnx", rank=4))
     require_input(decoder, "token", graphs / "decoder.onnx")
-    _, height, width, _ = shape_of(encoder.graph.input[0])
     return {
         "format_version": FORMAT_VERSION,
         "name": name,

@@ -112,7 +112,8 @@ def render_summary(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> s
     """A Markdown table for the README: scores of the default and the greedy search, and a comparison with people."""
     shown = ("bleu_4", "rouge_l", "cider_d")
     rows = []
-    for name, beam in (("as it ships", str(decoding["beam_size"])), ("greedy", "1")):
+    searches = {"1": "greedy", str(decoding["beam_size"]): "as it ships"}
+    for beam, name in reversed(searches.items()):
         if result := metrics["results"].get(beam):
             scores, intervals = result["scores"], result["intervals"]
             rows.append([f"caplet, {name}", *(f"{scores[key]:.1f}{_interval(intervals.get(key))}" for key in shown)])

@@ -31,11 +31,14 @@ def load_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def require_input(model: onnx.ModelProto, name: str, path: Path) -> None:
-    """Raise a ConfigurationError if the graph, which was read from `path`, has no input of this name."""
-    inputs = [value.name for value in model.graph.input]
+def require_input(model: onnx.ModelProto, name: str, path: Path, rank: int | None = None) -> onnx.ValueInfoProto:
+    """The graph's input of this name. Raises a ConfigurationError about `path` if there is none, or of another rank."""
+    inputs = {value.name: value for value in model.graph.input}
     if name not in inputs:
         raise ConfigurationError(f"{path}: another graph: expected an input {name!r}, found {', '.join(inputs)}")
+    if rank not in (None, found := len(shape_of(inputs[name]))):
+        raise ConfigurationError(f"{path}: another graph: expected {name!r} to have {rank} dimensions, found {found}")
+    return inputs[name]
 
 
 def shape_of(value: onnx.ValueInfoProto) -> list[int]:

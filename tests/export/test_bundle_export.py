@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -195,6 +196,7 @@ def test_what_is_not_known_of_scores_is_left_out() -> None:
         assert "Beside people" not in render_scores({**metrics, **changes}, decoding)
     assert "greedy" in render_summary(metrics, decoding)
     assert "greedy" not in render_summary({**metrics, "results": alone}, decoding)
+    assert "greedy" not in render_summary(metrics, {**decoding, "beam_size": 1}), "that is the row as it ships"
     untimed = {"1": GREEDY, "3": {**result, "milliseconds": None}}
     assert "| 55.5 (52.1-58.9) |  |" in render_scores({**metrics, "results": untimed}, decoding)
 
@@ -406,6 +408,14 @@ def test_graphs_that_changed_places_are_told(graphs: Path, golden: list[Path], t
     (graphs / "encoder.onnx").write_bytes(decoder)
     (graphs / "decoder.onnx").write_bytes(encoder)
     with pytest.raises(ConfigurationError, match=f"{graphs}/encoder.onnx: another graph: expected an input 'pixels'"):
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden)
+
+
+def test_an_encoder_of_photos_without_a_batch_is_told(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    model = onnx.load(graphs / "encoder.onnx")
+    del model.graph.input[0].type.tensor_type.shape.dim[0]
+    onnx.save(model, graphs / "encoder.onnx")
+    with pytest.raises(ConfigurationError, match="another graph: expected 'pixels' to have 4 dimensions, found 3"):
         write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden)
 
 

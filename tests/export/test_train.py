@@ -259,9 +259,7 @@ def test_the_loss_is_the_masked_mean_over_words(tmp_path: Path, dataset: Dataset
     logits, _ = trainer.model.teacher_forced(*trainer.model.encode(features), tokens, config.train.captions_per_image)
     logits = logits.numpy().astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    said = [
-        -log_probs[n, t, word] for n, row in enumerate(targets) for t, word in enumerate(row) if word != PAD
-    ]
+    said = [-log_probs[n, t, word] for n, row in enumerate(targets) for t, word in enumerate(row) if word != PAD]
     assert float(trainer._step(features, tokens, targets, rows)) == pytest.approx(np.mean(said), abs=1e-4)
 
 
