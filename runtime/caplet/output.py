@@ -48,7 +48,7 @@ class Output:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether people read along, be it by way of `/dev/stdout` or `/dev/tty`."""
+        """Whether what is written appears on a terminal, be it by way of `/dev/stdout` or `/dev/tty`."""
         return self._file.isatty()
 
     def clear(self) -> None:
