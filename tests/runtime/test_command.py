@@ -1239,7 +1239,11 @@ def test_no_progress_runs_through_captions_on_the_terminal(photos: Path, monkeyp
         monkeypatch.setattr(sys, "stdout", stdout)
         for options in ([], ["-o", os.ttyname(descriptor)]):
             assert main([str(photos), "--beam", "1", *options]) == 0
-            assert shown.read(4096).count(b".jpg\t") == 5
+            os.write(descriptor, b"end\n")
+            output = b""
+            while not output.endswith(b"end\r\n"):  # the system hands a terminal's output over when it comes to it
+                output += shown.read(4096)
+            assert output.count(b".jpg\t") == 5
         monkeypatch.undo()
     assert terminal.getvalue() == ""
 
