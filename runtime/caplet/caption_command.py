@@ -32,8 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
     origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
-    # These two calls come before any file or folder is made, so that what they refuse leaves none behind.
+    # These calls come before any file or folder is made, so that what they refuse leaves none behind.
     captioner.caption_many((), batch_size=arguments.batch_size, **_reading(arguments))
+    _spare_listed_photos(arguments)
     photos = _inputs(arguments)
     several = _several(arguments)
     drawings = _Drawings(arguments, several=several)
@@ -67,6 +68,16 @@ def run(arguments: argparse.Namespace) -> int:
             cause = "has errors of photos that are not tried again"
             complain(f"{arguments.output}: {cause}; remove their records to have them tried again")
     return 1 if failed or written.failed else 0
+
+
+def _spare_listed_photos(arguments: argparse.Namespace) -> None:
+    """Raise ArgumentError if the results would overwrite a photo of the list, if that can be read beforehand."""
+    replaced = None if arguments.output is None or arguments.resume else identity(arguments.output)
+    listing = arguments.files_from
+    if replaced is None or listing is None or not _can_be_read_twice(listing):
+        return
+    if replaced in _identities(photo.name for photo in _inputs(arguments)):
+        raise ArgumentError("-o", "would overwrite a photo of the list", "give another file")
 
 
 def _several(arguments: argparse.Namespace) -> bool:
@@ -150,7 +161,11 @@ def _can_be_read_twice(listing: str) -> bool:
 
 def _folded(file: str | Path) -> str:
     """The path in a form that is equal for all names a file system may take for one: any case, any Unicode form."""
-    return unicodedata.normalize("NFC", os.path.abspath(file)).casefold()  # noqa: PTH100 - Path keeps ".."
+    try:
+        absolute = os.path.abspath(file)  # noqa: PTH100 - Path keeps ".."
+    except OSError:  # relative to a folder that is gone
+        absolute = os.fspath(file)
+    return unicodedata.normalize("NFC", absolute).casefold()
 
 
 def _identities(files: Iterable[str | Path]) -> Iterator[tuple[int, int]]:
@@ -209,7 +224,7 @@ def _results(
     """Each input that is not written yet, with its caption or error, in order."""
     waiting: deque[_Job] = deque()
     captions = captioner.caption_many(
-        _sources(photos, drawings, written, waiting),
+        _sources(photos, drawings, written, waiting, _reading(arguments)["max_pixels"]),
         batch_size=arguments.batch_size,
         on_error="return",
         beam_size=arguments.beam,
@@ -220,7 +235,7 @@ def _results(
 
 
 def _sources(
-    photos: Iterable[Input], drawings: _Drawings, written: Written, waiting: deque[_Job]
+    photos: Iterable[Input], drawings: _Drawings, written: Written, waiting: deque[_Job], max_pixels: int
 ) -> Iterator[ImageSource]:
     """The photos for the captioner; the job of each is appended to `waiting`.
 
@@ -229,7 +244,7 @@ def _sources(
     for photo in photos:
         if written.take(photo.name):
             continue
-        opened = with_contents(photo)
+        opened = with_contents(photo, max_pixels)
         waiting.append(drawings.job(opened))
         yield opened.source if opened.problem is None else b""
 

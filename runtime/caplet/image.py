@@ -18,7 +18,7 @@ import io
 import os
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, cast
 
@@ -253,28 +253,49 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
     if inspect.iscoroutinefunction(stream.read):  # an upload in FastAPI, a file of aiofiles
         raise ImageTypeError(subject, "its read is asynchronous", "await it, and pass the bytes")
     position = _position(stream)
-    most = longest_file(max_pixels)
-    data = bytearray()
     try:
         if position is not None:
             stream.seek(0)
-        while part := _bytes_read(stream, subject):
-            data += part
-            if len(data) >= HEAD:
-                identify(bytes(data[:HEAD]), subject)
-            if len(data) > most:
-                raise too_long(subject, most)
+        return io.BytesIO(read_all(stream, subject, max_pixels))
     finally:
         if position is not None:
             stream.seek(position)
-    return io.BytesIO(data)
+
+
+def read_all(stream: Any, subject: str, max_pixels: int) -> bytearray:
+    """The rest of a stream, which is read no further than it takes to know that caplet reads no such photo.
+
+    Args:
+        stream: has a `read` that takes the most bytes to return.
+        subject: what to call it in an error message.
+        max_pixels: most pixels that the photo may have, and so an upper limit of its length.
+
+    Raises:
+        ImageTypeError: it returns no bytes.
+        ImageError: it starts like no format that caplet reads, is too long, or cannot be read.
+    """
+    most = longest_file(max_pixels)
+    data = bytearray()
+    while part := _bytes_read(stream, subject):
+        data += part
+        if len(data) >= HEAD:
+            identify(bytes(data[:HEAD]), subject)
+        if len(data) > most:
+            raise too_long(subject, most)
+    return data
 
 
 def _bytes_read(stream: Any, subject: str) -> bytes | bytearray | memoryview:
+    """The next bytes of a stream. What its `read` raises says nothing about the photo, so it is not called damaged."""
     try:
         part = stream.read(1 << 20)
     except UnicodeDecodeError:
         part = ""
+    except Exception as error:
+        if _is_closed(stream) or isinstance(error, (MemoryError, Warning)):
+            raise
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(subject, f"cannot be read ({cause})", "pass it as a file") from error
     if isinstance(part, (bytes, bytearray, memoryview)):
         return part
     if isinstance(part, str):
@@ -464,11 +485,23 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
     These modes do not say which values are black and white: the narrowest usual range that holds all samples is taken
     (0 to 1 for floats, 0 to 255, 0 to 65535), and failing those the range from the least to the greatest. Samples of
-    16 bits keep their high byte, as Pillow does with 16-bit colour.
+    16 bits keep their high byte, as Pillow does with 16-bit colour. A TIFF says whether it has 12 bits, and whether 0
+    is white (TIFF 6.0, section 8: BitsPerSample, PhotometricInterpretation); Pillow passes over both here.
     """
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    grey = _scaled_to_8_bits(image, 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16)
+    return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
+
+
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_WHITE_IS_ZERO = 0
+
+
+def _scaled_to_8_bits(image: Image.Image, bits: int) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         sixteen: NDArray[np.uint16] = np.asarray(image)
-        return Image.fromarray((sixteen >> 8 if sixteen.max() > 255 else sixteen).astype(np.uint8))
+        return (sixteen >> bits - 8 if bits < 16 or sixteen.max() > 255 else sixteen).astype(np.uint8)
     samples = np.array(image, np.float32)  # ours, so that the rest is done in place
     np.nan_to_num(samples, copy=False, posinf=0.0, neginf=0.0)
     np.clip(samples, -1e37, 1e37, out=samples)
@@ -479,7 +512,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     else:
         white = 1.0 if image.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65535.0
     samples *= np.float32(255 / white)
-    return Image.fromarray(np.rint(samples, out=samples).astype(np.uint8))
+    return np.rint(samples, out=samples).astype(np.uint8)
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:

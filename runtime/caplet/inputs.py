@@ -28,7 +28,6 @@ SUFFIXES = frozenset(
 """Suffixes of files that count as photos in a folder. HEIC needs a package of its own, but an error that says so is
 better than silence."""
 _DESCRIPTOR = re.compile(r"/dev/(std(in|out|err)|fd/\d+)|/proc/[^/]+/fd/\d+")
-_LARGEST_PIPE = 512 * 2**20
 _CHUNK = 2**16
 _LONGEST_NAME = 2**16  # bytes; no system takes a path of more than half of that
 
@@ -101,11 +100,14 @@ def _inputs(
                 yield from _expand(name, recursive, drawings)
 
 
-def with_contents(photo: Input) -> Input:
-    """The photo as it is; one that comes by a pipe is read, and has its contents, or the problem with them."""
+def with_contents(photo: Input, max_pixels: int) -> Input:
+    """The photo as it is; one that comes by a pipe is read, and has its contents, or the problem with them.
+
+    No more is read than a photo of `max_pixels` pixels may be long.
+    """
     if not photo.piped:
         return photo
-    return _from_stdin() if photo.name == STDIN else _from_pipe(photo.name)
+    return _from_stdin(max_pixels) if photo.name == STDIN else _from_pipe(photo.name, max_pixels)
 
 
 def is_folder(name: str) -> bool:
@@ -126,22 +128,21 @@ def _another_each_time(name: str) -> ArgumentError:
     return ArgumentError("--resume", f"{name} may be another photo each time", "save it as a file")
 
 
-def _from_stdin() -> Input:
+def _from_stdin(max_pixels: int) -> Input:
     if sys.stdin is None:
         return Input(STDIN, ImageError(STDIN, "there is no standard input", "give a file, or connect it"))
     make_blocking(sys.stdin)
-    return _read_once(STDIN, sys.stdin.buffer)
+    return _read_once(STDIN, sys.stdin.buffer, max_pixels)
 
 
-def _read_once(name: str, pipe: BinaryIO) -> Input:
+def _read_once(name: str, pipe: BinaryIO, max_pixels: int) -> Input:
     """A photo with its contents, which are kept to draw it, since a pipe can be read only once."""
+    from caplet.image import read_all  # only here: it brings numpy and Pillow
+
     try:
-        contents = pipe.read(_LARGEST_PIPE + 1)
-    except OSError as error:
-        return Input(name, ImageError(name, f"cannot be read ({error.strerror})", "give a file"))
-    if len(contents) > _LARGEST_PIPE:
-        return Input(name, ImageError(name, f"more than {_LARGEST_PIPE >> 20} MiB", "give a smaller photo"))
-    return Input(name, contents=contents)
+        return Input(name, contents=bytes(read_all(pipe, name, max_pixels)))
+    except CapletError as error:
+        return Input(name, error)
 
 
 def _open_list(files_from: str) -> BufferedReader:
@@ -206,10 +207,10 @@ def _is_pipe(name: str) -> bool:
         return False
 
 
-def _from_pipe(name: str) -> Input:
+def _from_pipe(name: str, max_pixels: int) -> Input:
     try:
         with open(name, "rb") as pipe:
-            return _read_once(name, pipe)
+            return _read_once(name, pipe, max_pixels)
     except OSError as error:
         return Input(name, ImageError(name, f"cannot be read ({error.strerror})", "check its permissions"))
 

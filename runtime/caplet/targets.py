@@ -11,6 +11,7 @@ from caplet.errors import CapletError
 from caplet.inputs import STDIN, SUFFIXES, is_folder
 
 _STDOUT = 1
+_START = 2**16
 _PPM_HEADER = re.compile(rb"P.\s+(#|\d+\s+\d)")
 
 
@@ -24,6 +25,8 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "-o would overwrite a photo"
     if output and _is_picture(output):
         return "-o would overwrite a picture"
+    if output and not arguments.resume and _is_binary(output):
+        return "-o would overwrite a file that is not text"
     if arguments.resume and os.path.exists(output) and not os.path.isfile(output):  # noqa: PTH110, PTH113 - as in `is_folder`
         return "--resume: what -o names is not a file"
     listing = "/dev/stdin" if arguments.files_from == STDIN else arguments.files_from
@@ -93,6 +96,20 @@ def _is_picture(path: str) -> bool:
         return False
     # BMP and PPM start with two letters, and so may a file of captions that begins with a photo's name: "P1 cat.jpg".
     return not head.startswith((b"BM", b"P")) or b"\0" in head or _PPM_HEADER.match(head) is not None
+
+
+def _is_binary(path: str) -> bool:
+    """Whether there is a file of that name with a null byte near its start, as pictures have that caplet cannot read.
+
+    Results never have one. A photo of a list that can be read only once is known by nothing else.
+    """
+    if not _holds_something(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return b"\0" in file.read(_START)
+    except OSError:
+        return False
 
 
 def _is_drawing(path: str) -> bool:

@@ -430,16 +430,35 @@ def test_a_pipe_that_cannot_be_read(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("caplet.inputs.open", lambda *_: Broken(), raising=False)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Broken()))
-    assert run(name, capfd=capfd) == (1, "", f"caplet: {name}: cannot be read (Input/output error); give a file\n")
+    error = f"caplet: {name}: cannot be read (Input/output error); pass it as a file\n"
+    assert run(name, capfd=capfd) == (1, "", error)
 
 
 def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setattr("caplet.inputs._LARGEST_PIPE", 2**20)
-    with open("/dev/zero", encoding="latin-1") as zeros:
-        monkeypatch.setattr(sys, "stdin", zeros)
-        status, _, err = run("-", capfd=capfd)
-    assert status == 1
-    assert "more than 1 MiB" in err
+    """At its first bytes if they are no picture's, and otherwise where no picture within the limit could be longer."""
+
+    class Endless(io.RawIOBase):
+        def __init__(self, start: bytes) -> None:
+            self.start, self.given = start, 0
+
+        def readable(self) -> bool:
+            return True
+
+        def read(self, size: int = -1) -> bytes:
+            assert size > 0, "would never end"
+            part = self.start if self.given == 0 else bytes(size)
+            self.given += len(part)
+            return part
+
+    for start, said, most in (
+        (b"\0" * 64, "not an image", 2**16),
+        (b"\xff\xd8\xff" * 30, "longer than 1,848,576 bytes", 2**22),
+    ):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=(endless := Endless(start)), fileno=lambda: 0))
+        status, _, err = run("-", "--max-pixels", "100000", capfd=capfd)
+        assert status == 1
+        assert said in err
+        assert endless.given <= most
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
@@ -463,7 +482,6 @@ def test_photos_and_lists_are_read_from_this_process_standard_input(
     with (tmp_path / "list").open() as listing, (photos / "cat.jpg").open(encoding="latin-1") as photo:
         for arguments, stream in ((["--files-from", "-"], listing), (["-"], photo)):
             monkeypatch.setattr(sys, "stdin", stream)
-            monkeypatch.setattr("caplet.inputs._LARGEST_PIPE", (photos / "cat.jpg").stat().st_size)  # just allowed
             status, out, _ = run(*arguments, capfd=capfd)
             assert (status, out.split("\t")[-1]) == (0, texts["cat"] + "\n")
 
@@ -857,6 +875,26 @@ def test_a_picture_is_known_by_its_content(name: str, photos: Path, tmp_path: Pa
     assert picture.read_bytes() == before
 
 
+@pytest.mark.parametrize("content", [b"what is left of a picture", b"8BPS\0\1", b"\xff\x0a" + bytes(9)])
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_listed_photo_that_caplet_cannot_read_is_not_overwritten(
+    content: bytes, piped: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Of a list that is read only once, at least if it is no text."""
+    (tmp_path / "scan").write_bytes(content)
+    (tmp_path / "list").write_text(f"{photos / 'cat.jpg'}\n{tmp_path / 'scan'}\n")
+    if piped:
+        monkeypatch.setattr(sys, "stdin", (tmp_path / "list").open())
+    listing = "-" if piped else tmp_path / "list"
+    status, out, err = run("--files-from", listing, "-o", tmp_path / "scan", capfd=capfd)
+    if piped and b"\0" not in content:
+        assert "cat.jpg\t" in (tmp_path / "scan").read_text()  # nothing tells it from results
+    else:
+        assert (tmp_path / "scan").read_bytes() == content
+        assert (status != 0, out) == (True, "")
+        assert "would overwrite a photo of the list" in err or "would overwrite a file that is not text" in err
+
+
 @pytest.mark.parametrize("content", [b"", b"what is left of a picture"])
 def test_a_picture_is_known_by_its_name(content: bytes, photos: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "DAMAGED.JPG").write_bytes(content)
@@ -975,6 +1013,9 @@ def test_a_current_folder_that_is_gone(photos: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert run(photos, "--attention", "out", capfd=capfd) == (1, "", "caplet: out: No such file or directory\n")
+    status, _, err = run(photos / "cat.jpg", "--attention", "out.png", capfd=capfd)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("caplet: out.png: ")
 
 
 def test_no_standard_output_at_all(photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

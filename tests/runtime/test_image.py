@@ -463,7 +463,15 @@ def test_a_file_object_that_fails_is_an_image_error() -> None:
         def read(self, size: int) -> bytes:
             raise ConnectionResetError(104, "Connection reset by peer")
 
-    assert "Connection reset by peer" in str(refusal(Broken()))
+    assert str(refusal(Broken())) == "<file object>: cannot be read (Connection reset by peer); pass it as a file"
+
+    class TooLong:
+        def read(self, size: int) -> bytes:
+            raise ValueError("413 Request Entity Too Large")  # as a server's stream
+
+    error = refusal(TooLong())
+    assert str(error) == "<file object>: cannot be read (413 Request Entity Too Large); pass it as a file"
+    assert isinstance(error.__cause__, ValueError)
     closed = io.BytesIO(PHOTOS[0].read_bytes())
     closed.close()
     assert str(refusal(closed)) == "<file object>: was closed; pass it before you close it"

@@ -200,6 +200,35 @@ def test_tiffs_of_either_byte_order_are_known(signature: bytes, order: str, opti
     np.testing.assert_array_equal(load_pixels(data), load_pixels(eight))
 
 
+def grey_tiff(grey: NDArray[np.uint8], bits: int, kind: int, photometric: int) -> bytes:
+    """A TIFF of one strip (TIFF 6.0), as scanners write them; of kind 1 (integers) or 3 (floats)."""
+    height, width = grey.shape
+    light = grey / 255 if photometric else 1 - grey / 255
+    if kind == 3:
+        strip = light.astype("<f4").tobytes()
+    elif bits == 12:
+        digits = [f"{sample:03x}" for sample in np.rint(light * 4095).astype(int).flat]
+        strip = bytes.fromhex("".join(digits))
+    else:
+        strip = np.rint(light * (2**bits - 1)).astype(f"<u{bits // 8}").tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: 1, 278: height, 279: len(strip)}
+    tags |= {273: 8 + 2 + 12 * 10 + 4, 339: kind}  # the strip starts behind ten tags
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + strip
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "photometric"), [(8, 1, 0), (8, 1, 1), (12, 1, 1), (16, 1, 0), (16, 1, 1), (32, 3, 0), (32, 3, 1)]
+)
+def test_a_tiff_says_what_white_is(bits: int, kind: int, photometric: int) -> None:
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for image in (eight, eight // 32):  # also a dark one
+        data = grey_tiff(image, bits, kind, photometric)
+        expected = load_pixels(image).astype(int)
+        for source in (data, Image.open(io.BytesIO(data))):
+            assert abs(load_pixels(source) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I"])
 def test_grey_converted_to_16_bits_by_pillow_which_does_not_scale_is_still_the_same(
     photo: Image.Image, mode: str
