@@ -54,22 +54,22 @@ def distributions(imports: Iterable[str]) -> dict[str, importlib.metadata.Distri
     from packaging.utils import canonicalize_name
 
     providers = importlib.metadata.packages_distributions()
-    wanted = [providers[name][0] for name in imports if name in providers]
+    # With the extra that is asked for, "" for none: torch requires most of CUDA as extras of one package.
+    wanted = [(canonicalize_name(providers[name][0]), "") for name in imports if name in providers]
     found: dict[str, importlib.metadata.Distribution] = {}
+    seen: set[tuple[str, str]] = set()
     while wanted:
-        name = canonicalize_name(wanted.pop())
-        if name in found:
+        name, extra = wanted.pop()
+        if (name, extra) in seen:
             continue
+        seen.add((name, extra))
         try:
             found[name] = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:  # the package may work without; else its engine will say so
             continue
-        requirements = [Requirement(text) for text in found[name].requires or ()]
-        wanted += [
-            requirement.name
-            for requirement in requirements
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        ]
+        for requirement in map(Requirement, found[name].requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                wanted += [(canonicalize_name(requirement.name), each) for each in ("", *requirement.extras)]
     return found
 
 

@@ -210,6 +210,20 @@ def test_a_requirement_that_is_missing_costs_nobody_else_anything(monkeypatch: p
     assert {"pillow", "numpy"} <= set(machine.distributions(["PIL"])) and "gone" not in machine.distributions(["PIL"])
 
 
+def test_extras_that_are_required_are_followed_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    requires = {
+        "a": ["b[x]", "b", 'e; extra == "x"'],
+        "b": ['c; extra == "x"', "d", 'e; extra == "y"'],
+        "c": ["a", "b[x]"],
+        "d": None,
+        "e": None,
+    }
+    metadata = machine.importlib.metadata
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"module": ["A"]})
+    monkeypatch.setattr(metadata, "distribution", lambda name: SimpleNamespace(requires=requires[name]))
+    assert sorted(machine.distributions(["module"])) == ["a", "b", "c", "d"]
+
+
 def test_photos_are_vga_jpegs_of_quality_90(tmp_path: Path) -> None:
     from PIL import Image
 
