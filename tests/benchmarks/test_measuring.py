@@ -404,6 +404,28 @@ def test_tensorflow_runs_with_the_threads_that_are_compared(described: Path, mon
     tensorflow.config.threading.set_inter_op_parallelism_threads.assert_called_once_with(3)
 
 
+@pytest.mark.parametrize(("name", "size"), [("vit-gpt2", 224), ("blip-base", 384)])
+def test_transformers_write_greedily_as_many_tokens_as_words_and_one_to_end(
+    name: str, size: int, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch, transformers, model = MagicMock(), MagicMock(), MagicMock()
+    model.eval.return_value = model
+    model.parameters.return_value = [SimpleNamespace(numel=lambda: 6, element_size=lambda: 4)] * 2
+    transformers.VisionEncoderDecoderModel.return_value = model
+    transformers.BlipForConditionalGeneration.return_value = model
+    torch.from_numpy.side_effect = lambda values: (values.shape, values.dtype.name)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    engine: Any = PEERS[name].build(Path(), 3)
+    torch.set_num_threads.assert_called_once_with(3)
+    assert engine.model_bytes == 48
+    assert engine.caption(photos / "cat.jpg", 7) is None
+    model.generate.assert_called_once_with(
+        pixel_values=((1, 3, size, size), "float32"),
+        min_new_tokens=8, max_new_tokens=8, num_beams=1, do_sample=False,
+    )  # fmt: skip
+
+
 def test_the_chart_shows_medians_and_reaches_to_the_90th_percentile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
