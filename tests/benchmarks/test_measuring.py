@@ -236,6 +236,44 @@ def test_photos_are_vga_jpegs_of_quality_90(tmp_path: Path) -> None:
             assert (photo.size, photo.quantization) == ((640, 480), tables)  # type: ignore[attr-defined]
 
 
+def test_pixels_of_others_are_those_of_pillows_bilinear_resize(photos: Path) -> None:
+    from PIL import Image
+
+    with Image.open(photos / "cat.jpg") as photo:
+        expected = np.asarray(photo.convert("RGB").resize((80, 60), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(plain_pixels(photos / "cat.jpg", (80, 60)), expected[None])
+
+
+def test_plain_exports_are_quantised_by_channel_after_pre_processing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+    from onnxruntime import quantization
+
+    steps: list[Any] = []
+
+    def prepare_for_it(source: Path, prepared: Path, **options: Any) -> None:
+        steps.append((source, prepared.name, options))
+
+    def quantize(prepared: Path, quantized: Path, photos: Any, **options: Any) -> None:
+        steps.append((prepared.name, list(iter(photos.get_next, None)), options))
+        onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "quantized", [], [])), quantized)
+
+    monkeypatch.setattr("onnxruntime.quantization.shape_inference.quant_pre_process", prepare_for_it)
+    monkeypatch.setattr(quantization, "quantize_static", quantize)
+    feeds = [{"pixels": 1}, {"pixels": 2}]
+    assert prepare._quantize_plainly(tmp_path / "encoder.onnx", feeds).graph.name == "quantized"
+    types = quantization.QuantType
+    options = {
+        "quant_format": quantization.QuantFormat.QDQ, "per_channel": True,
+        "activation_type": types.QUInt8, "weight_type": types.QInt8,
+    }  # fmt: skip
+    assert steps == [
+        (tmp_path / "encoder.onnx", "prepared.onnx", {"skip_symbolic_shape": True}),
+        ("prepared.onnx", feeds, options),
+    ]
+
+
 def test_operators_are_counted_and_their_median_times_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a trace of three operators, whose first three runs do not count."""
     import onnxruntime
@@ -394,14 +432,17 @@ def test_litert_runs_with_the_threads_that_are_compared(described: Path, monkeyp
     ]
 
 
-def test_tensorflow_runs_with_the_threads_that_are_compared(described: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorflow_is_compiled_and_runs_with_the_threads_that_are_compared(
+    described: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensorflow = MagicMock()
     monkeypatch.setitem(sys.modules, "tensorflow", tensorflow)
     for name in ("keras", "caplet_export.checkpoint"):
         monkeypatch.setitem(sys.modules, name, MagicMock())
-    PEERS["tf-function"].build(described, 3)
+    compiled: Any = PEERS["tf-function"].build(described, 3)
     tensorflow.config.threading.set_intra_op_parallelism_threads.assert_called_once_with(3)
     tensorflow.config.threading.set_inter_op_parallelism_threads.assert_called_once_with(3)
+    assert compiled._encode is compiled._step is tensorflow.function.return_value
 
 
 @pytest.mark.parametrize(("name", "size"), [("vit-gpt2", 224), ("blip-base", 384)])

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 pytest.importorskip("tensorflow")
@@ -93,6 +94,22 @@ def test_operators_of_every_form_of_the_graphs_are_counted_and_timed(folder: Pat
     before, after = (results["graphs"]["encoder"][name]["operators"] for name in ("plain-qdq", "int8"))
     assert "QLinearAveragePool" in before and "QLinearAveragePool" not in after
     assert after["QLinearConv"]["count"] == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "first_kernels"),
+    [
+        ("openvino-int8", "graphs", [8, 3, 3, 3]),
+        ("openvino-int8-vnni", "graphs", [8, 3, 3, 3]),
+        ("caplet-int8", "bundle", [16, 12, 3, 2]),
+    ],
+)
+def test_onnxruntime_takes_pixels_by_fours_and_openvino_which_is_slower_so_does_not(
+    folder: Path, name: str, option: str, first_kernels: list[int]
+) -> None:
+    encoder = onnx.load(folder / PEERS[name].options[option] / "encoder.onnx").graph
+    assert first_kernels in [[*tensor.dims] for tensor in encoder.initializer]
+    assert {node.op_type for node in encoder.node} > {"Conv", "QuantizeLinear"}
 
 
 def test_an_engine_that_fails_is_reported_and_stops_nobody(folder: Path, tmp_path: Path) -> None:
