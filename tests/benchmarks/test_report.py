@@ -206,7 +206,7 @@ def test_the_command_writes_all_three(
     assert first.startswith(b"<?xml") and first == (tmp_path / "captions.svg").read_bytes()
 
 
-def test_readme_and_results_hold_what_the_json_in_the_repository_says() -> None:
+def test_readme_results_and_chart_hold_what_the_json_in_the_repository_says() -> None:
     peers, product, operators = (
         json.loads((report.RESULTS / f"{name}.json").read_text()) for name in ("peers", "product", "operators")
     )
@@ -215,3 +215,9 @@ def test_readme_and_results_hold_what_the_json_in_the_repository_says() -> None:
     assert report.insert(text, report.readme_table(peers)) == text, "python -m benchmarks.report"
     results = (report.RESULTS / "results.md").read_text(encoding="utf-8")
     assert report.markdown(peers, product, operators) == results, "python -m benchmarks.report"
+    # The texts of the chart are letters drawn as paths, each after a comment that says it.
+    names = [name for name in peers["peers"] if report.milliseconds(peers, name, "caption")][::-1]
+    labels = [peers["peers"][name]["label"].replace("`", "") for name in names]
+    medians = [report._number(statistics.median(report.milliseconds(peers, name, "caption"))) for name in names]
+    texts = re.findall("<!-- (.+?) -->", (report.RESULTS / "captions.svg").read_text(encoding="utf-8"))
+    assert texts[-2 * len(names) :] == labels + medians, "python -m benchmarks.report"
