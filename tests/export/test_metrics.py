@@ -366,6 +366,17 @@ def test_paired_bootstrap_tells_a_gain_from_none() -> None:
     assert (none.low, none.value, none.high) == (0, 0, 0)
 
 
+def test_intervals_hold_95_percent_of_2000_samples() -> None:
+    """Of one set of captions and of the difference of two, exactly."""
+    hypotheses, references = random_corpus(30, 9)
+    first = ImageStatistics.of(hypotheses, references)
+    second = ImageStatistics.of({key: list(references[key][0]) for key in hypotheses}, references)
+    one, other = first.resampled(2000, 0), second.resampled(2000, 0)
+    for intervals, samples in ((bootstrap_interval(first), one), (paired_bootstrap(first, second), other - one)):
+        found = [(intervals[name].low, intervals[name].high) for name in METRICS]
+        np.testing.assert_array_equal(found, np.quantile(samples, [0.025, 0.975], axis=0).T)
+
+
 def test_paired_bootstrap_wants_the_same_images() -> None:
     hypotheses, references = random_corpus(5, 8)
     first = ImageStatistics.of(hypotheses, references)
