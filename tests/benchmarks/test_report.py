@@ -131,11 +131,13 @@ def test_the_results_have_times_memory_and_equal_captions_of_everybody(
     peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any]
 ) -> None:
     peers["peers"]["openvino-int8"]["captions"] = {"cat.jpg": "a dog"}
+    peers["peers"]["vit-gpt2"] = peer("ViT-GPT2", [600.0]) | {"captions": {}}
     lines = report.markdown(peers, product, operators).splitlines()
     assert "| caplet int8 | 20 | 28 | 29.8 | 3 |" in lines[lines.index("### caption") : lines.index("### encode")]
     assert "| caplet int8 | 9 | 9.8 | 9.98 | 3 |" in lines[lines.index("### encode") : lines.index("### decode")]
     assert "| caplet int8 | 50 | 25 | 100 | 0.2 | 1 of 1 |" in lines
     assert "| OpenVINO int8 | 50 | 25 | 100 | 0.2 | 0 of 1 |" in lines
+    assert "| ViT-GPT2 | 50 | 25 | 100 | – | – |" in lines
 
 
 def test_a_machine_that_was_busy_before_is_told(peers: dict[str, Any]) -> None:
