@@ -65,7 +65,7 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     tuned = [run / EXTRACTOR for run in runs if (run / EXTRACTOR).exists()]
     if tuned:
         average_extractor_parts(tuned, folder / EXTRACTOR)
-    write_stages(folder, average_stages(runs))
+    write_stages(folder, average_stages(runs, last.config.model.members))
 
 
 def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint]:

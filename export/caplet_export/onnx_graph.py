@@ -145,6 +145,7 @@ class Graph:
     def _needed_in_order(self) -> list[onnx.NodeProto]:
         producers = {value: node for node in self.nodes for value in node.output if value}
         ordered: list[onnx.NodeProto] = []
+        begun: set[int] = set()
         done: set[int] = set()
         pending = [(producers[value], False) for value in reversed(self.outputs) if value in producers]
         while pending:
@@ -155,6 +156,9 @@ class Graph:
                 done.add(id(node))
                 ordered.append(node)
                 continue
+            if id(node) in begun:
+                raise ValueError(f"{node.op_type} {node.name} depends on its own output")
+            begun.add(id(node))
             pending.append((node, True))
             pending += [(producers[value], False) for value in reversed(node.input) if value in producers]
         return ordered

@@ -110,6 +110,8 @@ def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mappin
 
     scales: dict[str, float] = {}
     for cast in graph.of_type("Cast"):
+        if attribute(cast, "to") != onnx.TensorProto.FLOAT:
+            continue  # of a shape, which a state of zeros is made from
         # The pixels are bytes already: the cast becomes a dequantisation with scale 1, which does the same.
         graph.nodes.remove(cast)
         scales[cast.output[0]] = 1.0

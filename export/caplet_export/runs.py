@@ -242,18 +242,17 @@ def _differences(theirs: Config, ours: Config) -> str:
 
 
 def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[list[str]]]]:
-    """Words of cleaned captions by split (`train` and `dev`) and by photo.
+    """Words of cleaned captions by split (`train` and `dev`) and by photo, of captions and photos that have any.
 
     Raises:
         DataError: one of the splits is missing or empty.
     """
-    words = {
-        split: {
-            name: [clean(caption, config.text.rules) for caption in dataset.captions[name]]
-            for name in dataset.split(split)
-        }
-        for split in ("train", "dev")
-    }
+    words: dict[str, dict[str, list[list[str]]]] = {"train": {}, "dev": {}}
+    for split, of_photos in words.items():
+        for name in dataset.split(split):
+            cleaned = [clean(caption, config.text.rules) for caption in dataset.captions[name]]
+            if captions := list(filter(None, cleaned)):
+                of_photos[name] = captions
     if not all(words.values()):
         raise DataError("training needs images in both the train and the dev split")
     return words

@@ -113,19 +113,20 @@ def run_name(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - links keep their names
 
 
-def average_stages(runs: Sequence[Path]) -> list[Stage]:
-    """The stages of all runs, and one more: their averaging. Of a run at several epochs only the last is listed."""
+def average_stages(runs: Sequence[Path], members: int) -> list[Stage]:
+    """The stages of all runs, each with `members` captioners, and one more: their averaging. Of a run at several epochs
+    only the last is listed.
+    """
     names = ", ".join(map(run_name, runs))
-    # Two runs may have one name, but then hardly the same switches.
-    before = list(
-        {
-            (stage.run, stage.member, json.dumps(stage.switches, sort_keys=True)): stage
-            for run in runs
-            for stage in read_stages(run)
-        }.values()
-    )
-    member = before[-1].member if before else 1
-    return [*before, Stage(f"mean of the weights of {names}", member, 0, 0, None, 0.0, {})]
+    before: dict[tuple[str, int | str, str], Stage] = {}
+    for run in runs:
+        for stage in read_stages(run):
+            # Two runs may have one name, but then hardly the same switches.
+            key = stage.run, stage.member, json.dumps(stage.switches, sort_keys=True)
+            if key not in before or before[key].epochs <= stage.epochs:
+                before[key] = stage
+    mean = Stage(f"mean of the weights of {names}", 1 if members == 1 else ALL, 0, 0, None, 0.0, {})
+    return [*before.values(), mean]
 
 
 def cut_stages(run: Path, left: str, members: int) -> list[Stage]:

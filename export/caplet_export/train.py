@@ -238,7 +238,9 @@ class Trainer(Run):
             if settings.attention_regularisation:
                 words = tf.cast(targets != PAD, tf.float32)[..., None]
                 looked = tf.reduce_sum(attention * words, axis=1)
-                objective += settings.attention_regularisation * tf.reduce_mean((1.0 - looked) ** 2)
+                missed = tf.reduce_mean((1.0 - looked) ** 2, axis=1)
+                said = tf.reduce_max(words[..., 0], axis=1)  # 0 for the rows that a photo with fewer captions leaves
+                objective += settings.attention_regularisation * tf.reduce_sum(missed * said) / tf.reduce_sum(said)
         return loss + self._descend(tape, objective)
 
     def _self_critical_step(self, inputs: Any, tokens: Any, targets: Any, rows: Any) -> Any:
@@ -316,7 +318,10 @@ class Trainer(Run):
     def _descend(self, tape: tf.GradientTape, objective: Any) -> Any:
         """One step of the optimizers and of the average. Returns 0, or NaN if the gradient is not finite."""
         settings = self.config.train
-        gradients, norm = tf.clip_by_global_norm(tape.gradient(objective, self._variables), settings.gradient_norm)
+        # Dense, since an embedding's comes as one slice for each occurrence of a word, and Keras' Adam and the norm
+        # square slices one by one: frequent words would take steps several times too large.
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(objective, self._variables)]
+        gradients, norm = tf.clip_by_global_norm(gradients, settings.gradient_norm)
         first = 0
         for optimizer, variables in self._optimizers:
             optimizer.apply(gradients[first : first + len(variables)])

@@ -242,8 +242,20 @@ def test_a_mean_tells_every_branch_once(runs: list[Path], tmp_path: Path) -> Non
     (tmp_path / "mean").mkdir()
     average_runs(runs, tmp_path / "mean")
     stages = [(stage.run, stage.member, stage.epochs) for stage in read_stages(tmp_path / "mean")]
-    mean = ("mean of the weights of 1, 2, 3", ALL, 0)
+    mean = ("mean of the weights of 1, 2, 3", 1, 0)
     assert stages == [("xe", 1, 3), ("left", 1, 4), ("xe", 2, 3), ("as one", ALL, 3), mean]
+    average_runs(runs[::-1], tmp_path / "mean")  # the earlier epoch after the later one
+    assert {(stage.run, stage.epochs) for stage in read_stages(tmp_path / "mean")} >= {("left", 4)}
+
+
+def test_the_mean_of_ensembles_is_of_all_their_captioners(runs: list[Path], tmp_path: Path) -> None:
+    """Also if they were never trained as one, so that no stage is of all of them."""
+    for name, joined in (("one", runs[:2]), ("other", runs[1:])):
+        (tmp_path / name).mkdir()
+        join_runs(joined, tmp_path / name)
+    (tmp_path / "mean").mkdir()
+    average_runs([tmp_path / "one", tmp_path / "other"], tmp_path / "mean")
+    assert read_stages(tmp_path / "mean")[-1].member == ALL
 
 
 def test_two_runs_of_one_name_are_two(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from caplet_export.convert import convert_encoder
+from caplet_export.onnx_graph import Graph
 from caplet_export.optimize import (
     fold_batch_norm,
     fold_input_scaling,
@@ -273,3 +274,11 @@ def test_operators_that_are_left(encoder: onnx.ModelProto) -> None:
     assert counts["Conv"] == 5 and counts["AveragePool"] == counts["MaxPool"] == 1
     for_bytes = kinds(optimize_for_bytes(after))
     assert for_bytes["Conv"] == 5 and for_bytes["Split"] == 1 and for_bytes["AveragePool"] == 0
+
+
+def test_a_rewrite_that_makes_a_circle_fails_instead_of_going_round_it() -> None:
+    nodes = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xb"]
+    graph = Graph(helper.make_model(helper.make_graph(nodes, "circle", values[:1], values[1:])))
+    with pytest.raises(ValueError, match="depends on its own output"):
+        graph.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_
 from caplet_export.quantize import activation_scale, insert_qdq, quantize, quantize_weights, saturates, scale_groups
 from caplet_export.ranges import BINS, METHODS, Histogram, mse_range, percentile_range
 from caplet_export.text import SPECIALS, START, Vocabulary
-from tiny_encoder import SIZE, build_tiny_extractor, build_tiny_model
+from tiny_encoder import CONFIG, SIZE, build_tiny_extractor, build_tiny_model
 from tiny_flickr8k import write_tiny_flickr8k
 
 Graphs = tuple[onnx.ModelProto, onnx.ModelProto]
@@ -517,6 +518,28 @@ def test_verb_writes_captions_as_long_as_the_captioners(
     command = ["quantize", str(tmp_path), "--data", str(data), "--evaluate", "1", "-o", str(tmp_path / "out")]
     assert main(command) == 0
     assert set(lengths) == {7} and told == [7, 7]
+
+
+def test_a_captioner_that_begins_with_zeros_is_quantised() -> None:
+    """As the tutorial's: zeros in the shape of the batch bring another `Cast` than that of the pixels."""
+    config = dataclasses.replace(CONFIG, initial_state="zero", gated_context=False, deep_output=False)
+    encoder = optimize_encoder(convert_encoder(build_tiny_extractor(), build_tiny_model(config)))
+    small = quantize(optimize_for_bytes(encoder), photos)
+    for feed in photos():
+        said, expected = run(small, feed), run(encoder, feed)
+        assert not said["state"].any()
+        assert signal_to_noise(expected["features"], said["features"]) > 20
+
+
+def test_plain_graphs_are_refused(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, model in zip(("encoder", "decoder"), graphs, strict=True):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    parity = {"photos": 1, "identical_captions": 1, "max_difference": {}, "encoder_weights": "0", "plain": True}
+    (tmp_path / "parity.json").write_text(json.dumps(parity))
+    data = write_tiny_flickr8k(tmp_path / "data")
+    assert main(["quantize", str(tmp_path), "--data", str(data), "-o", str(tmp_path / "out")]) == 1
+    said = f"{tmp_path}: by `convert --plain`; quantize what `convert` writes without it\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,41 @@ def test_padding_weighs_nothing(tmp_path: Path, dataset: Dataset, stores: Stores
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+def test_captions_that_a_photo_lacks_weigh_nothing(tmp_path: Path, stores: Stores) -> None:
+    """The same captions, one of each photo, in groups of one and of five: the same gradient."""
+    write_tiny_flickr8k(tmp_path / "flickr8k")
+    captions = tmp_path / "flickr8k" / "Flickr8k.token.txt"
+    captions.write_text("".join(line for line in captions.read_text().splitlines(True) if "#0\t" in line))
+    dataset, gradients = read_dataset(tmp_path / "flickr8k"), []
+    for group in (1, 5):
+        config = with_train(captions_per_image=group, gradient_norm=1e9)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+        trainer = Trainer(tmp_path / f"{group}", config, dataset, stores)
+        trainer._step(*next(iter(trainer._train.epoch(1))))
+        gradients.append([momentum.numpy() for momentum in trainer._optimizers[0][0]._momentums])
+    for one, five in zip(*gradients, strict=True):
+        np.testing.assert_allclose(five, one, rtol=1e-3, atol=1e-6)
+
+
+def test_a_word_said_often_takes_no_larger_step(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """Adam's moments (Kingma & Ba 2015) after one step are (1 - b1) g and (1 - b2) g², in an embedding too."""
+    shape = dataclasses.replace(CONFIG.model, dropout=0.0, tied_embeddings=False)
+    trainer = Trainer(tmp_path, dataclasses.replace(CONFIG, model=shape), dataset, stores)
+    trainer._step(*next(iter(trainer._train.epoch(1))))
+    optimizer = trainer._optimizers[0][0]
+    for first, second in zip(optimizer._momentums, optimizer._velocities, strict=True):
+        gradient = first.numpy() / (1 - optimizer.beta_1)
+        np.testing.assert_allclose(second.numpy(), (1 - optimizer.beta_2) * gradient**2, rtol=1e-3, atol=1e-12)
+
+
+def test_captions_without_words_teach_nothing(dataset: Dataset) -> None:
+    first, second, *_ = dataset.split("train")
+    captions = {**dataset.captions, first: ["123", "a dog"], second: ["4", "..."]}
+    words = split_words(dataclasses.replace(dataset, captions=captions), CONFIG)["train"]
+    assert words[first] == [["a", "dog"]]
+    assert second not in words
+
+
 def test_the_loss_is_the_masked_mean_over_words(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """Against the definition, written out in NumPy."""
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout=0.0))

@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             "encoder_weights": weights_digest(arguments.encoder_weights),
             "run_weights": weights,
             "max_length": checkpoint.config.text.max_length,
+            "plain": arguments.plain,
             **parity.to_json(),
         }
         (folder / "parity.json").write_text(json.dumps(record, indent=1) + "\n")

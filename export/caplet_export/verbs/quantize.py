@@ -15,7 +15,7 @@ from typing import Any
 
 from caplet.arguments import count
 from caplet_export.config import DEFAULT_DECODING
-from caplet_export.errors import DataError
+from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import GRAPHS, check_folder, whole_folder
 from caplet_export.ranges import DEFAULT_METHOD, METHODS
@@ -72,7 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.text import Vocabulary
 
     # The captioner's own limit on words, which graphs of release 0.9 and before do not record.
-    length = read_record(arguments.graphs, "conversion").get("max_length", DEFAULT_DECODING.max_length)
+    conversion = read_record(arguments.graphs, "conversion")
+    if conversion.get("plain"):
+        raise ConfigurationError(f"{arguments.graphs}: by `convert --plain`; quantize what `convert` writes without it")
+    length = conversion.get("max_length", DEFAULT_DECODING.max_length)
     encoder, decoder = (load_model(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
     check_float_graph(encoder, "pixels", arguments.graphs / "encoder.onnx")
     check_float_graph(decoder, "token", arguments.graphs / "decoder.onnx")
