@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 
 pytest.importorskip("tensorflow")
+
+import onnx
 
 from benchmarks import operators, peers, prepare, report
 from benchmarks.engine import Engine
