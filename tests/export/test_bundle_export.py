@@ -17,8 +17,8 @@ from PIL import Image
 from caplet import Captioner
 from caplet.bundle import load_bundle
 from caplet.image import load_pixels
-from caplet_export.bundle import Licences, write_bundle
-from caplet_export.card import markdown_table, render_scores, render_summary
+from caplet_export.bundle import Licences, read_ablation, write_bundle
+from caplet_export.card import markdown_table, render_card, render_scores, render_summary
 from caplet_export.checkpoint import run_digest
 from caplet_export.cli import main
 from caplet_export.config import DEFAULT_DECODING, Config
@@ -541,3 +541,14 @@ def test_what_nobody_foresaw_is_one_line(
 
 def test_tables() -> None:
     assert markdown_table(["a", "b"], [["x", 1]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_the_released_card_is_what_bundle_writes() -> None:
+    """From the manifest and the texts and tables that are kept for it: nothing in it was typed by hand."""
+    models = Path(__file__).resolve().parents[2] / "models"
+    parts = models / "checkpoints" / "flickr8k-gru" / "card"
+    manifest = json.loads((models / "flickr8k-gru-int8" / "manifest.json").read_text(encoding="utf-8"))
+    tables = [read_ablation(parts / f"{name}.json") for name in ("stages", "switches")]
+    texts = [(parts / f"{name}.md").read_text(encoding="utf-8") for name in ("comparison", "findings", "limits")]
+    card = (models / "flickr8k-gru-int8" / "README.md").read_text(encoding="utf-8")
+    assert card == render_card(manifest, tables, *texts)
