@@ -11,7 +11,6 @@ from caplet.errors import CapletError
 from caplet.inputs import STDIN, SUFFIXES, is_folder
 
 _STDOUT = 1
-_START = 2**16
 _PPM_HEADER = re.compile(rb"P.\s+(#|\d+\s+\d)")
 
 
@@ -88,11 +87,10 @@ def _is_picture(path: str) -> bool:
         return False
     from caplet.image_file import HEAD, identify  # only here: it brings numpy and Pillow
 
+    head = _start(path, HEAD)
     try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
         identify(head, path)
-    except (OSError, CapletError):
+    except CapletError:
         return False
     # BMP and PPM start with two letters, and so may a file of captions that begins with a photo's name: "P1 cat.jpg".
     return not head.startswith((b"BM", b"P")) or b"\0" in head or _PPM_HEADER.match(head) is not None
@@ -103,13 +101,16 @@ def _is_binary(path: str) -> bool:
 
     Results never have one. A photo of a list that can be read only once is known by nothing else.
     """
-    if not _holds_something(path):
-        return False
+    return _holds_something(path) and b"\0" in _start(path, 2**16)
+
+
+def _start(path: str, length: int) -> bytes:
+    """The first bytes of a file; none if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return b"\0" in file.read(_START)
+            return file.read(length)
     except OSError:
-        return False
+        return b""
 
 
 def _is_drawing(path: str) -> bool:

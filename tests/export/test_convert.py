@@ -263,6 +263,20 @@ def test_verb_writes_graphs_and_proof(run_folder: Path, tmp_path: Path, capsys: 
     assert parity["photos"] == 4 and parity["max_difference"]["log_probs"] < 1e-3
 
 
+def test_plain_graphs_are_not_quantised(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their mark is left by `convert` and seen by `quantize`."""
+    monkeypatch.setattr("caplet_export.parity.prove", lambda *_: Parity(photos=1, identical_captions=1))
+    data, output = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1), tmp_path / "graphs"
+    assert main(["convert", str(run_folder), "--data", str(data), "--plain", "-o", str(output)]) == 0
+    capsys.readouterr()
+    assert main(["quantize", str(output), "--data", str(data), "-o", str(tmp_path / "int8")]) == 1
+    said = f"{output}: by `convert --plain`; quantize what `convert` writes without it\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert not (tmp_path / "int8").exists()
+
+
 def test_other_encoder_weights_than_the_runs_are_refused(tmp_path: Path) -> None:
     """Which the proof would not notice: Keras reads the same wrong weights."""
     weights = tmp_path / "inception.h5"

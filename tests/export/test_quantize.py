@@ -531,17 +531,6 @@ def test_a_captioner_that_begins_with_zeros_is_quantised() -> None:
         assert signal_to_noise(expected["features"], said["features"]) > 20
 
 
-def test_plain_graphs_are_refused(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, model in zip(("encoder", "decoder"), graphs, strict=True):
-        onnx.save(model, tmp_path / f"{name}.onnx")
-    parity = {"photos": 1, "identical_captions": 1, "max_difference": {}, "encoder_weights": "0", "plain": True}
-    (tmp_path / "parity.json").write_text(json.dumps(parity))
-    data = write_tiny_flickr8k(tmp_path / "data")
-    assert main(["quantize", str(tmp_path), "--data", str(data), "-o", str(tmp_path / "out")]) == 1
-    said = f"{tmp_path}: by `convert --plain`; quantize what `convert` writes without it\n"
-    assert capsys.readouterr().err.endswith(said)
-
-
 @pytest.mark.parametrize(
     ("files", "said"),
     [
