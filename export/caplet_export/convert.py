@@ -8,6 +8,7 @@ itself, as anybody would export it. `caplet_export.parity` compares either with 
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -285,6 +286,7 @@ def _trace(function: Any, signature: Mapping[str, tuple[Any, Sequence[int | None
     # By default tf2onnx copies the graph before each of its optimizers, to skip those that fail: 4 GB of copies.
     os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
     graph, _ = tf2onnx.convert.from_function(traced, input_signature=specs, opset=OPSET)
+    gc.collect()  # its own graph is made of reference cycles, and holds every weight some thirty times
     return graph
 
 

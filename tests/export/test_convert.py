@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,16 @@ def test_the_graph_is_not_copied_for_each_optimizer(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(copy, "deepcopy", counted)
     convert_decoder(build_tiny_model())
     assert tf2onnx.graph.Graph not in copied
+
+
+def test_what_tf2onnx_leaves_in_reference_cycles_is_freed() -> None:
+    gc.disable()  # otherwise it might be freed by chance
+    try:
+        convert_decoder(build_tiny_model())
+        left = [found for found in gc.get_objects() if isinstance(found, tf2onnx.graph.Graph)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 def test_one_captioner_makes_one_file() -> None:
