@@ -45,6 +45,7 @@ def plot_attention(
 
     Heat is the share of attention at each place, on one scale for all words, so that panels can be compared; the scale
     is under the caption. Brightness grows with the square root of the share, as a few places usually have most of it.
+    Captions with letters other than ASCII's are written in a font of the system that has them, if there is one.
 
     Args:
         image: the photo, in any form `load_pixels` takes.
@@ -66,12 +67,13 @@ def plot_attention(
     shares = _check(words, attention, probabilities)
     if whole_number("panel", panel, _LARGEST_PANEL) < _SMALLEST_PANEL:
         raise ArgumentError("panel", f"is {panel}", f"it must be at least {_SMALLEST_PANEL} pixels, to be legible")
-    layout = _Layout(panel, len(words))
+    sentence = " ".join(words) if caption is None else caption
+    layout = _Layout(panel, len(words), _typeface(frozenset(sentence).union(*words)))
     photo = Image.fromarray(
         load_picture(image, longest_side=layout.photo, max_pixels=max_pixels, allow_truncated=allow_truncated)
     )
     peak = float(shares.max(initial=0.0)) or 1.0
-    photo_column = _photo_column(photo, " ".join(words) if caption is None else caption, peak, layout)
+    photo_column = _photo_column(photo, sentence, peak, layout)
     if not words:
         return _on_paper([(photo_column, 0, 0)], layout)
     scale = panel / max(photo.size)
@@ -139,10 +141,11 @@ def is_drawing(path: Path) -> bool:
 
 
 class _Layout:
-    """Lengths in pixels, all derived from the size of a panel."""
+    """Lengths in pixels, all derived from the size of a panel, and the typeface, as `_typeface` gives it."""
 
-    def __init__(self, panel: int, words: int) -> None:
+    def __init__(self, panel: int, words: int, typeface: str | None) -> None:
         self.panel = panel
+        self.typeface = typeface
         self.columns = max(3, round((2 * words) ** 0.5))
         self.photo = round(1.6 * panel)
         self.gap = max(panel // 12, 4)
@@ -150,6 +153,9 @@ class _Layout:
         self.caption_size = max(panel // 10, 12)
         self.note_size = max(panel // 20, 9)
         self.bar = max(panel // 70, 2)
+
+    def font(self, size: int) -> _Font:
+        return _font(self.typeface, size)
 
 
 def _check(words: Sequence[str], attention: ArrayLike, probabilities: Sequence[float]) -> NDArray[np.float32]:
@@ -192,7 +198,7 @@ def _on_paper(parts: Sequence[tuple[Image.Image, int, int]], layout: _Layout) ->
 def _photo_column(photo: Image.Image, caption: str, peak: float, layout: _Layout) -> Image.Image:
     """The photo as it is, the whole caption under it, and the scale of the heat maps."""
     width = max(photo.width, layout.panel, 14 * layout.note_size)  # the words of the scale need that much
-    font, note = _font(layout.caption_size), _font(layout.note_size)
+    font, note = layout.font(layout.caption_size), layout.font(layout.note_size)
     lines = _wrap(caption, font, width)
     line_height = round(1.3 * layout.caption_size)
     caption_top = photo.height + layout.gap
@@ -220,10 +226,10 @@ def _word_panel(
     panel = Image.new("RGB", (width, photo.height + round(2.4 * layout.word_size)), _PAPER)
     panel.paste(_heated(photo, share), ((width - photo.width) // 2, 0))
     draw = ImageDraw.Draw(panel)
-    number, small = _percent(probability), _font(round(0.72 * layout.word_size))
+    number, small = _percent(probability), layout.font(round(0.72 * layout.word_size))
     room = width - round(draw.textlength(number, font=small)) - layout.gap // 2
     baseline = photo.height + round(1.4 * layout.word_size)
-    fitting, font = _fit(word, layout.word_size, room)
+    fitting, font = _fit(word, layout, room)
     draw.text((0, baseline), fitting, _INK, font, anchor="ls")
     draw.text((width, baseline), number, _SOFT_INK, small, anchor="rs")
     bar_top = baseline + round(0.5 * layout.word_size)
@@ -295,9 +301,41 @@ def _srgb(colour: _Oklab) -> NDArray[np.uint8]:
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
+_SYSTEM_FONTS = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "arial.ttf", "Arial.ttf", "Arial Unicode.ttf"),
+    *("NotoSansCJK-Regular.ttc", "msyh.ttc", "malgun.ttf", "PingFang.ttc", "NotoSansDevanagari-Regular.ttf"),
+    *("Nirmala.ttc", "Nirmala.ttf", "NotoSansThai-Regular.ttf", "LeelawUI.ttf"),
+)
+"""Files in which Linux, Windows and macOS keep the letters of most languages; Pillow looks where each keeps fonts."""
+
+
 @functools.lru_cache(maxsize=16)
-def _font(size: int) -> _Font:
-    return ImageFont.load_default(size=size)
+def _typeface(letters: frozenset[str]) -> str | None:
+    """The file of a font that has the letters; None for Pillow's own, which has ASCII's, and is better than no other.
+
+    It is looked for only where there are other letters, so that usual captions are drawn alike everywhere.
+    """
+    others = [letter for letter in letters if not letter.isascii()]
+    return next((name for name in _SYSTEM_FONTS if _has(name, others)), None) if others else None
+
+
+def _has(name: str, letters: Sequence[str]) -> bool:
+    """Whether the system has the font, and the font the letters: what it lacks looks like what no font has."""
+    try:
+        font = ImageFont.truetype(name, 16)
+    except (OSError, ImportError):
+        return False
+    return _drawn(font, "\uffff") not in {_drawn(font, letter) for letter in letters}
+
+
+def _drawn(font: ImageFont.FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(letter)
+    return mask.size, bytes(mask)
+
+
+@functools.lru_cache(maxsize=16)
+def _font(typeface: str | None, size: int) -> _Font:
+    return ImageFont.load_default(size=size) if typeface is None else ImageFont.truetype(typeface, size)
 
 
 def _wrap(text: str, font: _Font, width: int) -> list[str]:
@@ -312,14 +350,14 @@ def _wrap(text: str, font: _Font, width: int) -> list[str]:
     return lines
 
 
-def _fit(word: str, size: int, width: int) -> tuple[str, _Font]:
+def _fit(word: str, layout: _Layout, width: int) -> tuple[str, _Font]:
     """The word and a font in which it is no wider than `width`: smaller by up to 40 %, then cut."""
     word = word[: width + 1]
-    smallest = round(0.6 * size)
-    for smaller in range(size, smallest, -1):
-        if _font(smaller).getlength(word) <= width:
-            return word, _font(smaller)
-    return _cut(word, _font(smallest), width), _font(smallest)
+    smallest = round(0.6 * layout.word_size)
+    for size in range(layout.word_size, smallest, -1):
+        if layout.font(size).getlength(word) <= width:
+            return word, layout.font(size)
+    return _cut(word, layout.font(smallest), width), layout.font(smallest)
 
 
 def _cut(word: str, font: _Font, width: int) -> str:

@@ -10,12 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage import color as skimage_color
 
+from caplet import explain
 from caplet.errors import ArgumentError, ImageNotFoundError
 from caplet.explain import heat_colours, is_drawing, plot_attention, save_drawing
 
@@ -354,3 +356,27 @@ def test_a_drawing_that_would_be_cut_off_leaves_the_one_before(tmp_path: Path, m
     with pytest.raises(OSError, match="No space"):
         save_drawing(Image.new("RGB", (8, 8)), target)
     assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
+
+
+def test_letters_that_pillows_own_font_lacks_are_drawn_with_one_of_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    # matplotlib brings both fonts: one of mathematical symbols, and one with letters of many alphabets.
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    fonts = ("not-there.ttf", str(folder / "cmsy10.ttf"), str(folder / "DejaVuSans.ttf"))
+
+    def drawn(word: str) -> bytes:
+        return plot_attention(PHOTOS / "cat.jpg", [word], looking_at((0, 0)), [0.5]).tobytes()
+
+    monkeypatch.setattr(explain, "_SYSTEM_FONTS", fonts[:2])
+    explain._typeface.cache_clear()
+    assert drawn("ö") == drawn("ж")  # boxes
+    explain._typeface.cache_clear()
+    monkeypatch.setattr(explain, "_SYSTEM_FONTS", fonts)
+    assert len({drawn("ö"), drawn("ж"), drawn("o")}) == 3
+    explain._typeface.cache_clear()
+
+
+def test_ascii_captions_are_drawn_alike_whatever_fonts_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(explain, "_has", lambda name, letters: asked.append(name) or True)
+    plot_attention(PHOTOS / "cat.jpg", ["cat"], looking_at((0, 0)), [0.5])
+    assert not asked
