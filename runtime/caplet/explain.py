@@ -6,7 +6,7 @@ import bisect
 import errno
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
@@ -68,7 +68,7 @@ def plot_attention(
     if whole_number("panel", panel, _LARGEST_PANEL) < _SMALLEST_PANEL:
         raise ArgumentError("panel", f"is {panel}", f"it must be at least {_SMALLEST_PANEL} pixels, to be legible")
     sentence = " ".join(words) if caption is None else caption
-    layout = _Layout(panel, len(words), _typeface(frozenset(sentence).union(*words)))
+    layout = _Layout(panel, len(words), _typeface(set(sentence).union(*words)))
     photo = Image.fromarray(
         load_picture(image, longest_side=layout.photo, max_pixels=max_pixels, allow_truncated=allow_truncated)
     )
@@ -309,8 +309,7 @@ _SYSTEM_FONTS = (
 """Files in which Linux, Windows and macOS keep the letters of most languages; Pillow looks where each keeps fonts."""
 
 
-@functools.lru_cache(maxsize=16)
-def _typeface(letters: frozenset[str]) -> str | None:
+def _typeface(letters: Iterable[str]) -> str | None:
     """The file of a font that has the letters; None for Pillow's own, which has ASCII's, and is better than no other.
 
     It is looked for only where there are other letters, so that usual captions are drawn alike everywhere.
@@ -321,11 +320,16 @@ def _typeface(letters: frozenset[str]) -> str | None:
 
 def _has(name: str, letters: Sequence[str]) -> bool:
     """Whether the system has the font, and the font the letters: what it lacks looks like what no font has."""
+    font = _system_font(name)
+    return font is not None and _drawn(font, "\uffff") not in {_drawn(font, letter) for letter in letters}
+
+
+@functools.cache
+def _system_font(name: str) -> ImageFont.FreeTypeFont | None:
     try:
-        font = ImageFont.truetype(name, 16)
+        return ImageFont.truetype(name, 16)
     except (OSError, ImportError):
-        return False
-    return _drawn(font, "\uffff") not in {_drawn(font, letter) for letter in letters}
+        return None
 
 
 def _drawn(font: ImageFont.FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
