@@ -466,6 +466,8 @@ def _without_foreign_key(image: Image.Image) -> Image.Image:
 def _is_transparent(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":  # as `quantize` makes them
         return True
+    if image.mode == "RGBA" and image.format == "BMP":  # of which many writers leave alpha 0, as browsers know
+        return image.getbbox(alpha_only=True) is not None
     return image.mode in ("LA", "PA", "RGBA", "RGBa") or (
         image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
     )

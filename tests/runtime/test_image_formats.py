@@ -355,6 +355,26 @@ def test_the_transparent_colour_of_a_16_bit_png_shows_white(colour_type: int, cl
     assert opened.info["transparency"] == (hidden[0] if samples == 1 else tuple(hidden))
 
 
+def bmp_with_alpha(rgba: NDArray[np.uint8]) -> bytes:
+    """A BMP whose header (BITMAPV4HEADER) has a mask for alpha."""
+    height, width = rgba.shape[:2]
+    masks = struct.pack("<4I", 0xFF, 0xFF00, 0xFF0000, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, width, -height, 1, 32, 3, rgba.size, 0, 0, 0, 0) + masks + bytes(52)
+    return b"BM" + struct.pack("<IHHI", 14 + 108 + rgba.size, 0, 0, 14 + 108) + header + rgba.tobytes()
+
+
+def test_a_bmp_whose_alpha_is_0_everywhere_is_opaque_as_in_browsers(photo: Image.Image) -> None:
+    rgba = np.asarray(photo.convert("RGBA")).copy()
+    rgba[..., 3] = 0
+    for opaque in (bmp_with_alpha(rgba), Image.open(io.BytesIO(bmp_with_alpha(rgba)))):
+        np.testing.assert_array_equal(load_pixels(opaque), plain(photo))
+    rgba[0, 0, 3] = 1
+    for clear in (bmp_with_alpha(rgba), Image.open(io.BytesIO(bmp_with_alpha(rgba)))):
+        assert load_pixels(clear).min() > 250
+    rgba[0, 0, 3] = 0
+    assert load_pixels(encoded(Image.fromarray(rgba))).min() == 255  # a PNG means it
+
+
 def test_transparency_that_hides_nothing_changes_nothing(photo: Image.Image) -> None:
     np.testing.assert_array_equal(load_pixels(photo.convert("RGBA")), plain(photo))
     np.testing.assert_array_equal(load_pixels(np.asarray(photo.convert("RGBA"))), plain(photo))
