@@ -157,7 +157,8 @@ def _load(
             image, box = decode_file(
                 file, subject, least_side=2 * longest_side, max_pixels=max_pixels, allow_truncated=allow_truncated
             )
-            return _finish(image, fit, like=opened, box=box)
+            turned = opened is not None and opened.format == "TIFF"  # by Pillow, in decoding the file
+            return _finish(image, fit, like=None if turned else opened, box=box)
     except CapletError:
         raise
     except FileNotFoundError as error:
@@ -331,16 +332,22 @@ if hasattr(os, "register_at_fork"):
 
 
 def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow_truncated: bool) -> bytes | None:
-    """The file's contents for a JPEG that Pillow has opened and nobody has decoded; any other image is decoded.
+    """The file's contents for a JPEG, or a TIFF on its side, that Pillow has opened and nobody has decoded; any other
+    image is decoded.
 
     Taken through the decoder for files, they give the pixels that the path would give, also where that decodes a large
-    photo at a part of its size, and the caller's image stays undecoded. An image that the caller has drafted or that
+    photo at a part of its size, and the caller's image stays undecoded. (A TIFF on its side that was opened by its path
+    would be decoded as if it had the width of the upright picture.) An image that the caller has drafted or that
     stands at another frame than the first is another picture than its file. Where truncated files are allowed, every
     format that can be used truncated goes that way: Pillow's own leniency is a switch of the process. The variants in
     `IN_PYTHON`, which caplet does not read from files, are always decoded here.
     """
-    by_file = image.format in _JPEG or (allow_truncated and image.format in MAY_BE_TRUNCATED)
     with _decoding:
+        by_file = (
+            image.format in _JPEG
+            or (allow_truncated and image.format in MAY_BE_TRUNCATED)
+            or (image.format == "TIFF" and _orientation(image) in _ON_ITS_SIDE)
+        )
         if (
             by_file
             and isinstance(image, ImageFile.ImageFile)

@@ -78,6 +78,24 @@ def test_jpeg_orientation_agrees_with_pillow(orientation: int, shape: tuple[int,
         assert mean_difference(load_pixels(source), plain(reference)) < 0.5
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L"])  # of uncompressed TIFFs with paths, Pillow maps the latter into memory
+@pytest.mark.parametrize("allow_truncated", [False, True])
+def test_a_tiff_that_pillow_opened_is_turned_once(
+    photo: Image.Image, orientation: int, mode: str, allow_truncated: bool, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    upright = photo.convert(mode)
+    path = tmp_path / "photo.tif"
+    path.write_bytes(
+        encoded(Image.fromarray(np.ascontiguousarray(STORED[orientation](np.asarray(upright)))), "TIFF", exif=exif)
+    )
+    with Image.open(path) as opened:
+        for source in (path, opened):
+            np.testing.assert_array_equal(load_pixels(source, allow_truncated=allow_truncated), plain(upright))
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_is_upright(photo: Image.Image, orientation: int) -> None:
     exif = Image.Exif()
