@@ -35,6 +35,7 @@ from caplet.image_file import (
     MAY_BE_TRUNCATED,
     Box,
     check_size,
+    correct_samples,
     decode_file,
     decoder_of,
     identify,
@@ -356,6 +357,8 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
         ):
             contents = _read_stream(image.fp, subject, max_pixels).getvalue()
         else:
+            if image.format == "TIFF" and isinstance(image, ImageFile.ImageFile):
+                correct_samples(image)
             image.load()
             contents = None
         _orientation(image)  # parsed here once, which threads may not do side by side either
@@ -494,24 +497,29 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
     These modes do not say which values are black and white: the narrowest usual range that holds all samples is taken
     (0 to 1 for floats, 0 to 255, 0 to 65535), and failing those the range from the least to the greatest. Samples of
-    16 bits keep their high byte, as Pillow does with 16-bit colour. A TIFF says whether it has 12 bits, and whether 0
-    is white (TIFF 6.0, section 8: BitsPerSample, PhotometricInterpretation); Pillow passes over both here.
+    16 bits keep their high byte, as Pillow does with 16-bit colour. A TIFF says whether it has 12 bits, whether its 32
+    bits have a sign, and whether 0 is white (TIFF 6.0, sections 8 and 19: BitsPerSample, SampleFormat,
+    PhotometricInterpretation); Pillow passes over these here.
     """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    grey = _scaled_to_8_bits(image, 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16)
+    bits = tags.get(_BITS_PER_SAMPLE)
+    unsigned = image.mode == "I" and bits == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
+    grey = _scaled_to_8_bits(image, 12 if bits == (12,) else 16, unsigned)
     return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
 
 
 _BITS_PER_SAMPLE = 258
+_SAMPLE_FORMAT = 339
 _PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
 
 
-def _scaled_to_8_bits(image: Image.Image, bits: int) -> NDArray[np.uint8]:
+def _scaled_to_8_bits(image: Image.Image, bits: int, unsigned: bool) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         sixteen: NDArray[np.uint16] = np.asarray(image)
         return (sixteen >> bits - 8 if bits < 16 or sixteen.max() > 255 else sixteen).astype(np.uint8)
-    samples = np.array(image, np.float32)  # ours, so that the rest is done in place
+    stored = np.asarray(image)
+    samples = (stored.view(np.uint32) if unsigned else stored).astype(np.float32)  # ours: the rest is done in place
     np.nan_to_num(samples, copy=False, posinf=0.0, neginf=0.0)
     np.clip(samples, -1e37, 1e37, out=samples)
     low, high = float(samples.min()), float(samples.max())

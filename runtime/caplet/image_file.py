@@ -203,6 +203,25 @@ def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
     return max(tags.get(322, 1), 1), max(tags.get(323, 1), 1)
 
 
+_NATIVE = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS"}
+
+
+def correct_samples(image: ImageFile.ImageFile) -> None:
+    """Have the samples of a TIFF that is yet to be decoded read as they are stored, where Pillow is mistaken.
+
+    libtiff hands them out in the machine's byte order; and those of a colour in planes of its own may have 16 bits.
+    """
+    tags, tiles = cast(Any, image).tag_v2, cast("list[Any]", image.tile)
+    for number, tile in enumerate(tiles):
+        rawmode, *others = tile[3]
+        if tile[0] == "libtiff":
+            rawmode = _NATIVE.get(rawmode, rawmode)
+        elif tags.get(258, (1,))[0] == 16 and rawmode in ("R", "G", "B", "A"):
+            rawmode += ";16B" if tags.prefix == b"MM" else ";16L"
+        args = (rawmode, *others)
+        tiles[number] = tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+
+
 _MOST_READS = 200_000
 """Of a header. Every marker, chunk, block and character in one takes a read or two, in Python, so that megabytes of
 them would take many seconds; real headers take some hundreds of reads."""
@@ -318,6 +337,7 @@ def decode_file(
         check_size(image.size, max_pixels, subject)
         if file_format is _TIFF:
             check_size(_tile_size(image), max(max_pixels, _TILE_ALLOWED), subject)
+            correct_samples(image)
         full, drafted = image.size, None
         if file_format is _JPEG:
             drafted = image.draft(None, (least_side, least_side))

@@ -247,6 +247,49 @@ def test_a_tiff_says_what_white_is(bits: int, kind: int, photometric: int) -> No
             assert abs(load_pixels(source) - expected).max() <= 1
 
 
+def tiff(order: str, strips: list[bytes], **tags: int) -> bytes:
+    """A TIFF (TIFF 6.0) of the tags `t256` and so on, all of them LONG, whose strips are the planes of the picture."""
+    values = {int(name[1:]): [value] for name, value in tags.items()}
+    start = 8 + 2 + 12 * (len(values) + 2) + 4
+    places = np.cumsum([start, *map(len, strips)]).tolist()
+    end, count = places.pop(), len(strips)
+    values[273], values[279] = (places, list(map(len, strips))) if count == 1 else ([end], [end + 4 * count])
+    entries = b"".join(
+        struct.pack(f"{order}HHII", tag, 4, count if tag in (273, 279) else 1, *value)
+        for tag, value in sorted(values.items())
+    )
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(values)) + entries + bytes(4)
+    return head + b"".join(strips) + struct.pack(f"{order}{2 * count}I", *places, *map(len, strips))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_16_bits_may_keep_each_colour_in_a_plane_of_its_own(photo: Image.Image, order: str) -> None:
+    planes = [(plane * np.uint16(257)).astype(f"{order}u2").tobytes() for plane in np.asarray(photo).transpose(2, 0, 1)]
+    data = tiff(order, planes, t256=90, t257=60, t258=16, t259=1, t262=2, t277=3, t278=60, t284=2)
+    for source in (data, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(load_pixels(source), plain(photo))
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("f4", 3), ("i2", 2), ("i4", 2)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_compressed_tiff_may_have_either_byte_order(dtype: str, kind: int, order: str) -> None:
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    strip = zlib.compress(eight.astype(order + dtype).tobytes())
+    bits = 8 * int(dtype[1])
+    data = tiff(order, [strip], t256=16, t257=16, t258=bits, t259=8, t262=1, t277=1, t278=16, t339=kind)
+    for source in (data, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(load_pixels(source), load_pixels(eight))
+
+
+@pytest.mark.parametrize("kind", [{}, {"t339": 1}])
+def test_grey_of_32_bits_has_no_sign_unless_the_tiff_says_so(kind: dict[str, int]) -> None:
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    strip = (eight * np.uint32(0x1010101)).astype("<u4").tobytes()
+    data = tiff("<", [strip], t256=16, t257=16, t258=32, t259=1, t262=1, t277=1, t278=16, **kind)
+    for source in (data, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(load_pixels(source), load_pixels(eight))
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I"])
 def test_grey_converted_to_16_bits_by_pillow_which_does_not_scale_is_still_the_same(
     photo: Image.Image, mode: str
