@@ -342,6 +342,11 @@ def decode_file(
         if file_format is _JPEG:
             drafted = image.draft(None, (least_side, least_side))
         _load(image, reader, file_format, subject, allow_truncated)
+        frame = cast(Any, image).dispose_extent if file_format is _GIF else None
+        if frame not in (None, (0, 0, *image.size)) and "transparency" not in image.info:
+            drawn = Image.new("L", image.size)
+            drawn.paste(255, frame)
+            image.putalpha(drawn)  # as browsers do, where Pillow has the first colour of the palette
         return image, None if drafted is None or image.size == full else drafted[1]
     except (CapletError, Warning, ImportError, MemoryError):
         raise

@@ -416,6 +416,20 @@ def test_the_transparent_colour_of_a_16_bit_png_shows_white(colour_type: int, cl
     assert opened.info["transparency"] == (hidden[0] if samples == 1 else tuple(hidden))
 
 
+@pytest.mark.parametrize("options", [{}, {"transparency": 255}], ids=["opaque", "transparent"])
+def test_around_the_first_frame_of_a_gif_is_white(photo: Image.Image, options: dict[str, Any]) -> None:
+    frame = photo.quantize(200)
+    data = bytearray(encoded(frame, "GIF", **options))
+    shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    data[6:10] = struct.pack("<2H", 120, 90)  # a larger screen, on which the frame is put at 20, 10
+    place = data.index(b",\0\0\0\0" + struct.pack("<2H", *frame.size)) + 1
+    data[place : place + 4] = struct.pack("<2H", 20, 10)
+    expected = np.full((90, 120, 3), 255, np.uint8)
+    expected[10:70, 20:110] = shown
+    for source in (bytes(data), Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(load_pixels(source, size=(120, 90)), expected)
+
+
 def bmp_with_alpha(rgba: NDArray[np.uint8]) -> bytes:
     """A BMP whose header (BITMAPV4HEADER) has a mask for alpha."""
     height, width = rgba.shape[:2]
