@@ -63,7 +63,7 @@ _JPEG = _Format("JPEG", "Jpeg", sequential=True)  # also MPO: its first picture 
 _PNG = _Format("PNG", "Png", sequential=True)  # also APNG: its default picture
 _GIF = _Format("GIF", "Gif", sequential=True, canvas=gif_canvas)
 _BMP = _Format("BMP", "Bmp", sequential=True)
-_PPM = _Format("PPM", "Ppm", sequential=True)  # PBM, PGM, PPM, PNM, PFM
+_PPM = _Format("PPM", "Ppm", sequential=True)  # PBM, PGM, PPM, PNM, grey PFM
 _TIFF = _Format("TIFF", "Tiff", sequential=True)
 _WEBP = _Format("WebP", "WebP", canvas=webp_canvas)
 _AVIF = _Format("AVIF", "Avif")
@@ -77,7 +77,7 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
     ((b"BM",), _BMP),
     ((b"II*\0", b"MM\0*", b"II+\0"), _TIFF),
     ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), _JPEG_2000),
-    (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"F", b"f")), _PPM),
+    (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"f")), _PPM),
 )
 
 MAY_BE_TRUNCATED = frozenset(file_format.name for _, file_format in _SIGNATURES if file_format.sequential)
@@ -360,6 +360,9 @@ def decode_file(
             raise ImageError(subject, cause, "shrink it, or convert it to PNG") from error
         if _is_of_metadata(error):
             raise refused(error, subject) from error
+        if _is_of_a_kind(error):
+            cause = f"is a kind of {file_format.name} ({_told(error)}), which caplet does not read"
+            raise ImageError(subject, cause, "save it as PNG") from error
         raise ImageError(
             subject, f"damaged {file_format.name} file: cannot be decoded ({_told(error)})", "get an intact copy"
         ) from error
@@ -452,6 +455,16 @@ def _is_of_metadata(error: Exception) -> bool:
     """Whether it says that a PNG has more text than Pillow takes: MAX_TEXT_CHUNK in a chunk, MAX_TEXT_MEMORY in all."""
     words = str(error).lower()
     return "decompressed data too large" in words or "memory used in text chunks" in words
+
+
+def _is_of_a_kind(error: Exception) -> bool:
+    """Whether it says that Pillow does not know this variant of the format: the mode of a TIFF or its compression (of
+    which it tells the number alone), the header of a BMP, the bits of a JPEG.
+    """
+    words = str(error).lower()
+    return words.isdigit() or words.startswith(
+        ("unknown pixel mode", "unknown raw mode", "unsupported bmp", "cannot handle")
+    )
 
 
 def _is_blank(image: Image.Image) -> bool:

@@ -7,6 +7,7 @@ import gc
 import io
 import mmap
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -510,6 +511,22 @@ def test_what_pillow_says_of_a_damaged_file_is_told() -> None:
     assert f"cannot be decoded ({error.__cause__})" in str(error)
     damaged_header = data[:29] + bytes([data[29] ^ 1]) + data[30:]
     assert "damaged PNG file" in str(refusal(damaged_header))  # the file is whole, not truncated
+
+
+def test_a_whole_file_of_a_kind_that_pillow_does_not_know_is_not_called_damaged() -> None:
+    photo = Image.new("RGB", (40, 30), (1, 2, 3))
+    uncompressed, jpeg_xl = (struct.pack("<HHIHH", 259, 3, 1, compression, 0) for compression in (1, 50002))
+    jpeg, bmp = encoded(photo, "JPEG"), encoded(photo, "BMP")
+    frame = jpeg.index(b"\xff\xc0") + 4
+    kinds = {
+        "JPEG (cannot handle 12-bit layers)": jpeg[:frame] + b"\x0c" + jpeg[frame + 1 :],
+        "BMP (Unsupported BMP pixel depth (2))": bmp[:28] + b"\2" + bmp[29:],
+        "TIFF (unknown pixel mode)": encoded(photo, "TIFF", tiffinfo={339: (3, 3, 3)}),
+        "TIFF (50002)": encoded(photo, "TIFF").replace(uncompressed, jpeg_xl),
+    }
+    for kind, data in kinds.items():
+        expected = f"<bytes>: is a kind of {kind}, which caplet does not read; save it as PNG"
+        assert str(refusal(data)) == expected
 
 
 def test_a_decoder_this_pillow_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
