@@ -83,10 +83,11 @@ def load_pixels(
     """Decode an image and squash it to a fixed size.
 
     EXIF orientation is applied, transparency is composited over white, animations give their first frame (a PIL image
-    gives the frame it stands at), colour profiles other than sRGB are converted to sRGB, 16-bit and float samples are
-    brought to 8 bits. Small photos get exactly the pixels of Pillow's `convert("RGB").resize(size, BILINEAR)`; a JPEG
-    at least four times as large as `size` both ways is decoded at 1/2, 1/4 or 1/8 of its size, never below twice
-    `size`, which is several times faster and differs by less than one level on average.
+    gives the frame it stands at), colour profiles (and gammas of PNGs) other than sRGB are converted to sRGB, 16-bit
+    and float samples are brought to 8 bits. Small photos get exactly the pixels of Pillow's
+    `convert("RGB").resize(size, BILINEAR)`; a JPEG at least four times as large as `size` both ways is decoded at 1/2,
+    1/4 or 1/8 of its size, never below twice `size`, which is several times faster and differs by less than one level
+    on average.
 
     Args:
         source: path, file contents as a bytes-like object, binary file object, PIL image, or uint8 array
@@ -552,12 +553,15 @@ def _squash(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
-    """sRGB pixels, if the source carries an RGB colour profile that says something else.
+    """sRGB pixels, if the source carries an RGB colour profile, or the gamma of a PNG, that says something else.
 
     Done on the small picture, where it costs a millisecond. Profiles of grey and CMYK pictures are left aside, and so
     is a damaged one: a picture in slightly wrong colours is still the picture.
     """
     profile = source.info.get("icc_profile")
+    gamma = source.info.get("gamma")
+    if profile is None and "srgb" not in source.info and isinstance(gamma, float) and 0.1 < gamma < 10:
+        return pixels if abs(2.2 * gamma - 1) < _SAME_GAMMA else pixels.point(_from_gamma(gamma) * 3)
     if not isinstance(profile, bytes) or profile[16:20] != b"RGB " or source.mode not in ("RGB", "RGBA", "P"):
         return pixels
     text = profile.replace(b"\0", b"")  # names are ASCII in version 2, UTF-16 in version 4
@@ -573,6 +577,17 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
         return pixels if _difference(probe, _PROBE) <= _SAME_COLOUR else converted
     except Exception:
         return pixels
+
+
+_SAME_GAMMA = 0.05
+"""Relative difference to sRGB's gamma, taken as 1 / 2.2, that is passed over, as libpng does."""
+
+
+def _from_gamma(gamma: float) -> list[int]:
+    """The sRGB sample for each sample of a PNG with a gAMA chunk (PNG, third edition, section 11.3.2.2)."""
+    light = np.linspace(0, 1, 256) ** (1 / gamma)
+    samples = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return [round(255 * sample) for sample in samples.tolist()]
 
 
 _SRGB_NAMES = (b"sRGB IEC61966-2", b"sRGB built-in", b"sRGB Gamut with sRGB Transfer")

@@ -488,6 +488,27 @@ def test_photos_in_another_colour_space_are_brought_to_srgb(photo: Image.Image, 
     assert mean_difference(plain(Image.open(io.BytesIO(data))), plain(photo)) > 5
 
 
+def with_chunks(data: bytes, **chunks: bytes) -> bytes:
+    """A PNG with more chunks behind its header."""
+    bodies = (kind.encode() + content for kind, content in chunks.items())
+    more = (struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) for body in bodies)
+    return data[:33] + b"".join(more) + data[33:]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1 / 1.8, 0.3])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_png_without_a_profile_may_have_a_gamma(photo: Image.Image, gamma: float, mode: str) -> None:
+    samples = photo.convert(mode)
+    data, gama = encoded(samples), struct.pack(">I", round(gamma * 100_000))
+    light = (np.asarray(samples.convert("RGB")) / 255) ** (1 / gamma)
+    expected = skimage_color.xyz2rgb(light @ skimage_color.colorconv.xyz_from_rgb.T) * 255  # sRGB of linear light
+    for source in (with_chunks(data, gAMA=gama), Image.open(io.BytesIO(with_chunks(data, gAMA=gama)))):
+        assert np.abs(load_pixels(source, size=samples.size) - expected).max() <= 1
+    unchanged = load_pixels(data)
+    for chunks in ({"gAMA": struct.pack(">I", 45455)}, {"gAMA": gama, "sRGB": b"\0"}, {"gAMA": bytes(4)}):
+        np.testing.assert_array_equal(load_pixels(with_chunks(data, **chunks)), unchanged)
+
+
 def test_a_linear_profile_that_calls_itself_srgb_is_converted(photo: Image.Image) -> None:
     profile = swapped_profile() + b"sRGB IEC61966-2.1 (Linear RGB Profile)"
     expected = load_pixels(encoded(photo, icc_profile=swapped_profile()))
