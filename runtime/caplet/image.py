@@ -334,8 +334,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow_truncated: bool) -> bytes | None:
-    """The file's contents for a JPEG, a GIF, or a TIFF on its side, that Pillow has opened and nobody has decoded; any
-    other image is decoded.
+    """The file's contents for a JPEG, a GIF, a BMP, or a TIFF on its side, that Pillow has opened and nobody has
+    decoded; any other image is decoded.
 
     Taken through the decoder for files, they give the pixels that the path would give, also where that decodes a large
     photo at a part of its size, and the caller's image stays undecoded. (A TIFF on its side that was opened by its path
@@ -346,7 +346,7 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
     """
     with _decoding:
         by_file = (
-            image.format in (*_JPEG, "GIF")
+            image.format in (*_JPEG, "GIF", "BMP")
             or (allow_truncated and image.format in MAY_BE_TRUNCATED)
             or (image.format == "TIFF" and _orientation(image) in _ON_ITS_SIDE)
         )

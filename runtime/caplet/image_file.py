@@ -8,12 +8,13 @@ import importlib
 import io
 import math
 import os
+import struct
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImagePalette
 
 from caplet.errors import NO_MEMORY, CapletError, ImageError
 from caplet.image_header import Readable, gif_canvas, jpeg_2000_canvas, webp_canvas
@@ -213,13 +214,32 @@ def correct_samples(image: ImageFile.ImageFile) -> None:
     """
     tags, tiles = cast(Any, image).tag_v2, cast("list[Any]", image.tile)
     for number, tile in enumerate(tiles):
-        rawmode, *others = tile[3]
+        rawmode = tile[3][0]
         if tile[0] == "libtiff":
             rawmode = _NATIVE.get(rawmode, rawmode)
         elif tags.get(258, (1,))[0] == 16 and rawmode in ("R", "G", "B", "A"):
             rawmode += ";16B" if tags.prefix == b"MM" else ";16L"
-        args = (rawmode, *others)
-        tiles[number] = tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+        tiles[number] = _read_as(rawmode, tile)
+
+
+def _correct_palette(image: ImageFile.ImageFile, reader: _Reader) -> None:
+    """Have a BMP of 4 or 8 bits read as that where Pillow takes it for one of another depth, as it does where its
+    palette is black and white, or counts the darkest greys.
+    """
+    reader.seek(14)
+    header = reader.read(16)
+    (bits,) = struct.unpack_from("<H", header, 10 if header[:4] == b"\x0c\0\0\0" else 14)
+    greys = {("1", 4): (0, 255), ("1", 8): (0, 255), ("L", 4): range(16)}.get((image.mode, bits))
+    if greys:
+        private = cast(Any, image)
+        private._mode, private.palette = "P", ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in "RGB"))
+        private.tile = [_read_as("P;4" if bits == 4 else "P", image.tile[0])]
+
+
+def _read_as(rawmode: str, tile: Any) -> Any:
+    """A part of an image that is yet to be decoded, with another arrangement of its samples."""
+    args = (rawmode, *tile[3][1:])
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 
 
 _MOST_READS = 200_000
@@ -338,6 +358,8 @@ def decode_file(
         if file_format is _TIFF:
             check_size(_tile_size(image), max(max_pixels, _TILE_ALLOWED), subject)
             correct_samples(image)
+        elif file_format is _BMP:
+            _correct_palette(image, reader)
         full, drafted = image.size, None
         if file_format is _JPEG:
             drafted = image.draft(None, (least_side, least_side))

@@ -335,6 +335,25 @@ def test_lab_is_converted_as_colour_science_says(photo: Image.Image) -> None:
     assert mean_difference(load_pixels(lab), plain(Image.fromarray(reference))) < 4
 
 
+@pytest.mark.parametrize("greys", [(0, 255), (255, 0), tuple(range(16)), tuple(range(0, 256, 17))], ids=str)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("header", [12, 40])
+def test_a_bmp_may_have_fewer_greys_than_its_bits_can_tell(greys: tuple[int, ...], bits: int, header: int) -> None:
+    indices = np.random.default_rng(0).integers(0, len(greys), (6, 8), np.uint8)
+    if header == 12:  # of OS/2, whose palettes are full
+        palette = b"".join(bytes([grey] * 3) for grey in greys).ljust(3 << bits, b"\0")
+        start = struct.pack("<IHHHH", 12, 8, 6, 1, bits)
+    else:
+        palette = b"".join(bytes([grey] * 3 + [0]) for grey in greys)
+        start = struct.pack("<IiiHHIIiiII", 40, 8, 6, 1, bits, 0, 0, 0, 0, len(greys), 0)
+    rows = indices[::-1] if bits == 8 else indices[::-1, ::2] << 4 | indices[::-1, 1::2]
+    place = 14 + header + len(palette)
+    data = b"BM" + struct.pack("<IHHI", place + rows.size, 0, 0, place) + start + palette + rows.tobytes()
+    for source in (data, Image.open(io.BytesIO(data))):
+        pixels = load_pixels(source, size=(8, 6))
+        np.testing.assert_array_equal(pixels, np.array(greys, np.uint8)[indices][..., None].repeat(3, axis=2))
+
+
 def test_animations_give_their_first_frame(photo: Image.Image) -> None:
     frames = [photo, ImageOps.invert(photo), ImageOps.mirror(photo)]
     for file_format, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("GIF", {}), ("MPO", {})):
