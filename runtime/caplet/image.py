@@ -455,7 +455,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _lab_to_rgb(image)
     if image.mode == "La":
         image = image.convert("LA")
-    image = _without_foreign_key(image)
+    image = _with_its_palette(_without_foreign_key(image))
     if _is_transparent(image):
         image = image if image.mode == "RGBA" else _to_8_bit_key(image).convert("RGBA")
         over = Image.new("RGB", image.size, BACKGROUND)
@@ -471,6 +471,18 @@ def _without_foreign_key(image: Image.Image) -> Image.Image:
         return image
     image = image.copy()
     del image.info["transparency"]
+    return image
+
+
+def _with_its_palette(image: Image.Image) -> Image.Image:
+    """The image; that of a TIFF whose palette has 8 bits where 16 belong, as old programs wrote it, with these: Pillow
+    takes the high bytes, which are 0. libtiff and ImageMagick make this exception, too.
+    """
+    colours = getattr(image, "tag_v2", {}).get(_COLOUR_MAP)
+    if image.mode != "P" or not colours or max(colours) > 255:
+        return image
+    image = image.copy()
+    image.putpalette(np.reshape(colours, (3, -1)).T.astype(np.uint8).tobytes())
     return image
 
 
@@ -510,6 +522,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 _BITS_PER_SAMPLE = 258
+_COLOUR_MAP = 320
 _SAMPLE_FORMAT = 339
 _PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0

@@ -262,6 +262,17 @@ def tiff(order: str, strips: list[bytes], **tags: int) -> bytes:
     return head + b"".join(strips) + struct.pack(f"{order}{2 * count}I", *places, *map(len, strips))
 
 
+@pytest.mark.parametrize("factor", [1, 256, 257])
+def test_the_palette_of_a_tiff_may_have_8_bits_where_16_belong(photo: Image.Image, factor: int) -> None:
+    indexed = photo.quantize(256)
+    colours = np.reshape(indexed.getpalette(), (-1, 3)).T.flatten() * factor
+    data = encoded(indexed, "TIFF")
+    written = Image.open(io.BytesIO(data)).tag_v2[320]
+    data = data.replace(struct.pack("<768H", *written), struct.pack("<768H", *colours))
+    for source in (data, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(load_pixels(source), plain(indexed))
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_a_tiff_of_16_bits_may_keep_each_colour_in_a_plane_of_its_own(photo: Image.Image, order: str) -> None:
     planes = [(plane * np.uint16(257)).astype(f"{order}u2").tobytes() for plane in np.asarray(photo).transpose(2, 0, 1)]
