@@ -235,7 +235,7 @@ def _check_array(array: NDArray[Any], max_pixels: int) -> None:
 def _as_file(source: Any, subject: str, max_pixels: int) -> BinaryIO:
     """An image file as a seekable file object of our own, to be closed."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source)
+        return io.BytesIO(bytes(source))  # which also takes a view with gaps, and shares what it is given
     if not isinstance(source, (str, os.PathLike)):
         return _read_stream(source, subject, max_pixels)
     try:

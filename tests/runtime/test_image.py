@@ -84,6 +84,7 @@ def test_the_same_picture_gives_the_same_pixels_through_every_door(
         "bytes": data,
         "bytearray": bytearray(data),
         "memoryview": memoryview(data),
+        "reversed memoryview": memoryview(data[::-1])[::-1],
         "file object": io.BytesIO(data),
         "pipe": Pipe(data),
         "PIL image": image,
