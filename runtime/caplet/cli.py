@@ -10,9 +10,10 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -101,7 +102,22 @@ def _run(words: list[str]) -> int:
             with Output() as output:
                 output.write(told.getvalue())
         return int(stop.code or 0)
-    return int(importlib.import_module(f"caplet.{verb or 'caption'}_command").run(arguments))
+    with _interrupted_afterwards():
+        module = importlib.import_module(f"caplet.{verb or 'caption'}_command")
+    return int(module.run(arguments))
+
+
+@contextlib.contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of this: where it comes while onnxruntime's C module is loaded, that loses it."""
+    if sys.platform == "win32":  # where signals cannot wait
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _complain(message: str, status: int) -> int:

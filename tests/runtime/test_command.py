@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
@@ -21,6 +22,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+import caplet.caption_command
 import caplet.explain
 import caplet.output
 from caplet import ArgumentError, Caption, Captioner, ImageNotFoundError, InferenceError
@@ -1420,6 +1422,21 @@ def test_an_import_that_was_interrupted_is_an_interruption(
 
     monkeypatch.setattr(caplet.caption_command, "run", break_off)
     assert run(photos / "cat.jpg", capfd=capfd) == (130, "", "caplet: interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot wait on Windows")
+def test_an_import_that_loses_interruptions_loses_none(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lose(_: str) -> Any:  # as onnxruntime's C module does
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+        return SimpleNamespace(run=lambda _: 0)
+
+    monkeypatch.setattr("caplet.cli.importlib", SimpleNamespace(import_module=lose))
+    assert run(photos / "cat.jpg", capfd=capfd) == (130, "", "caplet: interrupted\n")
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_what_c_libraries_say_is_not_in_the_results_if_standard_error_is_closed(photos: Path, tmp_path: Path) -> None:
