@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if was_interrupted(error):
             return _complain("interrupted", INTERRUPTED)
+        while isinstance(error.__cause__, ImportError):  # around it, NumPy puts a page of advice
+            error = error.__cause__
         return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); install caplet again", 1)
     except BrokenPipeError:
         return 1  # whoever read the output has had enough

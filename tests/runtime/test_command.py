@@ -1408,6 +1408,20 @@ def test_a_broken_installation_is_told_in_one_line(
     assert err.startswith("caplet: onnxruntime cannot be imported (libonnxruntime.so")
 
 
+def test_a_dependency_for_another_python_is_told_without_the_advice_that_numpy_puts_around_it(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def break_off(_: Any) -> int:
+        try:
+            raise ModuleNotFoundError("No module named 'numpy._umath'", name="numpy._umath")
+        except ImportError as error:
+            raise ImportError("\n\nIMPORTANT: PLEASE READ THIS FOR ADVICE\n\n" + 20 * "words\n") from error
+
+    monkeypatch.setattr(caplet.caption_command, "run", break_off)
+    told = "caplet: numpy._umath cannot be imported (No module named 'numpy._umath'); install caplet again\n"
+    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_an_import_that_was_interrupted_is_an_interruption(
     told: bool, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
