@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from caplet.errors import ImageError
 from caplet_export.errors import StoreError
-from caplet_export.outputs import write_whole
+from caplet_export.outputs import lock_folder, write_whole
 from caplet_export.views import apply_view
 
 _FORMAT = 1
@@ -184,6 +184,7 @@ class FeatureWriter:
 
     Raises:
         StoreError: the store is of another source, is damaged or cannot be written.
+        ExportError: another process is writing to it.
     """
 
     def __init__(self, folder: Path | str, source: StoreSource) -> None:
@@ -191,6 +192,7 @@ class FeatureWriter:
         self._row_bytes = source.locations * source.channels * 2
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            lock_folder(self.folder)
             if (self.folder / "store.json").exists():
                 have = _read_source(self.folder)
                 if replace(have, precision=have.precision or source.precision) != source:
@@ -262,6 +264,7 @@ def extract(
 
     Raises:
         StoreError: a store is of another source, is damaged or cannot be written.
+        ExportError: another process is writing to a store.
     """
     (view,) = {source.view for source in stores.values()}
     with ExitStack() as stack:

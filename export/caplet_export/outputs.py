@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,34 @@ def check_place(target: Path) -> Path:
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ExportError(f"{target}: cannot write: {place} is not a folder that can be written to")
     return resolved
+
+
+_LOCKED: dict[tuple[int, int], int] = {}
+"""Descriptors of the folders that this process has locked, by device and inode."""
+
+
+def lock_folder(folder: Path) -> None:
+    """Lock a folder, which exists, against other processes until this one ends; not on Windows, nor where the file
+    system has no locks. Raises an ExportError if another process has locked it.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    status = os.fstat(descriptor)
+    place = status.st_dev, status.st_ino
+    try:
+        if place not in _LOCKED:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _LOCKED[place] = descriptor
+    except BlockingIOError as error:
+        raise ExportError(f"{folder}: another caplet-export is writing to it; wait for it to end") from error
+    except OSError:  # a file system without locks
+        pass
+    finally:
+        if _LOCKED.get(place) != descriptor:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, lo
 from caplet_export.config import Config, TrainConfig, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
-from caplet_export.outputs import check_place, require_space, whole_file, whole_files, write_whole
+from caplet_export.outputs import check_place, lock_folder, require_space, whole_file, whole_files, write_whole
 from caplet_export.stages import ALL, STAGES, Stage, read_stages, run_name, write_stages
 from caplet_export.text import Vocabulary, clean
 
@@ -162,6 +162,8 @@ class Run(ABC):
 
     def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        lock_folder(self.folder)
+        self._check_folder()  # again: another process may have written to it since
         path = self.folder / RESUME
         if not path.exists():
             return

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from caplet.errors import ImageError
 from caplet_export import features
 from caplet_export.cli import main
-from caplet_export.errors import StoreError
+from caplet_export.errors import ExportError, StoreError
 from caplet_export.features import (
     FeatureStore,
     StoredFeatures,
@@ -273,6 +273,20 @@ def test_features_of_another_source_are_not_mixed_in(tmp_path: Path) -> None:
     fill(tmp_path)
     with pytest.raises(StoreError, match="another source"):
         list(extract({tmp_path: StoreSource("other", locations=2, channels=3)}, NAMES, load, run))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_two_processes_do_not_write_to_one_store(tmp_path: Path) -> None:
+    """Each would write its rows over those of the other, under names that stay."""
+    import fcntl
+
+    other = os.open(tmp_path, os.O_RDONLY)  # locks are of descriptors, so this one is as good as another process's
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(ExportError, match="another caplet-export is writing to it"):
+        fill(tmp_path)
+    assert not list(tmp_path.iterdir())
+    os.close(other)
+    fill(tmp_path)
 
 
 def test_rows_of_two_precisions_are_not_mixed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -476,6 +477,34 @@ def test_a_folder_of_another_configuration_is_left_alone(trained: Path, dataset:
     with pytest.raises(ConfigurationError, match=r"another configuration, train\.seed=1; use another"):
         Trainer(trained, with_train(epochs=1, seed=2), dataset, stores)
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """Both would keep weights there, and the records of one would be of those of the other."""
+    import fcntl
+
+    other = os.open(tmp_path, os.O_RDONLY)  # locks are of descriptors, so this one is as good as another process's
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(ExportError, match="another caplet-export is writing to it"):
+        Trainer(tmp_path, ONE_EPOCH, dataset, stores)
+    os.close(other)
+    assert Trainer(tmp_path, ONE_EPOCH, dataset, stores).history == []
+
+
+def test_a_run_that_another_process_began_in_the_meantime_is_left_alone(
+    tmp_path: Path, run: Path, dataset: Dataset, stores: Stores
+) -> None:
+    """Setting up takes seconds between the first look at the folder and the first write."""
+    folder = tmp_path / "folder"
+
+    class Slow(Trainer):
+        def _prepare_steps(self) -> None:
+            super()._prepare_steps()
+            shutil.copytree(run, folder)
+
+    with pytest.raises(ConfigurationError, match=r"another configuration, train\.seed=1"):
+        Slow(folder, with_train(epochs=1, seed=2), dataset, stores)
 
 
 def test_what_was_refused_or_lost_claims_no_folder(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
