@@ -93,7 +93,10 @@ class Run(ABC):
         """The epoch whose weights are kept; None before the first has ended."""
         if not self.history:
             return None
-        return max(self.history, key=lambda epoch: epoch.dev_cider) if self.config.train.patience else self.history[-1]
+        if not self.config.train.patience:
+            return self.history[-1]
+        # The loss decides among equals: CIDEr-D is 0 before the first sentence, and always with a single dev photo.
+        return max(self.history, key=lambda epoch: (epoch.dev_cider, -epoch.dev_loss))
 
     @property
     def finished(self) -> bool:

@@ -373,8 +373,8 @@ class Untaught(Run):
     def _set_state(self, state: Sequence[np.ndarray]) -> None:
         self.weights = int(state[0])
 
-    def end(self, dev_cider: float, seconds: float) -> None:
-        self._end_epoch(Epoch(len(self.history) + 1, 2.0, 3.0, dev_cider, seconds))
+    def end(self, dev_cider: float, seconds: float, dev_loss: float = 3.0) -> None:
+        self._end_epoch(Epoch(len(self.history) + 1, 2.0, dev_loss, dev_cider, seconds))
         self._save_resume()
 
 
@@ -409,6 +409,18 @@ def test_what_a_run_keeps_and_tells(tmp_path: Path, patience: int, kept: int) ->
     np.savez(folder / "resume.npz", **content)
     with pytest.raises(ConfigurationError, match="begun by an earlier release"):
         begun()
+
+
+def test_where_scores_are_equal_the_loss_decides(tmp_path: Path) -> None:
+    """The CIDEr-D of a single dev photo is always 0, since it weighs words by how many photos they occur in."""
+    run = Untaught(tmp_path, with_train(epochs=9, patience=2), Vocabulary.build([["a", "dog"]], 1), "digest")
+    for loss in (5.0, 4.0, 3.0, 2.0, 2.5, 2.5):
+        assert not run.finished
+        run.end(0.0, 1.0, loss)
+    assert run.finished and run.kept == run.history[3]
+    assert (tmp_path / "decoder.weights.h5").read_text() == "4"
+    run.end(0.1, 1.0, 6.0)
+    assert run.kept == run.history[-1]
 
 
 def test_decoder_and_extractor_are_of_one_epoch(tmp_path: Path) -> None:
