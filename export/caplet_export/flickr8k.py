@@ -28,7 +28,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Defect:
-    """One thing wrong with the data set: its file and line (from 1), and why it was left out."""
+    """One thing wrong with the data set: its file and line (from 1), and why it was left out, or what it lacks."""
 
     file: str
     line: int
@@ -71,7 +71,7 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int
 
     Returns:
         captions by image name, in file order; the line number of each image's first caption; and as defects the lines
-        of another form, and those with the file and number of an earlier one.
+        of another form, those with the file and number of an earlier one, and the first that is not UTF-8.
 
     Raises:
         DataError: the file cannot be read, or has no line of that form.
@@ -80,7 +80,12 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int
     first_lines: dict[str, int] = {}
     defects: list[Defect] = []
     seen: set[tuple[str, str]] = set()
-    for number, line in _lines(token_file):
+    lines = _lines(token_file)
+    if lossy := [number for number, line in lines if "\ufffd" in line]:
+        more = f" and in {len(lossy) - 1} more lines" if len(lossy) > 1 else ""
+        cause = f"letters that are not UTF-8 are lost here{more}; save the file as UTF-8"
+        defects.append(Defect(token_file.name, lossy[0], cause))
+    for number, line in lines:
         name, tab, caption = line.partition("\t")
         match = _TOKEN_LINE.match(f"{name}{tab}{_CONTROL_TOKEN.sub(' ', caption)}")
         if match is None:

@@ -80,9 +80,21 @@ def test_other_line_ends_a_byte_order_mark_and_bad_bytes_cost_nothing_else(data:
     raw = tokens.read_bytes().replace(b"\n", b"\r\n").replace(b"hangs", b"h\xffngs", 1)
     tokens.write_bytes(b"\xef\xbb\xbf" + raw)
     captions, _, defects = read_captions(tokens)
-    assert not defects
+    told = "letters that are not UTF-8 are lost here; save the file as UTF-8"
+    assert [str(defect) for defect in defects] == [f"{tokens.name}:3: {told}"]
     assert len(captions) == 20
     assert captions["0000_square.jpg"][2].startswith("A square , painted red , h")
+
+
+def test_captions_in_another_encoding_are_said_once(data: Path) -> None:
+    """They would be learned without their accents, which break words in two."""
+    tokens = data / "Flickr8k.token.txt"
+    tokens.write_text(tokens.read_text().replace("painted", "bemalt für"), encoding="cp1252")
+    (defect,) = read_dataset(data).defects
+    assert defect.line == 3
+    assert defect.reason == "letters that are not UTF-8 are lost here and in 39 more lines; save the file as UTF-8"
+    tokens.write_text(tokens.read_text(encoding="cp1252"), encoding="utf-8")
+    assert not read_dataset(data).defects
 
 
 def test_a_photos_name_may_hold_what_numbers_its_captions(data: Path) -> None:
