@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from caplet.errors import ImageError
 from caplet_export.errors import StoreError
-from caplet_export.outputs import lock_folder, write_whole
+from caplet_export.outputs import lock_folder, unlock_folder, write_whole
 from caplet_export.views import apply_view
 
 _FORMAT = 1
@@ -216,6 +216,7 @@ class FeatureWriter:
     def __exit__(self, *_: object) -> None:
         os.close(self._rows)
         os.close(self._names)
+        unlock_folder(self.folder)
 
     def append(self, names: Sequence[str], features: NDArray[np.float16]) -> None:
         """Write a batch of features [len(names), locations, channels]: its names only once its rows are on disk.

@@ -122,8 +122,8 @@ _LOCKED: dict[tuple[int, int], int] = {}
 
 
 def lock_folder(folder: Path) -> None:
-    """Lock a folder, which exists, against other processes until this one ends; not on Windows, nor where the file
-    system has no locks. Raises an ExportError if another process has locked it.
+    """Lock a folder, which exists, against other processes until `unlock_folder` or the end of this one; not on
+    Windows, nor where the file system has no locks. Raises an ExportError if another process has locked it.
     """
     if sys.platform == "win32":
         return
@@ -143,6 +143,14 @@ def lock_folder(folder: Path) -> None:
     finally:
         if _LOCKED.get(place) != descriptor:
             os.close(descriptor)
+
+
+def unlock_folder(folder: Path) -> None:
+    """Let other processes write to a folder again that `lock_folder` has locked."""
+    status = folder.stat()
+    descriptor = _LOCKED.pop((status.st_dev, status.st_ino), None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -287,6 +287,9 @@ def test_two_processes_do_not_write_to_one_store(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     os.close(other)
     fill(tmp_path)
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another process may go on while this one fills other stores
+    os.close(other)
 
 
 def test_rows_of_two_precisions_are_not_mixed(tmp_path: Path) -> None:
