@@ -166,10 +166,14 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
     # Names that nobody else uses, and always the same ones, so that the next process clears what a killed one left.
     temporary, old = (target.with_name(f".{target.name}.caplet-export.{state}") for state in ("new", "old"))
     try:
+        if temporary.exists():
+            lock_folder(temporary)  # lest it be emptied under another process that writes the same folder
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
+            lock_folder(temporary)
             yield temporary
+            unlock_folder(temporary)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.replace(target, old)

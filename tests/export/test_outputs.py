@@ -15,6 +15,31 @@ from caplet_export.outputs import RUN, check_file, check_folder, whole_file, who
 from caplet_export.text import SPECIALS, Vocabulary
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
+    """The second would empty what the first has written, and the first would put the second's files in place."""
+    import fcntl
+
+    with whole_folder(tmp_path / "run", RUN) as temporary:
+        (temporary / "config.json").write_text("first")
+        other = os.open(temporary, os.O_RDONLY)  # locks are of descriptors, as if of another process
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+    temporary = tmp_path / ".run2.caplet-export.new"
+    temporary.mkdir()
+    (temporary / "config.json").write_text("second")
+    other = os.open(temporary, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with (
+        pytest.raises(ExportError, match="another caplet-export is writing to it"),
+        whole_folder(tmp_path / "run2", RUN),
+    ):
+        pass
+    assert (temporary / "config.json").read_text() == "second"
+    os.close(other)
+
+
 @pytest.mark.parametrize("old", [None, "old"], ids=["nothing there", "an old one there"])
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path, old: str | None) -> None:
     path = tmp_path / "weights.h5"
