@@ -199,7 +199,6 @@ class FeatureWriter:
                     raise StoreError(f"{self.folder}: holds features of another source ({have}); use another folder")
             else:
                 write_whole(self.folder / "store.json", json.dumps({"format": _FORMAT, **asdict(source)}))
-            (self.folder / _SKIPPED).unlink(missing_ok=True)
             self.names = _lines(self.folder / _NAMES)
             rows = self.folder / _ROWS
             have_rows = (rows.stat().st_size if rows.exists() else 0) // self._row_bytes
@@ -217,6 +216,13 @@ class FeatureWriter:
         os.close(self._rows)
         os.close(self._names)
         unlock_folder(self.folder)
+
+    def begin(self) -> None:
+        """Mark the store as unfinished, which a killed process then leaves behind. Raises a StoreError."""
+        try:
+            (self.folder / _SKIPPED).unlink(missing_ok=True)
+        except OSError as error:
+            raise _store_error(self.folder, error) from error
 
     def append(self, names: Sequence[str], features: NDArray[np.float16]) -> None:
         """Write a batch of features [len(names), locations, channels]: its names only once its rows are on disk.
@@ -270,6 +276,8 @@ def extract(
     (view,) = {source.view for source in stores.values()}
     with ExitStack() as stack:
         writers = [stack.enter_context(FeatureWriter(folder, source)) for folder, source in stores.items()]
+        for writer in writers:  # only now, when none of them has been refused
+            writer.begin()
         held = [frozenset(writer.names) for writer in writers]
         done = frozenset.intersection(*held)
         batch: list[tuple[str, NDArray[np.uint8]]] = []

@@ -292,7 +292,7 @@ def plot_history(history: Sequence[Epoch], kept: Epoch, path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
     left.plot(epochs, [epoch.train_loss for epoch in history], label="train", color="#8899aa")
     left.plot(epochs, [epoch.dev_loss for epoch in history], label="dev", color="#1f5fa8")
-    left.set(xlabel="epoch", ylabel="loss per word")
+    left.set(xlabel="epoch", ylabel="loss")  # in self-critical training, the reward, negative
     left.legend(frameon=False)
     right.plot(epochs, [epoch.dev_cider for epoch in history], color="#1f5fa8")
     right.plot([kept.epoch], [kept.dev_cider], "o", color="#d1495b")

@@ -275,6 +275,15 @@ def test_features_of_another_source_are_not_mixed_in(tmp_path: Path) -> None:
         list(extract({tmp_path: StoreSource("other", locations=2, channels=3)}, NAMES, load, run))
 
 
+def test_a_store_stays_whole_where_another_is_refused(tmp_path: Path) -> None:
+    whole, other = both_blocks(tmp_path).items()
+    list(extract(dict([whole]), NAMES, load, run))
+    list(extract({other[0]: replace(other[1], weights="other")}, NAMES, load, run))
+    with pytest.raises(StoreError, match="another source"):
+        list(extract(dict([whole, other]), NAMES, load, run_both))
+    assert_whole(whole[0])
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
 def test_two_processes_do_not_write_to_one_store(tmp_path: Path) -> None:
     """Each would write its rows over those of the other, under names that stay."""
