@@ -210,7 +210,8 @@ _NATIVE = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS"}
 def correct_samples(image: ImageFile.ImageFile) -> None:
     """Have the samples of a TIFF that is yet to be decoded read as they are stored, where Pillow is mistaken.
 
-    libtiff hands them out in the machine's byte order; and those of a colour in planes of its own may have 16 bits.
+    libtiff hands them out in the machine's byte order; and those of a colour in a plane of its own may have 16 bits
+    (TIFF 6.0, section 8, BitsPerSample: tag 258).
     """
     tags, tiles = cast(Any, image).tag_v2, cast("list[Any]", image.tile)
     for number, tile in enumerate(tiles):
