@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from caplet.arguments import whole_number
 from caplet.errors import ArgumentError
-from caplet.image import MAX_PIXELS, ImageSource, load_picture
+from caplet.image import MAX_PIXELS, ImageSource, encode_srgb, load_picture
 from caplet.inputs import is_descriptor
 
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -286,16 +286,14 @@ def _heat_table() -> NDArray[np.uint8]:
 
 
 def _srgb(colour: _Oklab) -> NDArray[np.uint8]:
-    """uint8 [n, 3]: Oklab to linear sRGB as Ottosson gives it, then the transfer function of IEC 61966-2-1."""
+    """uint8 [n, 3]: Oklab to linear sRGB as Ottosson gives it, then its samples."""
     long = (colour.lightness + 0.3963377774 * colour.a + 0.2158037573 * colour.b) ** 3
     medium = (colour.lightness - 0.1055613458 * colour.a - 0.0638541728 * colour.b) ** 3
     short = (colour.lightness - 0.0894841775 * colour.a - 1.2914855480 * colour.b) ** 3
     red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
     green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
     blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
-    linear = np.stack([red, green, blue], axis=-1).clip(0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.asarray(np.rint(255 * encoded), np.uint8)
+    return encode_srgb(np.stack([red, green, blue], axis=-1).clip(0, 1))
 
 
 # -- text ---------------------------------------------------------------------------------------------------------

@@ -598,9 +598,14 @@ _SAME_GAMMA = 0.05
 
 def _from_gamma(gamma: float) -> list[int]:
     """The sRGB sample for each sample of a PNG with a gAMA chunk (PNG, third edition, section 11.3.2.2)."""
-    light = np.linspace(0, 1, 256) ** (1 / gamma)
-    samples = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return [round(255 * sample) for sample in samples.tolist()]
+    samples: list[int] = encode_srgb(np.linspace(0, 1, 256) ** (1 / gamma)).tolist()
+    return samples
+
+
+def encode_srgb(light: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Samples of linear light, 0 to 1, any shape: the transfer function of IEC 61966-2-1."""
+    encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.asarray(np.rint(255 * encoded), np.uint8)
 
 
 _SRGB_NAMES = (b"sRGB IEC61966-2", b"sRGB built-in", b"sRGB Gamut with sRGB Transfer")

@@ -429,11 +429,13 @@ def test_transparency_that_pillow_leaves_on_another_mode_hides_nothing(photo: Im
         assert image.info["transparency"] is key  # it is left as it was
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 @pytest.mark.parametrize(("colour_type", "clear", "seen"), [(0, ">H", [0x56] * 3), (2, ">3H", [0x56, 0x20, 0x30])])
 def test_the_transparent_colour_of_a_16_bit_png_shows_white(colour_type: int, clear: str, seen: list[int]) -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     samples = 1 if colour_type == 0 else 3
     hidden, shown = ([first, 0x2011, 0x3022][:samples] for first in (0x1234, 0x5678))
     row = b"\0" + struct.pack(f">{4 * samples}H", *(hidden * 2 + shown * 2))
@@ -520,8 +522,7 @@ def test_photos_in_another_colour_space_are_brought_to_srgb(photo: Image.Image, 
 
 def with_chunks(data: bytes, **chunks: bytes) -> bytes:
     """A PNG with more chunks behind its header."""
-    bodies = (kind.encode() + content for kind, content in chunks.items())
-    more = (struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) for body in bodies)
+    more = (chunk(kind.encode(), content) for kind, content in chunks.items())
     return data[:33] + b"".join(more) + data[33:]
 
 
