@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import tokenize
 import zipfile
 import zlib
@@ -94,15 +95,28 @@ def run_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def extractor_digest(run: Path) -> str | None:
+    """sha256 of the part of Inception that a run trained, or took over, as hexadecimal digits; None if it has none."""
+    path = run / EXTRACTOR
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def copy_extractor_part(run: Path, folder: Path) -> None:
+    """Give the run in `folder` the part of Inception that `run` trained, if it has one. Raises OSError."""
+    if (run / EXTRACTOR).exists():
+        with whole_file(folder / EXTRACTOR) as temporary:
+            shutil.copyfile(run / EXTRACTOR, temporary)
+
+
 def open_features(checkpoint: Checkpoint, folder: Path) -> StoredFeatures:
     """The stored features that a run reads, of the plain view of the photos.
 
     Raises:
         StoreError: as `open_store`.
-        ConfigurationError: the run was trained on other Inception weights, or on features of another shape.
+        ConfigurationError: as `require_features_of`; or the run was trained on features of another shape.
     """
     store = open_store(folder, checkpoint.config.model.blocks, PLAIN)
-    require_encoder_weights(checkpoint.folder, store.source.weights, store.folder)
+    require_features_of(checkpoint.folder, store)
     require_shape(checkpoint.config.model, (store.source.locations, store.source.channels), checkpoint.folder)
     return store
 
@@ -116,10 +130,20 @@ def require_shape(config: ModelConfig, shape: Sequence[int], run: Path | str) ->
         raise ConfigurationError(f"{run}: model.locations, model.channels: {said}, but the features have {given}")
 
 
-def require_frozen_extractor(checkpoint: Checkpoint, done: str) -> None:
-    """Raise a ConfigurationError if a run trained Inception blocks of its own: it "cannot be `done`"."""
-    if (checkpoint.folder / EXTRACTOR).exists():
-        raise ConfigurationError(f"{checkpoint.folder}: trained Inception blocks of its own, and cannot be {done}")
+def require_features_of(run: Path, store: StoredFeatures) -> None:
+    """Raise a ConfigurationError if a run cannot read features, since they were made with other Inception weights than
+    it was trained on, or not with the Inception blocks that it trained.
+    """
+    require_encoder_weights(run, store.source.weights, store.folder)
+    own = extractor_digest(run)
+    if store.source.extractor == own:
+        return
+    if own:
+        raise ConfigurationError(
+            f"{run}: trained Inception blocks of its own, which {store.folder} is not from; make features of it by "
+            "`caplet-export features --run`"
+        )
+    raise ConfigurationError(f"{run}: reads Inception as it came, but {store.folder} is from blocks that a run trained")
 
 
 def empty_model(config: ModelConfig) -> Captioner:
@@ -273,8 +297,9 @@ def checksum(values: Iterable[NDArray[Any]]) -> int:
     return crc
 
 
-def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:
-    """The feature extractor of a run, up to the blocks it reads: Inception with `weights` and the run's trained part.
+def load_extractor(folder: Path | str, weights: str | None, dtype: str = "float32") -> keras.Model:
+    """The feature extractor of a run, up to the blocks it reads: Inception with `weights` and the run's trained part,
+    to compute in `dtype` as `build_extractor` takes it.
 
     Raises:
         ConfigurationError: the run was trained on other weights, or on features of another shape; or as
@@ -286,7 +311,7 @@ def load_extractor(folder: Path | str, weights: str | None) -> keras.Model:
     if weights is not None:
         require_encoder_weights(Path(folder), weights_digest(weights), f"--encoder-weights {weights}")
     model = load_config(Path(folder) / "config.json").model
-    extractor = build_extractor(weights, blocks=model.blocks)
+    extractor = build_extractor(weights, dtype, model.blocks)
     require_shape(model, extractor.output_shape[1:], folder)
     trained = Path(folder) / EXTRACTOR
     if trained.exists():

@@ -12,7 +12,9 @@ from caplet_export.checkpoint import (
     EXTRACTOR,
     Checkpoint,
     average_extractor_parts,
+    copy_extractor_part,
     empty_model,
+    extractor_digest,
     load_checkpoint,
     save_checkpoint,
 )
@@ -29,7 +31,7 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
 
     Raises:
         ConfigurationError: fewer than two runs; runs of different vocabularies, text.* switches, sizes or Inception
-            weights; or one that trained Inception blocks of its own.
+            weights; or runs that did not all go on from one run that trained Inception blocks, or did so themselves.
     """
     checkpoints = _alike(runs, as_members=True)
     first = checkpoints[0]
@@ -42,6 +44,7 @@ def join_runs(runs: Sequence[Path], folder: Path) -> None:
         for variable, value in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
             variable.assign(np.asarray(value, np.float16))
     save_checkpoint(folder, config, first.vocabulary, model)
+    copy_extractor_part(first.folder, folder)
     write_stages(folder, join_stages(runs, [checkpoint.config.model.members for checkpoint in checkpoints]))
 
 
@@ -53,7 +56,7 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     weights of an ensemble are stored in float16, as by `join_runs`. The trained parts of Inception are averaged too.
 
     Raises:
-        ConfigurationError: as `join_runs`, except that all runs may have trained the same Inception blocks.
+        ConfigurationError: as `join_runs`, except that each run may have trained the same Inception blocks.
     """
     checkpoints = _alike(runs)
     last = checkpoints[-1]
@@ -62,9 +65,10 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     for variable, *values in zip(model.trainable_variables, *weights, strict=True):
         variable.assign(np.mean([np.asarray(value) for value in values], axis=0).astype(variable.dtype))
     save_checkpoint(folder, last.config, last.vocabulary, model)
-    tuned = [run / EXTRACTOR for run in runs if (run / EXTRACTOR).exists()]
-    if tuned:
-        average_extractor_parts(tuned, folder / EXTRACTOR)
+    if len(set(map(extractor_digest, runs))) == 1:
+        copy_extractor_part(runs[0], folder)
+    else:
+        average_extractor_parts([run / EXTRACTOR for run in runs], folder / EXTRACTOR)
     write_stages(folder, average_stages(runs, last.config.model.members))
 
 
@@ -85,9 +89,11 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
         sizes, expected = (_sizes(checkpoint.config.model, as_members) for checkpoint in (other, first))
         if sizes != expected:
             raise ConfigurationError(f"{other.folder}: its model.* switches are not those of {first.folder}")
-    trained = [run for run in runs if (run / EXTRACTOR).exists()]
-    if trained and (as_members or len(trained) < len(runs)):
-        raise ConfigurationError(f"{trained[0]}: trained Inception blocks of its own, which others cannot read")
+    extractors = {run: extractor_digest(run) for run in runs}
+    different = set(extractors.values())
+    if len(different) > 1 and (as_members or None in different):
+        trained = next(run for run, digest in extractors.items() if digest)
+        raise ConfigurationError(f"{trained}: trained Inception blocks of its own, which others cannot read")
     return checkpoints
 
 

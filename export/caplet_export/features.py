@@ -2,7 +2,8 @@
 
 A store is a folder::
 
-    store.json    the source of the features (weights digest, view, block, shape, precision); written first, not changed
+    store.json    the source of the features (digests of weights, view, block, shape, precision); written first, not
+                  changed
     names.txt     image names, one a line, in row order
     rows.f16      float16 rows, locations × channels each, in the order of names.txt
     skipped.txt   images that could not be read, one a line; written last, so a store without it is not finished
@@ -50,6 +51,14 @@ class StoreSource:
     channels: int = 2048
     precision: str | None = None
     """Precision of the computation, `float32` or `bfloat16`; None where it is not recorded (up to release 0.9)."""
+    extractor: str | None = None
+    """sha256 of the Inception blocks that a run trained and that were used, see `checkpoint.extractor_digest`; None for
+    the Inception weights as they are."""
+
+    @property
+    def made_by(self) -> str:
+        """What tells the extractor from others: digests of its weights, and of the blocks that a run trained."""
+        return f"{self.weights} {self.extractor}" if self.extractor else self.weights
 
 
 class StoredFeatures(ABC):
@@ -174,7 +183,7 @@ def open_store(folder: Path, blocks: Sequence[str], view: str) -> StoredFeatures
     for block, store in zip(blocks, stores, strict=True):
         if store.source.layer != block:
             raise StoreError(f"{store.folder}: stored at block {store.source.layer}, not {block}")
-        if store.source.weights != stores[0].source.weights:
+        if store.source.made_by != stores[0].source.made_by:
             raise StoreError(f"{store.folder}: stored with other Inception weights than {stores[0].folder}")
     return stores[0] if len(stores) == 1 else JoinedStores(stores)
 
@@ -198,7 +207,8 @@ class FeatureWriter:
                 if replace(have, precision=have.precision or source.precision) != source:
                     raise StoreError(f"{self.folder}: holds features of another source ({have}); use another folder")
             else:
-                write_whole(self.folder / "store.json", json.dumps({"format": _FORMAT, **asdict(source)}))
+                known = {name: value for name, value in asdict(source).items() if value is not None}
+                write_whole(self.folder / "store.json", json.dumps({"format": _FORMAT, **known}))
             self.names = _lines(self.folder / _NAMES)
             rows = self.folder / _ROWS
             have_rows = (rows.stat().st_size if rows.exists() else 0) // self._row_bytes

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from caplet_export.checkpoint import Checkpoint, empty_model, require_frozen_extractor, save_checkpoint
+from caplet_export.checkpoint import Checkpoint, copy_extractor_part, empty_model, save_checkpoint
 from caplet_export.errors import ConfigurationError
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import sample
@@ -76,10 +76,7 @@ def unit_importances(
 
 
 def require_prunable(checkpoint: Checkpoint) -> None:
-    """Raise a ConfigurationError if a run has trained Inception blocks of its own, which would have to be copied with
-    it, or has no deep output, the only output whose layers are known here.
-    """
-    require_frozen_extractor(checkpoint, "pruned")
+    """Raise a ConfigurationError if a run has no deep output, the only output whose layers are known here."""
     if not checkpoint.config.model.deep_output:
         raise ConfigurationError(f"{checkpoint.folder}: has no deep output (model.deep_output), and cannot be pruned")
 
@@ -87,7 +84,8 @@ def require_prunable(checkpoint: Checkpoint) -> None:
 def prune_run(checkpoint: Checkpoint, importances: Sequence[Units], config: ModelConfig, folder: Path) -> None:
     """Write into `folder`, which exists, the run with only the most important units, as many as `config` says.
 
-    The weights of an ensemble are stored in float16, as `join` stores them.
+    The weights of an ensemble are stored in float16, as `join` stores them. Inception blocks that the run trained are
+    copied.
 
     Args:
         checkpoint: the run, see `require_prunable`.
@@ -106,6 +104,7 @@ def prune_run(checkpoint: Checkpoint, importances: Sequence[Units], config: Mode
             kept_columns = np.asarray(wide)[..., columns]
             narrow.assign((kept_columns[rows] if kept_columns.ndim == 2 else kept_columns).astype(narrow.dtype))
     save_checkpoint(folder, replace(checkpoint.config, model=config), checkpoint.vocabulary, model)
+    copy_extractor_part(checkpoint.folder, folder)
     kept_sizes = ", ".join(f"{size} {getattr(config, size)}" for size in SIZES)
     write_stages(folder, cut_stages(checkpoint.folder, f"pruned to {kept_sizes}", config.members))
 

@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from caplet_export.checkpoint import DAMAGED, DECODER, EXTRACTOR, Checkpoint, load_checkpoint, run_digest
+from caplet_export.checkpoint import (
+    DAMAGED,
+    DECODER,
+    EXTRACTOR,
+    Checkpoint,
+    copy_extractor_part,
+    load_checkpoint,
+    run_digest,
+)
 from caplet_export.config import Config, TrainConfig, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
@@ -78,6 +86,7 @@ class Run(ABC):
         if start_from and (theirs := _differences(inherit(config, load_config(start_from / "config.json")), config)):
             raise ConfigurationError(f"{start_from}: a model of another configuration: {theirs}")
         self._check_folder()
+        self._inherits_extractor = None if config.trains_extractor else start_from
         self._stages_before = read_stages(start_from) if start_from else []
         self._taught_by = {"teacher": " ".join(map(run_name, teachers))} if teachers else {}
         # Digests of all inputs that its configuration does not tell, by the option that gives them: a run goes on only
@@ -145,6 +154,8 @@ class Run(ABC):
             if not (self.folder / RESUME).exists():
                 self.vocabulary.save(self.folder / "vocabulary.txt")
                 self.config.save(self.folder / "config.json")
+                if self._inherits_extractor:
+                    copy_extractor_part(self._inherits_extractor, self.folder)
             if self.kept is epoch:
                 names = [DECODER, EXTRACTOR] if self.config.trains_extractor else [DECODER]
                 with whole_files(*(self.folder / name for name in names)) as temporaries:

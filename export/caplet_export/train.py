@@ -27,10 +27,9 @@ from caplet_export.batches import Batches, padded_length
 from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import (
     DECODER,
-    EXTRACTOR,
     ExtractorPart,
     load_weights,
-    require_frozen_extractor,
+    require_features_of,
     require_shape,
 )
 from caplet_export.config import Config, TrainConfig
@@ -108,11 +107,10 @@ class Trainer(Run):
             )
         )
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
-        encoder_weights, teachers = stores.plain.source.weights, [teacher] if teacher else []
-        for run in filter(None, (start_from, teacher)):
-            require_encoder_weights(run, encoder_weights, stores.plain.folder)
-        super().__init__(Path(folder), config, vocabulary, encoder_weights, start_from, teachers)
-        self._origin["--features"] = encoder_weights
+        source = stores.plain.source
+        _require_features(config, stores.plain, start_from, teacher)
+        super().__init__(Path(folder), config, vocabulary, source.weights, start_from, [teacher] if teacher else [])
+        self._origin["--features"] = source.made_by
 
         settings = self.config.train
         keras.utils.set_random_seed(settings.seed)
@@ -121,12 +119,11 @@ class Trainer(Run):
             load_weights(self.model, start_from / DECODER)
         self._extractor = extractor
         self.upper = self._upper_blocks(start_from)
-        source = stores.plain.source
         shape = extractor.output_shape[1:] if extractor else (source.locations, source.channels)
         require_shape(config.model, shape, folder)
         self._teacher = self._load_teacher(teacher)
         self._plain = stores.plain
-        if len({store.source.weights for store in (*stores.train, stores.plain)}) > 1:
+        if len({store.source.made_by for store in (*stores.train, stores.plain)}) > 1:
             raise DataError(f"{stores.plain.folder.parent}: views stored with different Inception weights")
 
         batches = partial(Batches, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed)
@@ -380,7 +377,6 @@ class Trainer(Run):
         if self.upper is not None:
             raise ConfigurationError("distillation: Inception blocks cannot be trained along")
         teacher = self._load_alike(run, self.config.train.precision)
-        require_frozen_extractor(teacher, "a teacher here; `tune --teacher` takes it")
         if teacher.config.model.blocks != self.config.model.blocks:
             blocks = " ".join(teacher.config.model.blocks)
             raise ConfigurationError(f"{run}: reads {blocks}, {self.folder} {' '.join(self.config.model.blocks)}")
@@ -389,11 +385,6 @@ class Trainer(Run):
     def _upper_blocks(self, start_from: Path | None) -> keras.Model | None:
         layer = self.config.train.extractor_layer
         if not self.config.trains_extractor:
-            if start_from and (start_from / EXTRACTOR).exists():
-                raise ConfigurationError(
-                    f"{start_from}: trained Inception blocks of its own, which the stored features are not from; set "
-                    "train.extractor_layer as then, or go on with `tune`"
-                )
             return None
         if self._extractor is None:
             raise ConfigurationError(f"train.extractor_layer={layer} needs --encoder-weights")
@@ -402,6 +393,20 @@ class Trainer(Run):
         if start_from:
             self._part.take_over(self._extractor, start_from)
         return upper
+
+
+def _require_features(config: Config, store: StoredFeatures, start_from: Path | None, teacher: Path | None) -> None:
+    """Raise a ConfigurationError if a run cannot be trained on these features, from `start_from` and by `teacher`."""
+    if config.trains_extractor:
+        if store.source.extractor:
+            raise ConfigurationError(f"{store.folder}: from blocks that a run trained; they are trained on by `tune`")
+        if start_from:
+            require_encoder_weights(start_from, store.source.weights, store.folder)
+        return
+    if store.source.extractor and start_from is None:
+        raise ConfigurationError(f"{store.folder}: from blocks that a run trained; give that run as --from")
+    for run in filter(None, (start_from, teacher)):
+        require_features_of(run, store)
 
 
 @contextmanager

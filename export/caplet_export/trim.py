@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet_export.checkpoint import Checkpoint, empty_model, save_checkpoint
+from caplet_export.checkpoint import Checkpoint, copy_extractor_part, empty_model, save_checkpoint
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import members_of
@@ -41,7 +41,7 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
     stores them.
 
     Args:
-        checkpoint: the run, without trained Inception blocks of its own, which would have to be copied with it.
+        checkpoint: the run; what it trained of Inception is copied with it.
         kept: ids of words; `<pad>`, `<start>`, `<end>` and `<unk>` stay anyhow.
         reason: which words these are, for the model card.
         folder: where to.
@@ -58,6 +58,7 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
             variable.assign(_of_words(np.asarray(whole), ids, variable.shape).astype(variable.dtype))
     vocabulary = Vocabulary([checkpoint.vocabulary.words[number] for number in ids])
     save_checkpoint(folder, config, vocabulary, model)
+    copy_extractor_part(checkpoint.folder, folder)
     left = f"vocabulary: {len(ids)} words, {reason}"
     write_stages(folder, cut_stages(checkpoint.folder, left, config.model.members))
     return vocabulary

@@ -183,6 +183,15 @@ def test_what_was_trained_of_inception_is_averaged_too(
     assert "damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("average", [[], ["--average"]], ids=["joined", "averaged"])
+def test_runs_that_read_the_same_trained_blocks_keep_them(runs: list[Path], tmp_path: Path, average: list[str]) -> None:
+    """To the byte, since features are known by it."""
+    for run in runs:
+        (run / "extractor.npz").write_bytes(b"blocks")
+    assert main(["join", *average, *map(str, runs), "-o", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "extractor.npz").read_bytes() == b"blocks"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -209,8 +209,5 @@ def test_what_cannot_be_pruned_is_said_before_anything_is_computed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shallow = write_run(tmp_path / "shallow", 1, dataclasses.replace(TINY, deep_output=False))
-    tuned = write_run(tmp_path / "tuned", 1, TINY)
-    (tuned / "extractor.npz").write_bytes(b"")
-    for run, said in ((shallow, "no deep output"), (tuned, "Inception blocks of its own, and cannot be pruned")):
-        assert main(["prune", str(run), "--data", "gone", "--features", "gone", "-o", str(tmp_path / "new")]) == 1
-        assert said in capsys.readouterr().err
+    assert main(["prune", str(shallow), "--data", "gone", "--features", "gone", "-o", str(tmp_path / "new")]) == 1
+    assert "no deep output" in capsys.readouterr().err

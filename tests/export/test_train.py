@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from caplet_export.batches import Batches, caption_ids, padded_length
-from caplet_export.checkpoint import ExtractorPart, load_checkpoint, load_extractor_part
+from caplet_export.checkpoint import ExtractorPart, extractor_digest, load_checkpoint, load_extractor_part
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig, changed_switches, load_config
 from caplet_export.ensemble import average_runs, join_runs
@@ -791,6 +791,66 @@ def test_an_array_whose_header_is_damaged_is_said_in_a_line(tmp_path: Path, soun
     path.write_bytes(whole.replace(sound, damaged))
     with pytest.raises(ConfigurationError, match=r"extractor\.npz: damaged"):
         load_extractor_part(small_extractor(), path)
+
+
+# -- on features by blocks that a run trained --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned(run: Path) -> Path:
+    """A run that trained Inception blocks, as far as files tell."""
+    (run / "extractor.npz").write_bytes(b"blocks")
+    return run
+
+
+def by_blocks_of(run: Path | None, stores: Stores) -> Stores:
+    """The same features, as if the blocks that a run trained had made them; None for Inception as it came."""
+    made = []
+    for store in (*stores.train, stores.plain):
+        made.append(FeatureStore(store.folder))
+        made[-1].source = dataclasses.replace(store.source, extractor=extractor_digest(run) if run else None)
+    return Stores(made[:-1], made[-1])
+
+
+def test_a_run_goes_on_on_features_by_the_blocks_it_trained(
+    tmp_path: Path, tuned: Path, dataset: Dataset, stores: Stores
+) -> None:
+    """It keeps the blocks, and so do those that go on from it."""
+    theirs = by_blocks_of(tuned, stores)
+    for name, start in (("on", tuned), ("further", tmp_path / "on")):
+        finish(Trainer(tmp_path / name, ONE_EPOCH, dataset, theirs, start_from=start))
+        assert (tmp_path / name / "extractor.npz").read_bytes() == b"blocks"
+    again = Trainer(tmp_path / "on", ONE_EPOCH, dataset, theirs, start_from=tuned)
+    assert again.finished
+    taught = with_train(objective="distillation", epochs=1)
+    Trainer(tmp_path / "taught", taught, dataset, theirs, start_from=tuned, teacher=tmp_path / "on")
+
+
+def test_a_run_does_not_go_on_on_features_by_other_blocks(
+    tmp_path: Path, trained: Path, tuned: Path, dataset: Dataset, stores: Stores
+) -> None:
+    theirs, another = by_blocks_of(tuned, stores), shutil.copytree(tuned, tmp_path / "another")
+    (another / "extractor.npz").write_bytes(b"other blocks")
+    taught, along = with_train(objective="distillation"), with_train(extractor_layer="mixed9")
+    for config, seen, start, teacher, said in (
+        (ONE_EPOCH, stores, tuned, None, "run: trained Inception blocks of its own, which .*plain is not from"),
+        (ONE_EPOCH, theirs, another, None, "another: trained Inception blocks of its own"),
+        (ONE_EPOCH, theirs, trained, None, "trained: reads Inception as it came, but .*plain is from blocks"),
+        (ONE_EPOCH, theirs, None, None, "plain: from blocks that a run trained; give that run as --from"),
+        (along, theirs, tuned, None, "plain: from blocks that a run trained; they are trained on by `tune`"),
+        (taught, theirs, tuned, another, "another: trained Inception blocks of its own"),
+        (taught, stores, trained, tuned, "run: trained Inception blocks of its own"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            Trainer(tmp_path / "new", config, dataset, seen, start_from=start, teacher=teacher)
+    mixed = Stores(stores.train, theirs.plain)
+    with pytest.raises(DataError, match="views stored with different Inception weights"):
+        Trainer(tmp_path / "new", ONE_EPOCH, dataset, mixed, start_from=tuned)
+    assert not (tmp_path / "new").exists()
+    finish(Trainer(tmp_path / "on", ONE_EPOCH, dataset, theirs, start_from=tuned))
+    shutil.copy(another / "extractor.npz", tuned)
+    with pytest.raises(ConfigurationError, match="another --from"):
+        Trainer(tmp_path / "on", ONE_EPOCH, dataset, by_blocks_of(tuned, stores), start_from=tuned)
 
 
 # -- the self-critical objective --------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from caplet_export.checkpoint import load_checkpoint
+from caplet_export.checkpoint import extractor_digest, load_checkpoint
 from caplet_export.cli import main
 from caplet_export.config import ModelConfig
 from caplet_export.ensemble import join_runs
@@ -169,12 +170,20 @@ def test_what_cannot_be_kept_is_said(
     assert not Path("trimmed").exists()
 
 
-@pytest.mark.parametrize("options", [["--words", "gone"], ["--data", "gone", "--features", "gone"]], ids=" ".join)
-def test_trained_inception_blocks_are_not_left_behind_unseen(
-    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("verb", ["trim", "prune"])
+def test_blocks_of_inception_that_a_run_trained_are_kept(
+    tmp_path: Path, dataset: Dataset, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which is said before anything is computed."""
-    run = write_run(tmp_path / "run", 1)
-    (run / "extractor.npz").write_bytes(b"")
-    assert main(["trim", str(run), *options, "-o", str(tmp_path / "new")]) == 1
-    assert "Inception blocks of its own, and cannot be trimmed" in capsys.readouterr().err
+    """And decisions are made on what they give, not on other features."""
+    run = write_run(tmp_path / "run", 1, SMALL)
+    (run / "extractor.npz").write_bytes(b"blocks")
+    command = [verb, str(run), "--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    assert main([*command, "-o", str(tmp_path / "new")]) == 1
+    assert f"{run}: trained Inception blocks of its own" in capsys.readouterr().err
+    source = tmp_path / "features" / "mixed10-plain" / "store.json"
+    source.write_text(json.dumps({**json.loads(source.read_text()), "extractor": extractor_digest(run)}))
+    assert main([*command, "-o", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "extractor.npz").read_bytes() == b"blocks"
+    (run / "extractor.npz").unlink()
+    assert main([*command, "-o", str(tmp_path / "other")]) == 1
+    assert f"{run}: reads Inception as it came" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from caplet import Captioner
@@ -127,10 +128,26 @@ def test_features_of_every_photo_and_of_the_mirrored_training_photos(done: Seque
 
 
 def test_each_stage_of_training_leaves_a_run(done: Sequence[Done], folder: Path) -> None:
-    for run in ("first", "fine-tuned", "final", "whole"):
+    for run in ("first", "fine-tuned", "final", "whole", "fitted"):
         names = {path.name for path in (folder / "runs" / run).iterdir()}
         assert {"config.json", "vocabulary.txt", "decoder.weights.h5", "history.json", "curves.png"} <= names
-        assert ("extractor.npz" in names) == (run in ("fine-tuned", "whole"))
+        assert ("extractor.npz" in names) == (run in ("fine-tuned", "whole", "fitted"))
+
+
+def test_features_by_a_runs_own_blocks(done: Sequence[Done], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against its extractor as `convert` loads it; the blocks go along with the run that is trained on them."""
+    from caplet_export.checkpoint import load_extractor
+    from caplet_export.flickr8k import read_dataset
+    from caplet_export.inception import scale
+    from caplet_export.photos import read_photo
+
+    monkeypatch.chdir(folder)
+    stored, others = (FeatureStore(Path(name) / "mixed10-plain") for name in ("features-whole", "features"))
+    dataset, name = read_dataset(Path("flickr8k")), stored.names[0]
+    pixels = read_photo(dataset, name, (299, 299))
+    expected = load_extractor("runs/fitted", WEIGHTS)(scale(pixels[None]), training=False)[0]
+    difference = abs(stored[name] - np.asarray(expected).reshape(64, 2048))
+    assert difference.max() < 0.1 * abs(stored[name] - others[name]).max()
 
 
 def test_the_bundle_has_learned_the_tiny_world(done: Sequence[Done], folder: Path) -> None:
@@ -427,12 +444,27 @@ def upper_blocks_of_other_weights_than_the_stored_ones(folder: Path) -> list[str
     return [*TRAIN, "--recipe", "fine_tune", "--from", "runs/first", "--encoder-weights", WEIGHTS]
 
 
-@bad_input("runs/whole: trained Inception blocks of its own, which the stored features are not from")
+@bad_input("runs/whole: trained Inception blocks of its own, which features/mixed10-plain is not from")
 def features_that_are_not_a_tuned_runs(_: Path) -> list[str]:
     return [*TRAIN, "--recipe", "self_critical", "--from", "runs/whole"]
 
 
-@bad_input("runs/whole: trained Inception blocks of its own, and cannot be a teacher here")
+@bad_input("features-whole/mixed10-plain: from blocks that a run trained; give that run as --from")
+def features_of_a_tuned_run_without_that_run(_: Path) -> list[str]:
+    return ["train", "runs/new", *DATA, "--features", "features-whole", *SMALL_SWITCHES]
+
+
+@bad_input("holds features of another source")
+def features_of_a_tuned_run_among_others(_: Path) -> list[str]:
+    return ["features", "features", *DATA, "--run", "runs/whole", "--encoder-weights", WEIGHTS]
+
+
+@bad_input("runs/gone/config.json: No such file")
+def features_of_no_run(_: Path) -> list[str]:
+    return ["features", "new", *DATA, "--run", "runs/gone"]
+
+
+@bad_input("runs/whole: trained Inception blocks of its own, which features/mixed10-plain is not from")
 def a_teacher_with_an_extractor_of_its_own(_: Path) -> list[str]:
     return [*TRAIN, "--recipe", "distillation", "--from", "runs/final", "--teacher", "runs/whole"]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
+from caplet_export.config import load_config
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest, whole_in_another_precision
 from caplet_export.photos import read_photo
@@ -23,11 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` (a download) or a path")
     parser.add_argument(
+        "--run",
+        type=Path,
+        help="use the Inception blocks that this run trained, to go on with its captioner on what they give",
+    )
+    parser.add_argument(
         "--layer",
         nargs="+",
-        default=["mixed10"],
         metavar="BLOCK",
-        help="Inception blocks to store (default: mixed10); several cost no more than the last of them alone",
+        help="Inception blocks to store (default: those that --run reads, or mixed10); several cost no more than the "
+        "last of them alone",
     )
     parser.add_argument(
         "--views",
@@ -51,16 +57,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fill the stores: `BLOCK-plain` with every split, and `BLOCK-VIEW` with training photos for each further view."""
     views = [check_view(view) for view in arguments.views]
+    read = load_config(arguments.run / "config.json").model.blocks if arguments.run else ("mixed10",)
+    blocks = list(dict.fromkeys(arguments.layer or read))
     dataset = read_data(arguments)
     digest = weights_digest(arguments.encoder_weights)
 
     load_tensorflow()
     import tensorflow as tf
 
+    from caplet_export.checkpoint import extractor_digest, load_extractor
     from caplet_export.inception import INPUT_SIZE, build_extractor, scale, tap_blocks
 
-    blocks = list(dict.fromkeys(arguments.layer))
-    tapped = tap_blocks(build_extractor(arguments.encoder_weights, arguments.precision), blocks)
+    if arguments.run:
+        trained = extractor_digest(arguments.run)
+        extractor = load_extractor(arguments.run, arguments.encoder_weights, arguments.precision)
+    else:
+        trained, extractor = None, build_extractor(arguments.encoder_weights, arguments.precision)
+    tapped = tap_blocks(extractor, blocks)
     shapes = [tapped.output[block].shape for block in blocks]
     sizes = [(height * width, channels) for _, height, width, channels in shapes]
     pixels = tf.TensorSpec((None, INPUT_SIZE, INPUT_SIZE, 3), tf.uint8)
@@ -77,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     unreadable: set[str] = set()
     for view, names in plan:
         stores = {
-            arguments.output / f"{block}-{view}": StoreSource(digest, view, block, *size, arguments.precision)
+            arguments.output / f"{block}-{view}": StoreSource(digest, view, block, *size, arguments.precision, trained)
             for block, size in zip(blocks, sizes, strict=True)
         }
         if there := whole_in_another_precision(stores, names):

@@ -50,12 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(arguments.output, RUN, inputs)
 
     load_tensorflow()
-    from caplet_export.checkpoint import load_checkpoint, require_frozen_extractor
+    from caplet_export.checkpoint import load_checkpoint
     from caplet_export.text import Vocabulary
     from caplet_export.trim import trim_run
 
     checkpoint = load_checkpoint(arguments.run)
-    require_frozen_extractor(checkpoint, "trimmed")
     before = len(checkpoint.vocabulary)
     if arguments.words is None:
         kept = _proposed(checkpoint, arguments, likeliest)
