@@ -92,6 +92,7 @@ def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
         ArgumentError: `path` is not a path at all.
     """
     named = path if path is not None else os.environ.get(MODEL_VARIABLE) or None
+    source = f" (from {MODEL_VARIABLE})" if path is None and named else ""
     try:
         root = default_bundle() if named is None else Path(os.fsdecode(named))
     except TypeError:
@@ -101,13 +102,12 @@ def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
     except (OSError, ValueError):  # a null byte or a name too long for any directory
         found = False
     if not found:
-        source = f" (from {MODEL_VARIABLE})" if path is None and named else ""
         raise BundleNotFoundError(str(root), f"no such directory{source}", "give a directory with a manifest.json")
     try:
         (root / MANIFEST).stat()
     except FileNotFoundError:
         remedy = "give the directory of a caplet bundle"
-        raise BundleNotFoundError(str(root), f"has no {MANIFEST}", remedy) from None
+        raise BundleNotFoundError(str(root), f"has no {MANIFEST}{source}", remedy) from None
     except OSError as error:
         raise _unreadable(root, error) from error
     return root

@@ -59,6 +59,9 @@ def test_the_argument_comes_before_the_environment(
     assert load_bundle(str(tiny_bundle)).path == tiny_bundle
     with pytest.raises(BundleNotFoundError, match=r"nowhere.*CAPLET_MODEL"):
         load_bundle()
+    (tmp_path / "nowhere").mkdir()
+    with pytest.raises(BundleNotFoundError, match=r"nowhere: has no manifest\.json \(from CAPLET_MODEL\)"):
+        load_bundle()
 
 
 def test_the_environment_comes_before_the_bundled_model(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
