@@ -135,7 +135,7 @@ def test_each_stage_of_training_leaves_a_run(done: Sequence[Done], folder: Path)
 
 
 def test_features_by_a_runs_own_blocks(done: Sequence[Done], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against its extractor as `convert` loads it; the blocks go along with the run that is trained on them."""
+    """Against the extractor as `convert` loads it for the run that was trained on them."""
     from caplet_export.checkpoint import load_extractor
     from caplet_export.flickr8k import read_dataset
     from caplet_export.inception import scale
@@ -146,8 +146,8 @@ def test_features_by_a_runs_own_blocks(done: Sequence[Done], folder: Path, monke
     dataset, name = read_dataset(Path("flickr8k")), stored.names[0]
     pixels = read_photo(dataset, name, (299, 299))
     expected = load_extractor("runs/fitted", WEIGHTS)(scale(pixels[None]), training=False)[0]
-    difference = abs(stored[name] - np.asarray(expected).reshape(64, 2048))
-    assert difference.max() < 0.1 * abs(stored[name] - others[name]).max()
+    rounding, tuning = (abs(stored[name] - np.reshape(other, (64, 2048))).mean() for other in (expected, others[name]))
+    assert rounding < 0.3 * tuning
 
 
 def test_the_bundle_has_learned_the_tiny_world(done: Sequence[Done], folder: Path) -> None:
