@@ -205,7 +205,11 @@ class FeatureWriter:
             if (self.folder / "store.json").exists():
                 have = _read_source(self.folder)
                 if replace(have, precision=have.precision or source.precision) != source:
-                    raise StoreError(f"{self.folder}: holds features of another source ({have}); use another folder")
+                    ours = asdict(source)
+                    theirs = ", ".join(
+                        f"{name}={value or 'none'}" for name, value in asdict(have).items() if value != ours[name]
+                    )
+                    raise StoreError(f"{self.folder}: holds features of another source, {theirs}; use another folder")
             else:
                 known = {name: value for name, value in asdict(source).items() if value is not None}
                 write_whole(self.folder / "store.json", json.dumps({"format": _FORMAT, **known}))

@@ -271,8 +271,12 @@ def test_killed_at_random_moments_it_ends_whole(tmp_path: Path) -> None:
 
 def test_features_of_another_source_are_not_mixed_in(tmp_path: Path) -> None:
     fill(tmp_path)
-    with pytest.raises(StoreError, match="another source"):
-        list(extract({tmp_path: StoreSource("other", locations=2, channels=3)}, NAMES, load, run))
+    for source, said in (
+        (replace(SOURCE, weights="other"), "weights=digest"),
+        (replace(SOURCE, extractor="x"), "extractor=none"),
+    ):
+        with pytest.raises(StoreError, match=f"holds features of another source, {said}; use"):
+            list(extract({tmp_path: source}, NAMES, load, run))
 
 
 def test_a_store_stays_whole_where_another_is_refused(tmp_path: Path) -> None:
