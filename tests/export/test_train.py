@@ -803,12 +803,12 @@ def tuned(run: Path) -> Path:
     return run
 
 
-def by_blocks_of(run: Path | None, stores: Stores) -> Stores:
-    """The same features, as if the blocks that a run trained had made them; None for Inception as it came."""
+def by_blocks_of(run: Path, stores: Stores) -> Stores:
+    """The same features, as if the blocks that a run trained had made them."""
     made = []
     for store in (*stores.train, stores.plain):
         made.append(FeatureStore(store.folder))
-        made[-1].source = dataclasses.replace(store.source, extractor=extractor_digest(run) if run else None)
+        made[-1].source = dataclasses.replace(store.source, extractor=extractor_digest(run))
     return Stores(made[:-1], made[-1])
 
 
