@@ -20,7 +20,8 @@ from caplet import Captioner
 from caplet.errors import CapletError
 from caplet.image import load_pixels
 from caplet.manifest import FORMAT_VERSION, Decoding
-from caplet_export.card import ATTENTION, render_card, render_scores
+from caplet_export.card import ATTENTION, CHART, render_card, render_scores
+from caplet_export.charts import plot_ablations
 from caplet_export.config import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.inputs import read_json
@@ -104,7 +105,8 @@ def write_bundle(
         manifest["metrics"] = summarize_metrics(metrics, name, decoding, sha256)
         size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
         photos = _store_photos(folder, golden, size)
-        card = render_card(manifest, ablations, comparison, findings, limits, figure=bool(golden))
+        chart = plot_ablations(ablations, folder / CHART)
+        card = render_card(manifest, ablations, comparison, findings, limits, figure=bool(golden), chart=chart)
         (folder / "README.md").write_text(card, encoding="utf-8")
         manifest["files"] = _hashes(folder)
         # Captions need a bundle that can be loaded, so the manifest is written twice.

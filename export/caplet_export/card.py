@@ -9,6 +9,7 @@ from caplet_export.metrics import LIMITED, TITLES
 from caplet_export.stages import ALL
 
 ATTENTION = "attention.jpg"
+CHART = "ablations.png"
 
 
 def render_card(
@@ -19,6 +20,7 @@ def render_card(
     limits: str | None = None,
     *,
     figure: bool = True,
+    chart: bool = False,
 ) -> str:
     """The card as Markdown.
 
@@ -29,6 +31,7 @@ def render_card(
         findings: Markdown: what was found out while the model was made, such as what limits it and what did not help.
         limits: Markdown: what the captioner must not be used for.
         figure: whether the bundle has the drawing of its first golden photo.
+        chart: whether it has a chart of the `ablations`.
     """
     sections = [
         _introduction(manifest),
@@ -36,6 +39,7 @@ def render_card(
         f"## What it is not for\n\n{limits.strip()}" if limits else "",
         _licence(manifest["license"]),
         f"## What 8 bits cost\n\n{comparison.strip()}" if comparison else "",
+        _chart() if chart else "",
         *map(_ablation, ablations),
         f"## What was found out\n\n{findings.strip()}" if findings else "",
         _making(manifest),
@@ -177,6 +181,14 @@ def _interval(interval: Mapping[str, float] | None) -> str:
 def _ablation(ablation: Mapping[str, Any]) -> str:
     note = f"\n\n{ablation['note']}" if ablation.get("note") else ""
     return f"## {ablation['title']}\n\n{markdown_table(ablation['columns'], ablation['rows'])}{note}"
+
+
+def _chart() -> str:
+    return f"""## What each part gave
+
+![the scores of the runs in the tables below, and by how much each differs from the one it is compared with]({CHART})
+
+Dots are values, lines 95% bootstrap intervals over photos; a difference whose interval holds 0 is hollow."""
 
 
 def _making(manifest: Mapping[str, Any]) -> str:

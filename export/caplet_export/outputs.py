@@ -17,7 +17,9 @@ Kind = tuple[frozenset[str], frozenset[str]]
 """A kind of folder that verbs write: the files that are always in it, by which it is known, and those that may be."""
 GRAPHS: Kind = (
     frozenset({"encoder.onnx", "decoder.onnx", "vocabulary.txt"}),
-    frozenset({"parity.json", "quantization.json", "manifest.json", "README.md", "attention.jpg", "golden"}),
+    frozenset(
+        {"parity.json", "quantization.json", "manifest.json", "README.md", "attention.jpg", "ablations.png", "golden"}
+    ),
 )
 """Folders of graphs, and bundles: both can be made again in minutes."""
 RUN: Kind = (

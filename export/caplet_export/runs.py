@@ -290,27 +290,3 @@ def data_digest(dataset: Dataset, train: Sequence[str], dev: Sequence[str]) -> s
     """sha256 of the raw captions of both splits and of the names of their readable photos, `train` and `dev`."""
     captions = [{name: dataset.captions[name] for name in dataset.split(split)} for split in ("train", "dev")]
     return hashlib.sha256(json.dumps([captions, train, dev]).encode()).hexdigest()
-
-
-def plot_history(history: Sequence[Epoch], kept: Epoch, path: Path) -> None:
-    """Draw losses and dev CIDEr-D by epoch into a PNG, with a mark at the epoch that is kept. Raises OSError."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    epochs = [epoch.epoch for epoch in history]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
-    left.plot(epochs, [epoch.train_loss for epoch in history], label="train", color="#8899aa")
-    left.plot(epochs, [epoch.dev_loss for epoch in history], label="dev", color="#1f5fa8")
-    left.set(xlabel="epoch", ylabel="loss")  # in self-critical training, the reward, negative
-    left.legend(frameon=False)
-    right.plot(epochs, [epoch.dev_cider for epoch in history], color="#1f5fa8")
-    right.plot([kept.epoch], [kept.dev_cider], "o", color="#d1495b")
-    right.annotate(f"{kept.dev_cider:.1f}", (kept.epoch, kept.dev_cider), xytext=(4, -12), textcoords="offset points")
-    right.set(xlabel="epoch", ylabel="dev CIDEr-D (greedy)")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)

@@ -17,8 +17,9 @@ from PIL import Image
 from caplet import Captioner
 from caplet.bundle import load_bundle
 from caplet.image import load_pixels
+from caplet_export.ablation import COLUMNS
 from caplet_export.bundle import Licences, read_ablation, write_bundle
-from caplet_export.card import markdown_table, render_card, render_scores, render_summary
+from caplet_export.card import CHART, markdown_table, render_card, render_scores, render_summary
 from caplet_export.checkpoint import run_digest
 from caplet_export.cli import main
 from caplet_export.config import DEFAULT_DECODING, Config
@@ -156,6 +157,17 @@ def test_the_card_shows_where_the_first_golden_photo_was_looked_at(
     with Image.open(tmp_path / "bundle/attention.jpg") as figure:
         assert figure.width <= 1200
     assert "attention.jpg" in json.loads((tmp_path / "bundle/manifest.json").read_text())["files"]
+
+
+def test_the_card_has_a_chart_of_its_ablations(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    row = ["xe", "51.6 (48.2 to 55.2)", "", "19.8", "46.1", "10.4", "10.2", "", "(the baseline)"]
+    tables = [{"title": "What each stage gave", "columns": list(COLUMNS), "rows": [row]}]
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, ablations=tables)
+    card = (tmp_path / "bundle/README.md").read_text()
+    assert card.index("](ablations.png)") < card.index("## What each stage gave")
+    assert "ablations.png" in json.loads((tmp_path / "bundle/manifest.json").read_text())["files"]
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden)  # a bundle with a chart is replaced
+    assert not (tmp_path / "bundle/ablations.png").exists()
 
 
 def test_the_card_says_what_was_found_out(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
@@ -551,4 +563,5 @@ def test_the_released_card_is_what_bundle_writes() -> None:
     tables = [read_ablation(parts / f"{name}.json") for name in ("stages", "switches")]
     texts = [(parts / f"{name}.md").read_text(encoding="utf-8") for name in ("comparison", "findings", "limits")]
     card = (models / "flickr8k-gru-int8" / "README.md").read_text(encoding="utf-8")
-    assert card == render_card(manifest, tables, *texts)
+    assert card == render_card(manifest, tables, *texts, chart=True)
+    assert CHART in manifest["files"]

@@ -31,7 +31,7 @@ from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
 from caplet_export.model import CaptionModel
 from caplet_export.outputs import GRAPHS, RUN, check_folder
-from caplet_export.runs import Epoch, Run, data_digest, plot_history, split_words
+from caplet_export.runs import Epoch, Run, data_digest, split_words
 from caplet_export.stages import ALL, Stage, read_stages
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer
@@ -1160,12 +1160,6 @@ def test_dropout_while_sampling_is_that_of_photos_and_of_words() -> None:
     for switch, own in (("channel_dropout", False), ("dropout", True)):
         assert abs(first[switch, True] - first[switch, False]).max() > 0.01
         assert (abs(np.diff(first[switch, True], axis=0)).max() > 0.01) == own
-
-
-def test_curves_are_a_picture(tmp_path: Path) -> None:
-    epochs = [Epoch(number, 3.0 - number, 3.5 - number, 10.0 * number, 1.0) for number in (1, 2)]
-    plot_history(epochs, epochs[1], tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_may_be_replaced(run: Path) -> None:

@@ -67,7 +67,7 @@ def shown_by(bar: ProgressBar) -> Callable[[int, int, float], None]:
 
 def tell_epoch(run: Run) -> None:
     """Print the figures of the epoch that a run has just ended, and draw the run's curves."""
-    from caplet_export.runs import plot_history
+    from caplet_export.charts import plot_history
 
     epoch, kept = run.history[-1], run.kept
     assert kept is not None

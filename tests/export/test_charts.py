@@ -1,0 +1,72 @@
+"""Charts show the figures they are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caplet_export.ablation import COLUMNS
+from caplet_export.charts import measured, plot_ablations, plot_history
+from caplet_export.runs import Epoch
+
+
+def table(*rows: tuple[str, str, str]) -> dict[str, Any]:
+    """A table as `ablation` writes it, of run, score and difference."""
+    rest = [""] * (len(COLUMNS) - 3)
+    return {"title": "What each stage gave", "columns": list(COLUMNS), "rows": [[*row, *rest] for row in rows]}
+
+
+@pytest.fixture
+def figure(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives the figure that was drawn last."""
+    from matplotlib import pyplot
+
+    monkeypatch.setattr(pyplot, "close", lambda _: None)
+    return pyplot.gcf
+
+
+def test_curves_are_a_picture(tmp_path: Path) -> None:
+    epochs = [Epoch(number, 3.0 - number, 3.5 - number, 10.0 * number, 1.0) for number in (1, 2)]
+    plot_history(epochs, epochs[1], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cells_of_ablation_are_read() -> None:
+    assert measured("36.8 (34.2 to 39.5)") == (36.8, 34.2, 39.5)
+    assert measured("-0.4 (-2.1 to +1.2)") == (-0.4, -2.1, 1.2)
+    assert measured("") is None
+    assert measured("36.8") is None
+
+
+def test_every_run_has_a_row_with_its_values_and_intervals(tmp_path: Path, figure: Any) -> None:
+    rows = [
+        ("first", "40.3 (37.6 to 43.5)", ""),
+        ("better", "45.1 (42.1 to 48.3)", "+4.8 (+3.1 to +6.5)"),
+        ("as good", "39.9 (37.2 to 42.8)", "-0.4 (-2.1 to +1.2)"),
+    ]
+    assert plot_ablations([table(*rows)], tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    scores, differences = figure().axes
+    assert [label.get_text() for label in scores.get_yticklabels()] == ["first", "better", "as good"]
+    top, bottom = scores.get_ylim()
+    assert top > bottom  # the first row is drawn above the others
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in scores.lines]
+    assert lines[:4] == [([37.6, 43.5], [0, 0]), ([40.3], [0]), ([42.1, 48.3], [1, 1]), ([45.1], [1])]
+    dots = [line for line in differences.lines if len(line.get_xdata()) == 1]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [(4.8, 1), (-0.4, 2)]
+    assert [line.get_markerfacecolor() == "white" for line in dots] == [False, True]
+
+
+def test_each_table_has_a_row_of_panels(tmp_path: Path, figure: Any) -> None:
+    one = table(("first", "40.3 (37.6 to 43.5)", ""))
+    other = {**table(("short", "20.0 (19.0 to 21.0)", "")), "title": "What each switch gives alone"}
+    assert plot_ablations([one, other], tmp_path / "chart.png")
+    assert [axes.get_title(loc="left") for axes in figure().axes] == [one["title"], "", other["title"], ""]
+
+
+@pytest.mark.parametrize("tables", [[], [table()], [table(("first", "40.3", ""))], [{**table(), "columns": ["run"]}]])
+def test_without_scores_nothing_is_drawn(tables: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert not plot_ablations(tables, tmp_path / "chart.png")
+    assert not list(tmp_path.iterdir())
