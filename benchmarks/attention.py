@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="Flickr8k, as for `caplet-export`")
-    parser.add_argument("--bundle", type=Path, help="default: the one that comes with caplet")
+    parser.add_argument("--bundle", type=Path, help="default: $CAPLET_MODEL, or the bundled model")
     parser.add_argument("--photos", type=count, default=300, help="of the dev split (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:

@@ -110,7 +110,7 @@ def _probe(name: str, *arguments: object) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.product", description=__doc__)
-    parser.add_argument("--bundle", type=Path, help="default: the one that comes with caplet")
+    parser.add_argument("--bundle", type=Path, help="default: $CAPLET_MODEL, or the bundled model")
     parser.add_argument("--wheel", type=Path, help="default: build one")
     parser.add_argument("--no-wheel", action="store_true", help="leave the sizes of the wheel out")
     parser.add_argument("--repetitions", type=count, default=20, help="default: %(default)s")

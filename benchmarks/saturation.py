@@ -66,7 +66,7 @@ def measure(bundle_path: Path | None, photo: Path, threads: int, runs: int) -> d
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.saturation", description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="default: the one that comes with caplet")
+    parser.add_argument("--bundle", type=Path, help="default: $CAPLET_MODEL, or the bundled model")
     parser.add_argument("--photo", type=Path, default=Path("tests/photos/astronaut.jpg"), help="(default: %(default)s)")
     parser.add_argument("--runs", type=count, default=100, help="of each, alternating (default: %(default)s)")
     arguments = parser.parse_args(argv)

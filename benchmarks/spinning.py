@@ -82,7 +82,7 @@ def _busy(programs: int) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.spinning", description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="default: the one that comes with caplet")
+    parser.add_argument("--bundle", type=Path, help="default: $CAPLET_MODEL, or the bundled model")
     parser.add_argument("--photo", type=Path, default=Path("tests/photos/astronaut.jpg"), help="(default: %(default)s)")
     parser.add_argument("--threads", type=count, default=2, help="(default: %(default)s)")
     parser.add_argument("--runs", type=count, default=40, help="of each, in turns (default: %(default)s)")

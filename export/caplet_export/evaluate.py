@@ -213,7 +213,7 @@ def evaluate(
     """Caption a split through the runtime and score it.
 
     Args:
-        bundle_path: a bundle's directory; None for the one that comes with caplet.
+        bundle_path: a bundle's directory; None as for `caplet.Captioner`.
         dataset: captions and splits.
         split: name of the split.
         beam_sizes: beams, of which each has its result; none for the bundle's default.

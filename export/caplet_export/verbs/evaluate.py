@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument(
-        "bundle", nargs="?", type=Path, help="bundle directory (default: the one that comes with caplet)"
+        "bundle", nargs="?", type=Path, help="bundle directory (default: $CAPLET_MODEL, or the bundled model)"
     )
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="data set in the Flickr8k layout")
     parser.add_argument("--split", help="train, dev or test (default: dev)")
