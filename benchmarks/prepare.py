@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder to write; about 500 MB")
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--run", type=Path, help="run folder written by `caplet-export train`")
+    weights.add_argument("--run", type=Path, help="run folder of `caplet-export`")
     weights.add_argument("--random", action="store_true", help="random weights of the released sizes instead")
     parser.add_argument("--encoder-weights", help="`imagenet` or a path (default: `imagenet`; with --random: random)")
     parser.add_argument("--bundle", type=Path, help="int8 bundle made of that run (default: quantise one here)")

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
     parser.add_argument("--features", type=Path, required=True, help="folder written by `caplet-export features`")
     parser.add_argument(
-        "--encoder-weights", default="imagenet", help="`imagenet` or a path; for runs that trained Inception blocks"
+        "--encoder-weights",
+        default="imagenet",
+        help="`imagenet` or a path; for runs that trained Inception blocks (default: %(default)s)",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON for `caplet-export bundle --ablation`")
 

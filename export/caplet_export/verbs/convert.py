@@ -16,7 +16,7 @@ from caplet_export.verbs import read_data
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("run", type=Path, help="run folder written by `caplet-export train`")
+    parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path (default: %(default)s)")
     parser.add_argument("--data", type=Path, required=True, help="data set with the photos for the proof")
     parser.add_argument("--split", default="dev", help="split the photos are taken from (default: %(default)s)")

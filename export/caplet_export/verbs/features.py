@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("output", type=Path, help="folder of the stores; repeat the command to continue")
     parser.add_argument("--data", type=Path, required=True, help="data set in the Flickr8k layout")
-    parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` (a download) or a path")
+    parser.add_argument(
+        "--encoder-weights", default="imagenet", help="`imagenet` (a download) or a path (default: %(default)s)"
+    )
     parser.add_argument(
         "--run",
         type=Path,

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.SWITCH=VALUE", help="change one switch; repeatable"
     )
-    parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path")
+    parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
