@@ -44,7 +44,7 @@ def idle_cpu(bundle: str, photo: str) -> dict[str, Any]:
 
 
 def batch(bundle: str, repetitions: str, *photos: str) -> dict[str, Any]:
-    """Photos per second of 32 photos in one batch, in caplet's usual batches, and one at a time, in turns."""
+    """Photos per second of 32 photos with that batch size, with the usual one, and one at a time, in turns."""
     from caplet import Captioner
 
     captioner = Captioner(bundle)

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, metavar="RUN", help="the run to imitate, for the recipe distillation")
     parser.add_argument(
         "--encoder-weights",
-        help="`imagenet` or a path: weights that the features were made with, and that upper blocks are trained from "
-        "(default: imagenet)",
+        help="`imagenet` or a path: weights that the features were made with (default: any), and that upper blocks are "
+        "trained from (default: imagenet)",
     )
 
 
