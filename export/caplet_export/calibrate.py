@@ -15,16 +15,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from caplet_export.onnx_graph import Session
-from caplet_export.ranges import BINS, DEFAULT_METHOD, MINMAX, RANGE_CHOICES, Histogram, Range
+from caplet_export.ranges import BINS, MINMAX, RANGE_CHOICES, Histogram, Range
 from caplet_export.text import START
 
 Feed = Mapping[str, NDArray[Any]]
 Feeds = Callable[[], Iterable[Feed]]
 
 
-def calibrate(
-    model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, method: str = DEFAULT_METHOD
-) -> dict[str, Range]:
+def calibrate(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, method: str) -> dict[str, Range]:
     """The range in which each group of values is to be quantised, by group; zero always lies in it.
 
     Args:

@@ -21,7 +21,7 @@ NEVER_SAID = (PAD, START, UNKNOWN)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def clean(caption: str, rules: str = "coco") -> list[str]:
+def clean(caption: str, rules: str) -> list[str]:
     """The words of a caption.
 
     `tutorial`: lower case; punctuation characters, then one-letter words, then words that are not all letters, dropped.
