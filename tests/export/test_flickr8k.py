@@ -47,6 +47,7 @@ def test_a_split_that_is_not_there_is_said(data: Path) -> None:
         "#0\ta caption",
         "photo.jpg#0\t   ",
         "photo.jpg#0\t<start> <end>",
+        "a page without a tab" * 1000,
     ],
 )
 def test_a_malformed_line_is_named_with_its_number_and_skipped(data: Path, line: str) -> None:
@@ -56,6 +57,8 @@ def test_a_malformed_line_is_named_with_its_number_and_skipped(data: Path, line:
     dataset = read_dataset(data)
     (defect,) = dataset.defects
     assert (defect.file, defect.line) == (tokens.name, 8)
+    shown = line if len(line) <= 60 else f"{line[:59]}…"
+    assert defect.reason == f"not '<file>#<n>TAB<caption>': {shown!r}"
     assert sum(map(len, dataset.captions.values())) == 100
 
 
