@@ -68,19 +68,13 @@ def test_rates_and_idling_are_figures(results: dict[str, Any]) -> None:
 
 
 class Clock:
-    """A clock that the work itself moves on; while the process sleeps, it takes a quarter of the processor's time."""
+    """A clock that the work itself moves on."""
 
     def __init__(self) -> None:
-        self.now = self.cpu = 0.0
+        self.now = 0.0
 
     def perf_counter(self) -> float:
         return self.now
-
-    def process_time(self) -> float:
-        return self.cpu
-
-    def sleep(self, seconds: float) -> None:
-        self.cpu += seconds / 4
 
 
 @pytest.fixture
@@ -110,10 +104,6 @@ def test_rates_are_photos_a_second(clock: Clock) -> None:
     assert clock.now == 4 * 32 * (1 + 1 / 4 + 1 / 2)  # once untimed, and three times
 
 
-def test_idling_is_a_share_of_the_time(clock: Clock) -> None:
-    assert probes.idle_cpu("bundle", "cat.jpg") == {"cpu_share": pytest.approx(1 / 4)}
-
-
 def test_a_large_photo_has_twelve_megapixels_and_takes_milliseconds(
     clock: Clock, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,11 +128,3 @@ def test_installed_size_is_what_the_files_weigh() -> None:
     package = Path(numpy.__file__).parent
     beside = [path for path in package.parent.glob("numpy*") if path != package]
     assert machine.installed_mb(["numpy"]) == pytest.approx(machine.disk_mb([package, *beside]), rel=0.05)
-
-
-def test_busy_compares_two_readings_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stat = tmp_path / "stat"
-    stat.write_text("cpu  100 0 0 100 0 0 0 0 0 0\n")
-    later = "cpu  130 0 0 160 10 0 0 0 0 0\n"  # 30 of 100 busy
-    monkeypatch.setattr(machine.time, "sleep", lambda seconds: stat.write_text(later))
-    assert machine.busy(stat) == pytest.approx(0.3)
