@@ -214,7 +214,7 @@ class ExtractorPart:
         if not path.exists():
             return
         if not _read_differences(path)[0].keys() <= self._before.keys():
-            cause = "trained Inception from a lower block on; set train.extractor_layer as then"
+            cause = "trained Inception from a lower block on; set the same train.extractor_layer"
             raise ConfigurationError(f"{run}: {cause}")
         load_extractor_part(extractor, path)
 
@@ -243,7 +243,7 @@ def load_extractor_part(extractor: keras.Model, path: Path) -> None:
         if difference.shape != before[position].shape:
             raise ConfigurationError(f"{path}: array {position} is {difference.shape}, not {before[position].shape}")
     if base != checksum(before.values()):
-        raise ConfigurationError(f"{path}: trained from other weights; give --encoder-weights as then")
+        raise ConfigurationError(f"{path}: trained from other weights; give the same --encoder-weights")
     for position, difference in differences.items():
         variables[position].assign(before[position] + difference)
 

@@ -602,7 +602,7 @@ def test_views_stored_with_other_weights_are_refused(tmp_path: Path, dataset: Da
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ("others.h5", "mixed10-plain: stored with other Inception weights; give --encoder-weights as then"),
+        ("others.h5", "mixed10-plain: stored with other Inception weights; give the same --encoder-weights"),
         ("gone.h5", "gone.h5: No such file"),
     ],
 )

@@ -243,7 +243,7 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
     one_step = refusal(learning_rate=1e30, extractor_learning_rate=1e30, evaluate_every=1, batch_images=100)
     assert "epoch 1, dev: the loss is nan" in one_step
     lower = on_jax(tune_cases.refusal, tmp_path / "run", data, tuned, extractor_layer="mixed9")
-    assert "from a lower block on; set train.extractor_layer as then" in lower
+    assert "from a lower block on; set the same train.extractor_layer" in lower
     other = on_jax(tune_cases.start_run, tmp_path / "other", write_tiny_flickr8k(tmp_path / "few", train=3, dev=1))
     assert "its vocabulary is not that of" in refusal([other], objective="distillation")
     assert "another configuration" in str(

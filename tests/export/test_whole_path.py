@@ -437,7 +437,7 @@ def no_bundle(_: Path) -> list[str]:
     return ["evaluate", "bundles/gone", *DATA]
 
 
-@bad_input("stored with other Inception weights; give --encoder-weights as then")
+@bad_input("stored with other Inception weights; give the same --encoder-weights")
 def upper_blocks_of_other_weights_than_the_stored_ones(folder: Path) -> list[str]:
     for store in (folder / "features").glob("mixed7-*/store.json"):
         store.write_text(json.dumps({**json.loads(store.read_text()), "weights": "others"}))

@@ -159,4 +159,4 @@ def _refuse_other_images(
     images = set(dataset.split(arguments.split or "dev")[: arguments.limit])
     for path, evaluation in zip(arguments.compare, evaluations, strict=True):
         if evaluation and images != evaluation.images:
-            raise ConfigurationError(f"{path}: evaluated on other images; set --split and --limit as then")
+            raise ConfigurationError(f"{path}: evaluated on other images; give the same --split and --limit")

@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     weights = arguments.encoder_weights or "imagenet"
     if (config.trains_extractor or arguments.encoder_weights) and weights_digest(weights) != plain.source.weights:
-        raise ConfigurationError(f"{plain.folder}: stored with other Inception weights; give --encoder-weights as then")
+        cause = "stored with other Inception weights; give the same --encoder-weights"
+        raise ConfigurationError(f"{plain.folder}: {cause}")
     trainer = Trainer(
         arguments.run,
         config,
