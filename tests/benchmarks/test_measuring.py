@@ -471,10 +471,13 @@ def test_the_chart_shows_medians_and_reaches_to_the_90th_percentile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = pytest.importorskip("matplotlib.figure")
+    dots: list[float] = []
     ends: list[float] = []
     save = figures.Figure.savefig
 
     def savefig(figure: Any, *arguments: Any, **options: Any) -> None:
+        _, medians = figure.axes[0].collections  # whiskers, dots
+        dots.extend(medians.get_offsets()[:, 0])
         ends.append(figure.axes[0].dataLim.x1)
         save(figure, *arguments, **options)
 
@@ -484,6 +487,7 @@ def test_the_chart_shows_medians_and_reaches_to_the_90th_percentile(
     report.chart({"peers": engines, "plan": {"threads": 2}}, tmp_path / "chart.svg")
     texts = re.findall("<!-- (.+?) -->", (tmp_path / "chart.svg").read_text())
     assert {"caplet-int8", "keras-predict", "23", "517"} <= set(texts)
+    assert sorted(dots) == [23, 517]
     assert ends == [pytest.approx(517 + 0.8 * 400)]
 
 

@@ -192,15 +192,25 @@ def test_a_readme_without_the_markers_is_left_alone(text: str) -> None:
         report.insert(text, "new")
 
 
+@pytest.mark.parametrize("named", [True, False])
 def test_the_command_writes_all_three(
-    peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any], tmp_path: Path
+    named: bool,
+    peers: dict[str, Any],
+    product: dict[str, Any],
+    operators: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Into the folder and the README that are named, or else into the repository's, which here is another."""
     pytest.importorskip("matplotlib")
     for name, results in (("peers", peers), ("product", product), ("operators", operators)):
         (tmp_path / f"{name}.json").write_text(json.dumps(results))
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\n{END}\n")
-    assert report.main(["--results", str(tmp_path), "--readme", str(readme)]) == 0
+    if not named:
+        monkeypatch.setattr(report, "RESULTS", tmp_path)
+        monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert report.main(["--results", str(tmp_path), "--readme", str(readme)] if named else []) == 0
     assert report.readme_table(peers) in readme.read_text()
     assert "| BLIP | not installed: torch |" in (tmp_path / "results.md").read_text()
     first = (tmp_path / "captions.svg").read_bytes()
