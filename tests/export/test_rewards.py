@@ -10,7 +10,7 @@ import pytest
 from caplet_export.bigrams import Bigrams
 from caplet_export.metrics import CiderD, rouge_l
 from caplet_export.rewards import CaptionReward
-from caplet_export.text import END, END_TOKEN, PAD, SPECIALS, Vocabulary
+from caplet_export.text import END, END_TOKEN, PAD, SPECIALS, START_TOKEN, Vocabulary
 
 WORDS = ["a", "dog", "runs", "on", "the", "beach", "two", "men", "sit", "red", "ball", "with", "in", "of", "jump"]
 VOCABULARY = Vocabulary([*SPECIALS, *WORDS])
@@ -72,9 +72,8 @@ def test_equal_to_the_scorer(references: dict[str, list[list[str]]], bigrams: Bi
 
 
 def test_implausible_pairs_from_both_sides(bigrams: Bigrams) -> None:
-    for first in (*WORDS, "<start>"):
-        after = {WORDS[position] for position in bigrams.never_after(first, WORDS)}
-        expected = {word for word in WORDS if (first, word) in bigrams.implausible([first, word], ended=False)}
-        if first != "<start>":
-            assert after == expected
+    for first in (*WORDS, START_TOKEN):
+        before = [] if first == START_TOKEN else [first]
+        expected = {word for word in WORDS if (first, word) in bigrams.implausible([*before, word], ended=False)}
+        assert {WORDS[position] for position in bigrams.never_after(first, WORDS)} == expected
     assert any(bigrams.never_after(word, WORDS) for word in WORDS)

@@ -154,9 +154,9 @@ def averages(run: Path, data: Path, start: Path) -> list[np.ndarray]:
     return [np.array(value) for value in tuner(run, data, start)._average["extractor"]]
 
 
-def said(weights: Path, config: ModelConfig, features: np.ndarray, tokens: np.ndarray, count: int) -> Any:
-    """Of a captioner: greedy ids and their logits, logits by teacher forcing read as a loop and as Keras does it, and
-    the logits under a dropout key.
+def said(weights: Sequence[Path], config: ModelConfig, features: np.ndarray, tokens: np.ndarray) -> Any:
+    """Of captioners as one: greedy ids and their logits. Of the first: logits by teacher forcing read as a loop and as
+    Keras does it, and the logits under a dropout key.
     """
     import jax
     import jax.numpy as jnp
@@ -164,16 +164,21 @@ def said(weights: Path, config: ModelConfig, features: np.ndarray, tokens: np.nd
     from caplet_export.checkpoint import load_weights, model_to_load
     from caplet_export.tune import StatelessCaptioner, generate_captions
 
-    model = model_to_load(config)
-    load_weights(model, weights)
+    models = [model_to_load(config) for _ in weights]
+    for model, path in zip(models, weights, strict=True):
+        load_weights(model, path)
     extractor = tiny_extractor(["mixed10"])
-    captioner = StatelessCaptioner(model, extractor)
-    values = captioner.values()
-    encoded = jax.jit(captioner.encode)(values, jnp.asarray(features))
-    ids, logits = jax.jit(
-        lambda values, encoded: generate_captions([captioner] * count, [values] * count, [encoded] * count, 9)
-    )(values, encoded)
-    read = jax.jit(captioner.teacher_forced)(values, encoded, tokens)
+    captioners = [StatelessCaptioner(model, extractor) for model in models]
+    all_values = [captioner.values() for captioner in captioners]
+    all_encoded = [
+        jax.jit(captioner.encode)(values, jnp.asarray(features))
+        for captioner, values in zip(captioners, all_values, strict=True)
+    ]
+    ids, logits = jax.jit(lambda values, encoded: generate_captions(captioners, values, encoded, 9))(
+        all_values, all_encoded
+    )
+    model, captioner, values = models[0], captioners[0], all_values[0]
+    read = jax.jit(captioner.teacher_forced)(values, all_encoded[0], tokens)
     keras_read = model.teacher_forced(*model.encode(features), tokens, tokens.shape[0] // features.shape[0])[0]
 
     @jax.jit
