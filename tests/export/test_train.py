@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from caplet_export.batches import Batches, caption_ids, padded_length
 from caplet_export.checkpoint import ExtractorPart, extractor_digest, load_checkpoint, load_extractor_part
@@ -34,7 +36,7 @@ from caplet_export.outputs import GRAPHS, RUN, check_folder
 from caplet_export.runs import Epoch, Run, data_digest, split_words
 from caplet_export.stages import ALL, Stage, read_stages
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
-from caplet_export.train import Stores, Trainer
+from caplet_export.train import Stores, Trainer, _optimizer
 from tiny_encoder import CONFIG as TINY
 from tiny_encoder import build_tiny_model
 from tiny_flickr8k import write_tiny_flickr8k
@@ -286,17 +288,71 @@ def test_captions_without_words_teach_nothing(dataset: Dataset) -> None:
     assert second not in words
 
 
-def test_the_loss_is_the_masked_mean_over_words(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_the_masked_mean_over_words(
+    tmp_path: Path, dataset: Dataset, stores: Stores, smoothing: float
+) -> None:
     """Against the definition, written out in NumPy."""
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout=0.0))
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, label_smoothing=0.0))
+    config = dataclasses.replace(
+        with_train(label_smoothing=smoothing), model=dataclasses.replace(CONFIG.model, dropout=0.0)
+    )
     trainer = Trainer(tmp_path, config, dataset, stores)
     features, tokens, targets, rows = next(iter(trainer._train.epoch(1)))
     logits, _ = trainer.model.teacher_forced(*trainer.model.encode(features), tokens, config.train.captions_per_image)
     logits = logits.numpy().astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    log_probs = (1 - smoothing) * log_probs + smoothing * log_probs.mean(axis=-1, keepdims=True)
     said = [-log_probs[n, t, word] for n, row in enumerate(targets) for t, word in enumerate(row) if word != PAD]
     assert float(trainer._step(features, tokens, targets, rows)) == pytest.approx(np.mean(said), abs=1e-4)
+
+
+def first_gradients(folder: Path, dataset: Dataset, stores: Stores, **switches: float) -> tuple[Trainer, list[Any]]:
+    """A trainer without dropout, before its first step, and the gradients of that step, as Adam was given them."""
+    config = dataclasses.replace(with_train(**switches), model=dataclasses.replace(CONFIG.model, dropout=0.0))
+    stepped, fresh = (Trainer(folder / name, config, dataset, stores) for name in ("stepped", "fresh"))
+    stepped._step(*next(iter(stepped._train.epoch(1))))
+    optimizer = stepped._optimizers[0][0]
+    return fresh, [momentum.numpy() / (1 - optimizer.beta_1) for momentum in optimizer._momentums]
+
+
+def test_attention_that_misses_a_location_costs_its_square(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    """By what the gradient gains from it, against the definition (eq. 14 of Xu et al., with a mean over locations)."""
+    switches = {"gradient_norm": 1e9, "attention_regularisation": 0.7}
+    trainer, whole = first_gradients(tmp_path / "with", dataset, stores, **switches)
+    _, without = first_gradients(tmp_path / "without", dataset, stores, **switches | {"attention_regularisation": 0.0})
+    features, tokens, targets, _ = next(iter(trainer._train.epoch(1)))
+    with tf.GradientTape() as tape:
+        encoded = trainer.model.encode(features)
+        _, attention = trainer.model.teacher_forced(*encoded, tokens, CONFIG.train.captions_per_image)
+        lengths = (targets != PAD).sum(axis=1)
+        missed = [1 - tf.reduce_sum(said[:length], axis=0) for said, length in zip(attention, lengths, strict=True)]
+        cost = 0.7 * tf.reduce_mean(tf.stack(missed) ** 2)
+    variables = [variable.value for variable in trainer._variables]
+    expected = tape.gradient(cost, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    assert max(float(abs(tf.convert_to_tensor(each)).numpy().max()) for each in expected) > 1e-3
+    for one, other, gain in zip(whole, without, expected, strict=True):
+        np.testing.assert_allclose(one - other, tf.convert_to_tensor(gain), rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_are_scaled_down_together(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
+    _, whole = first_gradients(tmp_path / "whole", dataset, stores, gradient_norm=1e9)
+    _, short = first_gradients(tmp_path / "short", dataset, stores, gradient_norm=0.01)
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in whole))
+    assert norm > 0.1
+    for one, other in zip(whole, short, strict=True):
+        np.testing.assert_allclose(other, one * 0.01 / norm, rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("decay", ["cosine", "constant"])
+def test_the_learning_rate_rises_within_a_tenth_of_all_steps_and_falls_to_zero(decay: str) -> None:
+    optimizer = _optimizer(0.4, 40, dataclasses.replace(CONFIG.train, warmup_steps=50, decay=decay))
+    rates = []
+    for step in range(41):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    falling = 0.2 * (1 + np.cos(np.pi * np.arange(37) / 36))
+    expected = [0, 0.1, 0.2, 0.3, *falling] if decay == "cosine" else [0.4] * 41
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:

@@ -269,12 +269,16 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
     )  # fmt: skip
 
 
-def test_the_rate_rises_within_a_tenth_of_all_steps(tmp_path: Path, on_jax: On, data: Path, start: Path) -> None:
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_the_rate_rises_within_a_tenth_of_all_steps(
+    tmp_path: Path, on_jax: On, data: Path, start: Path, decay: str
+) -> None:
     """However few there are."""
-    rates = on_jax(tune_cases.rates, tmp_path / "run", data, start, epochs=20, warmup_steps=50, decay="constant")
-    assert len(rates) == 40
-    np.testing.assert_allclose(rates[:4], 0.01 * np.array([0.25, 0.5, 0.75, 1.0]), rtol=1e-6)
-    np.testing.assert_allclose(rates[4:], 0.01, rtol=1e-6)
+    rates = on_jax(tune_cases.rates, tmp_path / "run", data, start, epochs=20, warmup_steps=50, decay=decay)
+    expected = 0.01 * np.array([0.25, 0.5, 0.75, *[1.0] * 37])
+    if decay == "cosine":
+        expected *= 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40))
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
 def test_ends_are_drawn_and_learned(on_jax: On, tuned: Path, data: Path) -> None:
