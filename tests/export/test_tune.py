@@ -273,12 +273,27 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
 def test_the_rate_rises_within_a_tenth_of_all_steps(
     tmp_path: Path, on_jax: On, data: Path, start: Path, decay: str
 ) -> None:
-    """However few there are."""
-    rates = on_jax(tune_cases.rates, tmp_path / "run", data, start, epochs=20, warmup_steps=50, decay=decay)
-    expected = 0.01 * np.array([0.25, 0.5, 0.75, *[1.0] * 37])
+    """However few there are. The average forgets faster at first."""
+    found = on_jax(tune_cases.rates, tmp_path / "run", data, start, epochs=20, warmup_steps=50, decay=decay)
+    decoder, extractor, average = np.transpose(found)
+    steps, expected = np.arange(40), np.array([0.25, 0.5, 0.75, *[1.0] * 37])
     if decay == "cosine":
-        expected *= 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40))
-    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+        expected *= 0.5 * (1 + np.cos(np.pi * steps / 40))
+    np.testing.assert_allclose(decoder, 0.01 * expected, rtol=1e-6)
+    np.testing.assert_allclose(extractor, 0.003 * expected, rtol=1e-6)
+    np.testing.assert_allclose(average, np.minimum(0.9, (steps + 1) / (steps + 10)), rtol=1e-6)
+
+
+def test_cross_entropy_counts_by_its_weight_and_is_smoothed(
+    tmp_path: Path, on_jax: On, data: Path, start: Path
+) -> None:
+    """Beside the reward: the loss is linear in the weight, and that of people's captions in the smoothing."""
+    cases = [(0.0, 0.0), (1.0, 0.0), (2.5, 0.0), (1.0, 0.5), (1.0, 0.2)]
+    without, *losses = on_jax(tune_cases.self_critical_losses, tmp_path / "run", data, start, cases)
+    plain, weighted, smooth, between = np.array(losses) - without
+    assert plain > 1 and abs(smooth - plain) > 0.01
+    np.testing.assert_allclose(weighted, 2.5 * plain, rtol=1e-4)
+    np.testing.assert_allclose(between - plain, 0.4 * (smooth - plain), rtol=1e-3)
 
 
 def test_ends_are_drawn_and_learned(on_jax: On, tuned: Path, data: Path) -> None:

@@ -113,10 +113,27 @@ def tuner(
     )
 
 
-def rates(folder: Path, data: Path, start: Path, **switches: Any) -> list[float]:
-    """The decoder's learning rate at every step."""
+def rates(folder: Path, data: Path, start: Path, **switches: Any) -> list[tuple[float, ...]]:
+    """The learning rates of decoder and extractor, and the decay of the average, at every step."""
     run = tuner(folder, data, start, **switches)
-    return [float(run._rates(step)["decoder"]) for step in range(run.config.train.epochs * run.steps_an_epoch)]
+    steps = [run._rates(step) for step in range(run.config.train.epochs * run.steps_an_epoch)]
+    return [tuple(float(step[name]) for name in ("decoder", "extractor", "average")) for step in steps]
+
+
+def self_critical_losses(folder: Path, data: Path, start: Path, of: Sequence[tuple[float, float]]) -> list[float]:
+    """The loss of one batch, on the same views and samples, by weight and label smoothing of the cross-entropy."""
+    import jax
+
+    run = tuner(folder, data, start)
+    rows, pixels = next(run._batches(range(1)))
+    batch, found = (pixels, rows, run._tokens[rows], run._targets[rows]), []
+    config = run.config
+    for weight, smoothing in of:
+        switches = {"cross_entropy_weight": weight, "label_smoothing": smoothing}
+        run.config = replace(config, train=replace(config.train, **switches))
+        loss = partial(run._self_critical_loss, fixed=run._fixed, tables=run._reward.tables, batch=batch)
+        found.append(float(jax.jit(partial(loss, key=jax.random.key(3)))(run._values)))
+    return found
 
 
 def tune(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), until: int = 0, **switches: Any) -> Any:
