@@ -777,7 +777,8 @@ def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Data
         )
     )
     store = FeatureStore(tmp_path / "mixed9-plain")
-    config = with_train(extractor_layer="mixed9", extractor_learning_rate=0.01, epochs=1, objective=objective)
+    rates = {"learning_rate": 0.01, "extractor_learning_rate": 0.02, "decay": "constant"}
+    config = with_train(extractor_layer="mixed9", epochs=1, objective=objective, **rates)
     with pytest.raises(ConfigurationError, match="needs --encoder-weights"):
         Trainer(tmp_path / "none", config, dataset, Stores([store], store))
     nothing = dataclasses.replace(config, train=dataclasses.replace(config.train, extractor_layer="mixed10"))
@@ -786,7 +787,9 @@ def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Data
     extractor = small_extractor()
     before = extractor.get_layer("mixed10").kernel.numpy()
     run = tmp_path / "run"
-    Trainer(run, config, dataset, Stores([store], store), extractor=extractor).run_epoch()
+    trainer = Trainer(run, config, dataset, Stores([store], store), extractor=extractor)
+    trainer.run_epoch()
+    assert [float(optimizer.learning_rate) for optimizer, _ in trainer._optimizers] == pytest.approx([0.01, 0.02])
     after = extractor.get_layer("mixed10").kernel.numpy()
     assert abs(after - before).max() > 1e-3
     again = small_extractor()

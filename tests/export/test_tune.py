@@ -288,12 +288,25 @@ def test_cross_entropy_counts_by_its_weight_and_is_smoothed(
     tmp_path: Path, on_jax: On, data: Path, start: Path
 ) -> None:
     """Beside the reward: the loss is linear in the weight, and that of people's captions in the smoothing."""
-    cases = [(0.0, 0.0), (1.0, 0.0), (2.5, 0.0), (1.0, 0.5), (1.0, 0.2)]
-    without, *losses = on_jax(tune_cases.self_critical_losses, tmp_path / "run", data, start, cases)
+    cases = [
+        {"cross_entropy_weight": weight, "label_smoothing": smoothing}
+        for weight, smoothing in ((0.0, 0.0), (1.0, 0.0), (2.5, 0.0), (1.0, 0.5), (1.0, 0.2))
+    ]
+    without, *losses = on_jax(tune_cases.batch_losses, tmp_path / "run", data, start, cases)
     plain, weighted, smooth, between = np.array(losses) - without
     assert plain > 1 and abs(smooth - plain) > 0.01
     np.testing.assert_allclose(weighted, 2.5 * plain, rtol=1e-4)
     np.testing.assert_allclose(between - plain, 0.4 * (smooth - plain), rtol=1e-3)
+
+
+def test_photos_are_cropped_tinted_erased_and_mixed_as_the_switches_say(
+    tmp_path: Path, on_jax: On, data: Path, start: Path, tuned: Path
+) -> None:
+    switches = {"smallest_crop": 0.7, "color_jitter": 0.2, "random_erasing": 0.3}
+    assert on_jax(tune_cases.views, tmp_path / "run", data, start, **switches) == switches
+    cases, switches = [{"mixup": 0.0}, {"mixup": 1.0}], {"objective": "distillation"}
+    alone, mixed = on_jax(tune_cases.batch_losses, tmp_path / "pupil", data, start, cases, [tuned], **switches)
+    assert abs(alone - mixed) > 1e-3
 
 
 def test_ends_are_drawn_and_learned(on_jax: On, tuned: Path, data: Path) -> None:

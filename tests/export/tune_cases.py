@@ -120,20 +120,34 @@ def rates(folder: Path, data: Path, start: Path, **switches: Any) -> list[tuple[
     return [tuple(float(step[name]) for name in ("decoder", "extractor", "average")) for step in steps]
 
 
-def self_critical_losses(folder: Path, data: Path, start: Path, of: Sequence[tuple[float, float]]) -> list[float]:
-    """The loss of one batch, on the same views and samples, by weight and label smoothing of the cross-entropy."""
+def batch_losses(
+    folder: Path,
+    data: Path,
+    start: Path,
+    of: Sequence[dict[str, float]],
+    teachers: Sequence[Path] = (),
+    **switches: Any,
+) -> list[float]:
+    """The loss of one batch, on the same views and samples, with each of these switches."""
     import jax
 
-    run = tuner(folder, data, start)
+    run = tuner(folder, data, start, teachers, **switches)
     rows, pixels = next(run._batches(range(1)))
-    batch, found = (pixels, rows, run._tokens[rows], run._targets[rows]), []
-    config = run.config
-    for weight, smoothing in of:
-        switches = {"cross_entropy_weight": weight, "label_smoothing": smoothing}
-        run.config = replace(config, train=replace(config.train, **switches))
-        loss = partial(run._self_critical_loss, fixed=run._fixed, tables=run._reward.tables, batch=batch)
-        found.append(float(jax.jit(partial(loss, key=jax.random.key(3)))(run._values)))
+    batch = pixels, rows, run._tokens[rows], run._targets[rows]
+    loss = partial(run._self_critical_loss, tables=run._reward.tables)
+    if teachers:
+        loss = partial(run._distillation_loss, teachers=run._teacher_values)
+    config, found = run.config, []
+    for changes in of:
+        run.config = replace(config, train=replace(config.train, **changes))
+        key = jax.random.key(3)
+        found.append(float(jax.jit(partial(loss, fixed=run._fixed, batch=batch, key=key))(run._values)))
     return found
+
+
+def views(folder: Path, data: Path, start: Path, **switches: Any) -> dict[str, float]:
+    """How a run draws its views."""
+    return vars(tuner(folder, data, start, **switches)._views)
 
 
 def tune(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), until: int = 0, **switches: Any) -> Any:
