@@ -375,6 +375,25 @@ def test_verb(graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.C
     assert manifest["provenance"]["recipe"]["train"]["seed"] == Config().train.seed
 
 
+def test_verb_puts_what_it_is_given_where_it_belongs(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    given = {"comparison": "A is B.", "findings": "Bigger did not help.", "limits": "Not for cats."}
+    options = ["--length-penalty", "0.5", "--max-length", "7"]
+    for name, text in given.items():
+        (tmp_path / f"{name}.md").write_text(text)
+        options += [f"--{name}", str(tmp_path / f"{name}.md")]
+    for number in (1, 2):
+        table = {"title": f"Table {number}", "columns": ["run", "score"], "rows": [["x", "1"]]}
+        (tmp_path / f"{number}.json").write_text(json.dumps(table))
+    tables = ["--ablation", str(tmp_path / "1.json"), str(tmp_path / "2.json")]
+    assert verb(graphs, tmp_path, golden, *options, *tables) == 0
+    decoding = load_bundle(tmp_path / "bundle").manifest.decoding
+    assert (decoding.max_length, decoding.length_penalty) == (7, 0.5)
+    card = (tmp_path / "bundle/README.md").read_text()
+    headings = ("## What 8 bits cost", "## What was found out", "## What it is not for")
+    assert all(f"{heading}\n\n{text}" in card for heading, text in zip(headings, given.values(), strict=True))
+    assert card.index("## Table 1") < card.index("## Table 2")
+
+
 def test_verb_lets_captions_repeat_what_the_data_repeats(
     graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

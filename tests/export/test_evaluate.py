@@ -105,7 +105,7 @@ def test_the_command_prints_a_row_a_beam_and_writes_what_it_measured(
 ) -> None:
     output = tmp_path / "new" / "dev.json"
     command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(output), "--beam", "1", "2"]
-    assert main(command) == 0
+    assert main([*command, "--threads", "3"]) == 0
     printed = capsys.readouterr()
     evaluation = Evaluation.load(output)
     assert printed.out == format_table(evaluation) + "\n"
@@ -115,7 +115,7 @@ def test_the_command_prints_a_row_a_beam_and_writes_what_it_measured(
     assert [path.name for path in output.parent.iterdir()] == ["dev.json"]
     content = json.loads(output.read_text())
     assert content["bundle"]["name"] == "tiny-6"
-    assert content["settings"]["length_penalty"] == 1.0
+    assert content["settings"]["length_penalty"] == 1.0 and content["settings"]["threads"] == 3
     assert "onnxruntime" in content["machine"]["packages"]
     low, high = (content["results"]["1"]["intervals"]["rouge_l"][end] for end in ("low", "high"))
     assert low < content["results"]["1"]["scores"]["rouge_l"] < high
