@@ -23,6 +23,7 @@ from caplet_export.config import Config, ModelConfig, TextConfig
 from caplet_export.convert import _number_by_use, convert_decoder, convert_encoder, take_top_k
 from caplet_export.errors import ConfigurationError, ParityError
 from caplet_export.features import weights_digest
+from caplet_export.flickr8k import read_dataset
 from caplet_export.model import CaptionModel
 from caplet_export.onnx_graph import Graph
 from caplet_export.optimize import optimize_decoder, optimize_encoder
@@ -274,6 +275,22 @@ def test_verb_writes_graphs_and_proof(run_folder: Path, tmp_path: Path, capsys: 
     assert parity["photos"] == 4 and parity["max_difference"]["log_probs"] < 1e-3
 
 
+def test_verb_proves_on_the_photos_that_are_asked_for(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def prove(_: object, __: object, batches: Iterator[tuple[list[str], Any]], length: int) -> Parity:
+        seen.extend(name for names, _ in batches for name in names)
+        return Parity(photos=1, identical_captions=1)
+
+    monkeypatch.setattr("caplet_export.parity.prove", prove)
+    data = write_tiny_flickr8k(tmp_path / "data")
+    options = ["--data", str(data), "--split", "train", "--limit", "3", "-o", str(tmp_path / "graphs")]
+    assert main(["convert", str(run_folder), *options]) == 0
+    assert seen == list(read_dataset(data).split("train")[:3])
+
+
 def test_plain_graphs_are_not_quantised(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +298,14 @@ def test_plain_graphs_are_not_quantised(
     monkeypatch.setattr("caplet_export.parity.prove", lambda *_: Parity(photos=1, identical_captions=1))
     data, output = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1), tmp_path / "graphs"
     assert main(["convert", str(run_folder), "--data", str(data), "--plain", "-o", str(output)]) == 0
+    model = build_tiny_model()
+    plain = {
+        "encoder": convert_encoder(build_tiny_extractor(), model, plain=True),
+        "decoder": take_top_k(convert_decoder(model, plain=True)),
+    }
+    for name, expected in plain.items():
+        written = onnx.load(output / f"{name}.onnx")
+        assert [node.op_type for node in written.graph.node] == [node.op_type for node in expected.graph.node]
     capsys.readouterr()
     assert main(["quantize", str(output), "--data", str(data), "-o", str(tmp_path / "int8")]) == 1
     said = f"{output}: by `convert --plain`; quantize what `convert` writes without it\n"

@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from caplet.errors import ImageError
-from caplet_export import features
+from caplet_export import checkpoint, features, inception
 from caplet_export.cli import main
+from caplet_export.config import Config
 from caplet_export.errors import ExportError, StoreError
 from caplet_export.features import (
     FeatureStore,
@@ -320,8 +322,6 @@ def small_inception(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of Inception two blocks of one convolution each, for photos of 16×16."""
     import keras
 
-    from caplet_export import inception
-
     def build(*_: object) -> keras.Model:
         pixels = keras.Input((16, 16, 3))
         below = keras.layers.Conv2D(3, 8, strides=8, name="mixed9")(pixels)
@@ -353,6 +353,31 @@ def test_more_views_may_be_stored_in_another_precision(tmp_path: Path, capsys: p
         (folder / unfinished / "skipped.txt").unlink()
         assert main(rougher) == 1
         assert f"{unfinished.replace('mixed9', 'mixed10')}: holds features of another source" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_the_command_computes_in_the_precision_and_the_batches_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, sizes, build = [], [], inception.build_extractor
+
+    def watched(*arguments: Any, batch_size: int) -> Any:
+        sizes.append(batch_size)
+        return extract(*arguments, batch_size=batch_size)
+
+    monkeypatch.setattr(inception, "build_extractor", lambda *given: built.append(given) or build())
+    monkeypatch.setattr(checkpoint, "load_extractor", lambda *given: built.append(given) or build())
+    monkeypatch.setattr("caplet_export.verbs.features.extract", watched)
+    (run := tmp_path / "run").mkdir()
+    Config().save(run / "config.json")
+    data = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1)
+    options = ["--data", str(data), "--views", "--precision", "bfloat16", "--batch-size", "7"]
+    assert main(["features", str(tmp_path / "features"), *options]) == 0
+    assert (
+        main(["features", str(tmp_path / "by-run"), *options, "--run", str(run), "--encoder-weights", "imagenet"]) == 0
+    )
+    assert built == [("imagenet", "bfloat16"), (run, "imagenet", "bfloat16")]
+    assert sizes == [7, 7]
 
 
 def test_what_another_precision_does_not_excuse(tmp_path: Path) -> None:
