@@ -175,3 +175,28 @@ def test_the_command_finds_a_place_for_its_table(
     assert main([*command, str(captions)]) == 1
     assert "not a file that caplet-export writes here" in capsys.readouterr().err
     assert captions.read_bytes() == before
+
+
+def test_the_command_compares_as_it_is_told(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def compare(folders: list[Path], _: Dataset, features: Path, **options: str) -> dict[str, object]:
+        asked.append((folders, features, options))
+        return {"title": "x", "columns": list(COLUMNS), "rows": [], "note": "y"}
+
+    monkeypatch.setattr(ablation, "compare_runs", compare)
+    command = [
+        "ablation",
+        "a",
+        "b",
+        "--data",
+        str(runs.folder / "data"),
+        "--features",
+        "f",
+        "-o",
+        str(tmp_path / "t.json"),
+    ]
+    assert main(command) == 0
+    assert main([*command, "--against", "first", "--encoder-weights", "w.h5"]) == 0
+    options = [{"against": "before", "encoder_weights": "imagenet"}, {"against": "first", "encoder_weights": "w.h5"}]
+    assert asked == [([Path("a"), Path("b")], Path("f"), given) for given in options]
