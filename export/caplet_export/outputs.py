@@ -178,11 +178,11 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
             unlock_folder(temporary)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
-                os.replace(target, old)
                 try:
+                    os.replace(target, old)
                     os.replace(temporary, target)
                 except BaseException:
-                    if not target.exists():  # an interruption may come when the new folder is in its place
+                    if not target.exists():  # an interruption may come when a folder has been moved
                         os.replace(old, target)
                     raise
             else:

@@ -218,6 +218,22 @@ def test_a_folder_that_has_taken_its_place_when_it_is_interrupted_stays(
     assert (old_run / "config.json").read_text() == "new"
 
 
+def test_a_folder_that_has_been_put_aside_when_it_is_interrupted_comes_back(
+    old_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target.name.endswith(".old"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(old_run, RUN):
+        pass
+    assert list(old_run.parent.iterdir()) == [old_run] and (old_run / "config.json").read_text() == "old"
+
+
 def test_a_run_with_what_a_killed_process_has_left_in_it_is_still_one(tmp_path: Path) -> None:
     for name in ("config.json", "vocabulary.txt", "decoder.weights.h5", ".resume.npz"):
         (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
