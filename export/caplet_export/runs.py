@@ -261,7 +261,7 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
     """Words of cleaned captions by split (`train` and `dev`) and by photo, of captions and photos that have any.
 
     Raises:
-        DataError: one of the splits is missing or empty.
+        DataError: one of the splits is missing or empty, or has too few photos for the reward of training.
     """
     words: dict[str, dict[str, list[list[str]]]] = {"train": {}, "dev": {}}
     for split, of_photos in words.items():
@@ -271,6 +271,10 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
                 of_photos[name] = captions
     if not all(words.values()):
         raise DataError("training needs images in both the train and the dev split")
+    settings = config.train
+    other_rewards = settings.reward_rouge or settings.bigram_penalty
+    if settings.objective == "self_critical" and len(words["train"]) == 1 and not other_rewards:
+        raise DataError("self-critical training needs two training photos or more: with one, CIDEr-D is always 0")
     return words
 
 

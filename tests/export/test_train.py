@@ -648,6 +648,21 @@ def test_self_critical_training_that_diverges_is_said(tmp_path: Path, dataset: D
         finish(Trainer(tmp_path, with_train(objective="self_critical", learning_rate=1e30), dataset, stores))
 
 
+def test_self_critical_training_on_one_photo_is_refused_as_nothing_would_be_rewarded(dataset: Dataset) -> None:
+    """All its n-grams are in every photo's captions, and so weigh nothing; other rewards do not depend on that."""
+    first, *others = dataset.splits["train"]
+    one = dataclasses.replace(dataset, splits={**dataset.splits, "train": [first]})
+    two = dataclasses.replace(dataset, splits={**dataset.splits, "train": [first, others[0]]})
+    with pytest.raises(DataError, match="two training photos or more: with one, CIDEr-D is always 0"):
+        split_words(one, with_train(objective="self_critical"))
+    for data, config in (
+        (one, ONE_EPOCH),
+        (one, with_train(objective="self_critical", reward_rouge=2.0)),
+        (two, with_train(objective="self_critical")),
+    ):
+        assert split_words(data, config)["train"].keys() == set(data.splits["train"])
+
+
 def test_views_stored_with_other_weights_are_refused(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     other = Blank([stores.plain])
     other.source = dataclasses.replace(stores.plain.source, weights="others")
