@@ -112,7 +112,8 @@ def format_comparison(comparison: Comparison) -> str:
     ]
     for name, title in TITLES.items():
         difference = comparison.differences[name]
-        excludes = "" if difference.low <= 0 <= difference.high else "excludes 0"
+        # As printed: coco-caption's BLEU is never quite 0, but differences below a hundredth of a point are nothing.
+        excludes = "" if round(difference.low, 2) <= 0 <= round(difference.high, 2) else "excludes 0"
         lines.append(
             f"| {title} | {first[name]:.2f} | {second[name]:.2f} "
             f"| {difference.value:+.2f} | {difference.low:+.2f} to {difference.high:+.2f} | {excludes} |"

@@ -14,7 +14,7 @@ from caplet_export.compare import Change, compare, format_comparison, write_repo
 from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.evaluate import BeamResult, CaptionJournal, CaptionRecord, Evaluation
 from caplet_export.flickr8k import Dataset, read_dataset
-from caplet_export.metrics import METRICS, references_of
+from caplet_export.metrics import METRICS, Interval, references_of
 
 WORDS = ["dog", "cat", "horse", "child", "bike", "boat", "bird", "train", "ball", "tree", "house", "car"]
 
@@ -146,6 +146,8 @@ def test_the_table_says_which_intervals_exclude_zero(
     assert "12 photos; 11 captions changed, B scores higher on 10 and lower on 1." in better
     assert "12 photos; 0 captions changed, B scores higher on 0 and lower on 0." in same
     comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
+    none = {metric: Interval(1e-4, 9e-5, 2e-4) for metric in comparison.differences}
+    assert "excludes 0" not in format_comparison(replace(comparison, differences=none)), "+0.00 to +0.00"
     one_more = replace(comparison, changes=[*comparison.changes, Change("bird.jpg", "one", "other", 0.0)])
     assert "12 captions changed, B scores higher on 10 and lower on 1." in format_comparison(one_more)
 
