@@ -27,7 +27,7 @@ from caplet_export.quantize import activation_scale, insert_qdq, quantize, quant
 from caplet_export.ranges import BINS, METHODS, Histogram, mse_range, percentile_range
 from caplet_export.text import SPECIALS, START, Vocabulary
 from tiny_encoder import CONFIG, SIZE, build_tiny_extractor, build_tiny_model
-from tiny_flickr8k import write_tiny_flickr8k
+from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 Graphs = tuple[onnx.ModelProto, onnx.ModelProto]
 
@@ -591,9 +591,12 @@ def test_verb_counts_the_photos_it_could_read(
     capsys.readouterr()
     assert main([*command, str(tmp_path / "other")]) == 1
     assert "none of 3 photos to calibrate by can be read" in capsys.readouterr().err
+    write_split(data, "dev", [])
+    assert main([*command, str(tmp_path / "other"), "--evaluate", "1"]) == 1
+    assert "--evaluate needs at least one dev photo" in capsys.readouterr().err  # at once, and not when all is done
     (data / "Flickr_8k.devImages.txt").unlink()
     assert main([*command, str(tmp_path / "other"), "--evaluate", "1"]) == 1
-    assert "no 'dev' split" in capsys.readouterr().err  # at once, and not when all is done
+    assert "no 'dev' split" in capsys.readouterr().err
     # And not in the place of what it is made of.
     assert main([*command, str(source)]) == 1
     assert "would replace what is read" in capsys.readouterr().err

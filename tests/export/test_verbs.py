@@ -19,6 +19,7 @@ from caplet_export.cli import main
 from caplet_export.ranges import METHODS
 from caplet_export.runs import Epoch
 from caplet_export.verbs import tell_epoch
+from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,17 @@ def test_only_what_goes_on_is_said_to(
     assert main(command.split()) == 130
     said = "interrupted; run the same command to go on" if goes_on else "interrupted"
     assert capsys.readouterr().err == f"caplet-export {verb}: {said}\n"
+
+
+def test_convert_without_a_photo_for_the_proof_says_so_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before TensorFlow is imported and anything converted."""
+    data = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1)
+    write_split(data, "test", [])
+    command = ["convert", str(tmp_path / "run"), "--data", str(data), "--split", "test", "-o", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert capsys.readouterr().err == "caplet-export convert: the proof needs at least one test photo; see --split\n"
 
 
 @pytest.mark.parametrize("error", [ImageError("cat.jpg", "no photo"), InferenceError("decoder.onnx", "failed", "why")])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.outputs import GRAPHS, check_folder, whole_folder
 from caplet_export.verbs import read_data
 
@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(arguments.output, GRAPHS, inputs)
     dataset = read_data(arguments)
     names = dataset.split(arguments.split)[: arguments.limit]
+    if not names:
+        raise DataError(f"the proof needs at least one {arguments.split} photo; see --split")
 
     load_tensorflow()
     import onnx

@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     train = list(dataset.split("train"))
     if not train:
         raise DataError("calibration needs at least one training photo")
-    if arguments.evaluate:
-        dataset.split("dev")  # raises at once if there is none
+    if arguments.evaluate and not dataset.split("dev"):
+        raise DataError("--evaluate needs at least one dev photo")
     names = random.Random(arguments.seed).sample(train, min(arguments.calibration, len(train)))
 
     import onnx
