@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,8 @@ class CaptionJournal:
                     key = (entry.pop("beam"), entry.pop("image"))
                     self.captions[key] = CaptionRecord(**entry)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("r+b" if content else "wb")
+            # Captions of another run go first, lest they stand under this one's header if the process is killed here.
+            self._file = path.open("r+b" if kept is not header else "wb")
             self._file.write(kept)
             self._file.truncate()
             self._file.flush()
@@ -186,7 +188,8 @@ class CaptionJournal:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # it tries once more to write what `add` could not
+                self._file.close()
 
     def add(self, beam_size: int, name: str, record: CaptionRecord) -> None:
         """Keep one caption, on disk too. Raises a ConfigurationError if it cannot be written."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import random
 import shutil
 from collections import Counter
@@ -204,6 +207,43 @@ def test_an_evaluation_is_replaced_by_a_new_one(tiny_bundle: Path, made_up_data:
         command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(output)]
         assert main([*command, "--limit", str(limit), "--beam", "1"]) == 0
     assert Evaluation.load(output).data["images"] == 3
+
+
+def test_a_full_disk_is_said_of_the_journal(tmp_path: Path) -> None:
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write() -> None:
+        with CaptionJournal(tmp_path / "dev.jsonl", {"bundle": "one"}) as journal:
+            journal._file = io.BufferedWriter(Full())  # type: ignore[assignment]
+            journal.add(1, "a.jpg", CaptionRecord("a dog", -1.0, 5.0))
+
+    with pytest.raises(ConfigurationError, match=r"dev\.jsonl: cannot be written \(No space left on device\)"):
+        write()
+
+
+def test_killed_as_it_begins_a_journal_anew_it_keeps_no_caption_of_the_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headers of two bundles are of one length, so that lines of the one would be read as the other's."""
+    path = tmp_path / "dev.captions.jsonl"
+    with CaptionJournal(path, {"bundle": "one"}) as journal:
+        journal.add(1, "a.jpg", CaptionRecord("a dog", -1.0, 5.0))
+
+    class Killed(io.FileIO):
+        def truncate(self, size: int | None = None) -> int:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda self, mode: Killed(self, mode.replace("b", "")))
+        with pytest.raises(KeyboardInterrupt):
+            CaptionJournal(path, {"bundle": "two"})
+    with CaptionJournal(path, {"bundle": "two"}) as journal:
+        assert journal.captions == {}
 
 
 def test_graphs_that_fail_are_one_line(tmp_path: Path, made_up_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
