@@ -212,9 +212,11 @@ def whole_files(*paths: Path) -> Iterator[Sequence[Path]]:
                 os.fsync(file.fileno())
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.strerror and error.filename is None:  # as of a full disk
+            error.filename = str(paths[0])
         raise
 
 

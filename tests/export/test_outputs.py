@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -67,6 +69,16 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: B
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing gives an error without a name; opening gives one that has it."""
+    path = tmp_path / "ablation.json"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(Path, "write_bytes", mock.Mock(side_effect=full))
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        write_whole(path, "a table")
+    assert raised.value.filename == str(path)
 
 
 @pytest.mark.parametrize("written", [Config(), Vocabulary([*SPECIALS, "dog"])], ids=["configuration", "vocabulary"])
