@@ -18,7 +18,7 @@ from caplet.errors import CapletError, ImageError, InferenceError
 from caplet_export.cli import main
 from caplet_export.ranges import METHODS
 from caplet_export.runs import Epoch
-from caplet_export.verbs import tell_epoch
+from caplet_export.verbs import tell_end, tell_epoch
 from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 
@@ -180,6 +180,25 @@ finally:
 """
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert f"{{{','.join(METHODS)}}}" in process.stdout
+
+
+def test_curves_that_a_killed_run_could_not_draw_are_drawn_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None, or those of the epoch before; and not again if they are there."""
+    drawn: list[Path] = []
+    monkeypatch.setattr("caplet_export.charts.plot_history", lambda _history, _kept, path: drawn.append(path))
+    epoch, curves = Epoch(1, 2.0, 2.0, 50.0, 1.0), tmp_path / "curves.png"
+    run: Any = SimpleNamespace(folder=tmp_path, history=[epoch], kept=epoch)
+    (tmp_path / "history.json").touch()
+    os.utime(tmp_path / "history.json", (2000, 2000))
+    tell_end(run)
+    assert drawn == [curves]
+    curves.touch()
+    for time, times in ((1000, 2), (3000, 2)):
+        os.utime(curves, (time, time))
+        tell_end(run)
+        assert drawn == [curves] * times
 
 
 @pytest.mark.parametrize("patience", [0, 3])

@@ -82,7 +82,12 @@ def tell_epoch(run: Run) -> None:
 
 
 def tell_end(run: Run) -> None:
-    """Print which epoch a finished run has kept."""
+    """Print which epoch a finished run has kept, and draw its curves if it was killed before that."""
+    from caplet_export.charts import plot_history
+
     kept = run.kept
     assert kept is not None
+    curves, history = run.folder / "curves.png", run.folder / "history.json"
+    if not curves.exists() or curves.stat().st_mtime_ns < history.stat().st_mtime_ns:
+        plot_history(run.history, kept, curves)
     print(f"kept epoch {kept.epoch}: dev CIDEr-D {kept.dev_cider:.1f}; weights in {run.folder}")
