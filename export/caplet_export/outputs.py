@@ -157,7 +157,8 @@ def unlock_folder(folder: Path) -> None:
 
 @contextmanager
 def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the block ends without an error.
+    """A temporary folder beside `target` that takes its place when the block ends without an error, and when all of its
+    files have reached the disk.
 
     A folder that stood at `target` before stays until then, and for good if the block fails.
 
@@ -175,6 +176,9 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
         try:
             lock_folder(temporary)
             yield temporary
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    _flush(path)
             unlock_folder(temporary)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
@@ -196,6 +200,12 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
         raise ExportError(f"{asked}: cannot write: {error.strerror or error}") from error
 
 
+def _flush(path: Path) -> None:
+    """Wait until a file has reached the disk."""
+    with open(path, "rb+") as file:  # Windows flushes only what may be written to
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def whole_files(*paths: Path) -> Iterator[Sequence[Path]]:
     """The paths of temporary files beside `paths`, of the same suffixes, that take their places when the block ends.
@@ -208,8 +218,7 @@ def whole_files(*paths: Path) -> Iterator[Sequence[Path]]:
     try:
         yield temporaries
         for temporary in temporaries:
-            with open(temporary, "rb+") as file:  # Windows flushes only what may be written to
-                os.fsync(file.fileno())
+            _flush(temporary)
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
     except BaseException as error:

@@ -13,7 +13,16 @@ import pytest
 
 from caplet_export.config import Config
 from caplet_export.errors import ExportError
-from caplet_export.outputs import RUN, check_file, check_folder, whole_file, whole_files, whole_folder, write_whole
+from caplet_export.outputs import (
+    GRAPHS,
+    RUN,
+    check_file,
+    check_folder,
+    whole_file,
+    whole_files,
+    whole_folder,
+    write_whole,
+)
 from caplet_export.text import SPECIALS, Vocabulary
 
 
@@ -125,6 +134,26 @@ def test_files_that_belong_together_take_their_places_when_all_have_reached_the_
         other.write_text("12")
     assert order == ["flush 1", "flush 2", "replace one", "replace other"]
     assert (tmp_path / "one").read_text() == "1" and (tmp_path / "other").read_text() == "12"
+
+
+def test_a_folder_takes_its_place_when_its_files_have_reached_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one is deleted then, and a computer that loses its power would have neither."""
+    order: list[str] = []
+    replace = os.replace
+
+    def replaced(source: Path, target: Path) -> None:
+        order.append(f"replace {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: order.append(f"flush {os.fstat(descriptor).st_size}"))
+    monkeypatch.setattr(os, "replace", replaced)
+    with whole_folder(tmp_path / "bundle", GRAPHS) as folder:
+        (folder / "encoder.onnx").write_text("1")
+        (folder / "golden").mkdir()
+        (folder / "golden" / "cat.png").write_text("12")
+    assert sorted(order[:-1]) == ["flush 1", "flush 2"] and order[-1] == "replace bundle"
 
 
 def test_of_files_that_belong_together_a_failure_leaves_all_old_ones(tmp_path: Path) -> None:
