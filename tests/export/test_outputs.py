@@ -243,36 +243,23 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     assert list(old_run.parent.iterdir()) == [old_run] and (old_run / "config.json").read_text() == "old"
 
 
-def test_a_folder_that_has_taken_its_place_when_it_is_interrupted_stays(
-    old_run: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("moved", "left"), [(".old", "old"), (".new", "new")])
+def test_an_interruption_when_a_folder_has_just_been_moved_leaves_one_in_place(
+    old_run: Path, monkeypatch: pytest.MonkeyPatch, moved: str, left: str
 ) -> None:
     replace = os.replace
 
     def interrupted(source: Path, target: Path) -> None:
         replace(source, target)
-        if source.name.endswith(".new"):
+        if moved in (source.suffix, target.suffix):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt), whole_folder(old_run, RUN) as folder:
         (folder / "config.json").write_text("new")
-    assert (old_run / "config.json").read_text() == "new"
-
-
-def test_a_folder_that_has_been_put_aside_when_it_is_interrupted_comes_back(
-    old_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace = os.replace
-
-    def interrupted(source: Path, target: Path) -> None:
-        replace(source, target)
-        if target.name.endswith(".old"):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt), whole_folder(old_run, RUN):
-        pass
-    assert list(old_run.parent.iterdir()) == [old_run] and (old_run / "config.json").read_text() == "old"
+    assert (old_run / "config.json").read_text() == left
+    if left == "old":
+        assert list(old_run.parent.iterdir()) == [old_run]
 
 
 def test_a_run_with_what_a_killed_process_has_left_in_it_is_still_one(tmp_path: Path) -> None:
