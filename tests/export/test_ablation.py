@@ -185,17 +185,8 @@ def test_the_command_compares_as_it_is_told(runs: Runs, tmp_path: Path, monkeypa
         return {"title": "x", "columns": list(COLUMNS), "rows": [], "note": "y"}
 
     monkeypatch.setattr(ablation, "compare_runs", compare)
-    command = [
-        "ablation",
-        "a",
-        "b",
-        "--data",
-        str(runs.folder / "data"),
-        "--features",
-        "f",
-        "-o",
-        str(tmp_path / "t.json"),
-    ]
+    data, output = str(runs.folder / "data"), str(tmp_path / "t.json")
+    command = ["ablation", "a", "b", "--data", data, "--features", "f", "-o", output]
     assert main(command) == 0
     assert main([*command, "--against", "first", "--encoder-weights", "w.h5"]) == 0
     options = [{"against": "before", "encoder_weights": "imagenet"}, {"against": "first", "encoder_weights": "w.h5"}]

@@ -373,9 +373,8 @@ def test_the_command_computes_in_the_precision_and_the_batches_it_is_told(
     data = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1)
     options = ["--data", str(data), "--views", "--precision", "bfloat16", "--batch-size", "7"]
     assert main(["features", str(tmp_path / "features"), *options]) == 0
-    assert (
-        main(["features", str(tmp_path / "by-run"), *options, "--run", str(run), "--encoder-weights", "imagenet"]) == 0
-    )
+    of_run = ["--run", str(run), "--encoder-weights", "imagenet"]
+    assert main(["features", str(tmp_path / "by-run"), *options, *of_run]) == 0
     assert built == [("imagenet", "bfloat16"), (run, "imagenet", "bfloat16")]
     assert sizes == [7, 7]
 

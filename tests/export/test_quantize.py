@@ -490,18 +490,8 @@ def test_verb(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (output / "encoder.onnx").read_bytes() == first  # the same seed, the same photos, the same bytes
     whole = [(output / f"{name}.onnx").read_bytes() for name in ("encoder", "decoder")]
     for option in ("--seed=2", "--method=percentile"):
-        command = [
-            "quantize",
-            str(source),
-            "--data",
-            str(data),
-            "--calibration",
-            "3",
-            option,
-            "-o",
-            str(tmp_path / "other"),
-        ]
-        assert main(command) == 0
+        command = ["quantize", str(source), "--data", str(data), "--calibration", "3", option]
+        assert main([*command, "-o", str(tmp_path / "other")]) == 0
         for name, graph in zip(("encoder", "decoder"), whole, strict=True):
             assert (tmp_path / "other" / f"{name}.onnx").read_bytes() != graph, (option, name)
     assert run(onnx.load(output / "encoder.onnx"), {"pixels": np.zeros((1, SIZE, SIZE, 3), np.uint8)})
