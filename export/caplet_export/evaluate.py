@@ -163,18 +163,17 @@ class CaptionJournal:
         if path is None:
             return
         header = (json.dumps(run, sort_keys=True) + "\n").encode()
-        kept = header
         try:
             content = path.read_bytes() if path.exists() else b""
-            if content.startswith(header):
-                kept = content[: content.rindex(b"\n") + 1]
-                for line in kept[len(header) :].splitlines():
-                    entry = json.loads(line)
-                    key = (entry.pop("beam"), entry.pop("image"))
-                    self.captions[key] = CaptionRecord(**entry)
+            of_this_run = content.startswith(header)
+            kept = content[: content.rindex(b"\n") + 1] if of_this_run else header
+            for line in kept[len(header) :].splitlines():
+                entry = json.loads(line)
+                key = (entry.pop("beam"), entry.pop("image"))
+                self.captions[key] = CaptionRecord(**entry)
             path.parent.mkdir(parents=True, exist_ok=True)
             # Captions of another run go first, lest they stand under this one's header if the process is killed here.
-            self._file = path.open("r+b" if kept is not header else "wb")
+            self._file = path.open("r+b" if of_this_run else "wb")
             self._file.write(kept)
             self._file.truncate()
             self._file.flush()
