@@ -14,6 +14,7 @@ from caplet.image import load_pixels
 from caplet_export import ablation
 from caplet_export.ablation import COLUMNS, compare_runs
 from caplet_export.bundle import read_ablation
+from caplet_export.charts import measured
 from caplet_export.cli import main
 from caplet_export.config import load_config
 from caplet_export.errors import DataError
@@ -86,6 +87,8 @@ def test_figures_stand_in_their_columns(runs: Runs, tmp_path: Path, monkeypatch:
         ["slow", "55.5 (52.1 to 58.9)", "", *figures, "", "(the baseline)"],
         ["again", "55.5 (52.1 to 58.9)", "+1.0 (-2.0 to +3.0)", *figures, "5.5", "learning_rate 0.02"],
     ]
+    # The chart reads the cells, and leaves out what it cannot read.
+    assert [measured(cell) for cell in rows[1][1:3]] == [(55.5, 52.1, 58.9), (1.0, -2.0, 3.0)]
 
 
 @pytest.mark.parametrize(("against", "other"), [("before", "middling"), ("first", "slow")])
