@@ -172,7 +172,8 @@ class Contest:
                     time.sleep(self._plan.rest_seconds)
                     runs = self._run(worker, task, photo, words, times[worker.peer.name, task])
                     if runs:
-                        self.results[worker.peer.name].setdefault("rounds", {}).setdefault(task, []).append(runs)
+                        rounds = self.results[worker.peer.name].setdefault("rounds", {}).setdefault(task, [])
+                        rounds.append([round(milliseconds, 4) for milliseconds in runs])
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """The results, with what the engines that did not fail tell of themselves."""

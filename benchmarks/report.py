@@ -1,6 +1,7 @@
 """Tables and the chart from the JSON of `peers`, `product` and `operators`: `python -m benchmarks.report`.
 
-Writes `results/results.md` and `results/captions.svg`, and the table between the markers in README.md.
+Writes `results/results.md` and `results/captions.svg`, and the table between the markers in README.md. A folder in
+`results` holds `peers.json` and `product.json` of another machine, which has a section of its own in `results.md`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,29 @@ def percentile(values: Iterable[float], percent: float) -> float:
     position = (len(ordered) - 1) * percent / 100
     low, high = math.floor(position), math.ceil(position)
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def read(folder: Path, *names: str) -> list[Results]:
+    """The results of these benchmarks in a folder.
+
+    Raises:
+        FileNotFoundError: there are none of one of them.
+        ValueError: a file is not JSON.
+    """
+    found = []
+    for name in names:
+        path = folder / f"{name}.json"
+        try:
+            results = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        found.append(without_duplicates(results) if name == "peers" else results)
+    return found
+
+
+def other_machines(results: Path) -> dict[str, list[Results]]:
+    """`peers` and `product` of each machine that has a folder in `results`, by its name. Raises as `read` does."""
+    return {path.parent.name: read(path.parent, "peers", "product") for path in sorted(results.glob("*/peers.json"))}
 
 
 def without_duplicates(peers: Results) -> Results:
@@ -134,24 +158,6 @@ def targets(peers: Results, product: Results) -> list[Target]:
 
 def readme_table(peers: Results) -> str:
     """The peers for the README: photo to caption, memory, sizes."""
-    rows = []
-    for name, peer in peers["peers"].items():
-        runs = milliseconds(peers, name, "caption")
-        if not runs:
-            rows.append((peer["label"], peer["status"].split(":")[0], "", "", "", ""))
-            continue
-        share = ratio(peers, (name, "caption"), (REFERENCE, "caption"))
-        rows.append(
-            (
-                peer["label"],
-                _number(statistics.median(runs)),
-                _number(percentile(runs, 90)),
-                "–" if share is None else f"{_number(share)}×",
-                _number(peer["memory_mb"]["peak"]),
-                f"{_number(peer['installed_mb'])} + {_number(peer['model_mb'])}" if "model_mb" in peer else "–",
-            )
-        )
-    heads = ("engine", "p50 ms", "p90 ms", "÷ caplet", "peak RSS MB", "packages + model MB")
     plan = peers["plan"]
     return "\n".join(
         [
@@ -159,17 +165,18 @@ def readme_table(peers: Results) -> str:
             f"Photo (640×480 JPEG) → caption, {plan['threads']} threads, {_ROUNDS_TEXT}; {_machine(peers['machine'])}. "
             "[How, and everything else](benchmarks/README.md).",
             "",
-            *_table(heads, rows),
+            *_captions(peers),
         ]
     )
 
 
-def markdown(peers: Results, product: Results, operators: Results) -> str:
-    """The whole text of results.md."""
+def markdown(
+    peers: Results, product: Results, operators: Results, others: Mapping[str, Sequence[Results]] | None = None
+) -> str:
+    """The whole text of results.md; `others` are peers and product of other machines, by their names."""
     sources = "peers.json, product.json and operators.json"
     lines = ["# Results", "", f"Written by `python -m benchmarks.report` from {sources}.", ""]
-    lines += [*_quick_warning(peers, product, operators), "## Targets", ""]
-    lines += _table(("quantity", "measured", "bound", ""), [target.row for target in targets(peers, product)])
+    lines += [*_quick_warning(peers, product, operators), "## Targets", "", *_targets(peers, product)]
     lines += ["", "## Peers", "", _measured(peers), ""]
     plan = peers["plan"]
     lines += [
@@ -197,6 +204,9 @@ def markdown(peers: Results, product: Results, operators: Results) -> str:
     ]
     for graph, profiles in operators["graphs"].items():
         lines += [f"### {graph}", "", *_operators(profiles), ""]
+    for name, (their_peers, their_product) in (others or {}).items():
+        lines += [f"## On another machine: {name}", "", *_quick_warning(their_product), _measured(their_peers), ""]
+        lines += [*_targets(their_peers, their_product), "", *_quick_warning(their_peers), *_captions(their_peers), ""]
     return "\n".join(lines)
 
 
@@ -247,6 +257,32 @@ def insert(text: str, table: str, section: str = "benchmark") -> str:
         raise ValueError(f"no {begin} … {end}")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+
+
+def _targets(peers: Results, product: Results) -> list[str]:
+    return _table(("quantity", "measured", "bound", ""), [target.row for target in targets(peers, product)])
+
+
+def _captions(peers: Results) -> list[str]:
+    """A row per peer: photo to caption, memory, sizes."""
+    rows = []
+    for name, peer in peers["peers"].items():
+        runs = milliseconds(peers, name, "caption")
+        if not runs:
+            rows.append((peer["label"], peer["status"].split(":")[0], "", "", "", ""))
+            continue
+        share = ratio(peers, (name, "caption"), (REFERENCE, "caption"))
+        rows.append(
+            (
+                peer["label"],
+                _number(statistics.median(runs)),
+                _number(percentile(runs, 90)),
+                "–" if share is None else f"{_number(share)}×",
+                _number(peer["memory_mb"]["peak"]),
+                f"{_number(peer['installed_mb'])} + {_number(peer['model_mb'])}" if "model_mb" in peer else "–",
+            )
+        )
+    return _table(("engine", "p50 ms", "p90 ms", "÷ caplet", "peak RSS MB", "packages + model MB"), rows)
 
 
 def _facts(peers: Results) -> list[str]:
@@ -365,16 +401,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     results, path = arguments.results, arguments.readme
     if path is None and results.resolve() == RESULTS:
         path = ROOT / "README.md"
-    loaded = {}
-    for name in ("peers", "product", "operators"):
-        try:
-            loaded[name] = json.loads((results / f"{name}.json").read_text())
-        except FileNotFoundError as error:
-            parser.exit(1, f"{error.filename}: no such file; run benchmarks.peers, .product and .operators first\n")
-        except ValueError as error:
-            parser.exit(1, f"{results / name}.json: {error}; measure again\n")
-    peers = without_duplicates(loaded["peers"])
-    page = markdown(peers, loaded["product"], loaded["operators"])
+    try:
+        peers, product, operators = read(results, "peers", "product", "operators")
+        others = other_machines(results)
+    except FileNotFoundError as error:
+        parser.exit(1, f"{error.filename}: no such file; run benchmarks.peers, .product and .operators first\n")
+    except ValueError as error:
+        parser.exit(1, f"{error}; measure again\n")
+    page = markdown(peers, product, operators, others)
     try:
         readme = insert(path.read_text(encoding="utf-8"), readme_table(peers)) if path else ""
     except (OSError, ValueError) as error:

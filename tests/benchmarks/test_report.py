@@ -163,6 +163,27 @@ def test_quick_results_are_marked_as_worthless(
     assert "mean nothing" in report.markdown(peers, product, operators | {"quick": True})
 
 
+def test_another_machine_has_its_targets_and_its_captions_in_a_section_of_its_own(
+    peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any], tmp_path: Path
+) -> None:
+    slow = {name: {**each} for name, each in peers["peers"].items()}
+    slow["caplet-int8"] = peer("caplet int8", [100.0], [18.0])
+    slow["openvino-int8-vnni"] = peer("OpenVINO int8, not using AMX", [10.0])
+    machine = MACHINE | {"memory_gb": 4.0}
+    (tmp_path / "old").mkdir()
+    for name, results in (("peers", {**peers, "peers": slow, "machine": machine}), ("product", product)):
+        (tmp_path / "old" / f"{name}.json").write_text(json.dumps(results))
+    assert report.other_machines(tmp_path / "old") == {}
+    page = report.markdown(peers, product, operators, report.other_machines(tmp_path))
+    here, _, there = page.partition("## On another machine: old\n")
+    assert "| int8 encoder ÷ OpenVINO int8 | 1 | ≤ 1.15 | met |" in here
+    assert "| int8 encoder ÷ OpenVINO int8 | 2 | ≤ 1.15 | missed |" in there
+    assert "4.0 GB" in there and "4.0 GB" not in here
+    assert "| caplet int8 | 100 | 100 | 1× | 100 | 50 + 25 |" in there
+    assert "not using AMX" not in there
+    assert here.rstrip("\n") == report.markdown(peers, product, operators).rstrip("\n")
+
+
 def test_operators_stand_side_by_side_before_and_after(
     peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any]
 ) -> None:
@@ -219,14 +240,12 @@ def test_the_command_writes_all_three(
 
 
 def test_readme_results_and_chart_hold_what_the_json_in_the_repository_says() -> None:
-    peers, product, operators = (
-        json.loads((report.RESULTS / f"{name}.json").read_text()) for name in ("peers", "product", "operators")
-    )
-    peers = report.without_duplicates(peers)
+    peers, product, operators = report.read(report.RESULTS, "peers", "product", "operators")
     text = (report.ROOT / "README.md").read_text(encoding="utf-8")
     assert report.insert(text, report.readme_table(peers)) == text, "python -m benchmarks.report"
     results = (report.RESULTS / "results.md").read_text(encoding="utf-8")
-    assert report.markdown(peers, product, operators) == results, "python -m benchmarks.report"
+    others = report.other_machines(report.RESULTS)
+    assert report.markdown(peers, product, operators, others) == results, "python -m benchmarks.report"
     # The texts of the chart are letters drawn as paths, each after a comment that says it.
     names = [name for name in peers["peers"] if report.milliseconds(peers, name, "caption")][::-1]
     labels = [peers["peers"][name]["label"].replace("`", "") for name in names]
