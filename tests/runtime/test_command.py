@@ -1449,7 +1449,11 @@ def test_an_import_that_loses_interruptions_loses_none(
         return SimpleNamespace(run=lambda _: 0)
 
     monkeypatch.setattr("caplet.cli.importlib", SimpleNamespace(import_module=lose))
-    assert run(photos / "cat.jpg", capfd=capfd) == (130, "", "caplet: interrupted\n")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert run(photos / "cat.jpg", capfd=capfd) == (130, "", "caplet: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 

@@ -85,6 +85,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+NOT_REFUSED = {"group4": ("1",), "jpeg": ("RGB", "RGBA", "L", "LA", "CMYK", "YCbCr", "LAB")}
+"""Modes by compression of TIFFs: where libtiff refuses others, Pillow 12 (the last for Python 3.10) damages memory."""
+
+
 def written_by_pillow() -> dict[str, list[bytes]]:
     """By format, a small photo in every mode Pillow can write, plus structures that decoders trip over."""
     Image.init()
@@ -103,6 +107,8 @@ def written_by_pillow() -> dict[str, list[bytes]]:
             for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "LAB", "I", "I;16", "F"):
                 image = Image.new("LAB", photo.size, 99) if mode == "LAB" else photo.convert("L").convert(mode)
                 for options in (*usual, *VARIANTS.get(file_format, [])) if file_format in READ else usual[:1]:
+                    if mode not in NOT_REFUSED.get(options.get("compression", ""), (mode,)):
+                        continue
                     file = io.BytesIO()
                     try:
                         (photo if mode == "RGB" else image).save(file, file_format, **options)
