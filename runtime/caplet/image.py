@@ -29,6 +29,7 @@ from PIL import Image, ImageFile
 from caplet.arguments import whole_number
 from caplet.errors import ArgumentError, CapletError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image_file import (
+    BITS_PER_SAMPLE,
     HEAD,
     IN_PYTHON,
     LONGEST_EXIF,
@@ -515,13 +516,12 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     PhotometricInterpretation); Pillow passes over these here.
     """
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS_PER_SAMPLE)
+    bits = tags.get(BITS_PER_SAMPLE)
     unsigned = image.mode == "I" and bits == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
     grey = _scaled_to_8_bits(image, 12 if bits == (12,) else 16, unsigned)
     return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
 
 
-_BITS_PER_SAMPLE = 258
 _COLOUR_MAP = 320
 _SAMPLE_FORMAT = 339
 _PHOTOMETRIC = 262

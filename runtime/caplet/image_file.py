@@ -204,21 +204,23 @@ def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
     return max(tags.get(322, 1), 1), max(tags.get(323, 1), 1)
 
 
+BITS_PER_SAMPLE = 258
+"""A TIFF's tag (TIFF 6.0, section 8)."""
+
 _NATIVE = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS"}
 
 
 def correct_samples(image: ImageFile.ImageFile) -> None:
     """Have the samples of a TIFF that is yet to be decoded read as they are stored, where Pillow is mistaken.
 
-    libtiff hands them out in the machine's byte order; and those of a colour in a plane of its own may have 16 bits
-    (TIFF 6.0, section 8, BitsPerSample: tag 258).
+    libtiff hands them out in the machine's byte order; and those of a colour in a plane of its own may have 16 bits.
     """
     tags, tiles = cast(Any, image).tag_v2, cast("list[Any]", image.tile)
     for number, tile in enumerate(tiles):
         rawmode = tile[3][0]
         if tile[0] == "libtiff":
             rawmode = _NATIVE.get(rawmode, rawmode)
-        elif tags.get(258, (1,))[0] == 16 and rawmode in ("R", "G", "B", "A"):
+        elif tags.get(BITS_PER_SAMPLE, (1,))[0] == 16 and rawmode in ("R", "G", "B", "A"):
             rawmode += ";16B" if tags.prefix == b"MM" else ";16L"
         tiles[number] = _read_as(rawmode, tile)
 
