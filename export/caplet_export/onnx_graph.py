@@ -110,11 +110,9 @@ class Graph:
         self.constants[unique] = np.asarray(array)
         return unique
 
-    def add_node(
-        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
-    ) -> onnx.NodeProto:
+    def add_node(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
         """Append a node, named after its first output, and return it."""
-        node = helper.make_node(kind, inputs, outputs, name=f"{kind}:{outputs[0]}", domain=domain, **attributes)
+        node = helper.make_node(kind, inputs, outputs, name=f"{kind}:{outputs[0]}", domain="", **attributes)
         self.nodes.append(node)
         return node
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 class ProgressBar(tqdm):
     """tqdm's bar: on a terminal it is drawn, and removed when it is done; in a pipe there is none."""
 
-    def __init__(self, *arguments: Any, disable: bool | None = None, leave: bool = False, **options: Any) -> None:
-        super().__init__(*arguments, disable=disable, leave=leave, **options)
+    def __init__(self, *arguments: Any, leave: bool = False, **options: Any) -> None:
+        super().__init__(*arguments, disable=None, leave=leave, **options)
 
 
 # tqdm's own lock is for several processes. Where those are not forked, as from Python 3.14 on, its semaphore starts a
