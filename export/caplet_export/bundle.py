@@ -20,13 +20,13 @@ from caplet import Captioner
 from caplet.errors import CapletError
 from caplet.image import load_pixels
 from caplet.manifest import FORMAT_VERSION, Decoding
-from caplet_export.card import ATTENTION, CHART, render_card, render_scores
+from caplet_export.card import render_card, render_scores
 from caplet_export.charts import plot_ablations
 from caplet_export.config import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.inputs import read_json
 from caplet_export.onnx_graph import load_model, require_input, shape_of
-from caplet_export.outputs import GRAPHS, whole_folder
+from caplet_export.outputs import ATTENTION, CHART, GRAPHS, whole_folder
 from caplet_export.quantize import saturates
 from caplet_export.stages import Stage
 from caplet_export.text import SPECIALS, Vocabulary

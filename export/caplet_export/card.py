@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caplet_export.metrics import LIMITED, TITLES
+from caplet_export.outputs import ATTENTION, CHART
 from caplet_export.stages import ALL
-
-ATTENTION = "attention.jpg"
-CHART = "ablations.png"
 
 
 def render_card(

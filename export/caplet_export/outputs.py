@@ -13,13 +13,13 @@ from pathlib import Path
 
 from caplet_export.errors import ExportError
 
+ATTENTION, CHART = "attention.jpg", "ablations.png"
+"""The pictures of a bundle's card."""
 Kind = tuple[frozenset[str], frozenset[str]]
 """A kind of folder that verbs write: the files that are always in it, by which it is known, and those that may be."""
 GRAPHS: Kind = (
     frozenset({"encoder.onnx", "decoder.onnx", "vocabulary.txt"}),
-    frozenset(
-        {"parity.json", "quantization.json", "manifest.json", "README.md", "attention.jpg", "ablations.png", "golden"}
-    ),
+    frozenset({"parity.json", "quantization.json", "manifest.json", "README.md", ATTENTION, CHART, "golden"}),
 )
 """Folders of graphs, and bundles: both can be made again in minutes."""
 RUN: Kind = (

@@ -19,12 +19,12 @@ from caplet.bundle import load_bundle
 from caplet.image import load_pixels
 from caplet_export.ablation import COLUMNS
 from caplet_export.bundle import Licences, read_ablation, write_bundle
-from caplet_export.card import CHART, markdown_table, render_card, render_scores, render_summary
+from caplet_export.card import markdown_table, render_card, render_scores, render_summary
 from caplet_export.checkpoint import run_digest
 from caplet_export.cli import main
 from caplet_export.config import DEFAULT_DECODING, Config
 from caplet_export.errors import ConfigurationError, ExportError
-from caplet_export.outputs import GRAPHS, whole_folder
+from caplet_export.outputs import CHART, GRAPHS, whole_folder
 from caplet_export.stages import ALL, Stage
 from caplet_export.text import SPECIALS, Vocabulary
 
