@@ -239,7 +239,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def require_space(folder: Path, size: int) -> None:
     """Raise an OSError if `size` bytes do not fit: HDF5, which writes weights, ends the process on a full disk."""
     if shutil.disk_usage(folder).free < size + 1e6:
-        raise OSError(errno.ENOSPC, f"no room for the {size / 1e6:.0f} MB that are to be written")
+        raise OSError(errno.ENOSPC, f"no room for the {max(size / 1e6, 1):.0f} MB that are to be written")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -328,7 +328,7 @@ def test_a_full_disk_is_said(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     monkeypatch.setattr(checkpoint, "save_weights", lambda *_: pytest.fail("written"))
     assert main(["join", *map(str, runs), "-o", str(tmp_path / "joined")]) == 1
-    expected = f"caplet-export join: {tmp_path / 'joined'}: cannot write: no room for the 0 MB that are to be written\n"
+    expected = f"caplet-export join: {tmp_path / 'joined'}: cannot write: no room for the 1 MB that are to be written\n"
     assert capsys.readouterr().err == expected
     assert sorted(tmp_path.iterdir()) == runs
 
