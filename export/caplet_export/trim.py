@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet_export.checkpoint import Checkpoint, copy_extractor_part, empty_model, save_checkpoint
+from caplet_export.errors import ConfigurationError
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import members_of
@@ -48,8 +49,13 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
 
     Returns:
         the vocabulary that is left.
+
+    Raises:
+        ConfigurationError: none of these words can be said.
     """
     ids = np.array(sorted({*range(len(SPECIALS)), *map(int, kept)}))
+    if len(ids) == len(SPECIALS):
+        raise ConfigurationError(f"{checkpoint.folder}: no word would be left that can be said; keep more words")
     config = replace(checkpoint.config, model=replace(checkpoint.config.model, vocabulary_size=len(ids)))
     model = empty_model(config.model)
     for ours, theirs in zip(members_of(model), members_of(checkpoint.model), strict=True):

@@ -155,6 +155,7 @@ def test_without_a_readable_training_photo_there_is_nothing_to_go_by(
         (["--words", "words.txt", "--data", "gone"], "which words? those of --words, or by --data"),
         (["--words", "words.txt", "--features", "gone"], "which words? those of --words, or by --data"),
         (["--words", "words.txt"], "'unheard' is not a word of"),
+        (["--words", "specials.txt"], "run: no word would be left that can be said; "),
         (["--words", "gone.txt"], "No such file"),
     ],
 )
@@ -164,6 +165,7 @@ def test_what_cannot_be_kept_is_said(
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", 1)
     Path("words.txt").write_text("\n".join([*SPECIALS, "word3", "unheard", ""]))
+    Path("specials.txt").write_text("\n".join([*SPECIALS, ""]))
     assert main(["trim", "run", *options, "-o", "trimmed"]) == 1
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
