@@ -10,7 +10,8 @@ import keras
 
 from caplet_export.checkpoint import EXTRACTOR, Checkpoint, load_checkpoint, load_extractor, open_features
 from caplet_export.config import Config, changed_switches
-from caplet_export.errors import DataError
+from caplet_export.errors import ConfigurationError, DataError, StoreError
+from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner
 from caplet_export.inception import scale
@@ -46,7 +47,7 @@ def compare_runs(
 
     Args:
         folders: run folders, in the order in which the recipe grew. For one that trained Inception blocks of its own,
-            features are computed from the photos.
+            features are computed from the photos unless they are stored.
         dataset: captions and splits.
         features: folder of the feature stores; it must hold the plain view of each block that a run reads from stores.
             Photos that could not be read for one of these stores are left out.
@@ -64,10 +65,7 @@ def compare_runs(
         StoreError: a store is missing, or has no features of a photo that was added since.
     """
     checkpoints = [load_checkpoint(folder) for folder in folders]
-    stores = [
-        None if (folder / EXTRACTOR).exists() else open_features(checkpoint, features)
-        for folder, checkpoint in zip(folders, checkpoints, strict=True)
-    ]
+    stores = [_stored(checkpoint, features) for checkpoint in checkpoints]
     names = list(dataset.split("dev"))
     for stored in filter(None, stores):
         names = stored.readable(names)
@@ -131,6 +129,16 @@ def _captions(checkpoint: Checkpoint, seen: Iterable[Any]) -> list[list[str]]:
     for features in seen:
         captions += [checkpoint.vocabulary.decode(row, length) for row in runner.greedy(features).tolist()]
     return captions
+
+
+def _stored(checkpoint: Checkpoint, features: Path) -> StoredFeatures | None:
+    """The features that a run reads; None if they are not stored, but it has Inception blocks that compute them."""
+    try:
+        return open_features(checkpoint, features)
+    except (ConfigurationError, StoreError):
+        if (checkpoint.folder / EXTRACTOR).exists():
+            return None
+        raise
 
 
 def _extract(folder: Path, encoder_weights: str | None, dataset: Dataset, names: Sequence[str]) -> Iterator[Any]:

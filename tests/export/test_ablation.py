@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from caplet_export import ablation
 from caplet_export.ablation import COLUMNS, compare_runs
 from caplet_export.bundle import read_ablation
 from caplet_export.charts import measured
+from caplet_export.checkpoint import extractor_digest
 from caplet_export.cli import main
 from caplet_export.config import load_config
-from caplet_export.errors import DataError
+from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.metrics import Interval
@@ -161,6 +163,20 @@ def test_a_run_with_an_extractor_of_its_own_looks_at_the_photos(
     assert f"Greedy captions of {len(names) - 1} dev photos" in table["note"]
     assert table["rows"][0][1] == table["rows"][1][1]
     assert f"left out: {broken.path(names[0])}" in capsys.readouterr().err
+
+
+def test_features_of_its_own_inception_that_are_stored_are_read(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = shutil.copytree(runs.folder / "slow", tmp_path / "tuned")
+    (tuned / "extractor.npz").write_bytes(b"blocks")
+    source = shutil.copytree(runs.folder / "features", tmp_path / "features") / "mixed10-plain" / "store.json"
+    source.write_text(json.dumps({**json.loads(source.read_text()), "extractor": extractor_digest(tuned)}))
+    monkeypatch.setattr(ablation, "load_extractor", lambda *_: pytest.fail("computed"))
+    table = compare_runs([tuned], runs.dataset, tmp_path / "features")
+    assert table["rows"][0][1] == runs.rows()["slow"]["CIDEr-D"]
+    with pytest.raises(ConfigurationError, match="slow: reads Inception as it came, but"):
+        compare_runs([runs.folder / "slow"], runs.dataset, tmp_path / "features")
 
 
 def test_the_command_finds_a_place_for_its_table(
