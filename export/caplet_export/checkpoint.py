@@ -101,6 +101,11 @@ def extractor_digest(run: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
+def is_half_saved(run: Path) -> bool:
+    """Whether a run was stopped when, of an epoch's two files, only the decoder's was in its place (`whole_files`)."""
+    return (run / f".{EXTRACTOR}").exists() and not (run / f".{DECODER}").exists()
+
+
 def copy_extractor_part(run: Path, folder: Path) -> None:
     """Give the run in `folder` the part of Inception that `run` trained, if it has one. Raises OSError."""
     if (run / EXTRACTOR).exists():
@@ -169,9 +174,14 @@ def save_checkpoint(folder: Path, config: Config, vocabulary: Vocabulary, model:
 
 
 def load_weights(model: keras.Model, path: Path) -> None:
-    """Load Keras weights. Raises a ConfigurationError if they are missing, damaged, or of another configuration."""
+    """Load a run's weights. Raises a ConfigurationError if they are missing, damaged, of another configuration, or of
+    another epoch than its Inception blocks.
+    """
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file; has the run finished an epoch?")
+    if is_half_saved(path.parent):
+        cause = "stopped while it saved an epoch, so its weights are of two; give its command again"
+        raise ConfigurationError(f"{path.parent}: {cause}")
     try:
         model.load_weights(path)
     except DAMAGED as error:

@@ -211,7 +211,8 @@ def whole_files(*paths: Path) -> Iterator[Sequence[Path]]:
     """The paths of temporary files beside `paths`, of the same suffixes, that take their places when the block ends.
 
     They do so one right after the other, when all of them have reached the disk. Files that were at `paths` before stay
-    until then, and for good if the block fails, which leaves no temporary file. Raises OSError.
+    until then, and for good if the block fails, which leaves no temporary file. Only an interruption between the first
+    of them and the last leaves those that are still to come, under their names with a dot. Raises OSError.
     """
     # Without the number of the process, so that the next one overwrites what a killed one left.
     temporaries = [path.with_name(f".{path.name}") for path in paths]
@@ -222,8 +223,9 @@ def whole_files(*paths: Path) -> Iterator[Sequence[Path]]:
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
     except BaseException as error:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+        if temporaries[0].exists():  # else the first is in its place, and the others have to follow
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.strerror and error.filename is None:  # as of a full disk
             error.filename = str(paths[0])
         raise

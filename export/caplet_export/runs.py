@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from caplet_export.checkpoint import (
     EXTRACTOR,
     Checkpoint,
     copy_extractor_part,
+    is_half_saved,
     load_checkpoint,
     run_digest,
 )
@@ -181,6 +183,8 @@ class Run(ABC):
         path = self.folder / RESUME
         if not path.exists():
             return
+        if is_half_saved(self.folder):
+            os.replace(self.folder / f".{EXTRACTOR}", self.folder / EXTRACTOR)
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 origin = json.loads(str(arrays["origin"]))

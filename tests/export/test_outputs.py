@@ -166,6 +166,27 @@ def test_of_files_that_belong_together_a_failure_leaves_all_old_ones(tmp_path: P
     assert sorted(tmp_path.iterdir()) == paths
 
 
+def test_an_interruption_between_two_renames_leaves_what_has_yet_to_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a killed process does; `checkpoint.is_half_saved` knows a run by it."""
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    def write() -> None:
+        with whole_files(tmp_path / "one", tmp_path / "other") as temporaries:
+            for temporary in temporaries:
+                temporary.write_text("new")
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other", "one"]
+
+
 def test_what_a_killed_process_has_left_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".names.txt").write_text("half of the n")
     write_whole(tmp_path / "names.txt", "new")

@@ -487,6 +487,23 @@ def test_decoder_and_extractor_are_of_one_epoch(tmp_path: Path) -> None:
     assert {(tmp_path / name).read_text() for name in ("decoder.weights.h5", "extractor.npz")} == {"1"}
 
 
+def test_weights_of_two_epochs_are_not_read(run: Path, tmp_path: Path) -> None:
+    """As a run leaves them that is killed between putting its two files in place, until it goes on."""
+    for name in (".decoder.weights.h5", ".extractor.npz"):
+        (run / name).write_text("half of the n")
+    load_checkpoint(run)  # killed before
+    (run / ".decoder.weights.h5").unlink()
+    with pytest.raises(ConfigurationError, match="stopped while it saved an epoch, so its weights are of two"):
+        load_checkpoint(run)
+    folder = tmp_path / "on"
+    begun = Untaught(folder, with_train(extractor_layer="mixed7"), Vocabulary.build([["a", "dog"]], 1), "digest")
+    begun._resume()
+    begun.end(10.0, 1.0)
+    (folder / ".extractor.npz").write_text("2")
+    begun._resume()
+    assert (folder / "extractor.npz").read_text() == "2" and not (folder / ".extractor.npz").exists()
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_an_epoch_begins_to_be_written_where_there_is_room_for_twice_its_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
