@@ -182,17 +182,12 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
             unlock_folder(temporary)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
-                try:
-                    os.replace(target, old)
-                    os.replace(temporary, target)
-                except BaseException:
-                    if not target.exists():  # an interruption may come when a folder has been moved
-                        os.replace(old, target)
-                    raise
-            else:
-                os.replace(temporary, target)
+                os.replace(target, old)
+            os.replace(temporary, target)
             shutil.rmtree(old, ignore_errors=True)
         finally:
+            if old.exists() and not target.exists():  # stopped between the two, perhaps in a process that was killed
+                os.replace(old, target)
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         if isinstance(error, ExportError):

@@ -264,16 +264,23 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     assert list(old_run.parent.iterdir()) == [old_run] and (old_run / "config.json").read_text() == "old"
 
 
+def test_an_old_folder_that_a_killed_process_has_put_aside_comes_back_though_the_next_one_fails(old_run: Path) -> None:
+    os.replace(old_run, old_run.with_name(".run.caplet-export.old"))
+    with pytest.raises(ExportError, match="no photo"), whole_folder(old_run, RUN):
+        raise ExportError("no photo")
+    assert list(old_run.parent.iterdir()) == [old_run] and (old_run / "config.json").read_text() == "old"
+
+
 @pytest.mark.parametrize(("moved", "left"), [(".old", "old"), (".new", "new")])
 def test_an_interruption_when_a_folder_has_just_been_moved_leaves_one_in_place(
     old_run: Path, monkeypatch: pytest.MonkeyPatch, moved: str, left: str
 ) -> None:
-    replace = os.replace
+    replace, due = os.replace, [KeyboardInterrupt()]
 
     def interrupted(source: Path, target: Path) -> None:
         replace(source, target)
-        if moved in (source.suffix, target.suffix):
-            raise KeyboardInterrupt
+        if moved in (source.suffix, target.suffix) and due:
+            raise due.pop()
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt), whole_folder(old_run, RUN) as folder:
