@@ -1,12 +1,23 @@
-"""Options that are whole numbers, checked in one way wherever they come in."""
+"""What commands share: wrong usage told in one line, and options that are whole numbers."""
 
 from __future__ import annotations
 
 import argparse
 import operator
-from typing import SupportsIndex
+import sys
+from typing import NoReturn, SupportsIndex
 
-from caplet.errors import ArgumentError
+from caplet.errors import ArgumentError, printable
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that tells wrong usage in one line, as all errors are told, without argparse's synopsis before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the message, escaped: it may quote a photo's name, which can hold anything, as an unknown option."""
+        if sys.stderr is None:  # closed; argparse would take standard output, or fail (Python 3.10)
+            self.exit(2)
+        self.exit(2, f"{self.prog}: error: {printable(message)}; see {self.prog} --help\n")
 
 
 def count(text: str) -> int:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from caplet import __version__
-from caplet.arguments import count
-from caplet.errors import ArgumentError, CapletError, printable
+from caplet.arguments import Parser, count
+from caplet.errors import ArgumentError, CapletError
 from caplet.inputs import STDIN
 from caplet.output import INTERRUPTED, Output, complain, end_process, was_interrupted
 from caplet.records import FORMATS
@@ -137,16 +137,8 @@ def _name(text: str) -> str:
 _name.__name__ = "name"  # what argparse calls it in its messages
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """End with the message, escaped: it may quote a photo's name, which can hold anything, as an unknown option."""
-        if sys.stderr is None:  # closed; argparse would take standard output, or fail (Python 3.10)
-            self.exit(2)
-        super().error(printable(message))
-
-
 def _parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    return _Parser(
+    return Parser(
         prog=prog,
         description=description,
         epilog=epilog,

@@ -160,13 +160,14 @@ cli.command()
 
 
 def refusal(capsys: pytest.CaptureFixture[str], verb: str, *arguments: str) -> str:
-    """The last line of what a verb says to wrong usage, without its own name."""
+    """What a verb says to wrong usage, in one line, without its own name and the way to its help."""
     with pytest.raises(SystemExit) as stopped:
         main([verb, "folder", *arguments])
     assert stopped.value.code == 2
-    name, said = capsys.readouterr().err.splitlines()[-1].split(": error: ")
-    assert name == f"caplet-export {verb}"
-    return said
+    before, after = f"caplet-export {verb}: error: ", f"; see caplet-export {verb} --help\n"
+    line = capsys.readouterr().err
+    assert line.startswith(before) and line.endswith(after)
+    return line.removeprefix(before).removesuffix(after)
 
 
 def test_the_help_of_quantize_names_the_methods_without_onnx() -> None:
