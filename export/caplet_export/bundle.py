@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 from PIL import Image
 
-from caplet import Captioner
+from caplet import Captioner, __version__
 from caplet.errors import CapletError
 from caplet.image import load_pixels
 from caplet.manifest import FORMAT_VERSION, Decoding
@@ -31,7 +31,7 @@ from caplet_export.quantize import saturates
 from caplet_export.stages import Stage
 from caplet_export.text import SPECIALS, Vocabulary
 
-_PACKAGES = ("caplet", "tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow")
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow")
 _FIGURE_WIDTH = 1200
 _FILES = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "vocabulary": "vocabulary.txt"}
 _MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams", "repeatable")
@@ -311,7 +311,8 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    # caplet's by itself: its metadata, in an editable installation, are of the day when it was installed.
+    versions = {"python": platform.python_version(), "caplet": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)

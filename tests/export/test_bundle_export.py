@@ -14,6 +14,7 @@ import onnx
 import pytest
 from PIL import Image
 
+import caplet
 from caplet import Captioner
 from caplet.bundle import load_bundle
 from caplet.image import load_pixels
@@ -147,6 +148,17 @@ def test_every_file_is_listed_with_its_hash(graphs: Path, golden: list[Path], tm
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "bytes": path.stat().st_size,
         }
+
+
+def test_a_bundle_names_the_caplet_that_ran(
+    graphs: Path, golden: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editable installation keeps the version that the checkout had when it was installed."""
+    monkeypatch.setattr("caplet_export.bundle.version", lambda _: "0.0.1")
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden)
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["created_with"]["caplet"] == caplet.__version__
+    assert manifest["created_with"]["onnx"] == "0.0.1"
 
 
 def test_the_card_shows_where_the_first_golden_photo_was_looked_at(
