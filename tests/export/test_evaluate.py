@@ -306,6 +306,17 @@ def test_defects_of_the_data_are_told(
     assert capsys.readouterr().err == f"caplet-export evaluate: {expected}\n"
 
 
+def test_several_defects_of_the_data_are_counted(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(made_up_data, tmp_path / "data")
+    with (data / "Flickr_8k.devImages.txt").open("a") as file:
+        file.write("gone.jpg\naway.jpg\n")
+    assert main(["evaluate", str(tiny_bundle), "--data", str(data), "--limit", "1", "--beam", "1"]) == 0
+    *each, count = capsys.readouterr().err.splitlines()
+    assert (len(each), count) == (2, f"caplet-export evaluate: {data}: 2 defects in all, named above")
+
+
 def test_unreadable_photos_are_named_and_left_out(
     tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

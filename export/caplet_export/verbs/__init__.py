@@ -26,7 +26,7 @@ def seed(text: str) -> int:
 
 
 def read_data(arguments: argparse.Namespace) -> Dataset:
-    """The data set of `--data`; its defects, which are left out, are printed on standard error.
+    """The data set of `--data`; its defects, which are left out, are printed on standard error and counted.
 
     Raises:
         DataError: as `read_dataset`.
@@ -34,6 +34,9 @@ def read_data(arguments: argparse.Namespace) -> Dataset:
     dataset = read_dataset(arguments.data)
     for defect in dataset.defects:
         print(f"caplet-export {arguments.verb}: {defect}", file=sys.stderr)
+    if len(dataset.defects) > 1:
+        count = f"{arguments.data}: {len(dataset.defects)} defects in all, named above"
+        print(f"caplet-export {arguments.verb}: {count}", file=sys.stderr)
     return dataset
 
 
