@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from caplet.errors import CapletError, ImageError, InferenceError
-from caplet_export.cli import main
+from caplet_export.cli import VERBS, main
 from caplet_export.ranges import METHODS
 from caplet_export.runs import Epoch
 from caplet_export.verbs import tell_end, tell_epoch
@@ -227,13 +227,27 @@ def test_what_is_kept_is_told_and_drawn(
     assert said == ([True, True, False] if patience else [False] * 3)
 
 
-@pytest.mark.parametrize(("verb", "extra"), [("train", "export"), ("tune", "tune")])
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_needs_no_more_than_a_plain_installation(verb: str) -> None:
+    script = f"""
+import sys
+from caplet_export.cli import main
+sys.modules.update(dict.fromkeys(["tensorflow", "keras", "tf2onnx", "onnx", "matplotlib", "tqdm", "jax", "optax"]))
+sys.exit(main(["{verb}", "--help"]))
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith(f"usage: caplet-export {verb} ")
+
+
+@pytest.mark.parametrize(("verb", "extra"), [("train --features f", "export"), ("tune --from r", "tune")])
 def test_what_a_plain_installation_lacks_is_one_line(verb: str, extra: str) -> None:
+    verb, *needed = verb.split()
     script = f"""
 import sys
 from caplet_export.cli import main
 sys.modules["tqdm"] = None  # as if it was not installed
-sys.exit(main(["{verb}", "folder", "--data", "data"]))
+sys.exit(main({[verb, "folder", "--data", "data", *needed]}))
 """
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     expected = f"caplet-export {verb}: tqdm is missing; pip install 'caplet[{extra}]'\n"

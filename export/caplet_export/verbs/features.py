@@ -12,8 +12,6 @@ from caplet_export.backend import load_tensorflow
 from caplet_export.config import load_config
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest, whole_in_another_precision
-from caplet_export.photos import read_photo
-from caplet_export.progress import ProgressBar
 from caplet_export.verbs import read_data
 from caplet_export.views import FLIP, PLAIN, check_view
 
@@ -58,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fill the stores: `BLOCK-plain` with every split, and `BLOCK-VIEW` with training photos for each further view."""
+    from caplet_export.photos import read_photo  # first of all: a plain installation lacks what it needs
+    from caplet_export.progress import ProgressBar
+
     views = [check_view(view) for view in arguments.views]
     read = load_config(arguments.run / "config.json").model.blocks if arguments.run else ("mixed10",)
     blocks = list(dict.fromkeys(arguments.layer or read))

@@ -12,7 +12,6 @@ import numpy as np
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError
-from caplet_export.progress import ProgressBar
 from caplet_export.verbs import open_training_photos, seed
 
 if TYPE_CHECKING:
@@ -64,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[Units]:
     """Importance of each member's units, summed over the training photos (not their other views)."""
+    from caplet_export.progress import ProgressBar
     from caplet_export.prune import SIZES, unit_importances
 
     store, names = open_training_photos(checkpoint, arguments)

@@ -8,7 +8,6 @@ from pathlib import Path
 from caplet_export.backend import load_tensorflow
 from caplet_export.config import RECIPES, inherit, load_config, override, require_effect
 from caplet_export.errors import ConfigurationError
-from caplet_export.progress import ProgressBar
 from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
 from caplet_export.views import PLAIN, check_view
 
@@ -38,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line for each epoch."""
+    from caplet_export.progress import ProgressBar  # first of all: a plain installation lacks it
+
     config = load_config(arguments.config) if arguments.config else RECIPES[arguments.recipe]
     if arguments.start_from and not arguments.config:
         config = inherit(config, load_config(arguments.start_from / "config.json"))

@@ -10,7 +10,6 @@ from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import RUN, check_folder, whole_folder
-from caplet_export.progress import ProgressBar
 from caplet_export.verbs import open_training_photos
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace, likeliest: int) -> set[int]:
     """Ids of the words that are among the captioner's likeliest at any step on the training photos."""
+    from caplet_export.progress import ProgressBar
     from caplet_export.trim import proposed_words
 
     store, names = open_training_photos(checkpoint, arguments)

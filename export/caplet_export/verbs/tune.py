@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from caplet_export.config import RECIPES, inherit, load_config, override, require_effect
-from caplet_export.progress import ProgressBar
 from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
 
 
@@ -36,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line for each evaluation."""
+    from caplet_export.progress import ProgressBar  # first of all: a plain installation lacks it
+
     if arguments.config:
         config = load_config(arguments.config)
     else:
