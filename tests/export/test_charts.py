@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from caplet_export.ablation import COLUMNS
 from caplet_export.charts import measured, plot_ablations, plot_history
@@ -27,10 +28,13 @@ def figure(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pyplot.gcf
 
 
-def test_curves_are_a_picture(tmp_path: Path) -> None:
-    epochs = [Epoch(number, 3.0 - number, 3.5 - number, 10.0 * number, 1.0) for number in (1, 2)]
-    plot_history(epochs, epochs[1], tmp_path / "curves.png")
+def test_curves_are_those_of_both_losses_and_of_the_dev_score(tmp_path: Path, figure: Any) -> None:
+    epochs = [Epoch(number, 3.0 - number, 3.5 - number, 30.0 / number, 1.0) for number in (1, 2)]
+    plot_history(epochs, epochs[0], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    losses, scores = ([line.get_xydata().tolist() for line in axes.lines] for axes in figure().axes)
+    assert losses == [[[1, 2.0], [2, 1.0]], [[1, 2.5], [2, 1.5]]]
+    assert scores == [[[1, 30.0], [2, 15.0]], [[1, 30.0]]]
 
 
 def test_cells_of_ablation_are_read() -> None:
@@ -45,18 +49,21 @@ def test_every_run_has_a_row_with_its_values_and_intervals(tmp_path: Path, figur
         ("first", "40.3 (37.6 to 43.5)", ""),
         ("better", "45.1 (42.1 to 48.3)", "+4.8 (+3.1 to +6.5)"),
         ("as good", "39.9 (37.2 to 42.8)", "-0.4 (-2.1 to +1.2)"),
+        ("silent", "0.0 (0.0 to 0.0)", "-40.3 (-43.5 to +0.0)"),
     ]
     assert plot_ablations([table(*rows)], tmp_path / "chart.png")
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(tmp_path / "chart.png") as chart:
+        assert (chart.format, chart.mode) == ("PNG", "P")
     scores, differences = figure().axes
-    assert [label.get_text() for label in scores.get_yticklabels()] == ["first", "better", "as good"]
+    assert [label.get_text() for label in scores.get_yticklabels()] == [row[0] for row in rows]
     top, bottom = scores.get_ylim()
     assert top > bottom  # the first row is drawn above the others
     lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in scores.lines]
     assert lines[:4] == [([37.6, 43.5], [0, 0]), ([40.3], [0]), ([42.1, 48.3], [1, 1]), ([45.1], [1])]
     dots = [line for line in differences.lines if len(line.get_xdata()) == 1]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [(4.8, 1), (-0.4, 2)]
-    assert [line.get_markerfacecolor() == "white" for line in dots] == [False, True]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [(4.8, 1), (-0.4, 2), (-40.3, 3)]
+    assert [line.get_markerfacecolor() == "white" for line in dots] == [False, True, True]
+    assert not any(line.get_markerfacecolor() == "white" for line in scores.lines)
 
 
 def test_each_table_has_a_row_of_panels(tmp_path: Path, figure: Any) -> None:
