@@ -21,6 +21,11 @@ def test_pairs_of_words_in_a_row_count_by_themselves() -> None:
     assert repeatable_ngrams(captions, VOCABULARY) == ((A,), (DOG,), (A, DOG))
 
 
+def test_the_most_frequent_come_first() -> None:
+    captions = [("cat", "and", "cat")] * 10 + [("a", "dog", "sits", "a")] * 11
+    assert repeatable_ngrams(captions, VOCABULARY) == ((A,), (CAT,))
+
+
 def test_a_few_captions_are_no_evidence() -> None:
     assert repeatable_ngrams([("cat", "and", "cat")] * 9, VOCABULARY) == ()
     assert repeatable_ngrams([("cat", "and", "cat")] * 10, VOCABULARY) == ((CAT,),)
