@@ -153,8 +153,7 @@ class CiderD:
     def score(self, key: str, words: Words) -> float:
         """CIDEr-D of one hypothesis, from 0 to 10. Raises a KeyError for an image without references."""
         image = self._images[key]
-        length = _caption_length(words)
-        penalties = [_length_penalty(abs(length - other)) for other in image.lengths]
+        penalties = [_length_penalty(abs(len(words) - other)) for other in image.lengths]
         squares = [0.0] * ORDERS
         products = [0.0] * ORDERS
         idf_of, postings_of = self._idf.get, image.postings.get
@@ -183,15 +182,10 @@ class CiderD:
         for index, words in enumerate(captions):
             squares = [0.0] * ORDERS
             for gram, count in _count_grams(words).items():
-                squares[len(gram) - 1] += (count * self._idf.get(gram, self._log_documents)) ** 2
+                squares[len(gram) - 1] += (count * self._idf[gram]) ** 2
                 postings[gram] = (*postings.get(gram, ()), (index, count))
             inverse_norms.append(tuple(1 / math.sqrt(square) if square else 0.0 for square in squares))
-        return _CookedImage(postings, tuple(inverse_norms), tuple(map(_caption_length, captions)))
-
-
-def _caption_length(words: Words) -> int:
-    # coco-caption takes the number of bigrams for a caption's length; only the difference matters.
-    return max(len(words) - 1, 0)
+        return _CookedImage(postings, tuple(inverse_norms), tuple(map(len, captions)))
 
 
 @cache

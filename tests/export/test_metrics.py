@@ -121,12 +121,12 @@ def random_corpus(images: int, seed: int) -> Corpus:
     vocabulary = words("a the dog man runs in on grass red ball with and water jumps two 's")
     weights = [1 / rank for rank in range(1, len(vocabulary) + 1)]
 
-    def caption(shortest: int) -> list[str]:
-        return generator.choices(vocabulary, weights, k=generator.randint(shortest, 16))
+    def caption() -> list[str]:
+        return generator.choices(vocabulary, weights, k=generator.randint(0, 16))
 
-    references = {f"{i}.jpg": [caption(1) for _ in range(generator.randint(1, 5))] for i in range(images)}
+    references = {f"{i}.jpg": [caption() for _ in range(generator.randint(1, 5))] for i in range(images)}
     hypotheses = {
-        name: generator.choice([caption(0), captions[0], captions[-1][:3] * 2]) for name, captions in references.items()
+        name: generator.choice([caption(), captions[0], captions[-1][:3] * 2]) for name, captions in references.items()
     }
     return hypotheses, references
 
@@ -311,6 +311,7 @@ def test_diversity_by_hand() -> None:
     # "runs" ends no caption there, and no caption is empty.
     assert corpus_scores(hypotheses, {key: [["a", "dog"]] for key in hypotheses}, said).implausible_bigram_share == 50
     assert corpus_scores({"a": words("runs runs")}, {"a": [["a"]]}, said).implausible_bigram_share == 100
+    assert corpus_scores({"a": []}, {"a": [["a"]]}).distinct_1 == 0
 
 
 @pytest.mark.parametrize(
@@ -421,4 +422,6 @@ def test_people_are_scored_against_one_another() -> None:
         )
         / 3
     )
+    pairs = human_scores({name: [texts[0], [*texts[1], "today"]] for name, texts in same.items()})
+    assert pairs is not None and pairs["bleu_1"] == pytest.approx(50 * (math.exp(1 - 7 / 6) + 6 / 7))
     assert human_scores({**same, "alone": [["one"]]}) is None
