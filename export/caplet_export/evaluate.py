@@ -176,7 +176,6 @@ class CaptionJournal:
             self._file = path.open("r+b" if of_this_run else "wb")
             self._file.write(kept)
             self._file.truncate()
-            self._file.flush()
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be written ({error.strerror or error})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import hashlib
 import io
 import json
 import os
@@ -19,12 +21,22 @@ import pytest
 from PIL import Image
 
 from caplet import Captioner
+from caplet.bundle import load_bundle
+from caplet.machine import describe_cpu, versions
 from caplet_export.bigrams import Bigrams
 from caplet_export.cli import main
 from caplet_export.errors import ConfigurationError
 from caplet_export.evaluate import BeamResult, CaptionJournal, CaptionRecord, Evaluation, evaluate, format_table
 from caplet_export.flickr8k import read_dataset
-from caplet_export.metrics import corpus_scores, references_of, tokenize
+from caplet_export.metrics import (
+    Interval,
+    Scores,
+    corpus_scores,
+    human_scores,
+    leave_one_out_scores,
+    references_of,
+    tokenize,
+)
 from tiny_bundle import TinyModel, join_words, reference_search, rehash, vocabulary, write_tiny_bundle
 
 DEV, TRAIN = 11, 2
@@ -72,6 +84,8 @@ def test_every_photo_of_the_split_gets_the_models_caption_for_every_beam(tiny_bu
         bigrams = Bigrams(chain.from_iterable(references_of(dataset, dataset.split("train")).values()))
         references = references_of(dataset, list(expected))
         assert evaluation.results[beam_size].scores == corpus_scores(hypotheses, references, bigrams)
+        assert evaluation.results[beam_size].leave_one_out == leave_one_out_scores(hypotheses, references)
+        assert evaluation.results[beam_size].milliseconds > 0
     assert texts(evaluation, 1) != texts(evaluation, 3)
 
 
@@ -85,11 +99,52 @@ def test_what_people_say_is_not_learned_from_the_captions_that_are_scored_agains
     assert [scores.implausible_bigram_share is None for scores in shares] == [False, True]
 
 
-def test_the_bundles_own_beam_is_the_default(tiny_bundle: Path, made_up_data: Path) -> None:
-    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
-    evaluation = evaluate(tiny_bundle, read_dataset(made_up_data), "dev", limit=2)
-    assert list(evaluation.results) == [manifest["decoding"]["beam_size"]]
-    assert evaluation.data["images"] == len(texts(evaluation, manifest["decoding"]["beam_size"])) == 2
+def test_the_bundles_own_beam_is_the_default(made_up_data: Path, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    rehash(bundle, lambda manifest: manifest["decoding"].update(beam_size=2))
+    evaluation = evaluate(bundle, read_dataset(made_up_data), "dev", limit=2)
+    assert list(evaluation.results) == [2]
+    assert evaluation.data["images"] == len(texts(evaluation, 2)) == 2
+
+
+def test_an_evaluation_says_what_it_is_of(tiny_bundle: Path, made_up_data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(made_up_data, tmp_path / "data")
+    dataset = read_dataset(data)
+    first, second, broken = dataset.split("dev")[:3]
+    dataset.path(broken).write_bytes(b"no photo")
+    evaluation = evaluate(tiny_bundle, dataset, "dev", limit=3, beam_sizes=[1])
+    bundle = load_bundle(tiny_bundle)
+    files = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "vocabulary": "vocabulary.txt"}
+    assert evaluation.bundle == {
+        "name": "tiny-6",
+        "path": str(tiny_bundle),
+        "digest": bundle.digest,
+        "sha256": {role: hashlib.sha256((tiny_bundle / name).read_bytes()).hexdigest() for role, name in files.items()},
+    }
+    assert list(evaluation.data.pop("unreadable")) == [broken]  # type: ignore[attr-defined]
+    human = human_scores(references_of(dataset, [first, second]))
+    assert evaluation.data == {"root": str(data.resolve()), "split": "dev", "images": 2, "human": human}
+    decoding = dataclasses.asdict(bundle.manifest.decoding)
+    assert evaluation.settings == {"limit": 3, "threads": Captioner(tiny_bundle).threads, **decoding}
+    assert evaluation.machine == {"cpu": describe_cpu(), "packages": versions()}
+
+
+def test_figures_stand_in_their_columns() -> None:
+    scores = Scores(61.2, 42.3, 29.4, 20.5, 46.6, 55.7, 1.0, 2.0, 10.4, 321, 3.1, 1.2)
+    intervals = {"bleu_4": Interval(20.5, 18.1, 22.9), "cider_d": Interval(55.7, 52.8, 58.6)}
+    results = {
+        beam: BeamResult({}, dataclasses.replace(scores, implausible_bigram_share=odd), intervals, [], None, 23.6)
+        for beam, odd in ((1, 5.5), (3, None))
+    }
+    table = format_table(Evaluation({"name": "tiny"}, {"images": 7, "split": "dev"}, {"limit": None}, {}, results))
+    figures = "61.2 42.3 29.4 20.5 18.1-22.9 46.6 55.7 52.8-58.6 10.4 321 3.1% 1.2%"
+    assert [" ".join(line.split()) for line in table.splitlines()] == [
+        "tiny on 7 dev photos",
+        "beam BLEU-1 BLEU-2 BLEU-3 BLEU-4 95% ROUGE-L CIDEr-D 95% "
+        "length words rep. 3-grams dangling odd pairs ms/photo",
+        f"1 {figures} 5.5% 24",
+        f"3 {figures} - 24",
+    ]
 
 
 def test_a_part_of_a_split_is_called_one(tiny_bundle: Path, made_up_data: Path) -> None:
@@ -255,7 +310,7 @@ def test_graphs_that_fail_are_one_line(tmp_path: Path, made_up_data: Path, capsy
     rehash(bundle, forget_words)
     assert main(["evaluate", str(bundle), "--data", str(made_up_data)]) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and "not words" in errors[0]
+    assert errors == ["caplet-export evaluate: decoder: gives tokens that are not words; run `caplet check`"]
 
 
 def test_captions_of_another_run_are_not_taken_up(tmp_path: Path) -> None:
@@ -273,8 +328,21 @@ def test_captions_of_other_photos_of_the_same_names_are_not_taken_up(
     tiny_bundle: Path, made_up_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched, journal = WatchedJournal(monkeypatch), tmp_path / "journal.jsonl"
-    for data in (made_up_data, shutil.copytree(made_up_data, tmp_path / "data")):
-        evaluate(tiny_bundle, read_dataset(data), "dev", limit=2, beam_sizes=[1], journal_path=journal)
+    for folder in ("one", "other"):
+        shutil.copytree(made_up_data, tmp_path / folder / "data")
+        monkeypatch.chdir(tmp_path / folder)
+        evaluate(tiny_bundle, read_dataset(Path("data")), "dev", limit=2, beam_sizes=[1], journal_path=journal)
+    assert watched.made == {1: 4}
+
+
+def test_captions_of_another_bundle_of_the_same_name_are_not_taken_up(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, journal = WatchedJournal(monkeypatch), tmp_path / "journal.jsonl"
+    other = write_tiny_bundle(tmp_path / "other")
+    rehash(other, lambda manifest: manifest["decoding"].update(max_length=2))
+    for bundle in (tiny_bundle, other):
+        evaluate(bundle, read_dataset(made_up_data), "dev", limit=2, beam_sizes=[1], journal_path=journal)
     assert watched.made == {1: 4}
 
 
@@ -287,10 +355,13 @@ def test_fifths_are_those_of_the_captions_scores_lowest_first() -> None:
     result = BeamResult.of(captions, references)
     assert result.cider_d_by_score == pytest.approx([0, 0, 500, 1000, 1000])
     assert result.milliseconds == 14.5
+    few = BeamResult.of({name: captions[name] for name in "abcd"}, {name: references[name] for name in "abcd"})
+    assert few.cider_d_by_score == pytest.approx([0, 0, 1000, 1000])
 
 
-def test_an_evaluation_of_another_version_is_to_be_made_again(tmp_path: Path) -> None:
-    (tmp_path / "old.json").write_text('{"format": 2}')
+@pytest.mark.parametrize("version", [2, 4])
+def test_an_evaluation_of_another_version_is_to_be_made_again(version: int, tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text(json.dumps({"format": version}))
     with pytest.raises(ConfigurationError, match=r"old\.json: written by another version .*; evaluate again$"):
         Evaluation.load(tmp_path / "old.json")
 
