@@ -93,7 +93,9 @@ def test_each_side_may_have_its_own_beam(dataset: Dataset, vague: dict[str, str]
     both = evaluation(dataset, vague, beams=(1, 3))
     better = Evaluation({"name": "y"}, {}, {}, {}, {1: both.results[1], 3: evaluation(dataset, mixed).results[1]})
     assert compare(both, better, dataset, beam_sizes=[1]).differences["cider_d"].value == 0
-    assert compare(both, better, dataset, beam_sizes=[1, 3]).differences["cider_d"].value > 0
+    comparison = compare(both, better, dataset, beam_sizes=[1, 3])
+    assert comparison.differences["cider_d"].value > 0
+    assert comparison.names == ("x (beam 1)", "y (beam 3)")
     with pytest.raises(ConfigurationError, match=r"name one with --beam"):
         compare(both, better, dataset)
     with pytest.raises(ConfigurationError, match=r"not 5"):
@@ -148,6 +150,9 @@ def test_the_table_says_which_intervals_exclude_zero(
     comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
     none = {metric: Interval(1e-4, 9e-5, 2e-4) for metric in comparison.differences}
     assert "excludes 0" not in format_comparison(replace(comparison, differences=none)), "+0.00 to +0.00"
+    known = {"scores": (dict.fromkeys(METRICS, 10.0), dict.fromkeys(METRICS, 11.5))}
+    known["differences"] = dict.fromkeys(METRICS, Interval(1.5, -0.25, 3.25))
+    assert "| CIDEr-D | 10.00 | 11.50 | +1.50 | -0.25 to +3.25 |  |" in format_comparison(replace(comparison, **known))
     one_more = replace(comparison, changes=[*comparison.changes, Change("bird.jpg", "one", "other", 0.0)])
     assert "12 captions changed, B scores higher on 10 and lower on 1." in format_comparison(one_more)
 
@@ -175,6 +180,8 @@ def test_the_report_shows_the_largest_gains_and_losses_with_thumbnails(
     backwards = compare(evaluation(dataset, mixed), evaluation(dataset, vague), dataset)
     text = write_report(backwards, dataset, tmp_path / "backwards", shown=3).read_text()
     assert (text.count("### +"), text.count("### -")) == (1, 3)
+    as_good = replace(comparison, changes=[replace(ranked[0], gain=0.0)])
+    assert "### " not in write_report(as_good, dataset, tmp_path / "as-good").read_text()
 
 
 def test_photos_stay_out_of_repositories(
@@ -237,10 +244,14 @@ def test_a_report_replaces_a_report(
         (["{bundle}", "{json}", "--beam", "1", "--split", "test"], "no 'test' split"),
         (["{json}", "{json}", "--limit", "3"], "--limit is for captioning"),
         (["{json}", "{json}", "--split", "test"], "--split is for captioning"),
+        (["{json}", "{json}", "--threads", "2"], "--threads is for captioning"),
+        (["{few}", "{bundle}", "--beam", "1"], "few.json: evaluated on other images"),
         (["{bundle}", "{report}/A.json", "--report", "{report}"], "A.json: would replace what is read"),
         (["{bundle}", "{json}", "--report", "{foreign}"], "A.json: not a file that caplet-export writes here"),
         (["{bundle}", "{json}", "--report", "{mine}"], "mine/report.md: not a file that caplet-export"),
+        (["{bundle}", "{json}", "--report", "{odd}"], "odd/report.md: not a file that caplet-export"),
         (["{bundle}", "{json}", "--report", "{pictures}"], "pictures/thumbnails: not made with a report"),
+        (["{bundle}", "{json}", "--report", "{flat}"], "flat/thumbnails: not made with a report"),
     ],
 )
 def test_the_command_refuses_before_it_captions(
@@ -254,15 +265,17 @@ def test_the_command_refuses_before_it_captions(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     evaluation(dataset, vague, name="vague").save(tmp_path / "vague.json")
+    evaluation(dataset, {"boat.jpg": "a boat"}).save(tmp_path / "few.json")
     monkeypatch.setattr("caplet_export.evaluate.evaluate", lambda *_, **__: pytest.fail("captioned"))
     evaluation(dataset, vague).save(tmp_path / "report" / "A.json")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "A.json").write_text("{}")
-    for mine in ("mine/report.md", "pictures/thumbnails/boat.jpg"):
+    for mine in ("mine/report.md", "odd/report.md/mine", "pictures/thumbnails/boat.jpg", "flat/thumbnails"):
         (tmp_path / mine).parent.mkdir(parents=True)
         (tmp_path / mine).write_text("# What I found")
-    places = {name: tmp_path / name for name in ("report", "foreign", "mine", "pictures")}
+    places = {name: tmp_path / name for name in ("report", "foreign", "mine", "odd", "pictures", "flat")}
     places |= {"bundle": tiny_bundle, "photos": dataset.images, "json": tmp_path / "vague.json"}
+    places["few"] = tmp_path / "few.json"
     filled = [option.format_map(places) for option in options]
     assert main(["evaluate", "--data", str(dataset.images.parent), "--compare", *filled]) == 1
     assert said in capsys.readouterr().err
@@ -271,12 +284,15 @@ def test_the_command_refuses_before_it_captions(
 def test_the_command_compares_a_bundle_with_a_saved_evaluation(
     dataset: Dataset, vague: dict[str, str], tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation(dataset, vague, name="vague").save(tmp_path / "vague.json")
+    """Which may lie in the folder of the report, and have been evaluated with other beams as well."""
     data, report = str(dataset.images.parent), tmp_path / "report"
-    command = ["evaluate", "--data", data, "--compare", str(tmp_path / "vague.json"), str(tiny_bundle)]
-    assert main([*command, "--beam", "1", "--report", str(report)]) == 0
+    saved = evaluation(dataset, vague, beams=(1, 3), name="vague")
+    saved.save(report / "A.json")
+    command = ["evaluate", "--data", data, "--compare", str(report / "A.json"), str(tiny_bundle)]
+    assert main([*command, "--beam", "3", "1", "--report", str(report)]) == 0
     printed = capsys.readouterr().out
-    assert "A: vague (beam 1)" in printed and "B: tiny-6 (beam 1)" in printed
+    assert "A: vague (beam 3)" in printed and "B: tiny-6 (beam 1)" in printed
+    assert Evaluation.load(report / "A.json") == saved
     assert printed.rstrip().endswith("report.md")
     assert (report / "report.md").read_text().count("## B ") == 2
     assert Evaluation.load(report / "B.json").results[1].captions.keys() == vague.keys()
