@@ -143,7 +143,9 @@ def activation_scale(limits: Range) -> tuple[float, int]:
     return scale, round(min(max(-low / scale, 0), LEVELS - 1))
 
 
-def quantize_weights(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_weights(
+    weights: NDArray[np.float32], axis: int, least_scale: float | NDArray[np.float32] = 0.0
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Signed 8-bit weights in the shape of `weights`, symmetric, and their scales float32 [output channels].
 
     No two neighbours saturate (see `saturates`): pairs are clipped, or the whole channel uses less of the range. Of the
@@ -152,9 +154,10 @@ def quantize_weights(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[n
     Args:
         weights: of a convolution [output,input,height,width], or a matrix.
         axis: the axis of the output channels.
+        least_scale: a scale below which none is chosen, or one for each output channel.
     """
     rows, restore = _rows(weights, axis)
-    finest = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / 127, np.float32(1e-12))
+    finest = np.maximum(np.abs(rows).max(axis=1) / 127, np.maximum(least_scale, np.float32(1e-12)))[:, None]
     scale, least = finest, np.full((len(rows), 1), np.inf, np.float32)
     # With the last factor no weight is above 64 and no pair is clipped, so a constant kernel, as of a mean, is exact.
     for factor in np.linspace(1, 127 / (_PAIR // 2), 33, dtype=np.float32):
@@ -222,15 +225,16 @@ def _clip_pairs(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _quantize_weights(graph: Graph, node: onnx.NodeProto, input_scale: float) -> None:
     axis = _output_axis(node)
-    values, scale = quantize_weights(graph.constants[node.input[1]], axis)
+    bias = graph.constants[node.input[2]] if len(node.input) > 2 else np.zeros(1, np.float32)
+    # Where the weights are next to nothing, a scale at which the bias fits into 32 bits, and its correction as well.
+    least_scale = (np.abs(bias) / (2**30 * input_scale)).astype(np.float32)
+    values, scale = quantize_weights(graph.constants[node.input[1]], axis, least_scale)
     node.input[1] = _dequantized_constant(graph, values, scale, axis, f"{node.output[0]}/weights")
     if len(node.input) > 2:
         # The accumulator's own scale, so that the bias is added before any rounding.
         bias_scale = (scale.astype(np.float64) * input_scale).astype(np.float32)
-        bias = np.rint(graph.constants[node.input[2]] / bias_scale.astype(np.float64))
-        limits = np.iinfo(np.int32)
-        bias = np.clip(bias, limits.min, limits.max).astype(np.int32)
-        node.input[2] = _dequantized_constant(graph, bias, bias_scale, 0, f"{node.output[0]}/bias")
+        steps = np.rint(bias / bias_scale.astype(np.float64)).astype(np.int32)
+        node.input[2] = _dequantized_constant(graph, steps, bias_scale, 0, f"{node.output[0]}/bias")
 
 
 def _quantize_table(graph: Graph, lookup: onnx.NodeProto) -> None:

@@ -413,6 +413,25 @@ def test_a_gemm_gets_a_scale_for_each_output_channel(transposed: int) -> None:
         assert signal_to_noise(exact[:, channel], rough[:, channel]) > 25
 
 
+def test_a_channel_without_weights_keeps_its_bias() -> None:
+    """Whose scale goes by the weights: 0.5 would be more of its steps than 32 bits hold."""
+    info, constant = helper.make_tensor_value_info, numpy_helper.from_array
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["x", "w", "b"], ["y"]),
+        helper.make_node("Sigmoid", ["y"], ["z"]),
+    ]
+    weights = np.array([0.01, 0, -0.01], np.float32).reshape(3, 1, 1, 1)
+    constants = [constant(weights, "w"), constant(np.array([0.5, 0.5, 0.5], np.float32), "b")]
+    pixels, z = info("pixels", TensorProto.UINT8, ["N", 1, 4, 4]), info("z", TensorProto.FLOAT, ["N", 3, 4, 4])
+    graph = helper.make_graph(nodes, "dead", [pixels], [z], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = {"pixels": np.arange(64, dtype=np.uint8).reshape(4, 1, 4, 4)}
+    small = quantize(model, lambda: [feed])
+    for found in (small, correct_biases(model, small, [feed])):
+        np.testing.assert_allclose(run(found, feed)["z"], run(model, feed)["z"], atol=0.005)
+
+
 def test_a_table_of_words_gets_a_scale_for_each_column() -> None:
     table = (np.random.default_rng(9).normal(size=(20, 6)) * 10.0 ** np.arange(6)).astype(np.float32)
     x = helper.make_tensor_value_info("x", TensorProto.INT64, ["N"])
