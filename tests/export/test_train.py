@@ -706,6 +706,57 @@ def test_inception_weights_that_are_given_are_those_of_the_features(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_command_trains_as_it_is_told(tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the stores of its views; upper blocks of the weights given, in the run's precision, up to the run's block."""
+    told: list[Any] = []
+
+    class Told:
+        finished = True
+
+        def __init__(self, *given: Any, **options: Any) -> None:
+            told.extend((given, options))
+
+    def open_store(*given: Any) -> Any:
+        return SimpleNamespace(given=given, source=SimpleNamespace(weights="digest"))
+
+    monkeypatch.setattr("caplet_export.features.open_store", open_store)
+    monkeypatch.setattr("caplet_export.features.weights_digest", lambda _: "digest")
+    monkeypatch.setattr("caplet_export.inception.build_extractor", lambda *given: given)
+    monkeypatch.setattr("caplet_export.train.Trainer", Told)
+    monkeypatch.setattr("caplet_export.verbs.train.tell_end", lambda _: None)
+    start, data = tmp_path / "start", dataset.images.parent
+    start.mkdir()
+    dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, feature_block="mixed9")).save(
+        start / "config.json"
+    )
+    command = ["train", "run", "--data", str(data), "--features", "f", "--from", str(start), "--teacher", "t"]
+    for options, weights, blocks in (
+        (["--recipe", "fine_tune", "--encoder-weights", "w.h5"], "w.h5", ("mixed7",)),
+        (["--recipe", "fine_tune"], "imagenet", ("mixed7",)),
+        (["--recipe", "refine"], None, ("mixed9",)),
+    ):
+        told.clear()
+        assert main([*command, *options, "--set", "train.precision=bfloat16", "--set", "train.views=plain flip"]) == 0
+        (folder, config, read, stores), given = told
+        assert (folder, config.train.precision, config.model.blocks) == (Path("run"), "bfloat16", ("mixed9",))
+        assert read == read_dataset(data)
+        assert stores.plain.given == (Path("f"), blocks, "plain")
+        assert [view.given for view in stores.train] == [(Path("f"), blocks, view) for view in ("plain", "flip")]
+        extractor = (weights, "bfloat16", ("mixed9",)) if weights else None
+        assert given == {"start_from": start, "teacher": Path("t"), "extractor": extractor}
+
+
+def test_captioner_and_teacher_compute_in_the_precision_of_the_run(
+    tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores
+) -> None:
+    for precision in ("float32", "bfloat16"):
+        config = with_train(objective="distillation", precision=precision)
+        trainer = Trainer(tmp_path / precision, config, dataset, stores, start_from=trained, teacher=trained)
+        assert trainer._teacher is not None
+        for model in (trainer.model, trainer._teacher):
+            assert model.encode(np.zeros((1, LOCATIONS, CHANNELS), np.float32))[0].dtype == precision
+
+
 def test_a_damaged_resume_file_is_said(run: Path, dataset: Dataset, stores: Stores) -> None:
     path = run / "resume.npz"
     for content in (path.read_bytes()[:1000], b""):  # nothing is what a power cut leaves

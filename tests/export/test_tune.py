@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -17,7 +19,9 @@ import tensorflow as tf
 
 import tune_cases
 from caplet_export import objectives
+from caplet_export.cli import main
 from caplet_export.config import ModelConfig
+from caplet_export.flickr8k import read_dataset
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import build_model
 from caplet_export.stages import ALL, read_stages
@@ -307,6 +311,39 @@ def test_photos_are_cropped_tinted_erased_and_mixed_as_the_switches_say(
     cases, switches = [{"mixup": 0.0}, {"mixup": 1.0}], {"objective": "distillation"}
     alone, mixed = on_jax(tune_cases.batch_losses, tmp_path / "pupil", data, start, cases, [tuned], **switches)
     assert abs(alone - mixed) > 1e-3
+
+
+def test_the_command_tunes_as_it_is_told(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inception up to any blocks, of the weights given, in the precision of the run."""
+    told: list[Any] = []
+
+    class Told:
+        finished, device, unreadable = True, "a device", {"a.jpg": "no photo"}
+
+        def __init__(self, *given: Any, **options: Any) -> None:
+            told.extend((given, options))
+
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # which the command sets, here where Keras is imported already
+    monkeypatch.setitem(sys.modules, "caplet_export.tune", SimpleNamespace(Tuner=Told))
+    monkeypatch.setattr("caplet_export.inception.build_extractor", lambda *given: given)
+    monkeypatch.setattr("caplet_export.features.weights_digest", lambda weights: f"digest of {weights}")
+    monkeypatch.setattr("caplet_export.verbs.tune.tell_end", lambda _: None)
+    CONFIG.save(tmp_path / "config.json")
+    command = ["tune", "run", "--data", str(data), "--from", str(tmp_path)]
+    for options, objective, weights, precision in (
+        ([], "self_critical", "imagenet", "bfloat16"),
+        (["--teacher", "s", "t", "--encoder-weights", "w.h5"], "distillation", "w.h5", "bfloat16"),
+        (["--config", str(tmp_path / "config.json")], CONFIG.train.objective, "imagenet", CONFIG.train.precision),
+    ):
+        told.clear()
+        assert main([*command, *options, "--set", "train.seed=9"]) == 0
+        (folder, config, read), given = told
+        assert (folder, read) == (Path("run"), read_dataset(data))
+        assert (config.train.objective, config.train.precision, config.train.seed) == (objective, precision, 9)
+        assert config.model.blocks == CONFIG.model.blocks
+        assert given.pop("build")(["mixed9"]) == (weights, precision, ["mixed9"])
+        teachers = [Path("s"), Path("t")] if objective == "distillation" else []
+        assert given == {"start_from": tmp_path, "encoder_weights": f"digest of {weights}", "teachers": teachers}
 
 
 def test_ends_are_drawn_and_learned(on_jax: On, tuned: Path, data: Path) -> None:
