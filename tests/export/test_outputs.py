@@ -12,12 +12,13 @@ from unittest import mock
 import pytest
 
 from caplet_export.config import Config
-from caplet_export.errors import ExportError
+from caplet_export.errors import ExportError, StoreError
 from caplet_export.outputs import (
     GRAPHS,
     RUN,
     check_file,
     check_folder,
+    lock_folder,
     whole_file,
     whole_files,
     whole_folder,
@@ -49,6 +50,25 @@ def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
         pass
     assert (temporary / "config.json").read_text() == "second"
     os.close(other)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_a_lock_is_no_hindrance_to_its_own_process_and_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none where the file system has no locks. Every lock is a descriptor, of which a process has so many."""
+
+    def next_descriptor() -> int:
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        os.close(descriptor)
+        return descriptor
+
+    free = next_descriptor()
+    for run in ("locked", "unlocked"):
+        with whole_folder(tmp_path / "new" / run, RUN) as temporary:
+            lock_folder(temporary)
+        assert (tmp_path / "new" / run).is_dir() and next_descriptor() == free
+        monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
 
 
 @pytest.mark.parametrize("old", [None, "old"], ids=["nothing there", "an old one there"])
@@ -108,8 +128,9 @@ def test_what_a_run_begins_with_is_whole_or_the_old_one(
 
 
 def test_a_block_that_writes_nothing_fails(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "weights.h5"):
+    with pytest.raises(FileNotFoundError) as raised, whole_file(tmp_path / "weights.h5"):
         pass
+    assert raised.value.filename == str(tmp_path / ".weights.h5")
 
 
 def test_files_that_belong_together_take_their_places_when_all_have_reached_the_disk(
@@ -218,6 +239,13 @@ with outputs.whole_folder(Path({str(tmp_path / "run")!r}), outputs.RUN) as folde
     assert (tmp_path / "run" / "config.json").read_text() == "again"
 
 
+def test_what_fails_in_the_block_is_said_as_it_is(tmp_path: Path) -> None:
+    """Also where that is an OSError, as of features that cannot be read."""
+    with pytest.raises(StoreError, match=r"^features: damaged$"), whole_folder(tmp_path / "run", RUN):
+        raise StoreError("features: damaged")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_old_folder_that_a_killed_process_could_not_remove_is_cleared(tmp_path: Path) -> None:
     """Killed when the new one stood in its place: then both are there."""
     for folder in (tmp_path / "run", tmp_path / ".run.caplet-export.old"):
@@ -260,7 +288,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises((ExportError, KeyboardInterrupt)) as raised, whole_folder(old_run, RUN):
         pass
-    assert raised.match("cannot write: in use" if isinstance(error, OSError) else "")
+    assert str(raised.value) == (f"{old_run}: cannot write: in use" if isinstance(error, OSError) else "")
     assert list(old_run.parent.iterdir()) == [old_run] and (old_run / "config.json").read_text() == "old"
 
 
