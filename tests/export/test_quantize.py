@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,10 @@ from caplet_export.bias_correction import correct_biases
 from caplet_export.calibrate import Feed, calibrate, greedy_feeds
 from caplet_export.cli import main
 from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
+from caplet_export.flickr8k import read_dataset
 from caplet_export.onnx_graph import Graph
 from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_bytes
+from caplet_export.photos import photo_batches
 from caplet_export.quantize import activation_scale, insert_qdq, quantize, quantize_weights, saturates, scale_groups
 from caplet_export.ranges import BINS, METHODS, Histogram, mse_range, percentile_range
 from caplet_export.text import SPECIALS, START, Vocabulary
@@ -144,7 +147,7 @@ def test_corrected_biases_give_channels_their_means_back(graphs: Graphs, small: 
 
 def test_a_bias_moves_by_what_its_mean_lacks_at_the_places_that_count() -> None:
     """All without a ReLU. With one, those that it lets through: half of them twice, few, and so few that it stays."""
-    biases, off = np.array([-0.5, -0.5, -0.5, -0.97, -0.994]), np.array([-0.02, -0.02, 0.02, -0.02, -0.02])
+    biases, off = np.array([-0.5, -0.5, -0.5, -0.985, -0.994]), np.array([-0.02, -0.02, 0.02, -0.02, -0.02])
     node, info = helper.make_node, helper.make_tensor_value_info
     nodes = [node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT), node("Relu", ["bent/all"], ["bent"])]
     nodes += [
@@ -266,16 +269,24 @@ def test_percentiles_leave_out_a_hundred_thousandth_at_either_end(outliers: int,
     low, high = percentile_range(histogram)
     assert (low < -0.99, high > 0.99) == (kept, kept)
     assert not kept or low == -high
+    for ends in ((-1.0, 0.0), (0.0, 1.0)):  # zero is one of them exactly
+        assert 0.0 in percentile_range(Histogram(*ends, np.full(BINS, 100)))
 
 
 def test_what_lies_beyond_the_ends_counts_at_the_ends() -> None:
     histogram = Histogram(0.0, 100.0, np.zeros(BINS, np.int64))
-    histogram.add(np.array([-1.0, 100.0, 200.0], np.float32))
-    assert histogram.counts[[0, -1]].tolist() == [1, 2]
+    histogram.add(np.array([-1.0, 0.0, 50.0, 100.0, 200.0], np.float32))
+    assert histogram.counts[[0, BINS // 2, -1]].tolist() == [2, 1, 2]
 
 
 def test_what_is_spread_evenly_is_not_clipped() -> None:
     assert mse_range(Histogram(-1.0, 3.0, np.full(BINS, 100))) == (-1.0, 3.0)
+
+
+def test_a_lone_outlier_is_clipped_to_where_the_rest_ends() -> None:
+    counts = np.where(np.arange(BINS) < 0.4 * BINS, 10**6, 0)
+    counts[-1] = 1
+    assert mse_range(Histogram(0.0, 1.0, counts)) == (0.0, pytest.approx(0.4, abs=0.001))
 
 
 def test_mean_squared_error_is_as_small_as_brute_force_finds() -> None:
@@ -320,17 +331,33 @@ def test_weights_are_within_half_a_step_of_each_channel_but_where_a_pair_is_clip
 
 
 def test_the_scale_has_the_smallest_error_that_brute_force_finds() -> None:
-    weights = np.random.default_rng(4).normal(size=(3, 1, 1, 2)).astype(np.float32)
+    weights = np.random.default_rng(4).normal(size=(16, 1, 1, 2)).astype(np.float32)
+    weights[:8] = np.abs(weights[:8])  # of one sign, all of them
     quantized, scale = quantize_weights(weights, axis=0)
     error = np.square(quantized * scale[:, None, None, None] - weights).sum(axis=(1, 2, 3))
     whole = np.arange(-127, 128)
-    for channel, found in zip(weights.reshape(3, 2), error, strict=True):
+    for channel, found in zip(weights.reshape(16, 2), error, strict=True):
         finest = np.abs(channel).max() / 127
         rest = [
             np.square(channel - np.stack(np.meshgrid(whole, whole), -1)[allowed()] * step).sum(axis=1).min()
             for step in finest * np.linspace(1, 127 / 64, 33)
         ]
         assert found <= min(rest) * 1.001 + 1e-12
+
+
+def test_factors_that_are_simple_fractions_are_exact() -> None:
+    """As those of a mean at the edges and in the corners, where fewer values go into it."""
+    factors = np.array([1, 3 / 2, 9 / 4], np.float32)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "xy")
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Mul", ["r", "f"], ["y"])]
+    graph = helper.make_graph(nodes, "mean", [x], [y], [numpy_helper.from_array(factors, "f")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    small = Graph(quantize(model, lambda: [{"x": np.ones((1, 3), np.float32)}]))
+    found = small.constants["y/factors/quantized"] * small.constants["y/factors/scale"]
+    np.testing.assert_allclose(found, factors, rtol=1e-6)
+    assert set(scale_groups(model)) == {"r", "y"}
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(-factors, "f"))
+    assert set(scale_groups(model)) == {"r"}  # factors are unsigned bytes
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 7])
@@ -503,24 +530,44 @@ def test_verb(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main([*compared, "-o", str(tmp_path / "compared")]) == 0
     assert "2 photos; " in capsys.readouterr().out
     record = json.loads((output / "quantization.json").read_text())
-    assert record["photos"] == 3 and record["method"] == "mse"
+    assert (record["photos"], record["method"], record["seed"]) == (3, "mse", 1)
     first = (output / "encoder.onnx").read_bytes()
     assert main(["quantize", str(source), "--data", str(data), "--calibration", "3", "-o", str(output)]) == 0
     assert (output / "encoder.onnx").read_bytes() == first  # the same seed, the same photos, the same bytes
     whole = [(output / f"{name}.onnx").read_bytes() for name in ("encoder", "decoder")]
-    for option in ("--seed=2", "--method=percentile"):
+    for option, said in (("--seed=2", {"seed": 2}), ("--method=percentile", {"method": "percentile"})):
         command = ["quantize", str(source), "--data", str(data), "--calibration", "3", option]
         assert main([*command, "-o", str(tmp_path / "other")]) == 0
+        assert json.loads((tmp_path / "other" / "quantization.json").read_text()) == {**record, **said}
         for name, graph in zip(("encoder", "decoder"), whole, strict=True):
             assert (tmp_path / "other" / f"{name}.onnx").read_bytes() != graph, (option, name)
     assert run(onnx.load(output / "encoder.onnx"), {"pixels": np.zeros((1, SIZE, SIZE, 3), np.uint8)})
 
 
-def test_verb_writes_captions_as_long_as_the_captioners(
+def test_verb_writes_an_encoder_whose_biases_are_corrected_by_eight_batches(
     graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("caplet_export.photos._BATCH_SIZE", 1)
+    for name, model in zip(("encoder", "decoder"), graphs, strict=True):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    Vocabulary([*SPECIALS, *(f"word{i}" for i in range(20))]).save(tmp_path / "vocabulary.txt")
+    data = write_tiny_flickr8k(tmp_path / "data", train=10, dev=1)
+    assert main(["quantize", str(tmp_path), "--data", str(data), "-o", str(tmp_path / "out")]) == 0
+    dataset = read_dataset(data)
+    names = random.Random(1).sample(list(dataset.split("train")), 10)
+    feeds = [{"pixels": pixels} for _, pixels in photo_batches(dataset, names, size=(SIZE, SIZE), task="test")]
+    encoder = optimize_for_bytes(graphs[0])
+    expected = correct_biases(encoder, quantize(encoder, lambda: feeds), feeds[:8])
+    assert onnx.load(tmp_path / "out" / "encoder.onnx") == expected
+
+
+@pytest.mark.parametrize(("recorded", "length"), [({"max_length": 7}, 7), ({}, 20)], ids=["recorded", "of 0.9"])
+def test_verb_writes_captions_as_long_as_the_captioners(
+    recorded: dict[str, int], length: int, graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And compares those of both graphs, greedily."""
     lengths: list[int] = []
-    told: list[int] = []
+    told: list[object] = []
 
     def watched(encoder: Any, decoder: Any, feeds: Iterator[Feed], length: int) -> Iterator[Feed]:
         lengths.append(length)
@@ -528,8 +575,9 @@ def test_verb_writes_captions_as_long_as_the_captioners(
 
     monkeypatch.setattr("caplet_export.calibrate.greedy_feeds", watched)
 
-    def evaluate(bundle: Path, *_: object, **__: object) -> None:
-        told.append(load_bundle(bundle).manifest.decoding.max_length)
+    def evaluate(bundle: Path, _: object, split: str, **options: object) -> None:
+        length = load_bundle(bundle).manifest.decoding.max_length
+        told.append((bundle.name, (bundle / "encoder.onnx").read_bytes(), length, split, options))
 
     monkeypatch.setattr("caplet_export.evaluate.evaluate", evaluate)
     monkeypatch.setattr("caplet_export.compare.compare", lambda *_: None)
@@ -537,12 +585,16 @@ def test_verb_writes_captions_as_long_as_the_captioners(
     for name, model in zip(("encoder", "decoder"), graphs, strict=True):
         onnx.save(model, tmp_path / f"{name}.onnx")
     Vocabulary([*SPECIALS, *(f"word{i}" for i in range(20))]).save(tmp_path / "vocabulary.txt")
-    parity = {"photos": 1, "identical_captions": 1, "max_difference": {}, "encoder_weights": "0", "max_length": 7}
+    parity = {"photos": 1, "identical_captions": 1, "max_difference": {}, "encoder_weights": "0", **recorded}
     (tmp_path / "parity.json").write_text(json.dumps(parity))
     data = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1)
     command = ["quantize", str(tmp_path), "--data", str(data), "--evaluate", "1", "-o", str(tmp_path / "out")]
     assert main(command) == 0
-    assert set(lengths) == {7} and told == [7, 7]
+    assert json.loads((tmp_path / "out" / "parity.json").read_text()) == parity
+    assert set(lengths) == {length}
+    asked = length, "dev", {"beam_sizes": [1], "limit": 1}
+    graphs_of = {"float": tmp_path, "8 bits": tmp_path / "out"}
+    assert told == [(name, (folder / "encoder.onnx").read_bytes(), *asked) for name, folder in graphs_of.items()]
 
 
 def test_a_captioner_that_begins_with_zeros_is_quantised() -> None:
