@@ -26,7 +26,7 @@ from caplet_export.cli import main
 from caplet_export.config import DEFAULT_DECODING, Config
 from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.outputs import CHART, GRAPHS, whole_folder
-from caplet_export.stages import ALL, Stage
+from caplet_export.stages import ALL, Stage, write_stages
 from caplet_export.text import SPECIALS, Vocabulary
 
 HUMAN = {"bleu_1": 60.0, "bleu_2": 41.0, "bleu_3": 28.0, "bleu_4": 21.75, "rouge_l": 49.5, "cider_d": 83.25}
@@ -55,7 +55,7 @@ EVALUATION: dict[str, Any] = {
             "intervals": {"cider_d": {"low": 52.1, "high": 58.9}},
             "cider_d_by_score": [31.0, 42.0, 53.0, 64.0, 75.0],
             "leave_one_out": {**HUMAN, "bleu_4": 18.25, "cider_d": 55.375},
-            "milliseconds": 24.0,
+            "milliseconds": 24.04,
         }
     },
 }
@@ -96,7 +96,7 @@ def graphs(tiny_bundle: Path, tmp_path: Path) -> Path:
     parity = {
         "encoder_weights": "5" * 64,
         "photos": 9,
-        "identical_captions": 9,
+        "identical_captions": 8,
         "max_difference": {"features": 1.5e-5},
         "different_captions": [{"photo": "secret.jpg"}],
     }
@@ -108,14 +108,15 @@ def graphs(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     output = tmp_path / "bundle"
+    settings: dict[str, Any] = {"max_length": 9, "length_penalty": 0.7}
     write_bundle(
         output,
         graphs,
         name="tiny",
         golden=golden,
         recipe={"model": {"state_size": 7}},
-        decoding=replace(DEFAULT_DECODING, beam_size=4, max_length=9, length_penalty=0.7),
-        metrics=evaluation_of(graphs, settings={**EVALUATION["settings"], "max_length": 9, "length_penalty": 0.7}),
+        decoding=replace(DEFAULT_DECODING, beam_size=4, **settings, repeatable=((4,), (5, 4))),
+        metrics=evaluation_of(graphs, settings={**EVALUATION["settings"], **settings, "repeatable": [[4], [5, 4]]}),
         ablations=[ABLATION],
     )
     bundle = load_bundle(output)
@@ -132,8 +133,35 @@ def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     for photo in golden:
         with Image.open(output / f"golden/{photo.stem}.png") as image:
             np.testing.assert_array_equal(np.asarray(image), load_pixels(photo))
-    assert bundle.manifest.metrics["results"]["3"]["scores"]["cider_d"] == 55.55
+    kept = {name: value for name, value in EVALUATION["results"]["3"].items() if name != "captions"}
+    assert bundle.manifest.metrics == {
+        **EVALUATION["data"],
+        "scorer": "a scorer",
+        "limit": None,
+        "results": {"3": {**kept, "milliseconds": 24.0}},
+    }
     assert "secret" not in (output / "manifest.json").read_text() + (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize("saturating", ["encoder", "decoder"])
+def test_which_graph_saturates_is_told(
+    saturating: str, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {graph: onnx.load(graphs / f"{graph}.onnx") for graph in ("encoder", "decoder")}
+    monkeypatch.setattr("caplet_export.bundle.saturates", lambda model: model == models[saturating])
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[])
+    assert json.loads((tmp_path / "bundle/manifest.json").read_text())["graphs"] == {
+        graph: {"file": f"{graph}.onnx", "opset": model.opset_import[0].version, "saturates": graph == saturating}
+        for graph, model in models.items()
+    }
+
+
+def test_where_golden_photos_are_below_the_working_folder_is_told(
+    graphs: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[Path("photos/cat.jpg")])
+    assert {entry.source for entry in load_bundle(tmp_path / "bundle").manifest.golden} == {"photos/cat.jpg"}
 
 
 def test_every_file_is_listed_with_its_hash(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
@@ -168,6 +196,10 @@ def test_the_card_shows_where_the_first_golden_photo_was_looked_at(
     assert "](attention.jpg)" in (tmp_path / "bundle/README.md").read_text()
     with Image.open(tmp_path / "bundle/attention.jpg") as figure:
         assert figure.width <= 1200
+        captioner = Captioner(tmp_path / "bundle")
+        drawings = [captioner.caption(photo).plot(photo).resize(figure.size) for photo in golden]
+        first, other = (np.abs(np.asarray(drawing, np.float64) - np.asarray(figure)).mean() for drawing in drawings)
+        assert first < 0.2 * other
     assert "attention.jpg" in json.loads((tmp_path / "bundle/manifest.json").read_text())["files"]
 
 
@@ -190,14 +222,14 @@ def test_the_card_says_what_was_found_out(graphs: Path, golden: list[Path], tmp_
 def test_the_card_tells_every_stage_with_its_cost(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     stages = [
         Stage("xe", 1, 3, 2, 50.04, 90.0, {"train.seed": 2}),
-        Stage("scst", 2, 4, 4, 55.55, None, {}),
+        Stage("scst", 2, 4, 4, 0.0, None, {}),
         Stage("both", ALL, 5, 5, 57.0, 60.0, {}, device="one GPU"),
         Stage("halves", "1-2", 0, 0, None, 0.0, {}),
     ]
     write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=golden, stages=stages)
     card = (tmp_path / "bundle/README.md").read_text()
     assert "| xe | 1 | 3 | 2 | 50.0 | train.seed 2 |" in card
-    assert "| scst | 2 | 4 | not recorded | 55.5 |  |" in card
+    assert "| scst | 2 | 4 | not recorded | 0.0 |  |" in card
     assert "| both | all, as one | 5 | 1 (one GPU) | 57.0 |  |" in card
     assert "| halves | 1-2, as one | 0 | 0 |  |  |" in card
 
@@ -223,6 +255,9 @@ def test_what_is_not_known_of_scores_is_left_out() -> None:
     assert "greedy" not in render_summary(metrics, {**decoding, "beam_size": 1}), "that is the row as it ships"
     untimed = {"1": GREEDY, "3": {**result, "milliseconds": None}}
     assert "| 55.5 (52.1-58.9) |  |" in render_scores({**metrics, "results": untimed}, decoding)
+    few = {"3": {**result, "cider_d_by_score": [31.0, 42.0, 53.0, 64.0]}}
+    assert "How much a caption's score tells" not in render_scores({**metrics, "results": few}, decoding)
+    assert "repeated trigrams allowed" in render_scores(metrics, {**decoding, "block_repeated_trigrams": False})
 
 
 def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
@@ -241,12 +276,24 @@ def test_card_says_what_it_must(graphs: Path, golden: list[Path], tmp_path: Path
         "| one person, against as many references | 60.0 | 41.0 | 28.0 | 21.8 | 49.5 | 83.2 |",
         "repeated trigrams blocked.",
         "| CIDEr-D | 31.0 | 42.0 | 53.0 | 64.0 | 75.0 |",
-        "9 of 9 greedy captions",
+        "8 of 9 greedy captions",
         f"sha256 of the weights it started from `{'5' * 64}`",
         "ranges by mse on 8 training photos (seed 1), weights rounded by nearest, biases corrected by means\n",
         "dev split",
     ):
         assert phrase in card, phrase
+
+
+def test_the_card_of_an_older_bundle_tells_its_recipe_and_no_correction(graphs: Path, tmp_path: Path) -> None:
+    """Of whose stages nothing is known."""
+    record = json.loads((graphs / "quantization.json").read_text())
+    del record["biases"]
+    (graphs / "quantization.json").write_text(json.dumps(record))
+    recipe = {"model": {"state_size": 7, "members": 1}, "train": {"seed": 2}}
+    write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[], recipe=recipe)
+    card = (tmp_path / "bundle/README.md").read_text()
+    assert "- model: state_size 7, members 1\n- train: seed 2\n" in card
+    assert "weights rounded by nearest\n" in card
 
 
 def test_card_says_that_several_captioners_speak(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
@@ -318,7 +365,7 @@ def test_what_stands_behind_a_link_is_replaced(tmp_path: Path) -> None:
         ("photos", r"holds what caplet-export does not write there \(cat\.jpg\)"),
         ("graph", r"does not write there \(encoder\.onnx\)"),
         ("thesis", r"does not write there \(thesis\.txt\)"),
-        ("album", r"does not write there \(golden/cat\.jpg\)"),
+        ("album", r"does not write there \(golden/notes\.txt\)"),
         ("run", "would replace what is read"),
         ("../here/run", "would replace what is read"),
     ],
@@ -329,7 +376,7 @@ def test_what_is_not_to_be_replaced_stays(
     here = tmp_path / "here"
     whole = {
         "thesis": ("encoder.onnx", "decoder.onnx", "vocabulary.txt", "thesis.txt"),
-        "album": ("encoder.onnx", "decoder.onnx", "vocabulary.txt", "golden/cat.jpg"),
+        "album": ("encoder.onnx", "decoder.onnx", "vocabulary.txt", "golden/notes.txt"),
         "run": ("config.json", "vocabulary.txt", "decoder.weights.h5", "graphs/encoder.onnx"),
     }
     for folder, names in {"photos": ["cat.jpg"], "graph": ["encoder.onnx"], **whole, ".": ["file"]}.items():
@@ -375,16 +422,16 @@ def verb(graphs: Path, tmp_path: Path, golden: list[Path], *more: str) -> int:
 def test_verb(graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = tmp_path / "evaluation.json"
     metrics.write_text(json.dumps(evaluation_of(graphs)))
-    limits = tmp_path / "limits.md"
-    limits.write_text("Not for cats.\n")
-    assert verb(graphs, tmp_path, golden, "--metrics", str(metrics), "--beam", "2", "--limits", str(limits)) == 0
+    (tmp_path / "run").mkdir()
+    write_stages(tmp_path / "run", [Stage("xe", 1, 3, 2, 50.04, 90.0, {})])
+    assert verb(graphs, tmp_path, golden, "--metrics", str(metrics), "--beam", "2") == 0
     assert "golden/cat.png (beam 2): " in capsys.readouterr().out
     manifest: dict[str, Any] = json.loads((tmp_path / "bundle/manifest.json").read_text())
     assert manifest["decoding"]["beam_size"] == 2
     assert manifest["decoding"]["max_length"] == Config().text.max_length
     assert manifest["license"] == {"weights": "MIT", "data": "my own photos"}
-    assert "Not for cats." in (tmp_path / "bundle/README.md").read_text()
-    assert manifest["provenance"]["recipe"]["train"]["seed"] == Config().train.seed
+    assert manifest["provenance"]["recipe"] == json.loads(Config().as_json())
+    assert [stage["run"] for stage in manifest["provenance"]["stages"]] == ["xe"]
 
 
 def test_verb_puts_what_it_is_given_where_it_belongs(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
@@ -413,8 +460,12 @@ def test_verb_lets_captions_repeat_what_the_data_repeats(
     data = tmp_path / "data"
     (data / "Images").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(data / "Images/a.jpg")
-    (data / "my.token.txt").write_text("".join(f"a.jpg#{n}\t{first} {second} {first}\n" for n in range(10)))
+    Image.new("RGB", (8, 8)).save(data / "Images/b.jpg")
+    said = {"a": f"{first.title()} {second}, {first} .", "b": f"{second} {first} {second}"}
+    captions = [f"{photo}.jpg#{n}\t{text}\n" for photo, text in said.items() for n in range(10)]
+    (data / "my.token.txt").write_text("".join(captions))
     (data / "trainImages.txt").write_text("a.jpg\n")
+    (data / "devImages.txt").write_text("b.jpg\n")
     assert verb(graphs, tmp_path, golden, "--data", str(data)) == 0
     assert load_bundle(tmp_path / "bundle").manifest.decoding.repeatable == ((4,),)
     assert verb(graphs, tmp_path, golden) == 0
@@ -485,6 +536,7 @@ def test_verb_refuses_another_run_of_the_same_vocabulary(
         ({"bundle": {"name": "tiny"}}, "not what `caplet-export evaluate --json` writes"),
         ({"settings": {**EVALUATION["settings"], "length_penalty": 0.5}}, "length_penalty 0.5, not 1.0"),
         ({"settings": {**EVALUATION["settings"], "max_length": 9}}, "max_length 9, not 20"),
+        ({"settings": {**EVALUATION["settings"], "block_repeated_trigrams": False}}, "trigrams False, not True"),
         ({"settings": {**EVALUATION["settings"], "repeatable": [[4]]}}, r"repeatable \[\[4\]\], not None"),
         ({"results": {}}, "not what `caplet-export evaluate --json` writes"),
         ({"results": None}, "not what `caplet-export evaluate --json` writes"),
@@ -529,7 +581,12 @@ def test_scores_of_another_bundle_are_refused(graphs: Path, golden: list[Path], 
     [
         *(
             ("--ablation", content, "other.json: not a table")
-            for content in ("[1]", "{}", "3", "null", '{"title": "x", "columns": ["run"], "rows": [1]}')
+            for content in (
+                *("[1]", "{}", "3", "null", '{"title": "x", "columns": ["run"], "rows": [1]}'),
+                '{"title": "x", "columns": ["run"], "rows": [["a", "b"]]}',
+                '{"title": 3, "columns": ["run"], "rows": []}',
+                '{"title": "x", "columns": "r", "rows": []}',
+            )
         ),
         *(("--metrics", content, "") for content in ("{", "{}", "[1]")),
     ],
@@ -550,10 +607,22 @@ def test_verb_refuses_other_files(
     assert len(errors) == 1 and said in errors[0]
 
 
-@pytest.mark.parametrize("file", ["parity.json", "quantization.json"])
-@pytest.mark.parametrize("content", ["[]", "{}"])
-def test_other_records_beside_the_graphs_are_refused(graphs: Path, tmp_path: Path, file: str, content: str) -> None:
-    (graphs / file).write_text(content)
+@pytest.mark.parametrize(
+    ("file", "needed"),
+    [
+        ("parity.json", ["photos", "identical_captions", "max_difference", "encoder_weights"]),
+        ("quantization.json", ["method", "photos", "seed", "rounding"]),
+    ],
+)
+@pytest.mark.parametrize("lacking", [None, 0, 1, 2, 3])
+def test_other_records_beside_the_graphs_are_refused(
+    graphs: Path, tmp_path: Path, file: str, needed: list[str], lacking: int | None
+) -> None:
+    """Another file, or one without any field that the card tells."""
+    record = json.loads((graphs / file).read_text())
+    if lacking is not None:
+        del record[needed[lacking]]
+    (graphs / file).write_text(json.dumps(needed if lacking is None else record))
     with pytest.raises(ConfigurationError, match=f"{file}: not what caplet-export writes"):
         write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[])
 
