@@ -191,8 +191,8 @@ def test_nan_is_no_small_difference() -> None:
 
 
 class Counter:
-    """Says word 5 as often as the first pixel tells it, then the end, though padding is likelier; each step takes its
-    state further `off`, and after the end everything.
+    """Says word 5 as often as the first pixel tells it, then the end and 5 again, though padding is likelier; each
+    step takes its state further `off`, and after the end everything.
     """
 
     def __init__(self, off: float) -> None:
@@ -207,7 +207,7 @@ class Counter:
     ) -> dict[str, NDArray]:
         self.steps += 1
         over = np.where(state[:, :1] < 0, self.off, 0)
-        log_probs = np.eye(8)[np.where(state[:, 0] > 0, 5, END)] + 2 * np.eye(8)[PAD] + over
+        log_probs = np.eye(8)[np.where(state[:, 0] == 0, END, 5)] + 2 * np.eye(8)[PAD] + over
         attention = over + encoded["keys"][:, None]
         return {"log_probs": log_probs, "next_state": state + np.array([-1, self.off]) + over, "attention": attention}
 
@@ -234,8 +234,10 @@ def test_a_difference_is_small_beside_the_largest_value_but_of_a_log_probability
         for value, off in ((-200.0, 0.1), (1.0, 0.0)):
             parity.compare(name, np.array([value]), np.array([value + off]))
         assert (not parity.failures) == small
-    parity.compare("keys", np.array([0.01]), np.array([0.0105]))
-    assert not any("keys" in failure for failure in parity.failures)
+    for value, off, small in ((0.01, 0.0005, True), (1.0, 0.0011, False), (-2.0, 0.0019, True)):
+        parity = Parity(photos=1, identical_captions=1)
+        parity.compare("keys", np.array([value]), np.array([value + off]))
+        assert (not parity.failures) == small
 
 
 def test_differing_captions_are_too_many_above_one_in_a_hundred() -> None:
@@ -275,19 +277,29 @@ def test_verb_writes_graphs_and_proof(run_folder: Path, tmp_path: Path, capsys: 
     assert parity["photos"] == 4 and parity["max_difference"]["log_probs"] < 1e-3
 
 
-def test_verb_proves_on_the_photos_that_are_asked_for(
+def test_verb_proves_on_the_photos_and_with_the_weights_that_are_asked_for(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
+    weights = tmp_path / "inception.h5"
+    weights.write_bytes(b"some weights")
+
+    def load_extractor(*given: object) -> Any:
+        assert given == (run_folder, str(weights))
+        return build_tiny_extractor()
 
     def prove(_: object, __: object, batches: Iterator[tuple[list[str], Any]], length: int) -> Parity:
+        assert length == 6
         seen.extend(name for names, _ in batches for name in names)
         return Parity(photos=1, identical_captions=1)
 
     monkeypatch.setattr("caplet_export.parity.prove", prove)
+    monkeypatch.setattr(checkpoint, "load_extractor", load_extractor)
     data = write_tiny_flickr8k(tmp_path / "data")
     options = ["--data", str(data), "--split", "train", "--limit", "3", "-o", str(tmp_path / "graphs")]
-    assert main(["convert", str(run_folder), *options]) == 0
+    assert main(["convert", str(run_folder), *options, "--encoder-weights", str(weights)]) == 0
+    record = json.loads((tmp_path / "graphs" / "parity.json").read_text())
+    assert record["encoder_weights"] == weights_digest(str(weights))
     assert seen == list(read_dataset(data).split("train")[:3])
 
 
@@ -384,10 +396,3 @@ def test_the_shipped_graphs_run_until_every_caption_has_ended(monkeypatch: pytes
         monkeypatch.setattr(f"caplet_export.parity.{name}", stand_in)
     captioner = OnnxCaptioner(None, None)  # type: ignore[arg-type]
     assert captioner.greedy({"state": np.zeros((2, 1), np.float32)}, 9) == [[5], []]
-
-
-def test_captions_end_at_end() -> None:
-    from caplet_export.parity import _until_end
-
-    assert _until_end([5, 6, END, 7]) == [5, 6]
-    assert _until_end([5, 6]) == [5, 6]
