@@ -15,6 +15,7 @@ from caplet.image import load_pixels
 from caplet_export import ablation
 from caplet_export.ablation import COLUMNS, compare_runs
 from caplet_export.bundle import read_ablation
+from caplet_export.card import markdown_table
 from caplet_export.charts import measured
 from caplet_export.checkpoint import extractor_digest
 from caplet_export.cli import main
@@ -40,7 +41,8 @@ class Runs:
     def rows(self, **options: str) -> dict[str, dict[str, str]]:
         """The table's rows by the names of their runs."""
         table = compare_runs([self.folder / name for name in RATES], self.dataset, self.folder / "features", **options)
-        assert table["columns"] == list(COLUMNS)
+        titles = {"before": "What each stage gave", "first": "What each switch gives alone"}
+        assert (table["title"], table["columns"]) == (titles[options.get("against", "before")], list(COLUMNS))
         return {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in table["rows"]}
 
 
@@ -186,14 +188,15 @@ def test_the_command_finds_a_place_for_its_table(
     command = ["ablation", str(runs.folder / "slow"), *data, "-o"]
     for _ in ("a new one", "in place of the old"):
         assert main([*command, str(tmp_path / "new" / "table.json")]) == 0
-    assert read_ablation(tmp_path / "new" / "table.json")["columns"] == list(COLUMNS)
+    table = read_ablation(tmp_path / "new" / "table.json")
+    assert capsys.readouterr().out == 2 * f"{markdown_table(table['columns'], table['rows'])}\n"
     assert main([*command, str(tmp_path / "new")]) == 1
     assert "is a folder, not a file" in capsys.readouterr().err
-    captions = runs.folder / "data" / "Flickr8k.token.txt"
-    before = captions.read_bytes()
-    assert main([*command, str(captions)]) == 1
-    assert "not a file that caplet-export writes here" in capsys.readouterr().err
-    assert captions.read_bytes() == before
+    for other in (runs.folder / "data" / "Flickr8k.token.txt", runs.folder / "slow" / "config.json"):
+        before = other.read_bytes()
+        assert main([*command, str(other)]) == 1
+        assert "not a file that caplet-export writes here" in capsys.readouterr().err
+        assert other.read_bytes() == before
 
 
 def test_the_command_compares_as_it_is_told(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

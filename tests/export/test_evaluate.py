@@ -248,12 +248,12 @@ def test_a_file_of_somebody_elses_is_neither_replaced_nor_deleted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("caplet_export.evaluate.evaluate", lambda *_, **__: pytest.fail("captioned"))
-    (tmp_path / file).write_text("my notes\n")
+    (tmp_path / file).write_text('{"my": "notes"}\n')
     command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(tmp_path / "dev.json")]
     assert main(command) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and f"{file}: not a file that caplet-export writes here" in errors[0]
-    assert (tmp_path / file).read_text() == "my notes\n"
+    assert (tmp_path / file).read_text() == '{"my": "notes"}\n'
 
 
 def test_an_evaluation_is_replaced_by_a_new_one(tiny_bundle: Path, made_up_data: Path, tmp_path: Path) -> None:
