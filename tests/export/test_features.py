@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from caplet.errors import ImageError
 from caplet_export import checkpoint, features, inception
 from caplet_export.cli import main
-from caplet_export.config import Config
+from caplet_export.config import Config, ModelConfig
 from caplet_export.errors import ExportError, StoreError
 from caplet_export.features import (
     FeatureStore,
@@ -369,7 +369,7 @@ def test_the_command_computes_in_the_precision_and_the_batches_it_is_told(
     monkeypatch.setattr(checkpoint, "load_extractor", lambda *given: built.append(given) or build())
     monkeypatch.setattr("caplet_export.verbs.features.extract", watched)
     (run := tmp_path / "run").mkdir()
-    Config().save(run / "config.json")
+    Config(model=ModelConfig(feature_block="mixed9")).save(run / "config.json")
     data = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1)
     options = ["--data", str(data), "--views", "--precision", "bfloat16", "--batch-size", "7"]
     assert main(["features", str(tmp_path / "features"), *options]) == 0
@@ -377,6 +377,21 @@ def test_the_command_computes_in_the_precision_and_the_batches_it_is_told(
     assert main(["features", str(tmp_path / "by-run"), *options, *of_run]) == 0
     assert built == [("imagenet", "bfloat16"), (run, "imagenet", "bfloat16")]
     assert sizes == [7, 7]
+    stores = {path.name for folder in ("features", "by-run") for path in (tmp_path / folder).iterdir()}
+    assert stores == {"mixed10-plain", "mixed9-plain"}
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_where_no_photo_can_be_read_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After each of them was named, once for all views."""
+    data = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1)
+    photos = sorted((data / "Flicker8k_Dataset").iterdir())
+    for photo in photos:
+        photo.write_bytes(b"no photo")
+    assert main(["features", str(tmp_path / "features"), "--data", str(data)]) == 1
+    *left_out, error = capsys.readouterr().err.splitlines()
+    assert [line.partition("left out ")[2].partition(":")[0] for line in left_out] == [photo.name for photo in photos]
+    assert error == f"caplet-export features: {data}: not one photo could be read"
 
 
 def test_what_another_precision_does_not_excuse(tmp_path: Path) -> None:

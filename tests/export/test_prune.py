@@ -204,6 +204,9 @@ def test_more_units_than_there_are_cannot_be_kept(
     assert main(["prune", str(run), *data, "--state-size", "15", "-o", str(tmp_path / "pruned")]) == 1
     assert f"--state-size 15: {run} has 14" in capsys.readouterr().err
     assert not (tmp_path / "pruned").exists()
+    # And not in the place of what it is made of.
+    assert main(["prune", str(run), *data, "--state-size", "8", "-o", str(run)]) == 1
+    assert f"{run}: would replace what is read" in capsys.readouterr().err
 
 
 def test_what_cannot_be_pruned_is_said_before_anything_is_computed(

@@ -123,6 +123,19 @@ def test_the_command_changes_no_caption_of_the_photos_it_goes_by(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(("options", "likeliest"), [(["--likeliest", "1"], 1), ([], 5), (["--likeliest", "99"], 24)])
+def test_the_command_keeps_as_many_of_the_likeliest_as_it_is_told(
+    tmp_path: Path, dataset: Dataset, options: list[str], likeliest: int
+) -> None:
+    run, trimmed = write_run(tmp_path / "run", 1, SMALL), tmp_path / "trimmed"
+    data = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    assert main(["trim", str(run), *data, *options, "-o", str(trimmed)]) == 0
+    checkpoint, store = load_checkpoint(run), open_store(tmp_path / "features", ["mixed10"], "plain")
+    proposed = proposed_words(checkpoint, store, dataset.split("train"), likeliest)
+    kept = {checkpoint.vocabulary.words[word] for _, words in proposed for word in words.tolist()}
+    assert set(load_checkpoint(trimmed).vocabulary.words) == kept | set(SPECIALS)
+
+
 @pytest.mark.parametrize("verb", ["trim", "prune", "ablation"])
 def test_features_of_other_inception_weights_are_refused(
     tmp_path: Path, dataset: Dataset, verb: str, capsys: pytest.CaptureFixture[str]
