@@ -1276,6 +1276,24 @@ def test_samples_end_as_captions_do_and_have_the_logits_of_reading_them() -> Non
     assert vocabulary.decode(cut[0].tolist(), 4) == [vocabulary.words[word] for word in cut[0, :4]]
 
 
+def test_greedy_captions_are_those_of_steps_written_out() -> None:
+    """Of photos whose captions end early, late or not at all, by a model that would rather say what is never said."""
+    model, most = build_tiny_model(spread=0.4), 4
+    model.output_bias.assign_add(np.eye(len(model.output_bias))[[PAD, START, UNKNOWN]].sum(axis=0) * 9)
+    features = np.random.default_rng(0).normal(size=(40, 64, 32)).astype(np.float32)
+    expected = np.full((len(features), most + 1), PAD)
+    for row, photo in zip(expected, features, strict=True):
+        encoded, keys, state = model.encode(photo[None])
+        token = START
+        for step in range(most + 1):
+            logits, state, _ = model.step(np.array([token]), state, encoded, keys)
+            row[step] = token = max(set(range(24)) - {PAD, START, UNKNOWN}, key=np.asarray(logits)[0].__getitem__)
+            if token == END:
+                break
+    assert {2, most + 1} <= set((expected != PAD).sum(axis=1)) and not (expected == END).any(axis=1).all()
+    np.testing.assert_array_equal(FreeRunner(model, most).greedy(features), expected)
+
+
 def test_samples_of_a_model_that_knows_nothing_are_independent_words() -> None:
     model = build_tiny_model()
     for variable in model.trainable_variables:
