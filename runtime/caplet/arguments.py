@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import operator
 import sys
 from typing import NoReturn, SupportsIndex
@@ -15,9 +16,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the message, escaped: it may quote a photo's name, which can hold anything, as an unknown option."""
-        if sys.stderr is None:  # closed; argparse would take standard output, or fail (Python 3.10)
-            self.exit(2)
-        self.exit(2, f"{self.prog}: error: {printable(message)}; see {self.prog} --help\n")
+        if sys.stderr is not None:  # closed; argparse would take standard output
+            with contextlib.suppress(OSError):  # of a full disk, which argparse itself suppresses from Python 3.11 on
+                self.exit(2, f"{self.prog}: error: {printable(message)}; see {self.prog} --help\n")
+        self.exit(2)
 
 
 def count(text: str) -> int:

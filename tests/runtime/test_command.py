@@ -680,7 +680,7 @@ with Output(sys.argv[1]) as output, quiet_libraries():
     assert (tmp_path / "out").read_text() == "a dog runs"
 
 
-@pytest.mark.parametrize("how", ["2>&-", "1>&- 2>&-"])
+@pytest.mark.parametrize("how", ["2>&-", "1>&- 2>&-", "2>/dev/full"])
 def test_wrong_usage_without_standard_error_prints_nothing(how: str) -> None:
     command = f"{sys.executable} -m caplet --nonsense {how}"
     done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, check=False)
