@@ -205,8 +205,8 @@ def markdown(
     for graph, profiles in operators["graphs"].items():
         lines += [f"### {graph}", "", *_operators(profiles), ""]
     for name, (their_peers, their_product) in (others or {}).items():
-        lines += [f"## On another machine: {name}", "", *_quick_warning(their_product), _measured(their_peers), ""]
-        lines += [*_targets(their_peers, their_product), "", *_quick_warning(their_peers), *_captions(their_peers), ""]
+        lines += [f"## On another machine: {name}", "", *_quick_warning(their_peers, their_product)]
+        lines += [_measured(their_peers), "", *_targets(their_peers, their_product), "", *_captions(their_peers), ""]
     return "\n".join(lines)
 
 
