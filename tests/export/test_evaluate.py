@@ -366,26 +366,21 @@ def test_an_evaluation_of_another_version_is_to_be_made_again(version: int, tmp_
         Evaluation.load(tmp_path / "old.json")
 
 
-def test_defects_of_the_data_are_told(
-    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("names", [["gone.jpg"], ["gone.jpg", "away.jpg"]])
+def test_defects_of_the_data_are_told_and_several_are_counted(
+    names: list[str], tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(made_up_data, tmp_path / "data")
     with (data / "Flickr_8k.devImages.txt").open("a") as file:
-        file.write("gone.jpg\n")
+        file.write("".join(f"{name}\n" for name in names))
     assert main(["evaluate", str(tiny_bundle), "--data", str(data), "--limit", "1", "--beam", "1"]) == 0
-    expected = f"Flickr_8k.devImages.txt:{DEV + 1}: image is not in Flicker8k_Dataset: 'gone.jpg'"
-    assert capsys.readouterr().err == f"caplet-export evaluate: {expected}\n"
-
-
-def test_several_defects_of_the_data_are_counted(
-    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = shutil.copytree(made_up_data, tmp_path / "data")
-    with (data / "Flickr_8k.devImages.txt").open("a") as file:
-        file.write("gone.jpg\naway.jpg\n")
-    assert main(["evaluate", str(tiny_bundle), "--data", str(data), "--limit", "1", "--beam", "1"]) == 0
-    *each, count = capsys.readouterr().err.splitlines()
-    assert (len(each), count) == (2, f"caplet-export evaluate: {data}: 2 defects in all, named above")
+    expected = [
+        f"Flickr_8k.devImages.txt:{line}: image is not in Flicker8k_Dataset: {name!r}"
+        for line, name in enumerate(names, start=DEV + 1)
+    ]
+    if len(names) > 1:
+        expected.append(f"{data}: {len(names)} defects in all, named above")
+    assert capsys.readouterr().err == "".join(f"caplet-export evaluate: {line}\n" for line in expected)
 
 
 def test_unreadable_photos_are_named_and_left_out(
