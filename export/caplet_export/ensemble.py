@@ -21,7 +21,14 @@ from caplet_export.checkpoint import (
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
 from caplet_export.model import members_of
-from caplet_export.stages import average_stages, encoder_weights, join_stages, require_encoder_weights, write_stages
+from caplet_export.stages import (
+    average_stages,
+    encoder_weights,
+    join_stages,
+    require_encoder_weights,
+    require_one_beginning,
+    write_stages,
+)
 
 
 def join_runs(runs: Sequence[Path], folder: Path) -> None:
@@ -56,9 +63,11 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     weights of an ensemble are stored in float16, as by `join_runs`. The trained parts of Inception are averaged too.
 
     Raises:
-        ConfigurationError: as `join_runs`, except that each run may have trained the same Inception blocks.
+        ConfigurationError: as `join_runs`, except that each run may have trained the same Inception blocks; or runs
+            that began with different trainings.
     """
     checkpoints = _alike(runs)
+    require_one_beginning(runs)
     last = checkpoints[-1]
     model = empty_model(last.config.model)
     weights = (checkpoint.model.trainable_variables for checkpoint in checkpoints)

@@ -113,6 +113,21 @@ def run_name(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - links keep their names
 
 
+def _identity(stage: Stage) -> tuple[str, int | str, str]:
+    """What a stage is known by, however many epochs it has: two runs may have one name, but then hardly the same
+    switches.
+    """
+    return stage.run, stage.member, json.dumps(stage.switches, sort_keys=True)
+
+
+def require_one_beginning(runs: Sequence[Path]) -> None:
+    """Raise a ConfigurationError if the runs whose history is recorded did not all begin with the same training."""
+    begun = {run: _identity(stages[0]) for run in runs if (stages := read_stages(run))}
+    for run, first in begun.items():
+        if first != next(iter(begun.values())):
+            raise ConfigurationError(f"{run}: shares no beginning with {next(iter(begun))}, so their mean is useless")
+
+
 def average_stages(runs: Sequence[Path], members: int) -> list[Stage]:
     """The stages of all runs, each with `members` captioners, and one more: their averaging. Of a run at several epochs
     only the last is listed.
@@ -121,8 +136,7 @@ def average_stages(runs: Sequence[Path], members: int) -> list[Stage]:
     before: dict[tuple[str, int | str, str], Stage] = {}
     for run in runs:
         for stage in read_stages(run):
-            # Two runs may have one name, but then hardly the same switches.
-            key = stage.run, stage.member, json.dumps(stage.switches, sort_keys=True)
+            key = _identity(stage)
             if key not in before or before[key].epochs <= stage.epochs:
                 before[key] = stage
     mean = Stage(f"mean of the weights of {names}", 1 if members == 1 else ALL, 0, 0, None, 0.0, {})

@@ -257,6 +257,24 @@ def test_a_mean_tells_every_branch_once(runs: list[Path], tmp_path: Path) -> Non
     assert {(stage.run, stage.epochs) for stage in read_stages(tmp_path / "mean")} >= {("left", 4)}
 
 
+def test_a_mean_of_runs_that_share_no_beginning_is_refused(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run without a history, one more epoch of the first, and one that only its seed tells from that."""
+    first = Stage("xe", 1, 3, 2, 50.0, 60.0, {"train.seed": 2})
+    write_stages(runs[1], [first, stage("left", 1)])
+    command = ["join", "--average", *map(str, runs), "-o", str(tmp_path / "mean")]
+    write_stages(runs[2], [dataclasses.replace(first, epochs=4, kept=4)])
+    assert main(command) == 0
+    capsys.readouterr()
+    write_stages(runs[2], [dataclasses.replace(first, switches={"train.seed": 3}), stage("left", 1)])
+    assert main(command) == 1
+    said = f"{runs[2]}: shares no beginning with {runs[1]}, so their mean is useless"
+    assert said in capsys.readouterr().err
+    command.remove("--average")  # each speaks for itself
+    assert main(command) == 0
+
+
 def test_the_mean_of_ensembles_is_of_all_their_captioners(runs: list[Path], tmp_path: Path) -> None:
     """Also if they were never trained as one, so that no stage is of all of them."""
     for name, joined in (("one", runs[:2]), ("other", runs[1:])):
@@ -269,13 +287,13 @@ def test_the_mean_of_ensembles_is_of_all_their_captioners(runs: list[Path], tmp_
 
 def test_two_runs_of_one_name_are_two(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for run, seed in zip(runs, (1, 2, 2), strict=True):
-        write_stages(run, [Stage("tuned", 1, 3 * seed, 2, 50.0, 60.0, {"train.seed": seed})])
+        write_stages(run, [stage("xe", 1), Stage("tuned", 1, 3 * seed, 2, 50.0, 60.0, {"train.seed": seed})])
     (tmp_path / "mean").mkdir()
     monkeypatch.chdir(runs[0])  # which has a name, too
     (tmp_path / "link").symlink_to(runs[1])
     average_runs([Path(), tmp_path / "link", runs[2]], tmp_path / "mean")
     stages = [(stage.run, stage.epochs) for stage in read_stages(tmp_path / "mean")]
-    assert stages == [("tuned", 3), ("tuned", 6), ("mean of the weights of 1, link, 3", 0)]
+    assert stages == [("xe", 1), ("tuned", 3), ("tuned", 6), ("mean of the weights of 1, link, 3", 0)]
 
 
 def test_weights_of_which_a_byte_is_damaged_are_said_in_a_line(runs: list[Path]) -> None:
