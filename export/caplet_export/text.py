@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,14 +27,21 @@ def clean(caption: str, rules: str) -> list[str]:
 
     `tutorial`: lower case; punctuation characters, then one-letter words, then words that are not all letters, dropped.
     `coco`: the words the scorer sees (coco-caption's tokeniser), without those that contain a digit or a character that
-    cannot be seen, such as U+200B. It keeps "a", one word in nine of what people write and what every published score
-    counts.
+    cannot be seen, such as U+200B, and those of marks alone, such as U+FE0F, which follows many an emoji. It keeps "a",
+    one word in nine of what people write and what every published score counts.
     """
     if rules == "tutorial":
         words = caption.lower().translate(_NO_PUNCTUATION).split()
         return [word for word in words if len(word) > 1 and word.isalpha()]
-    words = tokenize(caption)
-    return [word for word in words if word.isprintable() and not any(character.isdigit() for character in word)]
+    return [word for word in tokenize(caption) if word.isprintable() and not _has_digit(word) and not _is_marks(word)]
+
+
+def _has_digit(word: str) -> bool:
+    return any(character.isdigit() for character in word)
+
+
+def _is_marks(word: str) -> bool:
+    return all(unicodedata.category(character).startswith("M") for character in word)
 
 
 class Vocabulary:
