@@ -13,6 +13,7 @@ counted, and left out: one bad line never costs the rest of the data set.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Defect:
 class Dataset:
     """A data set in memory, without its images: names, raw captions, and the defects that were left out.
 
-    `captions` maps an image's file name to its captions as written, in file order; `splits` maps `train`, `dev` or
+    `captions` maps an image's file name to its captions, in file order; `splits` maps `train`, `dev` or
     `test` to the names of the images that are present and captioned.
     """
 
@@ -67,7 +68,8 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int
     """Read a token file, of lines `<file>#<n>TAB<caption>`.
 
     `<start>`, `<end>`, `<pad>` and `<unk>`, which tutorials write into captions, are dropped: the decoder would take
-    these words for its own special tokens.
+    these words for its own special tokens. Captions come in Unicode's composed form, NFC: a word whose accents are
+    characters of their own, as some programs write them, looks the same and would be another word.
 
     Returns:
         captions by image name, in file order; the line number of each image's first caption; and as defects the lines
@@ -97,7 +99,7 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int
             continue
         seen.add(key)
         first_lines.setdefault(match["name"], number)
-        captions.setdefault(match["name"], []).append(match["caption"].strip())
+        captions.setdefault(match["name"], []).append(unicodedata.normalize("NFC", match["caption"].strip()))
     if not captions:
         raise DataError(f"{token_file}: no line of the form '<file>#<n>TAB<caption>'")
     return captions, first_lines, defects

@@ -100,6 +100,13 @@ def test_captions_in_another_encoding_are_said_once(data: Path) -> None:
     assert not read_dataset(data).defects
 
 
+def test_a_word_is_the_same_however_its_accents_are_coded(data: Path) -> None:
+    tokens = data / "Flickr8k.token.txt"
+    tokens.write_text("0000_square.jpg#0\tein süßes Tier\n0000_square.jpg#1\tein su\u0308ßes Tier\n", encoding="utf-8")
+    captions, _, _ = read_captions(tokens)
+    assert captions == {"0000_square.jpg": ["ein süßes Tier"] * 2}
+
+
 def test_a_photos_name_may_hold_what_numbers_its_captions(data: Path) -> None:
     tokens, photos = data / "Flickr8k.token.txt", data / "Flicker8k_Dataset"
     (photos / "0000_square.jpg").rename(photos / "no #0.jpg")
