@@ -121,10 +121,12 @@ def read_dataset(root: Path | str) -> Dataset:
     token_file = _token_file(root)
     captions, first_lines, defects = read_captions(token_file)
     present = {entry.name for entry in images.iterdir() if entry.is_file()}
+    alike = {_loose(name): name for name in sorted(present)}
     for name, number in first_lines.items():
         if name not in present:
-            defects.append(Defect(token_file.name, number, f"captions of an image that is not there: {name}"))
-    splits, unusable = _read_splits(root, images.name, present, captions)
+            problem = f"captions of an image that is not there: {name}{_hint(name, alike)}"
+            defects.append(Defect(token_file.name, number, problem))
+    splits, unusable = _read_splits(root, images.name, present, alike, captions)
     defects += unusable
     if not splits:
         raise DataError(f"{root}: no split list (looked for *trainImages.txt, *devImages.txt, *testImages.txt)")
@@ -135,7 +137,7 @@ def read_dataset(root: Path | str) -> Dataset:
 
 
 def _read_splits(
-    root: Path, folder: str, present: Container[str], captions: Container[str]
+    root: Path, folder: str, present: Container[str], alike: Mapping[str, str], captions: Container[str]
 ) -> tuple[dict[str, list[str]], list[Defect]]:
     """The image names of each split that has a list, and the defects of the lists.
 
@@ -143,6 +145,7 @@ def _read_splits(
         root: where the lists are.
         folder: name of the folder of images.
         present: names of the images in it.
+        alike: these names, by what `_loose` makes of them.
         captions: names of the images with captions.
     """
     splits: dict[str, list[str]] = {}
@@ -157,7 +160,7 @@ def _read_splits(
         for number, line in _lines(split_list):
             name = line.strip()
             if name not in present:
-                problem = f"image is not in {folder}: {_excerpt(name)}"
+                problem = f"image is not in {folder}: {_excerpt(name)}{_hint(name, alike)}"
             elif name not in captions:
                 problem = f"image has no caption: {name}"
             elif name in owner:
@@ -196,6 +199,15 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _loose(name: str) -> str:
+    """An image's name without what may differ unseen: case, spaces around it, and how its accents are coded."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def _hint(name: str, alike: Mapping[str, str]) -> str:
+    return f"; there is {alike[_loose(name)]!a}" if _loose(name) in alike else ""
 
 
 def _excerpt(text: str) -> str:

@@ -151,6 +151,21 @@ def test_captions_of_an_absent_image_are_reported(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("listed", "there"), [("süß.jpg", "su\u0308ß.jpg"), ("0000_square.jpg", "0000_Square.JPG"), ("a.jpg", " a.jpg")]
+)
+def test_a_name_that_differs_only_in_what_is_easily_overlooked_is_told(data: Path, listed: str, there: str) -> None:
+    tokens, photos = data / "Flickr8k.token.txt", data / "Flicker8k_Dataset"
+    (photos / "0000_square.jpg").rename(photos / there)
+    tokens.write_text(tokens.read_text().replace("0000_square.jpg", listed), encoding="utf-8")
+    (data / "Flickr_8k.trainImages.txt").write_text(f"{listed}\n0001_square.jpg\n", encoding="utf-8")
+    told = f"; there is {there!a}"
+    assert [defect.reason for defect in read_dataset(data).defects] == [
+        f"captions of an image that is not there: {listed}{told}",
+        f"image is not in Flicker8k_Dataset: {listed!r}{told}",
+    ]
+
+
+@pytest.mark.parametrize(
     ("remove", "said"),
     [
         ("Flickr8k.token.txt", "no files match"),
