@@ -12,6 +12,7 @@ counted, and left out: one bad line never costs the rest of the data set.
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Container, Mapping, Sequence
@@ -195,10 +196,13 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     one caption a character and no more.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: in UTF-16; save the file as UTF-8")
+    text = raw.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _loose(name: str) -> str:

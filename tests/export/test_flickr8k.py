@@ -100,6 +100,14 @@ def test_captions_in_another_encoding_are_said_once(data: Path) -> None:
     assert not read_dataset(data).defects
 
 
+@pytest.mark.parametrize("name", ["Flickr8k.token.txt", "Flickr_8k.devImages.txt"])
+def test_a_file_in_utf_16_is_told_as_such(data: Path, name: str) -> None:
+    """PowerShell's `>` and Excel's "Unicode text" write it."""
+    (data / name).write_text((data / name).read_text(), encoding="utf-16")
+    with pytest.raises(DataError, match=f"{name}: in UTF-16; save the file as UTF-8"):
+        read_dataset(data)
+
+
 def test_a_word_is_the_same_however_its_accents_are_coded(data: Path) -> None:
     tokens = data / "Flickr8k.token.txt"
     tokens.write_text("0000_square.jpg#0\tein süßes Tier\n0000_square.jpg#1\tein su\u0308ßes Tier\n", encoding="utf-8")
