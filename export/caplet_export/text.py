@@ -11,7 +11,7 @@ from pathlib import Path
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.inputs import read_text
 from caplet_export.outputs import write_whole
-from caplet_export.tokenizer import tokenize
+from caplet_export.tokenizer import BRACKETS, tokenize
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -27,21 +27,20 @@ def clean(caption: str, rules: str) -> list[str]:
 
     `tutorial`: lower case; punctuation characters, then one-letter words, then words that are not all letters, dropped.
     `coco`: the words the scorer sees (coco-caption's tokeniser), without those that contain a digit or a character that
-    cannot be seen, such as U+200B, and those of marks alone, such as U+FE0F, which follows many an emoji. It keeps "a",
-    one word in nine of what people write and what every published score counts.
+    cannot be seen, such as U+200B, those of marks alone, such as U+FE0F, which follows many an emoji, and brackets,
+    which are "-lrb-" and the like there. It keeps "a", one word in nine of what people write and what every published
+    score counts.
     """
     if rules == "tutorial":
         words = caption.lower().translate(_NO_PUNCTUATION).split()
         return [word for word in words if len(word) > 1 and word.isalpha()]
-    return [word for word in tokenize(caption) if word.isprintable() and not _has_digit(word) and not _is_marks(word)]
+    return [word for word in tokenize(caption) if _can_be_said(word)]
 
 
-def _has_digit(word: str) -> bool:
-    return any(character.isdigit() for character in word)
-
-
-def _is_marks(word: str) -> bool:
-    return all(unicodedata.category(character).startswith("M") for character in word)
+def _can_be_said(word: str) -> bool:
+    if not word.isprintable() or word in BRACKETS or any(character.isdigit() for character in word):
+        return False
+    return not all(unicodedata.category(character).startswith("M") for character in word)
 
 
 class Vocabulary:

@@ -49,6 +49,8 @@ _TOKEN = re.compile(
 )
 _PUNCTUATION_RUN = re.compile(r'"|\.{2,}|-{2,}')
 _WRITTEN_AS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "£": "#", "€": "$"}
+BRACKETS = frozenset(_WRITTEN_AS[bracket] for bracket in "()[]{}")
+"""What brackets become: words to the scorer, but nothing that people would read in a caption."""
 _WRITTEN_AS |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "¢": "cents"}
 _TYPEWRITER = str.maketrans(
     {"\u2018": "`", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "--", "\u2014": "--", "\u2026": "..."}

@@ -33,6 +33,7 @@ def test_tutorial_rules(caption: str, words: str) -> None:
         ("The man's dog doesn't run", "the man 's dog does n't run"),
         ("Number 12 and 3b run", "number and run"),
         ("A dog \u200b runs", "a dog runs"),
+        ("A bus (red) turns [left]", "a bus red turns left"),
         ("I \u2764\ufe0f my dog \u0301 1\ufe0f\u20e3", "i \u2764 my dog"),
     ],
 )
