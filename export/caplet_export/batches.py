@@ -55,6 +55,20 @@ def caption_ids(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_l
     return CaptionIds(tokens, targets)
 
 
+def not_learned(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_length: int) -> list[str]:
+    """What `caption_ids` leaves out of these captions, in a sentence each; nothing where that is a tenth or less."""
+    lengths = [len(words) for words in captions]
+    cut = sum(length > max_length for length in lengths)
+    words = sum(lengths)
+    unknown = sum(word not in vocabulary for caption in captions for word in caption)
+    told = []
+    if cut > len(lengths) / 10:
+        told.append(f"{cut} of {len(lengths)} training captions are cut after {max_length} words (text.max_length)")
+    if unknown > words / 10:
+        told.append(f"{unknown} of {words} words of the training captions are not in the vocabulary, so never said")
+    return told
+
+
 def padded_length(length: int, longest: int) -> int:
     """The smallest of the few lengths of batches that is at least `length`; `longest` is the greatest of them."""
     return min(1 + -(-max(length - 1, 1) // _STEP) * _STEP, longest)

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from caplet_export.batches import Batches, padded_length
+from caplet_export.batches import Batches, not_learned, padded_length
 from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import (
     DECODER,
@@ -75,6 +75,9 @@ class Trainer(Run):
         start_from: the run with whose weights and vocabulary it begins; None for random weights.
         extractor: InceptionV3 up to `config.model.feature_block`, needed if its upper blocks are trained along.
         teacher: the run to learn from in distillation, which must have the same vocabulary and read the same blocks.
+
+    Attributes:
+        not_learned: what it leaves out of the training captions, see `batches.not_learned`.
 
     Raises:
         ConfigurationError: the folder holds a run of another configuration; or the configuration, the start, the
@@ -142,12 +145,14 @@ class Trainer(Run):
             batch_images=_EVALUATION_BATCH,
         )
         self._origin["--data"] = data_digest(dataset, self._train.names, self._dev.names)
+        said = [caption for captions in words["train"].values() for caption in captions]
+        self.not_learned = not_learned(said, self.vocabulary, config.text.max_length)
         self._dev_scorer = CiderD(references_of(dataset, self._dev.names))
         self._reward: CiderD | None = None
         if settings.objective == "self_critical":
             self._train_references = references_of(dataset, list(words["train"]))
             self._reward = CiderD(self._train_references, with_end=True)
-            self._bigrams = Bigrams(caption for captions in words["train"].values() for caption in captions)
+            self._bigrams = Bigrams(said)
         self._prepare_steps()
         self._resume()
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from caplet_export.batches import Batches, caption_ids, padded_length
+from caplet_export.batches import Batches, caption_ids, not_learned, padded_length
 from caplet_export.checkpoint import ExtractorPart, extractor_digest, load_checkpoint, load_extractor_part
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig, changed_switches, load_config
@@ -120,6 +120,20 @@ def run(tmp_path: Path, trained: Path) -> Path:
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("longer", "count", "max_length", "told"),
+    [
+        (1, 2, 2, []),
+        (3, 1, 3, []),
+        (3, 1, 2, ["3 of 10 training captions are cut after 2 words (text.max_length)"]),
+        (3, 2, 3, ["3 of 23 words of the training captions are not in the vocabulary, so never said"]),
+    ],
+)
+def test_captions_of_which_much_is_left_out_are_told(longer: int, count: int, max_length: int, told: list[str]) -> None:
+    captions = [["a", "dog"]] * (10 - longer) + [["a", "dog", verb] for verb in ("runs", "sits", "digs")[:longer]]
+    assert not_learned(captions, Vocabulary.build(captions, count), max_length) == told
 
 
 def test_what_is_read_and_what_is_said() -> None:
@@ -706,12 +720,15 @@ def test_inception_weights_that_are_given_are_those_of_the_features(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_trains_as_it_is_told(tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_trains_as_it_is_told(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On the stores of its views; upper blocks of the weights given, in the run's precision, up to the run's block."""
     told: list[Any] = []
 
     class Told:
         finished = True
+        not_learned = ("captions are cut",)
 
         def __init__(self, *given: Any, **options: Any) -> None:
             told.extend((given, options))
@@ -744,6 +761,7 @@ def test_the_command_trains_as_it_is_told(tmp_path: Path, dataset: Dataset, monk
         assert [view.given for view in stores.train] == [(Path("f"), blocks, view) for view in ("plain", "flip")]
         extractor = (weights, "bfloat16", ("mixed9",)) if weights else None
         assert given == {"start_from": start, "teacher": Path("t"), "extractor": extractor}
+        assert capsys.readouterr().err == "caplet-export train: captions are cut\n"
 
 
 def test_captioner_and_teacher_compute_in_the_precision_of_the_run(

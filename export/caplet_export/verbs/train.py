@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
@@ -72,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         teacher=arguments.teacher,
     )
+    for sentence in trainer.not_learned:
+        print(f"caplet-export train: {sentence}", file=sys.stderr)
     while not trainer.finished:
         number = len(trainer.history) + 1
         with ProgressBar(desc=f"epoch {number}", unit="batch") as bar:
