@@ -70,7 +70,8 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int
 
     `<start>`, `<end>`, `<pad>` and `<unk>`, which tutorials write into captions, are dropped: the decoder would take
     these words for its own special tokens. Captions come in Unicode's composed form, NFC: a word whose accents are
-    characters of their own, as some programs write them, looks the same and would be another word.
+    characters of their own, as some programs write them, looks the same and would be another word. So would one with
+    a capital İ, which Python makes small in two characters.
 
     Returns:
         captions by image name, in file order; the line number of each image's first caption; and as defects the lines
@@ -100,7 +101,7 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int
             continue
         seen.add(key)
         first_lines.setdefault(match["name"], number)
-        captions.setdefault(match["name"], []).append(unicodedata.normalize("NFC", match["caption"].strip()))
+        captions.setdefault(match["name"], []).append(_one_form(match["caption"].strip()))
     if not captions:
         raise DataError(f"{token_file}: no line of the form '<file>#<n>TAB<caption>'")
     return captions, first_lines, defects
@@ -203,6 +204,10 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         raise DataError(f"{path}: in UTF-16; save the file as UTF-8")
     text = raw.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _one_form(caption: str) -> str:
+    return unicodedata.normalize("NFC", caption).replace("İ", "i")
 
 
 def _loose(name: str) -> str:

@@ -115,6 +115,14 @@ def test_a_word_is_the_same_however_its_accents_are_coded(data: Path) -> None:
     assert captions == {"0000_square.jpg": ["ein süßes Tier"] * 2}
 
 
+def test_a_capital_dotted_i_is_an_i(data: Path) -> None:
+    """`lower` makes two characters of it, and İki would be another word than iki."""
+    tokens = data / "Flickr8k.token.txt"
+    tokens.write_text("0000_square.jpg#0\tİki kedi\n0000_square.jpg#1\tI\u0307ki kedi\n", encoding="utf-8")
+    captions, _, _ = read_captions(tokens)
+    assert captions == {"0000_square.jpg": ["iki kedi"] * 2}
+
+
 def test_a_photos_name_may_hold_what_numbers_its_captions(data: Path) -> None:
     tokens, photos = data / "Flickr8k.token.txt", data / "Flicker8k_Dataset"
     (photos / "0000_square.jpg").rename(photos / "no #0.jpg")
