@@ -17,6 +17,8 @@ def load_tensorflow() -> None:
 
         # TensorFlow looks up its devices at first use, and writes lines about them too.
         tf.config.list_physical_devices()
+        # Its advice, such as that the fifth run of `ablation` has been compiled anew, is for programmers.
+        tf.get_logger().setLevel("ERROR")
     finally:
         os.dup2(aside, 2)
         os.close(aside)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,3 +215,15 @@ def test_the_command_compares_as_it_is_told(runs: Runs, tmp_path: Path, monkeypa
     assert main([*command, "--against", "first", "--encoder-weights", "w.h5"]) == 0
     options = [{"against": "before", "encoder_weights": "imagenet"}, {"against": "first", "encoder_weights": "w.h5"}]
     assert asked == [([Path("a"), Path("b")], Path("f"), given) for given in options]
+
+
+def test_tensorflow_gives_no_advice_on_functions_compiled_anew() -> None:
+    """As each run's is: from the fifth on, it did."""
+    lines = (
+        "from caplet_export.backend import load_tensorflow",
+        "load_tensorflow()",
+        "import tensorflow as tf",
+        "for _ in range(9): tf.function(abs, autograph=False)(tf.zeros(1))",
+    )
+    process = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert "retracing" not in process.stderr
