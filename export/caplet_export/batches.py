@@ -106,6 +106,7 @@ class Batches:
         batch_images: int,
         seed: int,
     ) -> None:
+        given = names
         names = [name for name in names if not any(name in view.skipped for view in views)]
         for view in views:
             missing = [name for name in names if name not in view]
@@ -115,7 +116,8 @@ class Batches:
                     "run `caplet-export features` again"
                 )
         if not names:
-            raise DataError("no image of this split could be read when its features were extracted")
+            told = f"none of {len(given)} images could be read when their features were extracted"
+            raise DataError(f"{told}; the first: {given[0]}")
         self.names = names
         self.group = group
         self._views = views
