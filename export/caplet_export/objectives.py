@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from caplet_export.model import mask_special_tokens
-from caplet_export.text import PAD
+from caplet_export.text import END, PAD, START
 
 Tensor = Any
 
@@ -33,8 +34,16 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
 
 
 def log_probabilities(ids: Tensor, logits: Tensor) -> Tensor:
-    """Log-probability with which each sampled word was drawn from logits [...,T,V], float32 [...,T], 0 at paddings."""
-    return ops.where(ids != PAD, -cross_entropy(mask_special_tokens(logits), ids), 0.0)
+    """Log-probability of what was drawn at each step of sampled captions from logits [...,T,V], float32 [...,T]: of a
+    word; where a caption is cut off at the limit, in the last step, of not ending there; 0 at all other paddings.
+    """
+    allowed = mask_special_tokens(logits)
+    drawn = ops.where(ids != PAD, -cross_entropy(allowed, ids), 0.0)
+    before = ops.concatenate([ops.full_like(ids[..., :1], START), ids], axis=-1)[..., -2]
+    cut = (ids[..., -1] == PAD) & (before != PAD) & (before != END)
+    last, ending = allowed[..., -1, :], np.where(np.arange(logits.shape[-1]) == END, np.float32(-1e9), np.float32(0))
+    going_on = ops.logsumexp(last + ending, axis=-1) - ops.logsumexp(last, axis=-1)
+    return ops.concatenate([drawn[..., :-1], ops.where(cut, going_on, drawn[..., -1])[..., None]], axis=-1)
 
 
 def self_critical_loss(log_probs: Tensor, ids: Tensor, rewards: Tensor) -> Tensor:
@@ -49,7 +58,8 @@ def self_critical_loss(log_probs: Tensor, ids: Tensor, rewards: Tensor) -> Tenso
     """
     others = (ops.sum(rewards, axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
     advantages = ops.reshape(rewards - others, (-1, 1))
-    return -mean_over_words(advantages * log_probs, ids)
+    words = ops.sum(ops.cast(ids != PAD, "float32"))
+    return -ops.sum(advantages * log_probs) / ops.maximum(words, 1.0)
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from caplet_export.text import END, NEVER_SAID, PAD
 
 GROUP, VOCABULARY = 3, 7
 IDS = np.array(
-    [[4, 5, END, PAD], [6, END, PAD, PAD], [4, 4, 4, 4], [5, 6, 4, END], [END, PAD, PAD, PAD], [6, 5, END, PAD]],
+    [[4, 5, END, PAD], [6, END, PAD, PAD], [4, 4, 4, PAD], [5, 6, 4, END], [END, PAD, PAD, PAD], [6, 5, END, PAD]],
     np.int32,
 )
 WORDS = IDS != PAD
@@ -46,14 +46,32 @@ def test_the_mean_over_no_words_is_nothing() -> None:
 
 
 def sampled_by(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities of the words, drawn from among those that may be said."""
+    """Log-probabilities of the words, drawn from among those that may be said, and of the cut where one is."""
     allowed = logits.astype(np.float64)
     allowed[..., list(NEVER_SAID)] = -np.inf
-    return np.where(WORDS, of_words(log_softmax(allowed)), 0)
+    drawn = np.where(WORDS, of_words(log_softmax(allowed)), 0)
+    drawn[2, 3] = np.log1p(-np.exp(log_softmax(allowed)[2, 3, END]))  # the third caption goes on beyond the limit
+    return drawn
 
 
 def test_log_probabilities_are_of_what_may_be_said() -> None:
     np.testing.assert_allclose(objectives.log_probabilities(IDS, LOGITS), sampled_by(LOGITS), rtol=1e-5, atol=1e-6)
+
+
+def test_their_gradient_is_that_of_the_expected_reward() -> None:
+    """Of captions of two words at most, all of which are there, and whose logits depend only on the step."""
+    words = (4, 5, 6)
+    ended = [[END, PAD, PAD], *([a, END, PAD] for a in words), *([a, b, END] for a in words for b in words)]
+    ids = np.array([*ended, *([a, b, PAD] for a in words for b in words)], np.int32)
+    rewards = np.random.default_rng(4).uniform(0, 3, len(ids)).astype(np.float32)
+    steps = tf.Variable(np.random.default_rng(5).normal(size=(3, VOCABULARY)).astype(np.float32))
+    with tf.GradientTape(persistent=True) as tape:
+        log_probs = tf.reduce_sum(objectives.log_probabilities(ids, tf.repeat(steps[None], len(ids), 0)), axis=1)
+        probabilities = tf.exp(log_probs)
+        expected = tf.reduce_sum(probabilities * rewards)
+        regretted = tf.reduce_sum(tf.stop_gradient(probabilities) * (rewards - 1.5) * log_probs)
+    assert float(tf.reduce_sum(probabilities)) == pytest.approx(1, rel=1e-5)
+    np.testing.assert_allclose(tape.gradient(regretted, steps), tape.gradient(expected, steps), atol=1e-6)
 
 
 def regret(logits: np.ndarray) -> float:
