@@ -264,13 +264,15 @@ class Tuner(Run):
         self._tokens, self._targets = _ids([words["train"][name] for name in self._train], vocabulary, config, group)
         self._dev_ids = _ids([words["dev"][name] for name in self._dev], vocabulary, config, DEV_CAPTIONS)
         self._scorer = CiderD(references_of(dataset, self._dev))
-        self._reward = CaptionReward(
-            vocabulary,
-            references_of(dataset, self._train),
-            Bigrams(caption for captions in words["train"].values() for caption in captions),
-            rouge=settings.reward_rouge,
-            penalty=settings.bigram_penalty,
-        )
+        self._reward: CaptionReward | None = None
+        if settings.objective == "self_critical":
+            self._reward = CaptionReward(
+                vocabulary,
+                references_of(dataset, self._train),
+                Bigrams(caption for captions in words["train"].values() for caption in captions),
+                rouge=settings.reward_rouge,
+                penalty=settings.bigram_penalty,
+            )
         self._batch = min(settings.batch_images, len(self._train))
         self._views = Views(settings.smallest_crop, settings.color_jitter, settings.random_erasing)
         self._fixed = self._captioner.fixed()
@@ -321,10 +323,11 @@ class Tuner(Run):
         done = self.history[-1].epoch if self.history else 0
         last = min(done + self.config.train.evaluate_every, self.config.train.epochs)
         first, steps = done * self.steps_an_epoch, (last - done) * self.steps_an_epoch
+        tables = self._reward.tables if self._reward else {}
         losses: list[Array] = []
         for step, (rows, pixels) in enumerate(self._batches(range(done, last)), first):
             self._values, self._moments, self._average, loss = self._step(
-                self._values, self._moments, self._average, self._fixed, self._teacher_values, self._reward.tables,
+                self._values, self._moments, self._average, self._fixed, self._teacher_values, tables,
                 (pixels, jnp.asarray(rows), self._tokens[rows], self._targets[rows]),
                 jax.random.fold_in(self._key, step), self._rates(step),
             )  # fmt: skip
@@ -379,6 +382,7 @@ class Tuner(Run):
 
         Captions are drawn without dropout in the steps of the decoder, and their gradients are taken with it.
         """
+        assert self._reward is not None
         settings, (pixels, rows, tokens, targets) = self.config.train, batch
         group, count = settings.captions_per_image, pixels.shape[0]
         views, encoding, drawing, reading = jax.random.split(key, 4)

@@ -134,9 +134,11 @@ def batch_losses(
     run = tuner(folder, data, start, teachers, **switches)
     rows, pixels = next(run._batches(range(1)))
     batch = pixels, rows, run._tokens[rows], run._targets[rows]
-    loss = partial(run._self_critical_loss, tables=run._reward.tables)
+    assert (run._reward is None) == bool(teachers)  # nothing is looked up in its tables where nobody is rewarded
     if teachers:
         loss = partial(run._distillation_loss, teachers=run._teacher_values)
+    else:
+        loss = partial(run._self_critical_loss, tables=run._reward.tables)
     config, found = run.config, []
     for changes in of:
         run.config = replace(config, train=replace(config.train, **changes))
