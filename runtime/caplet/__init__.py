@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "errors" if name.endswith("Error") else "image" if name == "ImageSource" else "captioner"
-    return getattr(importlib.import_module(f"caplet.{home}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

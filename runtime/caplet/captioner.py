@@ -98,7 +98,7 @@ class Caption:
 
 def _import_drawing() -> None:
     """Import what `plot` imports on its first use: another thread may be at it during the fork; see `image_file`."""
-    import caplet.explain  # noqa: F401
+    from caplet import explain  # noqa: F401
 
 
 if hasattr(os, "register_at_fork"):

@@ -105,7 +105,7 @@ def _run(words: list[str]) -> int:
                 output.write(told.getvalue())
         return int(stop.code or 0)
     with _interrupted_afterwards():
-        module = importlib.import_module(f"caplet.{verb or 'caption'}_command")
+        module = importlib.import_module(f"{__package__}.{verb or 'caption'}_command")
     return int(module.run(arguments))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pillow_heif
 import pytest
 from PIL import Image, features
 
+import caplet
 from pictures import encoded
 
 HEAVY = {"numpy", "onnxruntime", "PIL"}
@@ -89,6 +91,34 @@ def test_no_photo_makes_a_forked_child_import_anything(tiny_bundle: Path) -> Non
     command = [sys.executable, "-c", IN_A_CHILD, str(tiny_bundle)]
     done = subprocess.run(command, input=b"-- next --".join(files), capture_output=True, check=True)
     assert done.stdout.decode() == f"{len(files)} []\n"
+
+
+VENDORED = """
+import sys
+sys.modules["caplet"] = None  # not installed
+from mypkg._vendor import caplet
+from mypkg._vendor.caplet.cli import main
+model, photo = sys.argv[1:]
+caption = caplet.Captioner(model).caption(photo)
+assert isinstance(caption, caplet.Caption)
+assert main(["--model", model, photo]) == 0
+print(caption)
+"""
+
+
+def test_it_works_where_a_project_keeps_it_under_another_name(tmp_path: Path, tiny_bundle: Path, photos: Path) -> None:
+    """With its statements of import rewritten, as pip's `vendoring` does for the packages in `pip._vendor`."""
+    vendor = tmp_path / "mypkg" / "_vendor"
+    package = Path(caplet.__file__).parent
+    (vendor / "caplet").mkdir(parents=True)
+    for module in package.glob("*.py"):
+        code = re.sub(r"(?m)^( *)from caplet(?=[. ])", r"\1from mypkg._vendor.caplet", module.read_text("utf-8"))
+        assert not re.search(r"(?m)^ *import caplet\.", code)  # which cannot be rewritten
+        code = re.sub(r"(?m)^( *)import caplet$", r"\1from mypkg._vendor import caplet", code)
+        (vendor / "caplet" / module.name).write_text(code, "utf-8")
+    command = [sys.executable, "-c", VENDORED, str(tiny_bundle), str(photos / "cat.jpg")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    assert told[0] == told[1]
 
 
 def test_python_m_caplet_ends_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
