@@ -720,6 +720,21 @@ def test_what_standard_error_cannot_encode_is_told_all_the_same() -> None:
     assert (out, err) == (b"", b"caplet: \\xe9.jpg: no such file; check the path\n")
 
 
+def test_no_photo_is_lost_where_there_is_no_null_device(
+    photos: Path,
+    tmp_path: Path,
+    texts: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Nor is a file made in its place, which root could do in a bare chroot."""
+    monkeypatch.setattr(os, "devnull", str(tmp_path / "null"))
+    assert main([str(photos / "cat.jpg"), str(tmp_path / "none.jpg")]) == 1
+    out, err = capfd.readouterr()
+    assert out == f"{photos / 'cat.jpg'}\t{texts['cat']}\n" and "no such file" in err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
 def test_what_libraries_say_about_damaged_files_is_not_on_standard_error(
     compression: str, photos: Path, tmp_path: Path
