@@ -116,7 +116,7 @@ def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
     mask = np.zeros(size, np.float32)
     mask[list(NEVER_SAID)] = -np.inf
     graph.initializer.append(numpy_helper.from_array(mask, "word_mask"))
-    graph.initializer.append(numpy_helper.from_array(np.array([k]), "top_k"))
+    graph.initializer.append(numpy_helper.from_array(np.array([k], np.int64), "top_k"))
     graph.node.append(helper.make_node("Add", ["all_log_probs", "word_mask"], ["masked_log_probs"], "mask_words"))
     graph.node.append(helper.make_node("TopK", ["masked_log_probs", "top_k"], ["log_probs", "tokens"], "top_words"))
     others = [output for output in graph.output if output.name != "log_probs"]

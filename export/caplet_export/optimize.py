@@ -164,7 +164,8 @@ def merge_sibling_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         weights, biases = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         _set_weights_and_bias(graph, merged, weights, biases)
         graph.add_node("Relu", [f"{value}/merged"], [f"{value}/merged/relu"])
-        sizes = graph.add_constant(np.array([len(bias) for _, bias in parts]), f"{value}/sizes")
+        lengths = np.array([len(bias) for _, bias in parts], np.int64)
+        sizes = graph.add_constant(lengths, f"{value}/sizes")
         graph.add_node("Split", [f"{value}/merged/relu", sizes], [relu.output[0] for _, relu in pairs], axis=1)
         for pair in pairs:
             for node in pair:
