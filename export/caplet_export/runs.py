@@ -31,7 +31,7 @@ from caplet_export.config import Config, TrainConfig, changed_switches, inherit,
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.outputs import check_place, lock_folder, require_space, whole_file, whole_files, write_whole
-from caplet_export.stages import ALL, STAGES, Stage, read_stages, run_name, write_stages
+from caplet_export.stages import STAGES, Stage, of_all, read_stages, run_name, write_stages
 from caplet_export.text import Vocabulary, clean
 
 RESUME = "resume.npz"
@@ -108,6 +108,14 @@ class Run(ABC):
             return self.history[-1]
         # The loss decides among equals: CIDEr-D is 0 before the first sentence, and always with a single dev photo.
         return max(self.history, key=lambda epoch: (epoch.dev_cider, -epoch.dev_loss))
+
+    @property
+    def start(self) -> Stage | None:
+        """The last stage of the run that it began with; None if it began anew, with what was joined, or with a run
+        that has no record.
+        """
+        last = self._stages_before[-1] if self._stages_before else None
+        return last if last and last.member == of_all(self.config.model.members) else None
 
     @property
     def finished(self) -> bool:
@@ -232,7 +240,7 @@ class Run(ABC):
         assert self.kept is not None
         return Stage(
             run_name(self.folder),
-            1 if self.config.model.members == 1 else ALL,
+            of_all(self.config.model.members),
             self.history[-1].epoch,
             self.kept.epoch,
             self.kept.dev_cider,

@@ -113,6 +113,11 @@ def run_name(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - links keep their names
 
 
+def of_all(members: int) -> int:
+    """`Stage.member` of what is done with all captioners of a run that has so many."""
+    return 1 if members == 1 else ALL
+
+
 def _identity(stage: Stage) -> tuple[str, int | str, str]:
     """What a stage is known by, however many epochs it has: two runs may have one name, but then hardly the same
     switches.
@@ -139,13 +144,13 @@ def average_stages(runs: Sequence[Path], members: int) -> list[Stage]:
             key = _identity(stage)
             if key not in before or before[key].epochs <= stage.epochs:
                 before[key] = stage
-    mean = Stage(f"mean of the weights of {names}", 1 if members == 1 else ALL, 0, 0, None, 0.0, {})
+    mean = Stage(f"mean of the weights of {names}", of_all(members), 0, 0, None, 0.0, {})
     return [*before.values(), mean]
 
 
 def cut_stages(run: Path, left: str, members: int) -> list[Stage]:
     """The stages of a run with `members` captioners, and one more, without training, called `left`."""
-    return [*read_stages(run), Stage(left, 1 if members == 1 else ALL, 0, 0, None, 0.0, {})]
+    return [*read_stages(run), Stage(left, of_all(members), 0, 0, None, 0.0, {})]
 
 
 def join_stages(runs: Sequence[Path], members: Sequence[int]) -> list[Stage]:

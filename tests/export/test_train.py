@@ -1186,6 +1186,7 @@ def test_rewards_lose_the_penalty_for_every_pair_that_nobody_says(
 def test_a_run_tells_the_stages_before_it(tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores) -> None:
     config = with_train(seed=9, epochs=2)
     second = Trainer(tmp_path / "second", config, dataset, stores, start_from=trained)
+    assert second.start == read_stages(trained)[-1]
     for dev_cider in (30.0, 20.0):
         end_epoch(second, dev_cider)
     stages = read_stages(second.folder)
@@ -1235,6 +1236,7 @@ def test_captioners_of_two_blocks_are_trained_on_as_one(
     config = dataclasses.replace(with_train(objective=objective, epochs=2, patience=0), model=model)
     assert config.stored_blocks == ("mixed10", "mixed9")
     trainer = Trainer(tmp_path / "as-one", config, dataset, Stores([both], both), start_from=tmp_path / "joined")
+    assert trainer.start is None  # what is recorded last is of one of them
     before = [np.array(variable) for variable in trainer.model.trainable_variables]
     finish(trainer)
     # Every weight of both captioners was moved, and what was written is what was trained.

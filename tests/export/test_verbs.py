@@ -18,6 +18,7 @@ from caplet.errors import CapletError, ImageError, InferenceError
 from caplet_export.cli import VERBS, main
 from caplet_export.ranges import METHODS
 from caplet_export.runs import Epoch
+from caplet_export.stages import Stage
 from caplet_export.verbs import tell_end, tell_epoch
 from tiny_flickr8k import write_split, write_tiny_flickr8k
 
@@ -190,7 +191,7 @@ def test_curves_that_a_killed_run_could_not_draw_are_drawn_at_its_end(
     drawn: list[Path] = []
     monkeypatch.setattr("caplet_export.charts.plot_history", lambda _history, _kept, path: drawn.append(path))
     epoch, curves = Epoch(1, 2.0, 2.0, 50.0, 1.0), tmp_path / "curves.png"
-    run: Any = SimpleNamespace(folder=tmp_path, history=[epoch], kept=epoch)
+    run: Any = SimpleNamespace(folder=tmp_path, history=[epoch], kept=epoch, start=None)
     (tmp_path / "history.json").touch()
     os.utime(tmp_path / "history.json", (2000, 2000))
     tell_end(run)
@@ -200,6 +201,20 @@ def test_curves_that_a_killed_run_could_not_draw_are_drawn_at_its_end(
         os.utime(curves, (time, time))
         tell_end(run)
         assert drawn == [curves] * times
+
+
+@pytest.mark.parametrize(
+    ("score", "told"), [(None, ""), (49.9, ""), (52.04, " (xe, which it began with, had 52.0)")], ids=str
+)
+def test_a_run_that_ended_worse_than_it_began_says_so(
+    score: float | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("caplet_export.charts.plot_history", lambda *_: None)
+    (tmp_path / "history.json").touch()
+    epoch, start = Epoch(1, 2.0, 2.0, 50.0, 1.0), Stage("xe", 1, 3, 2, score, None, {})
+    run: Any = SimpleNamespace(folder=tmp_path, history=[epoch], kept=epoch, start=start)
+    tell_end(run)
+    assert capsys.readouterr().out == f"kept epoch 1: dev CIDEr-D 50.0{told}; weights in {tmp_path}\n"
 
 
 @pytest.mark.parametrize("patience", [0, 3])

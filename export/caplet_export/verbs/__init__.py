@@ -85,12 +85,17 @@ def tell_epoch(run: Run) -> None:
 
 
 def tell_end(run: Run) -> None:
-    """Print which epoch a finished run has kept, and draw its curves if it was killed before that."""
+    """Print which epoch a finished run has kept, and, if that is no better, what the run before had; draw its curves if
+    it was killed before that.
+    """
     from caplet_export.charts import plot_history
 
-    kept = run.kept
+    kept, start = run.kept, run.start
     assert kept is not None
     curves, history = run.folder / "curves.png", run.folder / "history.json"
     if not curves.exists() or curves.stat().st_mtime_ns < history.stat().st_mtime_ns:
         plot_history(run.history, kept, curves)
-    print(f"kept epoch {kept.epoch}: dev CIDEr-D {kept.dev_cider:.1f}; weights in {run.folder}")
+    before = ""
+    if start and start.dev_cider is not None and start.dev_cider > kept.dev_cider:
+        before = f" ({start.run}, which it began with, had {start.dev_cider:.1f})"
+    print(f"kept epoch {kept.epoch}: dev CIDEr-D {kept.dev_cider:.1f}{before}; weights in {run.folder}")
