@@ -173,7 +173,7 @@ def _load(
     # Damaged bytes make Pillow raise almost anything: OSError, SyntaxError, ValueError, struct.error, zlib.error,
     # KeyError, IndexError, OverflowError, MemoryError, RecursionError and more, which also differs between versions.
     except Exception as error:
-        if _is_closed(source):
+        if _is_closed(source) or "closed image" in str(error):  # Pillow's, where pixels had been read before
             raise ImageError(subject, "was closed", "pass it before you close it") from error
         raise refused(error, subject) from error
 

@@ -489,7 +489,10 @@ def test_a_pil_image_that_was_closed_is_called_that(file_format: str, tmp_path: 
     closed.close()
     with path.open("rb") as file:
         without_file = Image.open(file)
-    for image in (after_with, closed, without_file):
+    loaded = Image.open(path)
+    loaded.load()
+    loaded.close()
+    for image in (after_with, closed, without_file, loaded):
         assert str(refusal(image)) == "<PIL image>: was closed; pass it before you close it"
     with Image.open(path) as loaded:
         loaded.load()
