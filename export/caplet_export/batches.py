@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,13 +55,24 @@ def caption_ids(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_l
     return CaptionIds(tokens, targets)
 
 
-def not_learned(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_length: int) -> list[str]:
-    """What `caption_ids` leaves out of these captions, in a sentence each; nothing where that is a tenth or less."""
-    lengths = [len(words) for words in captions]
+def not_learned(
+    captions: Iterable[Sequence[Sequence[str]]], vocabulary: Vocabulary, max_length: int, group: int | None
+) -> list[str]:
+    """What `caption_ids` leaves out of the captions of these images, in a sentence each; nothing where that is a tenth
+    or less. `group` is None where captions are read only to know what people say.
+    """
+    of_images = list(captions)
+    lengths = [len(words) for of_image in of_images for words in of_image]
+    beyond = 0 if group is None else sum(max(len(of_image) - group, 0) for of_image in of_images)
     cut = sum(length > max_length for length in lengths)
     words = sum(lengths)
-    unknown = sum(word not in vocabulary for caption in captions for word in caption)
+    unknown = sum(word not in vocabulary for of_image in of_images for caption in of_image for word in caption)
     told = []
+    if beyond > len(lengths) / 10:
+        told.append(
+            f"{beyond} of {len(lengths)} training captions are not read: of each image only the first {group} are "
+            "(train.captions_per_image)"
+        )
     if cut > len(lengths) / 10:
         told.append(f"{cut} of {len(lengths)} training captions are cut after {max_length} words (text.max_length)")
     if unknown > words / 10:
@@ -89,6 +100,8 @@ class Batch(NamedTuple):
 
 class Batches:
     """Batches over a split; `epoch(n)` is the same sequence every time it is asked for.
+
+    Each image has as many rows as the image with the most captions has captions, `group` at most.
 
     Raises:
         DataError: a view has no features of an image, or no image of the split could be read for all views.
@@ -119,11 +132,11 @@ class Batches:
             told = f"none of {len(given)} images could be read when their features were extracted"
             raise DataError(f"{told}; the first: {given[0]}")
         self.names = names
-        self.group = group
+        self.group = min(group, max(len(captions[name]) for name in names))
         self._views = views
         self._seed = seed
         self._size = min(batch_images, len(names))
-        self._ids = [caption_ids(captions[name], vocabulary, max_length, group) for name in names]
+        self._ids = [caption_ids(captions[name], vocabulary, max_length, self.group) for name in names]
 
     def __len__(self) -> int:
         return -(-len(self.names) // self._size)

@@ -145,14 +145,15 @@ class Trainer(Run):
             batch_images=_EVALUATION_BATCH,
         )
         self._origin["--data"] = data_digest(dataset, self._train.names, self._dev.names)
-        said = [caption for captions in words["train"].values() for caption in captions]
-        self.not_learned = not_learned(said, self.vocabulary, config.text.max_length)
+        group = settings.captions_per_image if settings.objective == "cross_entropy" else None
+        said = words["train"].values()
+        self.not_learned = not_learned(said, self.vocabulary, config.text.max_length, group)
         self._dev_scorer = CiderD(references_of(dataset, self._dev.names))
         self._reward: CiderD | None = None
         if settings.objective == "self_critical":
             self._train_references = references_of(dataset, list(words["train"]))
             self._reward = CiderD(self._train_references, with_end=True)
-            self._bigrams = Bigrams(said)
+            self._bigrams = Bigrams(caption for captions in said for caption in captions)
         self._prepare_steps()
         self._resume()
 
@@ -234,7 +235,7 @@ class Trainer(Run):
         settings = self.config.train
         with tf.GradientTape() as tape:
             encoded = self.model.encode(self._features(inputs), training=True)
-            logits, attention = self.model.teacher_forced(*encoded, tokens, settings.captions_per_image, training=True)
+            logits, attention = self.model.teacher_forced(*encoded, tokens, self._train.group, training=True)
             loss = mean_over_words(cross_entropy(logits, targets, settings.label_smoothing), targets)
             objective = loss
             if settings.attention_regularisation:
