@@ -216,7 +216,8 @@ def _loose(name: str) -> str:
 
 
 def _hint(name: str, alike: Mapping[str, str]) -> str:
-    return f"; there is {alike[_loose(name)]!a}" if _loose(name) in alike else ""
+    there = alike.get(_loose(name))
+    return f"; there is {there!a}" if there else ""
 
 
 def _excerpt(text: str) -> str:

@@ -11,15 +11,19 @@ import numpy as np
 from keras import ops
 
 from caplet_export.model import mask_special_tokens
-from caplet_export.text import END, PAD, START
+from caplet_export.text import END, PAD
 
 Tensor = Any
 
 
 def mean_over_words(values: Tensor, ids: Tensor) -> Tensor:
     """Mean of values [...,T] over the words of captions, without paddings; 0 if there are no words."""
-    words = ids != PAD
-    return ops.sum(ops.where(words, values, 0.0)) / ops.maximum(ops.sum(ops.cast(words, "float32")), 1.0)
+    return ops.sum(ops.where(ids != PAD, values, 0.0)) / _number_of_words(ids)
+
+
+def _number_of_words(ids: Tensor) -> Tensor:
+    """Words of captions, without paddings; at least 1."""
+    return ops.maximum(ops.sum(ops.cast(ids != PAD, "float32")), 1.0)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -39,7 +43,7 @@ def log_probabilities(ids: Tensor, logits: Tensor) -> Tensor:
     """
     allowed = mask_special_tokens(logits)
     drawn = ops.where(ids != PAD, -cross_entropy(allowed, ids), 0.0)
-    before = ops.concatenate([ops.full_like(ids[..., :1], START), ids], axis=-1)[..., -2]
+    before = ids[..., -2:][..., 0]  # itself, where there is but one step: then nothing is cut
     cut = (ids[..., -1] == PAD) & (before != PAD) & (before != END)
     last, ending = allowed[..., -1, :], np.where(np.arange(logits.shape[-1]) == END, np.float32(-1e9), np.float32(0))
     going_on = ops.logsumexp(last + ending, axis=-1) - ops.logsumexp(last, axis=-1)
@@ -58,8 +62,7 @@ def self_critical_loss(log_probs: Tensor, ids: Tensor, rewards: Tensor) -> Tenso
     """
     others = (ops.sum(rewards, axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
     advantages = ops.reshape(rewards - others, (-1, 1))
-    words = ops.sum(ops.cast(ids != PAD, "float32"))
-    return -ops.sum(advantages * log_probs) / ops.maximum(words, 1.0)
+    return -ops.sum(advantages * log_probs) / _number_of_words(ids)  # log_probs has more than words: see there
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, ids: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ def tell_epoch(run: Run) -> None:
 
 
 def tell_end(run: Run) -> None:
-    """Print which epoch a finished run has kept, and, if that is no better, what the run before had; draw its curves if
-    it was killed before that.
+    """Print which epoch a finished run has kept, and what the run that it began with had, if that was better; draw its
+    curves if it was killed before that.
     """
     from caplet_export.charts import plot_history
 
