@@ -1397,6 +1397,12 @@ def test_a_name_taken_for_an_option_is_told_in_one_line(capfd: pytest.CaptureFix
     assert err == "caplet: error: unrecognized arguments: -\\x1b[31m\\n.jpg; see caplet --help\n"
 
 
+def test_an_unknown_option_is_told_without_the_photos_around_it(capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run("a.jpg", "--frmat", "json", "b.jpg", "-", "--beem=2", "--", "-c.jpg", capfd=capfd)
+    assert (status, out) == (2, "")
+    assert err == "caplet: error: unrecognized arguments: --frmat --beem=2; see caplet --help\n"
+
+
 def test_an_inference_error_names_its_photo(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
