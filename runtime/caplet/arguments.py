@@ -15,9 +15,9 @@ class Parser(argparse.ArgumentParser):
     """A parser that tells wrong usage in one line, as all errors are told, without argparse's synopsis before it."""
 
     def error(self, message: str) -> NoReturn:
-        """End with the message, escaped: it may quote a photo's name, which can hold anything, as an unknown option."""
-        if sys.stderr is not None:  # closed; argparse would take standard output
-            with contextlib.suppress(OSError):  # of a full disk, which argparse itself suppresses from Python 3.11 on
+        """End with exit status 2 and the message, escaped: what it quotes may be any bytes, such as a photo's name."""
+        if sys.stderr is not None:  # where it is closed, argparse would write to standard output
+            with contextlib.suppress(OSError):  # a full disk; argparse itself suppresses this from Python 3.11 on
                 self.exit(2, f"{self.prog}: error: {printable(message)}; see {self.prog} --help\n")
         self.exit(2)
 

@@ -231,7 +231,9 @@ def _results(
         max_length=arguments.max_length,
         **_reading(arguments),
     )
-    return _in_turn(captions, waiting)
+    for caption in captions:
+        job = waiting.popleft()
+        yield job, job.photo.problem or (_named(caption, job.photo) if isinstance(caption, CapletError) else caption)
 
 
 def _sources(
@@ -247,14 +249,6 @@ def _sources(
         opened = with_contents(photo, max_pixels)
         waiting.append(drawings.job(opened))
         yield opened.source if opened.problem is None else b""
-
-
-def _in_turn(
-    captions: Iterator[Caption | CapletError], waiting: deque[_Job]
-) -> Iterator[tuple[_Job, Caption | CapletError]]:
-    for caption in captions:
-        job = waiting.popleft()
-        yield job, job.photo.problem or (_named(caption, job.photo) if isinstance(caption, CapletError) else caption)
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:

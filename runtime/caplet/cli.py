@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except MemoryError:
         return _complain("not enough memory; free some, or try --threads 1", 1)
-    except RecursionError:  # `info --json`, if Python read a manifest nested deeper than it can write
+    except RecursionError:  # `info --json`: Python can read a manifest that is nested deeper than it can write
         return _complain("what was read is nested too deeply", 1)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
@@ -83,7 +83,7 @@ def command() -> NoReturn:
 def _occupy_standard_streams() -> None:
     """Open the null device in place of standard streams that are closed.
 
-    Otherwise the next file opened would get such a stream's number, and with it what C libraries write there.
+    Otherwise the next file that is opened would get such a stream's number, and C libraries would write into it.
     """
     for descriptor in range(3):
         try:
@@ -104,15 +104,15 @@ def _run(words: list[str]) -> int:
             with Output() as output:
                 output.write(told.getvalue())
         return int(stop.code or 0)
-    with _interrupted_afterwards():
+    with _interrupts_held_back():
         module = importlib.import_module(f"{__package__}.{verb or 'caption'}_command")
     return int(module.run(arguments))
 
 
 @contextlib.contextmanager
-def _interrupted_afterwards() -> Iterator[None]:
-    """Let Ctrl-C wait until the end of this: where it comes while onnxruntime's C module is loaded, that loses it."""
-    if sys.platform == "win32":  # where signals cannot wait
+def _interrupts_held_back() -> Iterator[None]:
+    """Hold back Ctrl-C until the block ends: while onnxruntime's C module is being loaded, it would be lost."""
+    if sys.platform == "win32":  # has no way to hold back a signal
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

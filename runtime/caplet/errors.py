@@ -50,7 +50,8 @@ class ImageTypeError(ImageError, TypeError):
 class ImageNotFoundError(ImageError, FileNotFoundError):
     """There is no file at the path given."""
 
-    # ValueError's would be found first, and refuses. tblib calls it, by which Dask and others hand errors on.
+    # ValueError's comes first in the MRO, but cannot make an OSError. tblib, with which Dask and others pass errors
+    # between processes, calls it.
     __new__ = FileNotFoundError.__new__  # type: ignore[assignment]
 
     def __init__(self, subject: str, cause: str = "no such file", remedy: str = "check the path") -> None:

@@ -267,7 +267,7 @@ def _read_stream(stream: Any, subject: str, max_pixels: int) -> io.BytesIO:
 
 
 def read_all(stream: Any, subject: str, max_pixels: int) -> bytearray:
-    """The rest of a stream, which is read no further than it takes to know that caplet reads no such photo.
+    """Everything left in a stream; reading stops as soon as it is clear that caplet cannot use the photo.
 
     Args:
         stream: has a `read` that takes the most bytes to return.
@@ -305,7 +305,7 @@ def _bytes_read(stream: Any, subject: str) -> bytes | bytearray | memoryview:
     if isinstance(part, str):
         raise ImageTypeError(subject, "opened as text", "open it in binary mode: open(path, 'rb')")
     if part is None:  # what a raw stream that does not block returns
-        raise ImageError(subject, "has no data yet", "set it to block, or pass its bytes when all are there")
+        raise ImageError(subject, "has no data yet", "make it blocking, or read it yourself and pass the bytes")
     raise ImageTypeError(subject, f"its read() returns a {type(part).__name__}, not bytes", "pass its bytes")
 
 
@@ -335,15 +335,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow_truncated: bool) -> bytes | None:
-    """The file's contents for a JPEG, a GIF, a BMP, or a TIFF on its side, that Pillow has opened and nobody has
-    decoded; any other image is decoded.
+    """Decode the image in place and return None; or, for a JPEG, a GIF, a BMP or a TIFF on its side that is opened but
+    not decoded yet, return the contents of its file.
 
-    Taken through the decoder for files, they give the pixels that the path would give, also where that decodes a large
-    photo at a part of its size, and the caller's image stays undecoded. (A TIFF on its side that was opened by its path
-    would be decoded as if it had the width of the upright picture.) An image that the caller has drafted or that
-    stands at another frame than the first is another picture than its file. Where truncated files are allowed, every
-    format that can be used truncated goes that way: Pillow's own leniency is a switch of the process. The variants in
-    `IN_PYTHON`, which caplet does not read from files, are always decoded here.
+    Decoded as a file, they give the pixels that the path would give, even where a large photo is decoded at a part of
+    its size, and the caller's image stays undecoded. (A TIFF on its side that was opened by its path would be decoded
+    as if it had the width of the upright picture.) An image that the caller has drafted, or that stands at another
+    frame than the first, is not the picture that its file gives, so it is decoded in place. With `allow_truncated`,
+    this way is taken by every format that can be used truncated: Pillow's own leniency is a switch of the process. The
+    variants in `IN_PYTHON`, which caplet does not read from files, are always decoded in place.
     """
     with _decoding:
         by_file = (

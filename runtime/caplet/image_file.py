@@ -376,20 +376,20 @@ def decode_file(
     except (CapletError, Warning, ImportError, MemoryError):
         raise
     except Exception as error:
-        if _is_of_the_system(error):
+        if _is_system_error(error):
             raise
         if reader.ran_dry or _says_truncated(error):
             raise _truncated(file_format, subject, allow_truncated) from error
         if isinstance(error, Image.DecompressionBombError):
             cause = f"too large: Pillow's {file_format.name} decoder has a limit of its own (Image.MAX_IMAGE_PIXELS)"
             raise ImageError(subject, cause, "shrink it, or convert it to PNG") from error
-        if _is_of_metadata(error):
+        if _is_metadata_limit(error):
             raise refused(error, subject) from error
-        if _is_of_a_kind(error):
-            cause = f"is a kind of {file_format.name} ({_told(error)}), which caplet does not read"
+        if _is_unknown_variant(error):
+            cause = f"is a kind of {file_format.name} ({_text_of(error)}), which caplet does not read"
             raise ImageError(subject, cause, "save it as PNG") from error
         raise ImageError(
-            subject, f"damaged {file_format.name} file: cannot be decoded ({_told(error)})", "get an intact copy"
+            subject, f"damaged {file_format.name} file: cannot be decoded ({_text_of(error)})", "get an intact copy"
         ) from error
 
 
@@ -466,7 +466,7 @@ def _load_ppm(image: ImageFile.ImageFile, reader: _Reader) -> None:
     image.im, image.tile = Image.fromarray(samples).im, []
 
 
-def _is_of_the_system(error: Exception) -> bool:
+def _is_system_error(error: Exception) -> bool:
     """Whether the operating system failed. EINVAL does not count: damaged files send decoders to impossible offsets."""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
@@ -476,15 +476,15 @@ def _says_truncated(error: Exception) -> bool:
     return "truncated" in text or "unexpected end of file" in text  # Pillow; libheif
 
 
-def _is_of_metadata(error: Exception) -> bool:
-    """Whether it says that a PNG has more text than Pillow takes: MAX_TEXT_CHUNK in a chunk, MAX_TEXT_MEMORY in all."""
+def _is_metadata_limit(error: Exception) -> bool:
+    """Whether a PNG has more text than Pillow takes: MAX_TEXT_CHUNK in a chunk, or MAX_TEXT_MEMORY in all."""
     words = str(error).lower()
     return "decompressed data too large" in words or "memory used in text chunks" in words
 
 
-def _is_of_a_kind(error: Exception) -> bool:
-    """Whether it says that Pillow does not know this variant of the format: the mode of a TIFF or its compression (of
-    which it tells the number alone), the header of a BMP, the bits of a JPEG.
+def _is_unknown_variant(error: Exception) -> bool:
+    """Whether Pillow does not know this variant of the format: the mode of a TIFF, its compression (then the number of
+    that is the whole message), the header of a BMP, the bits of a JPEG.
     """
     words = str(error).lower()
     return words.isdigit() or words.startswith(
@@ -517,10 +517,10 @@ def refused(error: Exception, subject: str) -> ImageError:
         return ImageError(subject, NO_MEMORY, "shrink it, or get an intact copy")
     if isinstance(error, ImportError):
         return ImageError(subject, f"Pillow cannot be imported ({error})", "check its installation")
-    if _is_of_metadata(error):
+    if _is_metadata_limit(error):
         return ImageError(subject, "has more metadata than Pillow's PNG decoder takes", "save it without metadata")
-    return ImageError(subject, f"cannot be decoded ({_told(error)})", "pass an intact image")
+    return ImageError(subject, f"cannot be decoded ({_text_of(error)})", "pass an intact image")
 
 
-def _told(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     return str(error) or type(error).__name__

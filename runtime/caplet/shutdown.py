@@ -33,9 +33,9 @@ class _Gate:
             return
         with self._changed:
             if self._closed:
-                # Usually the process is gone before this is over; but something at its end may wait for this thread.
+                # Usually the process ends while this waits; but whatever runs at its end may wait for this thread.
                 self._changed.wait_for(lambda: False, _LEFT_TO_OTHERS)
-                raise InferenceError("onnxruntime", "the interpreter is shutting down", "end its threads before")
+                raise InferenceError("onnxruntime", "the interpreter is shutting down", "join its threads first")
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:

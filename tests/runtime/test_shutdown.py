@@ -65,7 +65,7 @@ def test_daemon_threads_may_be_at_work_when_the_interpreter_ends(what: str, tiny
 
 
 def test_who_waits_for_a_daemon_thread_at_the_end_waits_not_for_ever(tiny_bundle: Path, photos: Path) -> None:
-    error = "onnxruntime: the interpreter is shutting down; end its threads before"
+    error = "onnxruntime: the interpreter is shutting down; join its threads first"
     assert output_of(JOINED_AT_THE_END, tiny_bundle, photos / "cat.jpg") == f"{{{error!r}}}\n"
 
 
