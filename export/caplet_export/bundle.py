@@ -203,7 +203,7 @@ def read_record(graphs: Path, name: str) -> dict[str, Any]:
         return {}
     record = read_json(graphs / file)
     if not isinstance(record, dict) or not needed <= set(record):
-        raise ConfigurationError(f"{graphs / file}: not what caplet-export writes: {', '.join(sorted(needed))}")
+        raise ConfigurationError(f"{graphs / file}: not what caplet-export writes; needs {', '.join(sorted(needed))}")
     return record
 
 

@@ -145,10 +145,12 @@ def require_features_of(run: Path, store: StoredFeatures) -> None:
         return
     if own:
         raise ConfigurationError(
-            f"{run}: trained Inception blocks of its own, which {store.folder} is not from; make features of it by "
-            "`caplet-export features --run`"
+            f"{run}: trained Inception blocks of its own, but {store.folder} was made with others; make its features "
+            "by `caplet-export features --run`"
         )
-    raise ConfigurationError(f"{run}: reads Inception as it came, but {store.folder} is from blocks that a run trained")
+    raise ConfigurationError(
+        f"{run}: trained on Inception as it came, but {store.folder} was made with blocks that a run trained"
+    )
 
 
 def empty_model(config: ModelConfig) -> Captioner:
@@ -180,7 +182,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file; has the run finished an epoch?")
     if is_half_saved(path.parent):
-        cause = "stopped while it saved an epoch, so its weights are of two; give its command again"
+        cause = "stopped while it saved an epoch, so its weights are of two epochs; run its command again"
         raise ConfigurationError(f"{path.parent}: {cause}")
     try:
         model.load_weights(path)

@@ -192,8 +192,8 @@ def choose_beam(evaluation: Evaluation, wanted: int | None, subject: object) -> 
     if wanted is None and len(have) == 1:
         return have[0]
     if wanted not in have:
-        asked = "name one with --beam" if wanted is None else f"not {wanted}"
-        raise ConfigurationError(f"{subject}: evaluated with beams {have}: {asked}")
+        asked = "; name one with --beam" if wanted is None else f", not {wanted}"
+        raise ConfigurationError(f"{subject}: evaluated with beam size {' and '.join(map(str, have))}{asked}")
     return wanted
 
 

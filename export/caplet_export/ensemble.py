@@ -102,7 +102,7 @@ def _alike(runs: Sequence[Path], *, as_members: bool = False) -> list[Checkpoint
     different = set(extractors.values())
     if len(different) > 1 and (as_members or None in different):
         trained = next(run for run, digest in extractors.items() if digest)
-        raise ConfigurationError(f"{trained}: trained Inception blocks of its own, which others cannot read")
+        raise ConfigurationError(f"{trained}: trained Inception blocks of its own, which the others do not share")
     return checkpoints
 
 

@@ -78,7 +78,7 @@ class Run(ABC):
         teachers: Sequence[Path] = (),
     ) -> None:
         if (config.train.objective == "distillation") != bool(teachers):
-            raise ConfigurationError("a teacher is needed for distillation, and only there")
+            raise ConfigurationError("a teacher is needed for distillation, and for nothing else")
         check_place(folder)  # now, as it is made only after all checks, which can take minutes
         self.folder = folder
         self.config = config

@@ -385,7 +385,7 @@ class Trainer(Run):
         teacher = self._load_alike(run, self.config.train.precision)
         if teacher.config.model.blocks != self.config.model.blocks:
             blocks = " ".join(teacher.config.model.blocks)
-            raise ConfigurationError(f"{run}: reads {blocks}, {self.folder} {' '.join(self.config.model.blocks)}")
+            raise ConfigurationError(f"{run}: reads {blocks}, but its pupil reads {' '.join(self.config.model.blocks)}")
         return teacher.model
 
     def _upper_blocks(self, start_from: Path | None) -> keras.Model | None:
@@ -405,12 +405,13 @@ def _require_features(config: Config, store: StoredFeatures, start_from: Path | 
     """Raise a ConfigurationError if a run cannot be trained on these features, from `start_from` and by `teacher`."""
     if config.trains_extractor:
         if store.source.extractor:
-            raise ConfigurationError(f"{store.folder}: from blocks that a run trained; they are trained on by `tune`")
+            cause = "made with blocks that a run trained, which only `tune` can train further"
+            raise ConfigurationError(f"{store.folder}: {cause}")
         if start_from:
             require_encoder_weights(start_from, store.source.weights, store.folder)
         return
     if store.source.extractor and start_from is None:
-        raise ConfigurationError(f"{store.folder}: from blocks that a run trained; give that run as --from")
+        raise ConfigurationError(f"{store.folder}: made with blocks that a run trained; give that run as --from")
     for run in filter(None, (start_from, teacher)):
         require_features_of(run, store)
 

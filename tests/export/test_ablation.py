@@ -179,7 +179,7 @@ def test_features_of_its_own_inception_that_are_stored_are_read(
     monkeypatch.setattr(ablation, "load_extractor", lambda *_: pytest.fail("computed"))
     table = compare_runs([tuned], runs.dataset, tmp_path / "features")
     assert table["rows"][0][1] == runs.rows()["slow"]["CIDEr-D"]
-    with pytest.raises(ConfigurationError, match="slow: reads Inception as it came, but"):
+    with pytest.raises(ConfigurationError, match="slow: trained on Inception as it came, but"):
         compare_runs([runs.folder / "slow"], runs.dataset, tmp_path / "features")
 
 

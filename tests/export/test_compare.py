@@ -238,7 +238,7 @@ def test_a_report_replaces_a_report(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["{bundle}", "{json}", "--beam", "3"], "vague.json: evaluated with beams [1]: not 3"),
+        (["{bundle}", "{json}", "--beam", "3"], "vague.json: evaluated with beam size 1, not 3"),
         (["{bundle}", "{photos}"], "manifest.json"),
         (["{json}", "{bundle}", "--beam", "1", "--limit", "3"], "vague.json: evaluated on other images"),
         (["{bundle}", "{json}", "--beam", "1", "--split", "test"], "no 'test' split"),

@@ -320,7 +320,7 @@ def test_plain_graphs_are_not_quantised(
         assert [node.op_type for node in written.graph.node] == [node.op_type for node in expected.graph.node]
     capsys.readouterr()
     assert main(["quantize", str(output), "--data", str(data), "-o", str(tmp_path / "int8")]) == 1
-    said = f"{output}: by `convert --plain`; quantize what `convert` writes without it\n"
+    said = f"{output}: made by `convert --plain`; convert again without --plain\n"
     assert capsys.readouterr().err.endswith(said)
     assert not (tmp_path / "int8").exists()
 

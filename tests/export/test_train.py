@@ -1002,11 +1002,11 @@ def test_a_run_does_not_go_on_on_features_by_other_blocks(
     (another / "extractor.npz").write_bytes(b"other blocks")
     taught, along = with_train(objective="distillation"), with_train(extractor_layer="mixed9")
     for config, seen, start, teacher, said in (
-        (ONE_EPOCH, stores, tuned, None, "run: trained Inception blocks of its own, which .*plain is not from"),
+        (ONE_EPOCH, stores, tuned, None, "run: trained Inception blocks of its own, but .*plain was made with others"),
         (ONE_EPOCH, theirs, another, None, "another: trained Inception blocks of its own"),
-        (ONE_EPOCH, theirs, trained, None, "trained: reads Inception as it came, but .*plain is from blocks"),
-        (ONE_EPOCH, theirs, None, None, "plain: from blocks that a run trained; give that run as --from"),
-        (along, theirs, tuned, None, "plain: from blocks that a run trained; they are trained on by `tune`"),
+        (ONE_EPOCH, theirs, trained, None, "trained: trained on Inception as it came, but .*plain was made with"),
+        (ONE_EPOCH, theirs, None, None, "plain: made with blocks that a run trained; give that run as --from"),
+        (along, theirs, tuned, None, "plain: made with blocks that a run trained, which only `tune`"),
         (taught, theirs, tuned, another, "another: trained Inception blocks of its own"),
         (taught, stores, trained, tuned, "run: trained Inception blocks of its own"),
     ):

@@ -156,7 +156,7 @@ def test_without_a_readable_training_photo_there_is_nothing_to_go_by(
     write_split(tmp_path / "data", "train", [])
     options = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
     assert main([verb, str(run), *options, "-o", str(tmp_path / "made")]) == 1
-    assert f"no training photo that could be read, so none to {verb} by" in capsys.readouterr().err
+    assert f"no training photo that could be read; {verb} needs at least one" in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
 
 
@@ -201,4 +201,4 @@ def test_blocks_of_inception_that_a_run_trained_are_kept(
     assert (tmp_path / "new" / "extractor.npz").read_bytes() == b"blocks"
     (run / "extractor.npz").unlink()
     assert main([*command, "-o", str(tmp_path / "other")]) == 1
-    assert f"{run}: reads Inception as it came" in capsys.readouterr().err
+    assert f"{run}: trained on Inception as it came" in capsys.readouterr().err

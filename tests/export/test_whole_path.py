@@ -444,12 +444,12 @@ def upper_blocks_of_other_weights_than_the_stored_ones(folder: Path) -> list[str
     return [*TRAIN, "--recipe", "fine_tune", "--from", "runs/first", "--encoder-weights", WEIGHTS]
 
 
-@bad_input("runs/whole: trained Inception blocks of its own, which features/mixed10-plain is not from")
+@bad_input("runs/whole: trained Inception blocks of its own, but features/mixed10-plain was made with others")
 def features_that_are_not_a_tuned_runs(_: Path) -> list[str]:
     return [*TRAIN, "--recipe", "self_critical", "--from", "runs/whole"]
 
 
-@bad_input("features-whole/mixed10-plain: from blocks that a run trained; give that run as --from")
+@bad_input("features-whole/mixed10-plain: made with blocks that a run trained; give that run as --from")
 def features_of_a_tuned_run_without_that_run(_: Path) -> list[str]:
     return ["train", "runs/new", *DATA, "--features", "features-whole", *SMALL_SWITCHES]
 
@@ -464,7 +464,7 @@ def features_of_no_run(_: Path) -> list[str]:
     return ["features", "new", *DATA, "--run", "runs/gone"]
 
 
-@bad_input("runs/whole: trained Inception blocks of its own, which features/mixed10-plain is not from")
+@bad_input("runs/whole: trained Inception blocks of its own, but features/mixed10-plain was made with others")
 def a_teacher_with_an_extractor_of_its_own(_: Path) -> list[str]:
     return [*TRAIN, "--recipe", "distillation", "--from", "runs/final", "--teacher", "runs/whole"]
 

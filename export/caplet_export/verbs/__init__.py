@@ -53,7 +53,7 @@ def open_training_photos(checkpoint: Checkpoint, arguments: argparse.Namespace) 
     store = open_features(checkpoint, arguments.features)
     names = store.readable(dataset.split("train"))
     if not names:
-        raise DataError(f"{arguments.data}: no training photo that could be read, so none to {arguments.verb} by")
+        raise DataError(f"{arguments.data}: no training photo that could be read; {arguments.verb} needs at least one")
     return store, names
 
 
