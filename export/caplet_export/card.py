@@ -12,13 +12,13 @@ from caplet_export.stages import ALL
 
 def render_card(
     manifest: Mapping[str, Any],
-    ablations: Sequence[Mapping[str, Any]] = (),
-    comparison: str | None = None,
-    findings: str | None = None,
-    limits: str | None = None,
+    ablations: Sequence[Mapping[str, Any]],
+    comparison: str | None,
+    findings: str | None,
+    limits: str | None,
     *,
     figure: bool = True,
-    chart: bool = False,
+    chart: bool,
 ) -> str:
     """The card as Markdown.
 

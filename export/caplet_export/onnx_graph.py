@@ -89,13 +89,9 @@ class Graph:
         """The node that makes a value; None for inputs and constants."""
         return next((node for node in self.nodes if value in node.output), None)
 
-    def consumers(self, value: str) -> list[onnx.NodeProto]:
-        """The nodes that read a value."""
-        return [node for node in self.nodes if value in node.input]
-
     def only_reader(self, value: str) -> onnx.NodeProto | None:
         """The one node that reads a value; None if none or several do, or if the value is an output of the graph."""
-        readers = self.consumers(value)
+        readers = [node for node in self.nodes if value in node.input]
         return readers[0] if len(readers) == 1 and value not in self.outputs else None
 
     def of_type(self, *kinds: str) -> list[onnx.NodeProto]:

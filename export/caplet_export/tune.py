@@ -229,7 +229,7 @@ class Tuner(Run):
         start_from: Path,
         build: Callable[[Sequence[str]], keras.Model],
         encoder_weights: str,
-        teachers: Sequence[Path] = (),
+        teachers: Sequence[Path],
     ) -> None:
         settings = config.train
         if settings.objective == "cross_entropy":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[int, Path]]:
+def control_groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
     """Version (1 or 2) and folder of this process's control group and of every group around it.
 
     Args:

@@ -12,7 +12,7 @@ _INTERVAL = 0.2  # seconds
 class Progress:
     """Counts photos on a terminal: how many, of how many if that is known, how fast."""
 
-    def __init__(self, stream: TextIO | None, total: int | None = None) -> None:
+    def __init__(self, stream: TextIO | None, total: int | None) -> None:
         """Nothing is shown if `stream` is None or not a terminal. `total` None is an unknown number of photos."""
         self._stream = stream if stream is not None and stream.isatty() else None
         self._total = total

@@ -57,7 +57,7 @@ class Sessions:
     BundleError if the bundle has changed.
     """
 
-    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[Provider] | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[Provider] | None) -> None:
         """Open both graphs and compare them with the contract.
 
         Raises:
