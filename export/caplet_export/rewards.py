@@ -55,20 +55,20 @@ class CaptionReward:
         frequencies = np.unique(np.concatenate([np.unique(of_photo) for of_photo in grams]), return_counts=True)
         known, documents = (part[frequencies[0] != 0] for part in frequencies)
         self._unseen = math.log(len(references))
-        rarity = (self._unseen - np.log(documents)).astype(np.float32)
+        idf = (self._unseen - np.log(documents)).astype(np.float32)
         place = np.minimum(np.searchsorted(known, grams), len(known) - 1)
         first, counts = np.empty(grams.shape, bool), np.empty(grams.shape, np.int32)
         for row, of_photo in enumerate(grams):  # for all at once it would grow with the square of the longest caption
             alike = of_photo[..., :, None] == of_photo[..., None, :]
             first[row] = (np.tril(alike, -1).sum(-1) == 0) & (of_photo != 0)
             counts[row] = alike.sum(-1)
-        weights = np.where(first, counts * rarity[place], 0.0).astype(np.float32)
+        weights = np.where(first, counts * idf[place], 0.0).astype(np.float32)
         ids = [numbers[word] for word in vocabulary.words]
         ids[PAD], ids[START], ids[END] = 0, 0, numbers[END_TOKEN]
         self.tables: dict[str, Array] = {
             "words": jnp.asarray(np.array(ids, np.uint32)),
             "grams": jnp.asarray(known),
-            "rarity": jnp.asarray(rarity),
+            "idf": jnp.asarray(idf),
             "reference_words": jnp.asarray(np.where(ended == numbers[END_TOKEN], 0, ended)),
             "reference_grams": jnp.asarray(np.where(first, grams, 0)),
             "reference_weights": jnp.asarray(weights),
@@ -105,8 +105,8 @@ class CaptionReward:
         earlier = jnp.tril(jnp.ones(alike.shape[-2:], bool), -1)
         first = (jnp.sum(alike & earlier, axis=-1) == 0) & (grams != 0)
         place = jnp.minimum(jnp.searchsorted(tables["grams"], grams), tables["grams"].shape[0] - 1)
-        rarity = jnp.where(tables["grams"][place] == grams, tables["rarity"][place], self._unseen)
-        weights = jnp.where(first, jnp.sum(alike, axis=-1) * rarity, 0.0)
+        idf = jnp.where(tables["grams"][place] == grams, tables["idf"][place], self._unseen)
+        weights = jnp.where(first, jnp.sum(alike, axis=-1) * idf, 0.0)
         theirs = of["reference_weights"]
         same = (grams[:, None, :, :, None] == of["reference_grams"][:, :, :, None, :]) & first[:, None, :, :, None]
         clipped = jnp.minimum(weights[:, None, :, :, None], theirs[:, :, :, None, :]) * theirs[:, :, :, None, :]
@@ -127,13 +127,13 @@ def _rouge(of: Mapping[str, Array], words: Array) -> Array:
     """Lin and Och, ACL 2004: F of the best precision and the best recall of longest common subsequences."""
     theirs = of["reference_words"]
 
-    def word_further(row: Array, word: Array) -> tuple[Array, None]:
+    def next_row(row: Array, word: Array) -> tuple[Array, None]:
         """The next row of the usual table: the longest subsequence up to each word of the reference."""
         same = (theirs == word[:, None, None]) & (word > 0)[:, None, None]
         longer = jnp.pad(row, ((0, 0), (0, 0), (1, 0)))[..., :-1] + same
         return jax.lax.cummax(jnp.maximum(row, longer), axis=2), None
 
-    last, _ = jax.lax.scan(word_further, jnp.zeros(theirs.shape, jnp.int32), jnp.swapaxes(words, 0, 1))
+    last, _ = jax.lax.scan(next_row, jnp.zeros(theirs.shape, jnp.int32), jnp.swapaxes(words, 0, 1))
     common = last[..., -1].astype(jnp.float32)
     precision = jnp.max(common, axis=1) / jnp.maximum(jnp.sum(words > 0, axis=-1), 1)
     recall = jnp.max(common / jnp.maximum(jnp.sum(theirs > 0, axis=-1), 1), axis=1)

@@ -113,7 +113,7 @@ class StatelessCaptioner:
 
     def encode(self, values: Values, features: Array, key: Array | None = None) -> tuple[Array, ...]:
         """`CaptionModel.encode`; with dropout if there is a `key`."""
-        with self._with(values, key):
+        with self._scope(values, key):
             return tuple(self.model.encode(features, training=key is not None))
 
     def encode_photos(
@@ -130,18 +130,18 @@ class StatelessCaptioner:
         members = members_of(self.model)
         parts = zip(*(jnp.split(part, len(members), axis=-1) for part in encoded), strict=True)
         total = jnp.zeros(())
-        with self._with(values, key):
+        with self._scope(values, key):
             for member, (features, keys, state) in zip(members, parts, strict=True):
                 words = member.dropout(member.embedding(tokens), training=training)
 
-                def word_further(
+                def next_state(
                     state: Array, gates: Array, member: Any = member, features: Array = features, keys: Array = keys
                 ) -> tuple[Array, tuple[Array, Array]]:
                     state, context, _ = member.advance(gates, state, features, keys, group)
                     return state, (state, context)
 
                 gates = jnp.swapaxes(member.from_word(words), 0, 1)
-                _, said = jax.lax.scan(word_further, jnp.repeat(state, group, axis=0), gates)
+                _, said = jax.lax.scan(next_state, jnp.repeat(state, group, axis=0), gates)
                 states, contexts = (jnp.swapaxes(part, 0, 1) for part in said)
                 total += member.generate(words, states, contexts, training)
         return total / len(members)
@@ -150,11 +150,11 @@ class StatelessCaptioner:
         self, values: Values, token: Array, state: Array, encoded: Sequence[Array], group: int
     ) -> tuple[Array, Array]:
         """Logits float32 [N*G,V] and next state, see `CaptionModel.step`."""
-        with self._with(values):
+        with self._scope(values):
             logits, state, _ = self.model.step(token, state, encoded[0], encoded[1], group)
         return logits, state
 
-    def _with(self, values: Values, key: Array | None = None) -> keras.StatelessScope:
+    def _scope(self, values: Values, key: Array | None = None) -> keras.StatelessScope:
         """A scope in which the decoder's variables have these values, and dropout draws from `key`."""
         mapping = list(zip(self.variables, values["decoder"], strict=True))
         if key is not None:
@@ -183,7 +183,7 @@ def generate_captions(
     states = [jnp.repeat(parts[2], group, axis=0) for parts in encoded]
     count = states[0].shape[0]
 
-    def word_further(carry: tuple[Any, ...], t: Array) -> tuple[tuple[Any, ...], tuple[Array, Array]]:
+    def next_word(carry: tuple[Any, ...], t: Array) -> tuple[tuple[Any, ...], tuple[Array, Array]]:
         token, alive, states = carry
         steps = [
             captioner.step(own, token, state, parts, group)
@@ -196,7 +196,7 @@ def generate_captions(
         return (said, alive & (said != END), [state for _, state in steps]), (said, logits)
 
     start = (jnp.full(count, START, jnp.int32), jnp.ones(count, bool), states)
-    _, (ids, logits) = jax.lax.scan(word_further, start, jnp.arange(max_length + 1))
+    _, (ids, logits) = jax.lax.scan(next_word, start, jnp.arange(max_length + 1))
     return jnp.swapaxes(ids, 0, 1), jnp.swapaxes(logits, 0, 1)
 
 
