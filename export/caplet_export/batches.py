@@ -58,8 +58,8 @@ def caption_ids(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_l
 def not_learned(
     captions: Iterable[Sequence[Sequence[str]]], vocabulary: Vocabulary, max_length: int, group: int | None
 ) -> list[str]:
-    """What `caption_ids` leaves out of the captions of these images, in a sentence each; nothing where that is a tenth
-    or less. `group` is None where captions are read only to know what people say.
+    """A sentence for each way in which `caption_ids` leaves out more than a tenth of these images' captions, or of
+    their words. `group` is None if the captions are not trained on, but only tell which words people use.
     """
     of_images = list(captions)
     lengths = [len(words) for of_image in of_images for words in of_image]

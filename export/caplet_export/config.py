@@ -337,7 +337,8 @@ _NEEDED: dict[str, tuple[tuple[str, ...], str, Callable[[Config], bool]]] = {
         lambda config: config.model.deep_output or not config.model.tied_embeddings,
     ),
 }
-"""Switches that have an effect only with others: the verbs of which that is so, the others in words, the condition."""
+"""Switches that have an effect only with another setting: the verbs where that is so, and the setting, in words and as
+a condition."""
 
 _Range = tuple[str, Callable[[Any], bool]]
 # The upper limits are far above any useful value; beyond them TensorFlow fails with many lines, or memory runs out.

@@ -172,7 +172,8 @@ class CaptionJournal:
                 key = (entry.pop("beam"), entry.pop("image"))
                 self.captions[key] = CaptionRecord(**entry)
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Captions of another run go first, lest they stand under this one's header if the process is killed here.
+            # A file of another run is emptied first: if the process is killed here, its captions must not be left under
+            # this run's header.
             self._file = path.open("r+b" if of_this_run else "wb")
             self._file.write(kept)
             self._file.truncate()

@@ -38,8 +38,10 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
 
 
 def log_probabilities(ids: Tensor, logits: Tensor) -> Tensor:
-    """Log-probability of what was drawn at each step of sampled captions from logits [...,T,V], float32 [...,T]: of a
-    word; where a caption is cut off at the limit, in the last step, of not ending there; 0 at all other paddings.
+    """Log-probability of what was drawn at each step of sampled captions from logits [...,T,V], float32 [...,T].
+
+    At a word it is that of the word; in the last step of a caption that is cut off at the limit, that of not ending
+    there; at all other paddings it is 0.
     """
     allowed = mask_special_tokens(logits)
     drawn = ops.where(ids != PAD, -cross_entropy(allowed, ids), 0.0)

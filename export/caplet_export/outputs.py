@@ -52,8 +52,8 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
 
 
 def _foreign(folder: Path, kind: Kind) -> str | None:
-    """The first name in a folder for which it is not to be replaced: one that does not belong to its kind or, if files
-    are missing that are always there, any; None if the folder may be replaced.
+    """A name in a folder because of which it is not to be replaced; None if it may be. If it has all files that are
+    always in its kind, that is a name that does not belong to the kind; otherwise, any name.
     """
     names = sorted(path.name for path in folder.iterdir())
     always, maybe = kind

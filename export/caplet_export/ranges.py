@@ -48,8 +48,8 @@ def percentile_range(histogram: Histogram) -> Range:
 def mse_range(histogram: Histogram) -> Range:
     """The range with the smallest mean squared error among those of 30, 31, …, 100 % of the full one.
 
-    Values are rounded, instead of counting a twelfth of the squared step for each: zero, which most outputs of a ReLU
-    are, is exact.
+    The error is that of rounding each bin's centre, not the usual estimate of a twelfth of the squared step: so zero,
+    which most outputs of a ReLU are, is exact.
     """
     centres, counts, width = histogram.centres, histogram.counts, histogram.high - histogram.low
     below = round(-histogram.low / width * (LEVELS - 1))  # levels below zero, as many in each of the ranges

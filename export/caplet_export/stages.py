@@ -119,9 +119,7 @@ def of_all(members: int) -> int:
 
 
 def _identity(stage: Stage) -> tuple[str, int | str, str]:
-    """What a stage is known by, however many epochs it has: two runs may have one name, but then hardly the same
-    switches.
-    """
+    """What identifies a stage, whatever its number of epochs; with its switches, as two runs may have the same name."""
     return stage.run, stage.member, json.dumps(stage.switches, sort_keys=True)
 
 
@@ -134,8 +132,8 @@ def require_one_beginning(runs: Sequence[Path]) -> None:
 
 
 def average_stages(runs: Sequence[Path], members: int) -> list[Stage]:
-    """The stages of all runs, each with `members` captioners, and one more: their averaging. Of a run at several epochs
-    only the last is listed.
+    """The stages of all runs, each of which has `members` captioners, and one more for the averaging. Of a stage that
+    several runs share, at different epochs, only the last epoch is listed.
     """
     names = ", ".join(map(run_name, runs))
     before: dict[tuple[str, int | str, str], Stage] = {}
@@ -148,9 +146,9 @@ def average_stages(runs: Sequence[Path], members: int) -> list[Stage]:
     return [*before.values(), mean]
 
 
-def cut_stages(run: Path, left: str, members: int) -> list[Stage]:
-    """The stages of a run with `members` captioners, and one more, without training, called `left`."""
-    return [*read_stages(run), Stage(left, of_all(members), 0, 0, None, 0.0, {})]
+def cut_stages(run: Path, cut: str, members: int) -> list[Stage]:
+    """The stages of a run with `members` captioners, and one more, called `cut`, in which nothing was trained."""
+    return [*read_stages(run), Stage(cut, of_all(members), 0, 0, None, 0.0, {})]
 
 
 def join_stages(runs: Sequence[Path], members: Sequence[int]) -> list[Stage]:

@@ -26,10 +26,10 @@ def clean(caption: str, rules: str) -> list[str]:
     """The words of a caption.
 
     `tutorial`: lower case; punctuation characters, then one-letter words, then words that are not all letters, dropped.
-    `coco`: the words the scorer sees (coco-caption's tokeniser), without those that contain a digit or a character that
-    cannot be seen, such as U+200B, those of marks alone, such as U+FE0F, which follows many an emoji, and brackets,
-    which are "-lrb-" and the like there. It keeps "a", one word in nine of what people write and what every published
-    score counts.
+    `coco`: the words that the scorer sees (coco-caption's tokeniser). Dropped are words with a digit or an invisible
+    character, such as U+200B; words of nothing but marks, such as U+FE0F, which follows many emojis; and brackets,
+    which that tokeniser writes as "-lrb-" and the like. "a" is kept: it is one word in nine of what people write, and
+    every published score counts it.
     """
     if rules == "tutorial":
         words = caption.lower().translate(_NO_PUNCTUATION).split()
