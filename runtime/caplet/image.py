@@ -476,8 +476,8 @@ def _without_foreign_key(image: Image.Image) -> Image.Image:
 
 
 def _with_its_palette(image: Image.Image) -> Image.Image:
-    """The image; that of a TIFF whose palette has 8 bits where 16 belong, as old programs wrote it, with these: Pillow
-    takes the high bytes, which are 0. libtiff and ImageMagick make this exception, too.
+    """The image, with the palette of some old TIFFs put right: programs wrote 8-bit values where the format has 16
+    bits, and Pillow takes the high bytes, which are 0. libtiff and ImageMagick make this exception, too.
     """
     colours = getattr(image, "tag_v2", {}).get(_COLOUR_MAP)
     if image.mode != "P" or not colours or max(colours) > 255:
@@ -490,7 +490,7 @@ def _with_its_palette(image: Image.Image) -> Image.Image:
 def _is_transparent(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":  # as `quantize` makes them
         return True
-    if image.mode == "RGBA" and image.format == "BMP":  # of which many writers leave alpha 0, as browsers know
+    if image.mode == "RGBA" and image.format == "BMP":  # whose alpha many programs leave at 0; browsers then ignore it
         return image.getbbox(alpha_only=True) is not None
     return image.mode in ("LA", "PA", "RGBA", "RGBa") or (
         image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info

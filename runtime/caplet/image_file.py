@@ -211,9 +211,9 @@ _NATIVE = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS"}
 
 
 def correct_samples(image: ImageFile.ImageFile) -> None:
-    """Have the samples of a TIFF that is yet to be decoded read as they are stored, where Pillow is mistaken.
+    """Correct the raw modes of a TIFF that is yet to be decoded, where Pillow mistakes how its samples are stored.
 
-    libtiff hands them out in the machine's byte order; and those of a colour in a plane of its own may have 16 bits.
+    libtiff gives them in the machine's byte order; and where each colour has a plane of its own, they may have 16 bits.
     """
     tags, tiles = cast(Any, image).tag_v2, cast("list[Any]", image.tile)
     for number, tile in enumerate(tiles):
@@ -226,8 +226,8 @@ def correct_samples(image: ImageFile.ImageFile) -> None:
 
 
 def _correct_palette(image: ImageFile.ImageFile, reader: _Reader) -> None:
-    """Have a BMP of 4 or 8 bits read as that where Pillow takes it for one of another depth, as it does where its
-    palette is black and white, or counts the darkest greys.
+    """Have a BMP of 4 or 8 bits read as such: Pillow takes it for one of another depth if its palette is black and
+    white, or the sixteen darkest greys in their order.
     """
     reader.seek(14)
     header = reader.read(16)
@@ -240,7 +240,7 @@ def _correct_palette(image: ImageFile.ImageFile, reader: _Reader) -> None:
 
 
 def _read_as(rawmode: str, tile: Any) -> Any:
-    """A part of an image that is yet to be decoded, with another arrangement of its samples."""
+    """A tile of an image that is yet to be decoded, with another raw mode."""
     args = (rawmode, *tile[3][1:])
     return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 

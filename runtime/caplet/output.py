@@ -121,7 +121,7 @@ def quiet_libraries() -> Iterator[None]:
         sys.stderr = open(  # noqa: SIM115 - `kept` is closed below
             kept, "w", buffering=1, encoding=before.encoding, errors=before.errors, closefd=False
         )
-    with contextlib.suppress(OSError):  # a bare chroot has no such device: nothing is hidden there, or made instead
+    with contextlib.suppress(OSError):  # a bare chroot has no such device: nothing is hidden, and no file made
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 2)
         os.close(nothing)

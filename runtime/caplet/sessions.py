@@ -173,8 +173,8 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         model = _as_text(path) or path.read_bytes()
-        # A fallback would try the CPU (once more), and print that on standard output. Old releases do not know the
-        # option, but can be told afterwards to have none when it runs.
+        # A fallback would try again on the CPU, and print that on standard output. Old releases do not know the option;
+        # there, `disable_fallback` turns it off at least for runs.
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         session.disable_fallback()
     except Exception as error:  # onnxruntime's exceptions share no base class
