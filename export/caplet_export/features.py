@@ -20,7 +20,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ class FeatureWriter:
     def __init__(self, folder: Path | str, source: StoreSource) -> None:
         self.folder = Path(folder)
         self._row_bytes = source.locations * source.channels * 2
-        try:
+        with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock_folder(self.folder)
             if (self.folder / "store.json").exists():
@@ -220,8 +220,6 @@ class FeatureWriter:
             listed = "".join(f"{name}\n" for name in self.names).encode("utf-8", "surrogateescape")
             self._rows = _open_at(rows, len(self.names) * self._row_bytes)
             self._names = _open_at(self.folder / _NAMES, len(listed))
-        except OSError as error:
-            raise _store_error(self.folder, error) from error
 
     def __enter__(self) -> FeatureWriter:
         return self
@@ -233,10 +231,8 @@ class FeatureWriter:
 
     def begin(self) -> None:
         """Mark the store as unfinished, which a killed process then leaves behind. Raises a StoreError."""
-        try:
+        with _writing(self.folder):
             (self.folder / _SKIPPED).unlink(missing_ok=True)
-        except OSError as error:
-            raise _store_error(self.folder, error) from error
 
     def append(self, names: Sequence[str], features: NDArray[np.float16]) -> None:
         """Write a batch of features [len(names), locations, channels]: its names only once its rows are on disk.
@@ -244,21 +240,17 @@ class FeatureWriter:
         Raises:
             StoreError: the disk is full or fails; the store still holds every batch before this one.
         """
-        try:
+        with _writing(self.folder):
             _write_all(self._rows, np.ascontiguousarray(features, np.float16).tobytes())
             os.fsync(self._rows)
             _write_all(self._names, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
             os.fsync(self._names)
-        except OSError as error:
-            raise _store_error(self.folder, error) from error
         self.names.extend(names)
 
     def finish(self, skipped: Iterable[str]) -> None:
         """Mark the store as whole, without the images `skipped`. Raises a StoreError if the disk is full or fails."""
-        try:
+        with _writing(self.folder):
             write_whole(self.folder / _SKIPPED, "".join(f"{name}\n" for name in skipped))
-        except OSError as error:
-            raise _store_error(self.folder, error) from error
 
 
 def extract(
@@ -376,7 +368,12 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _store_error(folder: Path, error: OSError) -> StoreError:
-    if isinstance(error, StoreError):
-        return error
-    return StoreError(f"{folder}: cannot write features: {error.strerror or error}")
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Within it, an OSError becomes a StoreError about the folder."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot write features: {error.strerror or error}") from error
