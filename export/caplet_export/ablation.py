@@ -72,7 +72,7 @@ def compare_runs(
     if None in stores:
         names = readable_photos(dataset, names)
     if not names:
-        raise DataError("no photo of the dev split can be read, or has features in every store that is read")
+        raise DataError("no photo of the dev split could be read, now or when its features were stored")
     references = references_of(dataset, names)
     bigrams = bigrams_of(dataset, apart_from="dev")
     rows: list[list[str]] = []

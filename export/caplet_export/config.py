@@ -438,7 +438,7 @@ def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
         # A sample is rewarded for what it scores more than the others.
         raise ConfigurationError(f"{subject}: captions_per_image: self-critical training needs 2 or more")
     if isinstance(made, ModelConfig) and len(made.feature_block.split()) not in (1, made.members):
-        raise ConfigurationError(f"{subject}: feature_block: names one block, or one for each of {made.members}")
+        raise ConfigurationError(f"{subject}: feature_block: expected one block, or members={made.members} blocks")
     return made
 
 

@@ -237,7 +237,7 @@ class Tuner(Run):
         if not config.trains_extractor:
             raise ConfigurationError("train.extractor_layer: `tune` trains Inception along; name a block")
         if settings.teacher_view != "same":
-            raise ConfigurationError("train.teacher_view: in `tune` the teachers see what the captioner sees")
+            raise ConfigurationError("train.teacher_view: in `tune`, teachers see the captioner's views; set `same`")
         words = split_words(dataset, config)
         vocabulary = Vocabulary.load(start_from / "vocabulary.txt")
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))

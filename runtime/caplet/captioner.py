@@ -164,7 +164,7 @@ class Captioner:
         self._asked = (threads, self._sessions.providers, verify)
         if self._bundle.manifest.decoding.beam_size > self._sessions.widest_beam:
             widest = self._sessions.widest_beam
-            raise BundleError(str(self._bundle.path), f"decoding.beam_size is above the decoder's {widest}")
+            raise BundleError(str(self._bundle.path), f"decoding.beam_size is above the decoder's limit of {widest}")
         milliseconds = 1000 * (time.perf_counter() - started)
         name, digest = self._bundle.manifest.name, self._bundle.digest[:12]
         _log.info("loaded %s (%s) with %d threads in %.0f ms", name, digest, self._threads, milliseconds)

@@ -63,7 +63,7 @@ def test_what_changed_is_told_by_section() -> None:
         ("model.state_size=0", "expected 1 to 8192, found 0"),
         ("text.max_length=0", "expected 1 to 1000"),
         ("text.max_length=1001", "expected 1 to 1000"),  # which no bundle may have
-        ("model.feature_block=mixed10 mixed9", "feature_block: names one block, or one for each of 1"),
+        ("model.feature_block=mixed10 mixed9", "feature_block: expected one block, or members=1 blocks"),
         ("train.seed=4294967296", "expected 0 to 4294967295"),
         ("train.views=", "expected at least one view"),
         ("train.mixup=2", "expected 0 to 1"),

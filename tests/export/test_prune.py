@@ -202,7 +202,7 @@ def test_more_units_than_there_are_cannot_be_kept(
     run = write_run(tmp_path / "run", 1, TINY)
     data = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
     assert main(["prune", str(run), *data, "--state-size", "15", "-o", str(tmp_path / "pruned")]) == 1
-    assert f"--state-size 15: {run} has 14" in capsys.readouterr().err
+    assert f"--state-size 15: {run} has only 14" in capsys.readouterr().err
     assert not (tmp_path / "pruned").exists()
     # And not in the place of what it is made of.
     assert main(["prune", str(run), *data, "--state-size", "8", "-o", str(run)]) == 1

@@ -109,7 +109,7 @@ def test_a_decoder_that_gives_more_words_than_there_are(bundle: Path) -> None:
 
 def test_a_default_beam_wider_than_the_decoder(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path, top_k=4, edit_manifest=lambda m: m["decoding"].update(beam_size=5))
-    with pytest.raises(BundleError, match="above the decoder's 4"):
+    with pytest.raises(BundleError, match="above the decoder's limit of 4"):
         Captioner(tmp_path)
 
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run",
         type=Path,
-        help="use the Inception blocks that this run trained, to go on with its captioner on what they give",
+        help="use the Inception blocks that this run trained: its captioner reads only their features",
     )
     parser.add_argument(
         "--layer",

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     for size, units in sizes.items():
         if units > getattr(whole, size):
             option = f"--{size.replace('_', '-')} {units}"
-            raise ConfigurationError(f"{option}: {arguments.run} has {getattr(whole, size)}")
+            raise ConfigurationError(f"{option}: {arguments.run} has only {getattr(whole, size)}")
     config = replace(whole, **sizes)
     with whole_folder(arguments.output, RUN, (arguments.run, arguments.data, arguments.features)) as folder:
         prune_run(checkpoint, _importances(checkpoint, arguments), config, folder)
