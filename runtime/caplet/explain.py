@@ -317,7 +317,7 @@ def _typeface(letters: Iterable[str]) -> str | None:
 
 
 def _has(name: str, letters: Sequence[str]) -> bool:
-    """Whether the system has the font, and the font the letters: what it lacks looks like what no font has."""
+    """Whether the system has the font, and the font the letters: one that it lacks looks like U+FFFF."""
     font = _system_font(name)
     return font is not None and _drawn(font, "\uffff") not in {_drawn(font, letter) for letter in letters}
 

@@ -160,7 +160,7 @@ def _load(
             image, box = decode_file(
                 file, subject, least_side=2 * longest_side, max_pixels=max_pixels, allow_truncated=allow_truncated
             )
-            turned = opened is not None and opened.format == "TIFF"  # by Pillow, in decoding the file
+            turned = opened is not None and opened.format == "TIFF"  # Pillow has turned it while decoding
             return _finish(image, fit, like=None if turned else opened, box=box)
     except CapletError:
         raise

@@ -121,7 +121,7 @@ _reopening = threading.Lock()
 def _keep_for_ever(*sessions: onnxruntime.InferenceSession) -> None:
     """Give each session a reference that is never given back.
 
-    In a forked child its threads do not exist, and where it is destroyed onnxruntime would wait for them for ever.
+    In a forked child its threads do not exist; if it were destroyed there, onnxruntime would wait for them for ever.
     """
     for session in sessions:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
