@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fill the stores: `BLOCK-plain` with every split, and `BLOCK-VIEW` with training photos for each further view."""
-    from caplet_export.photos import read_photo  # first of all: a plain installation lacks what it needs
+    from caplet_export.photos import read_photo  # first, so that a plain installation is told at once what it lacks
     from caplet_export.progress import ProgressBar
 
     views = [check_view(view) for view in arguments.views]

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line for each epoch."""
-    from caplet_export.progress import ProgressBar  # first of all: a plain installation lacks it
+    from caplet_export.progress import ProgressBar  # first, so that a plain installation is told at once what it lacks
 
     config = load_config(arguments.config) if arguments.config else RECIPES[arguments.recipe]
     if arguments.start_from and not arguments.config:

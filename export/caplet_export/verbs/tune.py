@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line for each evaluation."""
-    from caplet_export.progress import ProgressBar  # first of all: a plain installation lacks it
+    from caplet_export.progress import ProgressBar  # first, so that a plain installation is told at once what it lacks
 
     if arguments.config:
         config = load_config(arguments.config)
