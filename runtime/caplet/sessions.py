@@ -277,7 +277,8 @@ def _check_contract(
                 raise _off_contract(path, f"{role} {name!r} is a {value.type} instead of a {kind}")
             batch, *rest = value.shape or [0]
             if isinstance(batch, int) or len(rest) != len(shape) or not all(map(_is_size, rest)):
-                raise _off_contract(path, f"{role} {name!r} has the shape {value.shape} instead of {['N', *shape]}")
+                numbers = ", ".join(["N", *(str(size) if isinstance(size, int) else "a number" for size in shape)])
+                raise _off_contract(path, f"{role} {name!r} has the shape {value.shape} instead of [{numbers}]")
             for size, wanted in zip(rest, shape, strict=True):
                 known = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)
                 if size != known:

@@ -72,6 +72,7 @@ def declare(value: str, kind: int, shape: list[int | str]) -> Callable[[onnx.Mod
         ("decoder.onnx", declare("token", TensorProto.INT64, ["N", 1]), "has the shape|load"),
         ("decoder.onnx", declare("token", TensorProto.INT64, []), "has the shape|load"),
         ("decoder.onnx", declare("keys", TensorProto.FLOAT, ["N", 64, 9]), "load|size of 9"),
+        ("decoder.onnx", declare("keys", TensorProto.FLOAT, ["N", 64, "A"]), r"'A'\] instead of \[N, 64, a number\]"),
     ],
 )
 def test_a_graph_off_the_contract_is_named(
