@@ -76,9 +76,10 @@ def _members(recipe: Mapping[str, Any]) -> str:
     count = model.get("members", 1)
     if count == 1:
         return ""
-    blocks = ", ".join(model["feature_block"].split())
+    names = model["feature_block"].split()
+    blocks = f"block{'s' if len(names) > 1 else ''} {', '.join(names)}"
     return f""" It is an ensemble of {count} captioners, which read
-the Inception blocks {blocks}: at each word the mean of their logits counts."""
+the Inception {blocks}: at each word the mean of their logits counts."""
 
 
 def _scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:

@@ -296,11 +296,16 @@ def test_the_card_of_an_older_bundle_tells_its_recipe_and_no_correction(graphs: 
     assert "weights rounded by nearest\n" in card
 
 
-def test_card_says_that_several_captioners_speak(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
-    model = {"members": 2, "feature_block": "mixed10 mixed9"}
+@pytest.mark.parametrize(
+    ("blocks", "told"), [("mixed10 mixed9", "blocks mixed10, mixed9:"), ("mixed10", "block mixed10:")]
+)
+def test_card_says_that_several_captioners_speak(
+    blocks: str, told: str, graphs: Path, golden: list[Path], tmp_path: Path
+) -> None:
+    model = {"members": 2, "feature_block": blocks}
     write_bundle(tmp_path / "bundle", graphs, name="two", golden=golden, recipe={"model": model})
     assert "an ensemble of 2 captioners" in (card := (tmp_path / "bundle/README.md").read_text())
-    assert "blocks mixed10, mixed9:" in card
+    assert f"the Inception {told}" in card
 
 
 def test_the_card_claims_nothing_of_its_own_about_the_data(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
