@@ -18,7 +18,7 @@ from caplet.image import load_picture
 from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.evaluate import Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
-from caplet_export.metrics import TITLES, Interval, paired_bootstrap, references_of
+from caplet_export.metrics import LIMITED, TITLES, Interval, paired_bootstrap, references_of
 from caplet_export.outputs import check_place, foreign, write_whole
 
 _THUMBNAIL = 224
@@ -43,6 +43,7 @@ class Comparison:
     Attributes:
         names: of the two, with their beams.
         photos: how many.
+        limit: the number given by `--limit`, if they are only the first of a split.
         scores: the corpus scores of each, by metric, in percent.
         differences: second minus first by metric, in percentage points, with 95% paired bootstrap intervals.
         changes: every photo whose caption changed, in the order of gains, the largest loss first.
@@ -50,6 +51,7 @@ class Comparison:
 
     names: tuple[str, str]
     photos: int
+    limit: int | None
     scores: tuple[Mapping[str, float], Mapping[str, float]]
     differences: Mapping[str, Interval]
     changes: Sequence[Change]
@@ -94,6 +96,7 @@ def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_siz
     return Comparison(
         names=(f"{first.bundle['name']} (beam {beams[0]})", f"{second.bundle['name']} (beam {beams[1]})"),
         photos=len(references),
+        limit=first.settings.get("limit"),
         # Not the saved scores, which may be of an earlier state of the data set's captions: the columns must add up.
         scores=(first_statistics.scores(), second_statistics.scores()),
         differences=paired_bootstrap(first_statistics, second_statistics),
@@ -120,9 +123,11 @@ def format_comparison(comparison: Comparison) -> str:
         )
     changed, gained = len(comparison.changes), sum(change.gain > 0 for change in comparison.changes)
     lost = sum(change.gain < 0 for change in comparison.changes)
+    part = f" (of the first {comparison.limit}; {LIMITED})" if comparison.limit else ""
     lines += [
         "",
-        f"{comparison.photos} photos; {changed} captions changed, B scores higher on {gained} and lower on {lost}. "
+        f"{comparison.photos} photos{part}; {changed} captions changed, "
+        f"B scores higher on {gained} and lower on {lost}. "
         f"Intervals are by themselves, not corrected for there being {len(TITLES)}.",
     ]
     return "\n".join(lines)

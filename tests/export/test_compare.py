@@ -104,6 +104,14 @@ def test_each_side_may_have_its_own_beam(dataset: Dataset, vague: dict[str, str]
         compare(both, better, dataset, beam_sizes=[1, 2, 3])
 
 
+def test_the_first_photos_alone_are_told_as_such(
+    dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]
+) -> None:
+    first, second = (replace(evaluation(dataset, said), settings={"limit": 12}) for said in (vague, mixed))
+    told = "12 photos (of the first 12; CIDEr-D not comparable with that of the whole split); 11 captions changed"
+    assert told in format_comparison(compare(first, second, dataset))
+
+
 def test_different_images_are_not_compared(dataset: Dataset, vague: dict[str, str]) -> None:
     fewer = {image: text for image, text in vague.items() if image != "car.jpg"}
     with pytest.raises(ConfigurationError, match=r"different images: car\.jpg"):
