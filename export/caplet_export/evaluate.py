@@ -231,7 +231,9 @@ def evaluate(
     captioner = Captioner(bundle_path, threads=threads)
     bundle = captioner.bundle
     beam_sizes = list(dict.fromkeys(beam_sizes)) or [bundle.manifest.decoding.beam_size]
-    names = dataset.split(split)[:limit]
+    names = dataset.split(split)
+    limit = None if limit is None or limit >= len(names) else limit
+    names = names[:limit]
     if not names:
         raise DataError(f"{dataset.images.parent}: no image of the {split!r} split can be used")
     run = {"bundle": bundle.digest, "data": str(dataset.images.resolve()), "split": split, "limit": limit}
