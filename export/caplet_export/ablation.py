@@ -8,9 +8,10 @@ from typing import Any
 
 import keras
 
-from caplet_export.checkpoint import EXTRACTOR, Checkpoint, load_checkpoint, load_extractor, open_features
+from caplet_export.checkpoint import Checkpoint, load_checkpoint, load_extractor, open_features
 from caplet_export.config import Config, changed_switches
 from caplet_export.errors import ConfigurationError, DataError, StoreError
+from caplet_export.extractor_part import EXTRACTOR
 from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner

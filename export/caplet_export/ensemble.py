@@ -8,18 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from caplet_export.checkpoint import (
-    EXTRACTOR,
-    Checkpoint,
-    average_extractor_parts,
-    copy_extractor_part,
-    empty_model,
-    extractor_digest,
-    load_checkpoint,
-    save_checkpoint,
-)
+from caplet_export.checkpoint import Checkpoint, empty_model, load_checkpoint, save_checkpoint
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
+from caplet_export.extractor_part import EXTRACTOR, average_extractor_parts, copy_extractor_part, extractor_digest
 from caplet_export.model import members_of
 from caplet_export.stages import (
     average_stages,

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 from caplet_export.errors import ConfigurationError
+
+DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, zlib.error, SyntaxError, tokenize.TokenError,
+)  # fmt: skip
+"""What reading a damaged .npz or HDF5 file may raise: its bytes may ask for any compression, password or length, and
+NumPy reads the headers of arrays with Python's own parser."""
 
 
 def read_text(path: Path) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from caplet_export.checkpoint import Checkpoint, copy_extractor_part, empty_model, save_checkpoint
+from caplet_export.checkpoint import Checkpoint, empty_model, save_checkpoint
 from caplet_export.errors import ConfigurationError
+from caplet_export.extractor_part import copy_extractor_part
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import sample
 from caplet_export.model import members_of

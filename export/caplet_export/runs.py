@@ -17,19 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from caplet_export.checkpoint import (
-    DAMAGED,
-    DECODER,
-    EXTRACTOR,
-    Checkpoint,
-    copy_extractor_part,
-    is_half_saved,
-    load_checkpoint,
-    run_digest,
-)
+from caplet_export.checkpoint import DECODER, Checkpoint, is_half_saved, load_checkpoint, run_digest
 from caplet_export.config import Config, TrainConfig, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.extractor_part import EXTRACTOR, copy_extractor_part
 from caplet_export.flickr8k import Dataset
+from caplet_export.inputs import DAMAGED
 from caplet_export.outputs import check_place, lock_folder, require_space, whole_file, whole_files, write_whole
 from caplet_export.stages import STAGES, Stage, of_all, read_stages, run_name, write_stages
 from caplet_export.text import Vocabulary, clean

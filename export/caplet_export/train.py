@@ -25,15 +25,10 @@ from numpy.typing import NDArray
 
 from caplet_export.batches import Batches, not_learned, padded_length
 from caplet_export.bigrams import Bigrams
-from caplet_export.checkpoint import (
-    DECODER,
-    ExtractorPart,
-    load_weights,
-    require_features_of,
-    require_shape,
-)
+from caplet_export.checkpoint import DECODER, load_weights, require_features_of, require_shape
 from caplet_export.config import Config, TrainConfig
 from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.extractor_part import ExtractorPart
 from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
 from caplet_export.freerun import FreeRunner, sample

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet_export.checkpoint import Checkpoint, copy_extractor_part, empty_model, save_checkpoint
+from caplet_export.checkpoint import Checkpoint, empty_model, save_checkpoint
 from caplet_export.errors import ConfigurationError
+from caplet_export.extractor_part import copy_extractor_part
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import members_of

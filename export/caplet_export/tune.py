@@ -28,19 +28,10 @@ from numpy.typing import NDArray
 from caplet.prefetch import in_order
 from caplet_export.batches import caption_ids
 from caplet_export.bigrams import Bigrams
-from caplet_export.checkpoint import (
-    DECODER,
-    EXTRACTOR,
-    ExtractorPart,
-    checksum,
-    empty_model,
-    load_extractor_part,
-    load_weights,
-    model_to_load,
-    require_shape,
-)
+from caplet_export.checkpoint import DECODER, empty_model, load_weights, model_to_load, require_shape
 from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError
+from caplet_export.extractor_part import EXTRACTOR, ExtractorPart, checksum, load_extractor_part
 from caplet_export.flickr8k import Dataset
 from caplet_export.inception import lower_blocks, scale, upper_blocks
 from caplet_export.metrics import CiderD, references_of

@@ -19,10 +19,10 @@ from caplet_export.ablation import COLUMNS, compare_runs
 from caplet_export.bundle import read_ablation
 from caplet_export.card import markdown_table
 from caplet_export.charts import measured
-from caplet_export.checkpoint import extractor_digest
 from caplet_export.cli import main
 from caplet_export.config import load_config
 from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.extractor_part import extractor_digest
 from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.metrics import Interval

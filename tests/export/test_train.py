@@ -22,11 +22,12 @@ import pytest
 import tensorflow as tf
 
 from caplet_export.batches import Batches, caption_ids, not_learned, padded_length
-from caplet_export.checkpoint import ExtractorPart, extractor_digest, load_checkpoint, load_extractor_part
+from caplet_export.checkpoint import load_checkpoint
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig, TrainConfig, changed_switches, load_config
 from caplet_export.ensemble import average_runs, join_runs
 from caplet_export.errors import ConfigurationError, DataError, ExportError
+from caplet_export.extractor_part import ExtractorPart, extractor_digest, load_extractor_part
 from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extract
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner, sample

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caplet_export.checkpoint import extractor_digest, load_checkpoint
+from caplet_export.checkpoint import load_checkpoint
 from caplet_export.cli import main
 from caplet_export.config import ModelConfig
 from caplet_export.ensemble import join_runs
+from caplet_export.extractor_part import extractor_digest
 from caplet_export.features import open_store
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner

@@ -173,7 +173,8 @@ def refusal(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = ()
 
 def trained_values(run: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The extractor's and the decoder's variables of a run, as `convert` reads them."""
-    from caplet_export.checkpoint import EXTRACTOR, load_checkpoint, load_extractor_part
+    from caplet_export.checkpoint import load_checkpoint
+    from caplet_export.extractor_part import EXTRACTOR, load_extractor_part
 
     extractor = tiny_extractor(CONFIG.model.blocks)
     if (run / EXTRACTOR).exists():
@@ -259,7 +260,8 @@ def losses(logits: np.ndarray, teachers: np.ndarray, ids: np.ndarray, rewards: n
 
 def greedy(run: Path, data: Path) -> np.ndarray:
     """Greedy ids of the dev photos, int [N,T]."""
-    from caplet_export.checkpoint import EXTRACTOR, load_checkpoint, load_extractor_part
+    from caplet_export.checkpoint import load_checkpoint
+    from caplet_export.extractor_part import EXTRACTOR, load_extractor_part
     from caplet_export.flickr8k import read_dataset
     from caplet_export.inception import scale
     from caplet_export.photos import PhotoCache

@@ -68,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     load_tensorflow()
     import tensorflow as tf
 
-    from caplet_export.checkpoint import extractor_digest, load_extractor
+    from caplet_export.checkpoint import load_extractor
+    from caplet_export.extractor_part import extractor_digest
     from caplet_export.inception import INPUT_SIZE, build_extractor, scale, tap_blocks
 
     if arguments.run:
