@@ -27,9 +27,9 @@ def clean(caption: str, rules: str) -> list[str]:
 
     `tutorial`: lower case; punctuation characters, then one-letter words, then words that are not all letters, dropped.
     `coco`: the words that the scorer sees (coco-caption's tokeniser). Dropped are words with a digit or an invisible
-    character, such as U+200B; words of nothing but marks, such as U+FE0F, which follows many emojis; and brackets,
-    which that tokeniser writes as "-lrb-" and the like. "a" is kept: it is one word in nine of what people write, and
-    every published score counts it.
+    character, such as U+200B; words of nothing but marks, such as U+FE0F, which follows many emojis; brackets, which
+    that tokeniser writes as "-lrb-" and the like; and "!!", "?!" and the like, of which it drops single marks only. "a"
+    is kept: it is one word in nine of what people write, and every published score counts it.
     """
     if rules == "tutorial":
         words = caption.lower().translate(_NO_PUNCTUATION).split()
@@ -38,7 +38,9 @@ def clean(caption: str, rules: str) -> list[str]:
 
 
 def _can_be_said(word: str) -> bool:
-    if not word.isprintable() or word in BRACKETS or any(character.isdigit() for character in word):
+    if not word.isprintable() or any(character.isdigit() for character in word):
+        return False
+    if word in BRACKETS or not word.strip("!?"):
         return False
     return not all(unicodedata.category(character).startswith("M") for character in word)
 
