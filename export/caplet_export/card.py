@@ -234,8 +234,8 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
     columns = ["stage", "captioner", "epochs", "minutes", "dev CIDEr-D, greedy", "switches not at their defaults"]
     return f"""{markdown_table(columns, rows)}
 
-Each stage continues the one above it, unless it names another run; averaged stages share a start. Minutes are wall
-time."""
+Each stage continues the last one of its captioner above it, unless it names another run; averaged stages share a start.
+Minutes are wall time."""
 
 
 def _minutes(stage: Mapping[str, Any]) -> str:
