@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from caplet.errors import ImageError
-from caplet_export import checkpoint, features, inception
+from caplet_export import checkpoint, features
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig
 from caplet_export.errors import ExportError, StoreError
@@ -320,7 +320,9 @@ def test_rows_of_two_precisions_are_not_mixed(tmp_path: Path) -> None:
 @pytest.fixture
 def small_inception(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of Inception two blocks of one convolution each, for photos of 16×16."""
-    import keras
+    import keras  # here, since the processes that are killed above import this file, and TensorFlow takes seconds
+
+    from caplet_export import inception
 
     def build(*_: object) -> keras.Model:
         pixels = keras.Input((16, 16, 3))
@@ -359,6 +361,8 @@ def test_more_views_may_be_stored_in_another_precision(tmp_path: Path, capsys: p
 def test_the_command_computes_in_the_precision_and_the_batches_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from caplet_export import inception
+
     built, sizes, build = [], [], inception.build_extractor
 
     def watched(*arguments: Any, batch_size: int) -> Any:
