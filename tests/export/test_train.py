@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +103,14 @@ def end_epoch(trainer: Trainer, dev_cider: float = 10.0) -> Epoch:
     epoch = trainer._end_epoch(Epoch(len(trainer.history) + 1, 2.0, 3.0, dev_cider, 1.0))
     trainer._save_resume()
     return epoch
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Steps are run as they are written, without being traced first, which takes a second: for tests of one step."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 ONE_EPOCH = with_train(epochs=1)
@@ -262,6 +270,7 @@ def test_the_dev_score_is_that_of_the_photos_that_were_read(
     assert trainer.history[-1].dev_cider == pytest.approx(expected) and expected > 0
 
 
+@pytest.mark.usefixtures("untraced")
 def test_padding_weighs_nothing(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """The same captions with more padding behind them: the same loss, and the same weights after the step."""
     after = []
@@ -277,6 +286,7 @@ def test_padding_weighs_nothing(tmp_path: Path, dataset: Dataset, stores: Stores
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_captions_that_a_photo_lacks_weigh_nothing(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """The same captions, one of each photo, in groups of one and of five: the same gradient."""
     config = with_train(captions_per_image=1, gradient_norm=1e9)
@@ -293,6 +303,7 @@ def test_captions_that_a_photo_lacks_weigh_nothing(tmp_path: Path, dataset: Data
         np.testing.assert_allclose(five, one, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_word_said_often_takes_no_larger_step(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """Adam's moments (Kingma & Ba 2015) after one step are (1 - b1) g and (1 - b2) g², in an embedding too."""
     shape = dataclasses.replace(CONFIG.model, dropout=0.0, tied_embeddings=False)
@@ -312,6 +323,7 @@ def test_captions_without_words_teach_nothing(dataset: Dataset) -> None:
     assert second not in words
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_is_the_masked_mean_over_words(
     tmp_path: Path, dataset: Dataset, stores: Stores, smoothing: float
@@ -339,6 +351,7 @@ def first_gradients(folder: Path, dataset: Dataset, stores: Stores, **switches: 
     return fresh, [momentum.numpy() / (1 - optimizer.beta_1) for momentum in optimizer._momentums]
 
 
+@pytest.mark.usefixtures("untraced")
 def test_attention_that_misses_a_location_costs_its_square(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """By what the gradient gains from it, against the definition (eq. 14 of Xu et al., with a mean over locations)."""
     switches = {"gradient_norm": 1e9, "attention_regularisation": 0.7}
@@ -358,6 +371,7 @@ def test_attention_that_misses_a_location_costs_its_square(tmp_path: Path, datas
         np.testing.assert_allclose(one - other, tf.convert_to_tensor(gain), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_gradients_are_scaled_down_together(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     _, whole = first_gradients(tmp_path / "whole", dataset, stores, gradient_norm=1e9)
     _, short = first_gradients(tmp_path / "short", dataset, stores, gradient_norm=0.01)
@@ -1067,6 +1081,7 @@ def test_a_narrow_captioner_becomes_like_its_teacher(
     assert read_stages(trainer.folder)[-1].switches["teacher"] == "teacher"
 
 
+@pytest.mark.usefixtures("untraced")
 def test_distillation_is_measured_by_the_divergence(
     tmp_path: Path, trained: Path, dataset: Dataset, stores: Stores
 ) -> None:
