@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import struct
@@ -574,11 +575,15 @@ def test_profiles_of_other_colour_spaces_are_left_aside(photo: Image.Image) -> N
 # -- large JPEG -------------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=1)  # tests of one shape follow each other
+def noise(shape: tuple[int, int]) -> NDArray[np.float64]:
+    return np.random.default_rng(0).normal(0, 12, (shape[1], shape[0], 1))
+
+
 def large_photo(path: Path, shape: tuple[int, int], **options: Any) -> bytes:
     """A photo with detail down to single pixels, which decoding at a reduced size could get wrong."""
     image = Image.open(path).convert("RGB").resize(shape, Image.Resampling.LANCZOS)
-    noise = np.random.default_rng(0).normal(0, 12, (shape[1], shape[0], 1))
-    return encoded(Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8)), "JPEG", **options)
+    return encoded(Image.fromarray((np.asarray(image) + noise(shape)).clip(0, 255).astype(np.uint8)), "JPEG", **options)
 
 
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.name)
