@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from at_hand import ENCODER_WEIGHTS, needs
+from caplet.image import load_pixels
+from caplet_export.calibrate import Feed
+from caplet_export.config import ModelConfig
 from caplet_export.convert import convert_encoder
 from caplet_export.onnx_graph import Graph
 from caplet_export.optimize import (
@@ -27,6 +32,7 @@ from caplet_export.optimize import (
     pool_as_convolution,
     zero_denormals,
 )
+from caplet_export.quantize import quantize
 from tiny_encoder import SIZE, build_tiny_extractor, build_tiny_model
 
 Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -282,3 +288,48 @@ def test_a_rewrite_that_makes_a_circle_fails_instead_of_going_round_it() -> None
     graph = Graph(helper.make_model(helper.make_graph(nodes, "circle", values[:1], values[1:])))
     with pytest.raises(ValueError, match="depends on its own output"):
         graph.finish()
+
+
+# A file of its own would have the fewest tests, be the last that begins, and keep one worker of two waiting.
+@needs(ENCODER_WEIGHTS)
+def test_rewrites_of_inception_change_nothing_and_quantisation_little(photos: Path, tmp_path: Path) -> None:
+    """The released feature extractor itself, where its weights are at hand: every operator is fused."""
+    from caplet_export.inception import build_extractor
+
+    model = build_tiny_model(ModelConfig(vocabulary_size=30), spread=0.02)
+    plain = convert_encoder(build_extractor(str(ENCODER_WEIGHTS)), model)
+    pixels = np.stack([load_pixels(photos / f"{name}.jpg") for name in ("cat", "coffee", "rocket")])
+
+    def said(model: onnx.ModelProto) -> list[NDArray[np.float32]]:  # as onnxruntime fuses it by default
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(["features", "keys", "state"], {"pixels": pixels})
+
+    optimized = optimize_encoder(plain)
+    for_bytes = optimize_for_bytes(optimized)
+    expected = said(plain)
+    for rewritten in (optimized, for_bytes):
+        for before, after in zip(expected, said(rewritten), strict=True):
+            np.testing.assert_allclose(after, before, atol=1e-5 * float(np.abs(before).max()))
+
+    counts = kinds(optimized)
+    assert counts["Conv"] == 94 and counts["AveragePool"] == 9 and counts["Transpose"] == 2
+    counts = kinds(for_bytes)
+    assert counts["Conv"] == 75 + 9 and counts["AveragePool"] == 0 and counts["Split"] == 10
+    assert counts["Pad"] == counts["Slice"] == 1  # pixels by fours
+
+    def calibration() -> Iterator[Feed]:
+        yield {"pixels": pixels}
+
+    small = quantize(for_bytes, calibration, method="minmax")
+    assert len(small.SerializeToString()) < 25e6
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(small.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    counts = kinds(onnx.load(tmp_path / "fused.onnx"))
+    assert counts["QLinearConv"] == 84 and counts["QLinearConcat"] == 11 and counts["QLinearMul"] == 9
+    assert counts["NhwcMaxPool"] == 4 and counts["MatMulIntegerToFloat"] == 2 and counts["QGemm"] == 1
+    assert not {"Conv", "MatMul", "Gemm", "QLinearAveragePool", "Transpose", "Relu"} & set(counts)
+    assert counts["QuantizeLinear"] + counts["DequantizeLinear"] <= 3
+    features, rough = expected[0], said(small)[0]
+    assert 10 * np.log10((features**2).sum() / ((features - rough) ** 2).sum()) > 12
