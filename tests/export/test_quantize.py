@@ -532,7 +532,7 @@ def test_verb(graphs: Graphs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "encoder.onnx" in capsys.readouterr().out
     compared = ["quantize", str(source), "--data", str(data), "--calibration", "3", "--evaluate", "2"]
     assert main([*compared, "-o", str(tmp_path / "compared")]) == 0
-    assert "2 photos; " in capsys.readouterr().out
+    assert "2 photos (of the first 2; " in capsys.readouterr().out
     record = json.loads((output / "quantization.json").read_text())
     assert (record["photos"], record["method"], record["seed"]) == (3, "mse", 1)
     first = (output / "encoder.onnx").read_bytes()
