@@ -20,6 +20,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,22 @@ def test_the_captions_in_the_readme_are_the_models() -> None:
     assert shown.keys() == {photo.name for photo in PHOTOS.glob("*.jpg")}
     captioner = Captioner()
     assert {name: captioner.caption(PHOTOS / name).text for name in shown} == shown
+
+
+def test_the_record_on_the_page_is_the_models(folder: Path) -> None:
+    """All of what it shows but the time; the last digits of scores may differ on another processor."""
+
+    def read(record: str) -> dict[str, Any]:
+        return json.loads(record, parse_float=lambda number: round(float(number), 1))
+
+    block = next(block for block in BLOCKS if block.page == "docs/using.md" and block.code.startswith('{"path": '))
+    shown = read(block.code.replace(", …", "").replace("…", ""))
+    command = [sys.executable, "-m", "caplet", shown["path"], "--format", "jsonl"]
+    record = read(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
+    for name in ("words", "alternatives", "model_sha256"):  # which it shows the beginnings of
+        record[name] = record[name][: len(shown[name])]
+    shown["milliseconds"] = record["milliseconds"]
+    assert list(record.items()) == list(shown.items())
 
 
 def anchors(text: str) -> set[str]:
