@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caplet_export.metrics import LIMITED, TITLES
+from caplet_export.metrics import TITLES, note_on_limit
 from caplet_export.outputs import ATTENTION, CHART
 from caplet_export.stages import ALL
 
@@ -97,7 +97,7 @@ def render_scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> st
         name = f"**{beam}** (default)" if int(beam) == decoding["beam_size"] else beam
         cells = [f"{scores[metric]:.1f}{_interval(intervals.get(metric))}" for metric in TITLES]
         rows.append([name, *cells, f"{taken / greedy:.2f}" if taken and greedy else ""])
-    part = f" (of the first {metrics['limit']}; {LIMITED})" if metrics["limit"] else ""
+    part = note_on_limit(metrics["limit"])
     return f"""{metrics["images"]} photos of the {metrics["split"]} split{part}, free-running, by the graphs of the
 bundle as it ships, through caplet's runtime; percent, with 95% bootstrap intervals over photos. Scorer: {
         metrics["scorer"]

@@ -18,7 +18,7 @@ from caplet.image import load_picture
 from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.evaluate import Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
-from caplet_export.metrics import LIMITED, TITLES, Interval, paired_bootstrap, references_of
+from caplet_export.metrics import TITLES, Interval, note_on_limit, paired_bootstrap, references_of
 from caplet_export.outputs import check_place, foreign, write_whole
 
 _THUMBNAIL = 224
@@ -123,10 +123,9 @@ def format_comparison(comparison: Comparison) -> str:
         )
     changed, gained = len(comparison.changes), sum(change.gain > 0 for change in comparison.changes)
     lost = sum(change.gain < 0 for change in comparison.changes)
-    part = f" (of the first {comparison.limit}; {LIMITED})" if comparison.limit else ""
     lines += [
         "",
-        f"{comparison.photos} photos{part}; {changed} captions changed, "
+        f"{comparison.photos} photos{note_on_limit(comparison.limit)}; {changed} captions changed, "
         f"B scores higher on {gained} and lower on {lost}. "
         f"Intervals are by themselves, not corrected for there being {len(TITLES)}.",
     ]

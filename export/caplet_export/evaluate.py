@@ -25,7 +25,6 @@ from caplet_export.bigrams import Bigrams
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import (
-    LIMITED,
     METRICS,
     TITLES,
     ImageStatistics,
@@ -36,6 +35,7 @@ from caplet_export.metrics import (
     corpus_scores,
     human_scores,
     leave_one_out_scores,
+    note_on_limit,
     references_of,
     tokenize,
 )
@@ -301,9 +301,8 @@ def format_table(evaluation: Evaluation) -> str:
         rows.append([*cells, f"{result.milliseconds:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    title = f"{evaluation.bundle['name']} on {data['images']} {data['split']} photos"
-    if evaluation.settings["limit"]:
-        title += f" (of the first {evaluation.settings['limit']}; {LIMITED})"
+    part = note_on_limit(evaluation.settings["limit"])
+    title = f"{evaluation.bundle['name']} on {data['images']} {data['split']} photos{part}"
     return "\n".join([title, *lines])
 
 

@@ -40,8 +40,6 @@ TITLES = {
 }
 """Titles of the corpus scores in tables, by their fields in `Scores`."""
 METRICS = tuple(TITLES)
-LIMITED = "CIDEr-D not comparable with that of the whole split"
-"""Note on scores of a part of a split: CIDEr-D takes its document frequencies from fewer photos."""
 
 ORDERS = 4
 """BLEU and CIDEr-D count n-grams of one word up to this many."""
@@ -50,6 +48,13 @@ SIGMA = 6.0
 BETA = 1.2
 """Weight of recall in ROUGE-L."""
 _RESAMPLES, _SEED = 2000, 0  # of the bootstrap
+
+
+def note_on_limit(limit: int | None) -> str:
+    """What follows the number of photos that were scored; empty for a whole split. CIDEr-D takes its document
+    frequencies from fewer photos where only the first `limit` were scored.
+    """
+    return f" (of the first {limit}; CIDEr-D not comparable with that of the whole split)" if limit else ""
 
 
 def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list[str]]]:
