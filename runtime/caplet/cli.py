@@ -219,9 +219,9 @@ def _parse_caption_arguments(parser: argparse.ArgumentParser, words: Sequence[st
     """Parse options and photos in any order; after "--" come only photos, which `parse_intermixed_args` would lose."""
     options_end = words.index("--") if "--" in words else len(words)
     arguments, unknown = parser.parse_known_intermixed_args(words[:options_end])
-    if unknown:  # and with an option all photos after it, which need not be listed
+    if unknown:  # argparse counts all photos after an unknown option as unknown, too
         options = [word for word in unknown if word.startswith("-") and word != STDIN]
-        parser.error(f"unrecognized arguments: {' '.join(options or unknown)}")
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
     arguments.photos += words[options_end + 1 :]
     _check_caption_arguments(parser, arguments)
     return arguments
