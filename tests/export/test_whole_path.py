@@ -27,13 +27,16 @@ from caplet_export.features import FeatureStore
 from tiny_flickr8k import COLOURS, SHAPES, write_split, write_tiny_flickr8k
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
-BLOCK = re.compile(r"^<!-- test: export -->\n```sh\n(.*?)^```$", re.M | re.S)
-COMMANDS = [
-    line
-    for block in BLOCK.findall(PAGE.read_text(encoding="utf-8"))
-    for line in block.replace("\\\n", "").splitlines()
-    if line.strip()
-]
+
+
+def commands_in(mark: str) -> list[str]:
+    """The commands of the page's blocks with this mark, each on a line."""
+    blocks = re.findall(rf"^<!-- test: {mark} -->\n```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+COMMANDS = commands_in("export")
 WEIGHTS = "random.weights.h5"
 # A decoder small enough to learn eight pictures by heart in seconds; the later stages are told to change little.
 SMALL = ["model.feature_size=64", "model.attention_size=32", "model.embedding_size=32", "model.state_size=64"]
@@ -114,6 +117,13 @@ def done(folder: Path) -> Sequence[Done]:
 def test_the_page_uses_every_verb_in_the_order_of_the_data(done: Sequence[Done]) -> None:
     verbs = [shlex.split(one.command)[1] for one in done if one.command.startswith("caplet-export")]
     assert list(dict.fromkeys(verbs)) == list(VERBS)
+
+
+def test_the_shortest_way_is_made_of_these_commands() -> None:
+    """It converts the first run, where the page goes through further stages."""
+    shortest = commands_in("skip, the stages below are the same commands")
+    assert len(shortest) == 6
+    assert {line.replace("runs/first", "runs/final") for line in shortest[2:]} | set(shortest[:2]) <= set(COMMANDS)
 
 
 def test_nothing_is_said_on_standard_error_when_all_is_well(done: Sequence[Done]) -> None:
