@@ -5,26 +5,48 @@ from __future__ import annotations
 import dataclasses
 import json
 import reprlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet_export.errors import ConfigurationError
 from caplet_export.inputs import read_json
 from caplet_export.outputs import write_whole
+from caplet_export.switches import (
+    BELOW_ONE,
+    COUNT,
+    FEW,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    SIZE,
+    Needs,
+    Switches,
+    Values,
+    Where,
+    among,
+    between,
+    from_dict,
+    switch,
+)
+
+_OBJECTIVES = ("cross_entropy", "self_critical", "distillation")
+_BY_REWARD: Where = {"train": ("self_critical",), "tune": ("self_critical",)}
+_TUNE: Where = {"tune": ("self_critical", "distillation")}
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Switches):
     """How captions become words."""
 
-    rules: str = "coco"
+    rules: str = switch("coco", among("coco", "tutorial"))
     """`coco`: the scorer's own tokens (keeps "a"); `tutorial`: no punctuation, digits or one-letter words."""
-    minimum_count: int = 5
+    minimum_count: int = switch(5, COUNT)
     """Words that occur less often in the training captions become `<unk>`."""
-    max_length: int = 20
+    max_length: int = switch(20, between(1, LONGEST_CAPTION))
     """Words of a caption that are learned and produced, at most."""
 
 
@@ -38,41 +60,50 @@ DEFAULT_DECODING = Decoding(
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Switches):
     """The captioner: Show, Attend and Tell (Xu et al., ICML 2015) with a GRU."""
 
-    vocabulary_size: int = 0
+    vocabulary_size: int = switch(0, NOT_NEGATIVE)
     """Set from the vocabulary when training starts."""
-    members: int = 1
+    members: int = switch(1, FEW)
     """Captioners in the ensemble (`caplet-export join`); the sizes below are those of each."""
-    feature_block: str = "mixed10"
+    feature_block: str = switch("mixed10", among("mixed8", "mixed9", "mixed10", several=True))
     """The Inception block whose output the captioner sees: `mixed10`, the last; `mixed9`, of the same shape; or
     `mixed8`, of 1280 channels. The later a block, the better it knows the photos that the extractor was trained on. An
     ensemble has one for all members, or one for each, separated by spaces."""
-    locations: int = 64
-    channels: int = 2048
+    locations: int = switch(64, SIZE)
+    channels: int = switch(2048, SIZE)
     """Of `mixed9` and `mixed10`; `mixed8` has five eighths of them."""
-    feature_size: int = 512
+    feature_size: int = switch(512, SIZE)
     """D: numbers that the linear encoder makes of each location."""
-    attention_size: int = 256
+    attention_size: int = switch(256, SIZE)
     """A: width of the additive attention."""
-    embedding_size: int = 256
-    state_size: int = 512
+    embedding_size: int = switch(256, SIZE)
+    state_size: int = switch(512, SIZE)
     """H: width of the GRU."""
-    initial_state: str = "mean"
+    initial_state: str = switch("mean", among("mean", "zero"))
     """`mean`: tanh of a linear layer of the mean feature; `zero`."""
     gated_context: bool = True
     """Scale the context by a gate read from the state (beta of Xu et al., section 4.2.1)."""
     deep_output: bool = True
     """Predict words from embedding, state and context together (eq. 7 of Xu et al.), else from the state through one
     hidden layer, as the tutorials do."""
-    tied_embeddings: bool = True
+    tied_embeddings: bool = switch(
+        True,
+        needs=Needs("model.deep_output", lambda config: config.model.deep_output or not config.model.tied_embeddings),
+    )
     """The output layer shares the word embeddings (Press and Wolf, 2017)."""
-    dropout: float = 0.5
+    dropout: float = switch(0.5, BELOW_ONE)
     """Rate of dropout of words, states, outputs and encoded features."""
-    channel_dropout: float = 0.0
+    channel_dropout: float = switch(0.0, BELOW_ONE)
     """Share of the feature extractor's channels that are dropped for a whole photo. An extractor that was trained on
     these very photos knows too much about them; this keeps the decoder from relying on it."""
+
+    def conflict(self) -> str | None:
+        """Blocks for another number of members."""
+        if len(self.feature_block.split()) in (1, self.members):
+            return None
+        return f"feature_block: expected one block, or members={self.members} blocks"
 
     @property
     def member_blocks(self) -> tuple[str, ...]:
@@ -97,64 +128,84 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Switches):
     """How the weights are learned."""
 
-    objective: str = "cross_entropy"
+    objective: str = switch("cross_entropy", among(*_OBJECTIVES))
     """`cross_entropy` by teacher forcing; `self_critical` with a CIDEr-D reward (from a trained run); or
     `distillation`, to say each word as probably as another run does (`--teacher`)."""
-    seed: int = 1
-    reward_rouge: float = 0.0
-    """Reward of a sampled caption for a ROUGE-L of 1, beside its CIDEr-D of 0 to 10 (self-critical)."""
-    bigram_penalty: float = 0.0
-    """Price, in reward, of each pair of neighbouring words in a sampled caption that nobody says (self-critical)."""
-    batch_images: int = 24
-    captions_per_image: int = 5
+    seed: int = switch(1, between(0, 2**32 - 1))
+    reward_rouge: float = switch(0.0, NOT_NEGATIVE, effect=_BY_REWARD)
+    """Reward of a sampled caption for a ROUGE-L of 1, beside its CIDEr-D of 0 to 10."""
+    bigram_penalty: float = switch(0.0, NOT_NEGATIVE, effect=_BY_REWARD)
+    """Price, in reward, of each pair of neighbouring words in a sampled caption that nobody says."""
+    batch_images: int = switch(24, SIZE)
+    captions_per_image: int = switch(5, FEW)
     """Number of captions of an image in a batch: the first of its own, or samples (of the captioner in self-critical
     training, of the teacher in distillation)."""
-    epochs: int = 14
-    patience: int = 5
+    epochs: int = switch(14, COUNT)
+    patience: int = switch(5, NOT_NEGATIVE)
     """Stop after this many epochs without a better free-running dev CIDEr-D; 0 trains for a fixed number of epochs and
     keeps the last."""
-    learning_rate: float = 1e-3
-    decay: str = "cosine"
+    learning_rate: float = switch(1e-3, NOT_NEGATIVE)
+    decay: str = switch("cosine", among("cosine", "constant"))
     """`cosine` to zero over `epochs`, or `constant`."""
-    warmup_steps: int = 200
-    gradient_norm: float = 5.0
-    label_smoothing: float = 0.1
-    cross_entropy_weight: float = 0.0
-    """Weight of the cross-entropy of people's captions beside the expected reward (self-critical, `tune` only)."""
-    attention_regularisation: float = 1.0
+    warmup_steps: int = switch(
+        200,
+        NOT_NEGATIVE,
+        needs=Needs("train.decay=cosine", lambda config: config.train.decay == "cosine", verbs=("train",)),
+    )
+    gradient_norm: float = switch(5.0, POSITIVE)
+    label_smoothing: float = switch(
+        0.1,
+        BELOW_ONE,
+        effect={"train": ("cross_entropy",), "tune": ("self_critical",)},
+        needs=Needs(
+            "train.cross_entropy_weight above 0", lambda config: config.train.cross_entropy_weight > 0, verbs=("tune",)
+        ),
+    )
+    cross_entropy_weight: float = switch(0.0, NOT_NEGATIVE, effect={"tune": ("self_critical",)})
+    """Weight of the cross-entropy of people's captions beside the expected reward."""
+    attention_regularisation: float = switch(1.0, NOT_NEGATIVE, effect={"train": ("cross_entropy",)})
     """Lambda of doubly stochastic attention (eq. 14 of Xu et al.), with a mean over locations in place of the sum."""
-    views: str = "plain flip"
+    views: str = switch(
+        "plain flip", Values("at least one view", lambda value: bool(value.split())), effect={"train": _OBJECTIVES}
+    )
     """Views of a training photo, separated by spaces, of which one is drawn each time (each needs its store)."""
-    smallest_crop: float = 0.2
-    """Smallest share of a photo that a random crop shows (`tune`)."""
-    color_jitter: float = 0.4
-    """By how much brightness, contrast and saturation of a crop change, at most (`tune`)."""
-    random_erasing: float = 0.0
-    """Share of crops in which a random rectangle is grey (`tune`; Zhong et al., AAAI 2020)."""
-    mixup: float = 0.0
+    smallest_crop: float = switch(0.2, POSITIVE_SHARE, effect=_TUNE)
+    """Smallest share of a photo that a random crop shows."""
+    color_jitter: float = switch(0.4, SHARE, effect=_TUNE)
+    """By how much brightness, contrast and saturation of a crop change, at most."""
+    random_erasing: float = switch(0.0, SHARE, effect=_TUNE)
+    """Share of crops in which a random rectangle is grey (Zhong et al., AAAI 2020)."""
+    mixup: float = switch(0.0, SHARE, effect={"train": ("distillation",), "tune": ("distillation",)})
     """Share of the photos whose features (in `tune`: pixels) are mixed with up to half of another photo's, for teacher
-    and captioner alike (distillation; mixup, Zhang et al., ICLR 2018)."""
-    teacher_view: str = "same"
-    """What the teacher sees: the `same` view of a photo as the captioner, or always the photo as it is, `plain`
-    (distillation)."""
-    ema_decay: float = 0.995
+    and captioner alike (mixup, Zhang et al., ICLR 2018)."""
+    teacher_view: str = switch("same", among("same", "plain"), effect={"train": ("distillation",)})
+    """What the teacher sees: the `same` view of a photo as the captioner, or always the photo as it is, `plain`."""
+    ema_decay: float = switch(0.995, BELOW_ONE)
     """Decay per step of the exponential moving average of the weights, which is evaluated and kept; lower in
     the first steps; 0 for no average."""
-    extractor_layer: str = "none"
+    extractor_layer: str = switch("none", among("none", *(f"mixed{number}" for number in range(11))))
     """Inception block, below `model.feature_block`; the blocks above it are trained along (`train` needs its store).
     `none` keeps Inception frozen."""
-    extractor_learning_rate: float = 1e-4
-    evaluate_every: int = 1
-    """Epochs from one evaluation to the next; a run is saved only then (`tune`)."""
-    precision: str = "float32"
+    extractor_learning_rate: float = switch(
+        1e-4, NOT_NEGATIVE, needs=Needs("train.extractor_layer", lambda config: config.trains_extractor)
+    )
+    evaluate_every: int = switch(1, COUNT, effect=_TUNE)
+    """Epochs from one evaluation to the next; a run is saved only then."""
+    precision: str = switch("float32", among("float32", "bfloat16"))
     """`float32`, or `bfloat16` for matrix products on processors that have them."""
+
+    def conflict(self) -> str | None:
+        """Too few samples: each is rewarded for what it scores more than the others."""
+        if self.objective != "self_critical" or self.captions_per_image >= 2:
+            return None
+        return "captions_per_image: self-critical training needs 2 or more"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Switches):
     """The whole configuration of a run."""
 
     text: TextConfig = field(default_factory=TextConfig)
@@ -180,214 +231,6 @@ class Config:
         write_whole(path, self.as_json())
 
 
-_DEFAULTS = Config()
-
-_TUNE = Config(
-    model=ModelConfig(dropout=0.1, channel_dropout=0.5),
-    train=TrainConfig(
-        objective="self_critical",
-        reward_rouge=2.0,
-        bigram_penalty=1.0,
-        batch_images=96,
-        epochs=40,
-        patience=0,
-        learning_rate=2e-4,
-        warmup_steps=50,
-        cross_entropy_weight=0.3,
-        attention_regularisation=0.0,
-        random_erasing=0.3,
-        ema_decay=0.999,
-        extractor_layer="mixed2",
-        extractor_learning_rate=2e-4,
-        evaluate_every=5,
-        precision="bfloat16",
-    ),
-)
-
-RECIPES = {
-    "cross_entropy": _DEFAULTS,
-    "refine": Config(
-        model=ModelConfig(dropout=0.3, channel_dropout=0.5),
-        train=TrainConfig(seed=3, epochs=5, learning_rate=6e-4, attention_regularisation=0.0, ema_decay=0.99),
-    ),
-    "self_critical": Config(
-        model=ModelConfig(dropout=0.3, channel_dropout=0.5),
-        train=TrainConfig(
-            objective="self_critical",
-            epochs=8,
-            patience=3,
-            learning_rate=1e-4,
-            label_smoothing=0.0,
-            attention_regularisation=0.0,
-            ema_decay=0.99,
-        ),
-    ),
-    "distillation": Config(
-        model=ModelConfig(dropout=0.0),
-        train=TrainConfig(
-            objective="distillation",
-            epochs=8,
-            patience=0,
-            learning_rate=5e-4,
-            label_smoothing=0.0,
-            attention_regularisation=0.0,
-            ema_decay=0.99,
-        ),
-    ),
-    "fine_tune": Config(
-        train=TrainConfig(
-            epochs=6,
-            patience=2,
-            learning_rate=3e-4,
-            ema_decay=0.99,
-            extractor_layer="mixed7",
-        )
-    ),
-    "tune": _TUNE,
-    "tune_distillation": replace(
-        _TUNE,
-        train=replace(
-            _TUNE.train,
-            objective="distillation",
-            reward_rouge=0.0,
-            bigram_penalty=0.0,
-            epochs=34,
-            learning_rate=3e-4,
-            cross_entropy_weight=0.0,
-            label_smoothing=0.0,
-            random_erasing=0.2,
-            mixup=0.3,
-        ),
-    ),
-    "tutorial": Config(
-        text=TextConfig(rules="tutorial", minimum_count=1),
-        model=ModelConfig(
-            feature_size=256,
-            initial_state="zero",
-            gated_context=False,
-            deep_output=False,
-            tied_embeddings=False,
-            dropout=0.0,
-            channel_dropout=0.0,
-        ),
-        train=TrainConfig(
-            epochs=5,
-            patience=0,
-            decay="constant",
-            label_smoothing=0.0,
-            attention_regularisation=0.0,
-            views="plain",
-            ema_decay=0.0,
-        ),
-    ),
-}
-"""The stages of the released bundle, each of which begins with the one before; `fine_tune`, which trains the upper
-Inception blocks along on stored activations, and gained nothing that could be measured; and the tutorials' recipe as
-the baseline. Recipes of the verb `tune` begin with its name."""
-
-_CHOICES = {
-    "feature_block": ("mixed8", "mixed9", "mixed10"),
-    "rules": ("coco", "tutorial"),
-    "initial_state": ("mean", "zero"),
-    "decay": ("cosine", "constant"),
-    "teacher_view": ("same", "plain"),
-    "extractor_layer": ("none", *(f"mixed{number}" for number in range(11))),
-    "objective": ("cross_entropy", "self_critical", "distillation"),
-    "precision": ("float32", "bfloat16"),
-}
-
-_Where = dict[str, tuple[str, ...]]
-_TUNES: _Where = {"tune": ("self_critical", "distillation")}
-_REWARDS: _Where = {"train": ("self_critical",), "tune": ("self_critical",)}
-_EFFECTIVE: dict[str, _Where] = {
-    "train.reward_rouge": _REWARDS,
-    "train.bigram_penalty": _REWARDS,
-    "train.label_smoothing": {"train": ("cross_entropy",), "tune": ("self_critical",)},
-    "train.cross_entropy_weight": {"tune": ("self_critical",)},
-    "train.attention_regularisation": {"train": ("cross_entropy",)},
-    "train.views": {"train": _CHOICES["objective"]},
-    "train.smallest_crop": _TUNES,
-    "train.color_jitter": _TUNES,
-    "train.random_erasing": _TUNES,
-    "train.mixup": {"train": ("distillation",), "tune": ("distillation",)},
-    "train.teacher_view": {"train": ("distillation",)},
-    "train.evaluate_every": _TUNES,
-}
-"""The verbs, and their objectives, in which a switch has an effect; one that is not listed has an effect in all."""
-
-_NEEDED: dict[str, tuple[tuple[str, ...], str, Callable[[Config], bool]]] = {
-    "train.extractor_learning_rate": (
-        ("train", "tune"),
-        "train.extractor_layer",
-        lambda config: config.trains_extractor,
-    ),
-    "train.warmup_steps": (
-        ("train",),
-        "train.decay=cosine",
-        lambda config: config.train.decay == "cosine",
-    ),
-    "train.label_smoothing": (
-        ("tune",),
-        "train.cross_entropy_weight above 0",
-        lambda config: config.train.cross_entropy_weight > 0,
-    ),
-    "model.tied_embeddings": (
-        ("train", "tune"),
-        "model.deep_output",
-        lambda config: config.model.deep_output or not config.model.tied_embeddings,
-    ),
-}
-"""Switches that have an effect only with another setting: the verbs where that is so, and the setting, in words and as
-a condition."""
-
-_Range = tuple[str, Callable[[Any], bool]]
-# The upper limits are far above any useful value; beyond them TensorFlow fails with many lines, or memory runs out.
-_FEW: _Range = ("1 to 100", lambda value: 1 <= value <= 100)
-_COUNT: _Range = ("1 to 1000000", lambda value: 1 <= value <= 1_000_000)
-_NOT_NEGATIVE: _Range = ("0 to 1000000", lambda value: 0 <= value <= 1_000_000)
-_SIZE: _Range = ("1 to 8192", lambda value: 1 <= value <= 8192)
-_SHARE: _Range = ("0 to 1", lambda value: 0 <= value <= 1)
-_BELOW_ONE: _Range = ("0 or more and below 1", lambda value: 0 <= value < 1)
-_RANGES: dict[str, _Range] = {
-    "minimum_count": _COUNT,
-    "max_length": (f"1 to {LONGEST_CAPTION}", lambda value: 1 <= value <= LONGEST_CAPTION),
-    "vocabulary_size": _NOT_NEGATIVE,
-    "members": _FEW,
-    "locations": _SIZE,
-    "channels": _SIZE,
-    "feature_size": _SIZE,
-    "attention_size": _SIZE,
-    "embedding_size": _SIZE,
-    "state_size": _SIZE,
-    "dropout": _BELOW_ONE,
-    "channel_dropout": _BELOW_ONE,
-    "seed": ("0 to 4294967295", lambda value: 0 <= value < 2**32),
-    "reward_rouge": _NOT_NEGATIVE,
-    "bigram_penalty": _NOT_NEGATIVE,
-    "batch_images": _SIZE,
-    "captions_per_image": _FEW,
-    "epochs": _COUNT,
-    "patience": _NOT_NEGATIVE,
-    "learning_rate": _NOT_NEGATIVE,
-    "warmup_steps": _NOT_NEGATIVE,
-    "gradient_norm": ("above 0 and at most 1000000", lambda value: 0 < value <= 1_000_000),
-    "label_smoothing": _BELOW_ONE,
-    "attention_regularisation": _NOT_NEGATIVE,
-    "views": ("at least one view", lambda value: bool(value.split())),
-    "cross_entropy_weight": _NOT_NEGATIVE,
-    "smallest_crop": ("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "color_jitter": _SHARE,
-    "random_erasing": _SHARE,
-    "evaluate_every": _COUNT,
-    "mixup": _SHARE,
-    "ema_decay": _BELOW_ONE,
-    "extractor_learning_rate": _NOT_NEGATIVE,
-}
-"""The values that a switch may have, in words and as a condition."""
-
-_AnyConfig = TypeVar("_AnyConfig")
-
-
 def load_config(path: Path) -> Config:
     """Read what `Config.save` wrote.
 
@@ -396,7 +239,7 @@ def load_config(path: Path) -> Config:
     """
     raw = read_json(path)
     if isinstance(raw, dict) and isinstance(raw.get("train"), dict):
-        raw["train"] = {_RENAMED.get(switch, switch): value for switch, value in raw["train"].items()}
+        raw["train"] = {_RENAMED.get(name, name): value for name, value in raw["train"].items()}
     return from_dict(Config, raw, str(path))
 
 
@@ -404,51 +247,13 @@ _RENAMED = {"average_decay": "ema_decay", "mixing": "mixup", "erasing": "random_
 """Names of `train` switches in files of releases up to 0.8, and their names now."""
 
 
-def from_dict(kind: type[_AnyConfig], raw: Any, subject: str) -> _AnyConfig:
-    """A configuration dataclass made of plain values, all of which are checked.
-
-    Raises:
-        ConfigurationError: about `subject`, for an unknown switch, or a value of the wrong type or out of range.
-    """
-    if not isinstance(raw, dict):
-        raise ConfigurationError(f"{subject}: expected an object, found {type(raw).__name__}")
-    types = get_type_hints(kind)
-    unknown = set(raw) - set(types)
-    if unknown:
-        raise ConfigurationError(f"{subject}: unknown switch {', '.join(sorted(unknown))} (have: {', '.join(types)})")
-    values: dict[str, Any] = {}
-    for name, value in raw.items():
-        expected = types[name]
-        where = f"{subject}: {name}"
-        if dataclasses.is_dataclass(expected):
-            values[name] = from_dict(expected, value, where)  # type: ignore[arg-type]
-            continue
-        found = reprlib.repr(value)
-        if type(value) is not expected and not (expected is float and type(value) is int):
-            raise ConfigurationError(f"{where}: expected {expected.__name__}, found {found}")
-        said = value.split() or [value] if name == "feature_block" else [value]
-        if name in _CHOICES and not set(said) <= set(_CHOICES[name]):
-            raise ConfigurationError(f"{where}: expected one of {', '.join(_CHOICES[name])}, found {found}")
-        allowed, holds = _RANGES.get(name, ("anything", lambda _: True))
-        if not holds(value):
-            raise ConfigurationError(f"{where}: expected {allowed}, found {found}")
-        values[name] = expected(value)
-    made = kind(**values)
-    if isinstance(made, TrainConfig) and made.objective == "self_critical" and made.captions_per_image < 2:
-        # A sample is rewarded for what it scores more than the others.
-        raise ConfigurationError(f"{subject}: captions_per_image: self-critical training needs 2 or more")
-    if isinstance(made, ModelConfig) and len(made.feature_block.split()) not in (1, made.members):
-        raise ConfigurationError(f"{subject}: feature_block: expected one block, or members={made.members} blocks")
-    return made
-
-
-def changed_switches(now: Config, before: Config = _DEFAULTS) -> dict[str, Any]:
+def changed_switches(now: Config, before: Config = Config()) -> dict[str, Any]:
     """The switches that differ from `before`, by `section.switch`, without the vocabulary's size, which nobody sets."""
     old, new = dataclasses.asdict(before), dataclasses.asdict(now)
     return {
         f"{section}.{name}": value
-        for section, switches in new.items()
-        for name, value in switches.items()
+        for section, values in new.items()
+        for name, value in values.items()
         if value != old[section][name] and name != "vocabulary_size"
     }
 
@@ -466,16 +271,12 @@ def require_effect(assignments: Sequence[str], verb: str, config: Config) -> Non
 
     Files and recipes may hold such switches: a configuration always has all of them, and the next stage inherits it.
     """
-    objective = config.train.objective
     for assignment in assignments:
-        switch = assignment.partition("=")[0]
-        effective = _EFFECTIVE.get(switch)
-        if effective is not None and objective not in effective.get(verb, ()):
-            where = " and ".join(f"`{name}` by {' or '.join(objectives)}" for name, objectives in effective.items())
-            raise ConfigurationError(f"--set {assignment}: no effect on `{verb}` by {objective}, only on {where}")
-        verbs, needed, holds = _NEEDED.get(switch, ((), "", lambda _: True))
-        if verb in verbs and not holds(config):
-            raise ConfigurationError(f"--set {assignment}: no effect on `{verb}` without {needed}")
+        section, _, name = assignment.partition("=")[0].partition(".")
+        known = getattr(config, section).known().get(name)
+        missing = known and known.missing(verb, config.train.objective, config)
+        if missing:
+            raise ConfigurationError(f"--set {assignment}: no effect on `{verb}` {missing}")
 
 
 def override(config: Config, assignments: list[str]) -> Config:
@@ -489,8 +290,8 @@ def override(config: Config, assignments: list[str]) -> Config:
         target, separator, text = assignment.partition("=")
         section, dot, name = target.partition(".")
         if not separator or not dot or section not in raw or name not in raw[section]:
-            switches = ", ".join(f"{key}.{switch}" for key, part in raw.items() for switch in part)
-            raise ConfigurationError(f"--set {assignment}: expected SECTION.SWITCH=VALUE with one of {switches}")
+            have = ", ".join(f"{key}.{each}" for key, part in raw.items() for each in part)
+            raise ConfigurationError(f"--set {assignment}: expected SECTION.SWITCH=VALUE with one of {have}")
         current = raw[section][name]
         try:
             raw[section][name] = text if isinstance(current, str) else json.loads(text)

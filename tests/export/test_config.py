@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import get_type_hints
 
@@ -11,9 +10,6 @@ import pytest
 
 from caplet_export.cli import main
 from caplet_export.config import (
-    _EFFECTIVE,
-    _NEEDED,
-    _RANGES,
     Config,
     ModelConfig,
     TextConfig,
@@ -150,11 +146,6 @@ def test_a_switch_that_does_something_is_not_refused() -> None:
         require_effect(given, verb, with_switches(f"train.objective={objective}"))
 
 
-def test_switches_that_have_no_effect_everywhere_are_switches() -> None:
-    switches = {f"{section}.{name}" for section, part in asdict(Config()).items() for name in part}
-    assert {*_EFFECTIVE, *_NEEDED} <= switches
-
-
 @pytest.mark.parametrize("verb", ["train", "tune"])
 def test_verbs_refuse_switches_that_would_do_nothing(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is read."""
@@ -174,7 +165,7 @@ def test_the_configuration_of_the_released_model_is_read() -> None:
 def test_every_number_has_a_range() -> None:
     for section in (TextConfig, ModelConfig, TrainConfig):
         numbers = {name for name, kind in get_type_hints(section).items() if kind in (int, float)}
-        assert numbers <= set(_RANGES)
+        assert numbers <= {name for name, switch in section.known().items() if switch.values is not None}
 
 
 @pytest.mark.parametrize(

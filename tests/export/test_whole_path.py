@@ -22,8 +22,9 @@ import pytest
 
 from caplet import Captioner
 from caplet_export.cli import VERBS, main
-from caplet_export.config import RECIPES, Config
+from caplet_export.config import Config
 from caplet_export.features import FeatureStore
+from caplet_export.recipes import RECIPES
 from tiny_flickr8k import COLOURS, SHAPES, write_split, write_tiny_flickr8k
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"

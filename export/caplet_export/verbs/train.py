@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
-from caplet_export.config import RECIPES, inherit, load_config, override, require_effect
+from caplet_export.config import inherit, load_config, override, require_effect
 from caplet_export.errors import ConfigurationError
+from caplet_export.recipes import RECIPES
 from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
 from caplet_export.views import PLAIN, check_view
 
