@@ -19,7 +19,7 @@ import numpy as np
 from caplet.bundle import Bundle
 from caplet.captioner import Captioner
 from caplet.decode import search
-from caplet.errors import ArgumentError, CapletError, ImageError, printable
+from caplet.errors import ArgumentError, CapletError, printable
 from caplet.image import load_pixels
 from caplet.inputs import STDIN
 from caplet.machine import describe_cpu, versions
@@ -92,13 +92,10 @@ def _golden_photo(bundle: Bundle) -> str:
 
 
 def _check_photo(photo: str, captioner: Captioner) -> None:
-    """Raise ArgumentError for a photo that cannot be captioned, or is not a file: a pipe could be read only once."""
+    """Raise CapletError for a photo that cannot be captioned, or is not a file: a pipe could be read only once."""
     if Path(photo).exists() and not Path(photo).is_file():
         raise ArgumentError("PHOTO", f"{photo} is not a file", "give one")
-    try:
-        captioner.caption(photo)
-    except ImageError as error:
-        raise ArgumentError("PHOTO", str(error)) from error
+    captioner.caption(photo)
 
 
 def _stages(
