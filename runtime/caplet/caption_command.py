@@ -252,10 +252,7 @@ def _sources(
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:
-    """The error with its photo as the subject; the captioner cannot name it if it got the contents, or a graph failed.
-
-    An ArgumentError is about attention that cannot be drawn, which is a graph's fault, too.
-    """
-    if isinstance(error, (InferenceError, ArgumentError)):
+    """The error with its photo as the subject: the captioner cannot name it if it got contents, or a graph failed."""
+    if isinstance(error, InferenceError):
         return InferenceError(photo.name, f"{error.subject}: {error.cause}", error.remedy)
     return error if photo.contents is None else type(error)(photo.name, error.cause, error.remedy)

@@ -29,6 +29,7 @@ from caplet.threads import usable_threads
 _log = logging.getLogger(__name__)
 _GRID = 8  # the encoder's 64 locations are 8 rows of 8
 _FIRST_WORD = 4  # ids below are <pad>, <start>, <end>, <unk>
+_ROUNDING = 0.02  # by which a log-probability may exceed 0, or weights 1, also in graphs of half precision
 _LARGEST_BATCH = 1024
 _MOST_PHOTO_WORKERS = 4
 _SEARCHED_TOGETHER = 8
@@ -381,10 +382,11 @@ class Captioner:
         return [self._search([photo], decoding)[0] for photo in photos]
 
     def _write(self, hypotheses: Sequence[Hypothesis], milliseconds: float) -> Caption | CapletError:
-        """The Caption for a photo's hypotheses, best first; an InferenceError if their tokens are not words."""
+        """The Caption for a photo's hypotheses, best first; an InferenceError if no decoder may give such."""
         vocabulary = self._bundle.words
-        if not all(_FIRST_WORD <= t < len(vocabulary) for hypothesis in hypotheses for t in hypothesis.tokens):
-            return InferenceError("decoder", "gives tokens that are not words", "run `caplet check`")
+        impossible = _impossible(hypotheses, len(vocabulary))
+        if impossible is not None:
+            return InferenceError("decoder", f"gives {impossible}", "run `caplet check`")
         sentences = [tuple(vocabulary[token] for token in hypothesis.tokens) for hypothesis in hypotheses]
         best = hypotheses[0]
         attention = best.attention.reshape(-1, _GRID, _GRID)
@@ -401,6 +403,22 @@ class Captioner:
             ),
             milliseconds=milliseconds,
         )
+
+
+def _impossible(hypotheses: Sequence[Hypothesis], words: int) -> str | None:
+    """What a decoder gave, for the words of one photo, that none may give; None if all may be right.
+
+    Looked at here, once for a photo, and not at each step: that costs nothing that can be measured.
+    """
+    if not all(_FIRST_WORD <= token < words for hypothesis in hypotheses for token in hypothesis.tokens):
+        return "tokens that are not words"
+    if any(max((*hypothesis.log_probs, hypothesis.score)) > _ROUNDING for hypothesis in hypotheses):
+        return "probabilities above 1"
+    weights = hypotheses[0].attention
+    possible = ((weights >= 0) & (weights <= 1 + _ROUNDING)).all()  # neither NaN nor what the sum would warn of
+    if not possible or (np.abs(weights.sum(axis=1) - 1) > _ROUNDING).any():
+        return "attention that does not add up to 1, or is negative"
+    return None
 
 
 def join_words(words: Iterable[str]) -> str:

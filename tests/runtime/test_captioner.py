@@ -23,7 +23,7 @@ import threading
 import time
 import typing
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -512,6 +512,57 @@ def test_a_decoder_that_says_what_is_not_a_word_is_an_error(
     say(captioner, token, monkeypatch)
     with pytest.raises(InferenceError, match="tokens that are not words"):
         captioner.caption(paths[0], beam_size=1, max_length=1)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize(
+    ("output", "change", "told"),
+    [
+        ("log_probs", lambda log_probs: np.exp(log_probs), "probabilities above 1"),
+        ("log_probs", lambda log_probs: log_probs - log_probs[:, :1] + 0.05, "probabilities above 1"),
+        ("attention", lambda weights: np.full_like(weights, np.nan), "attention that"),
+        ("attention", lambda weights: np.where(weights == weights.max(), weights + 1.5, -0.5), "attention that"),
+        ("attention", lambda weights: 1.1 * weights, "attention that"),
+        ("attention", lambda weights: np.full_like(weights, 3e38), "attention that"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_decoder_that_gives_impossible_numbers_is_an_error(
+    output: str,
+    change: Callable[[Any], Any],
+    told: str,
+    beam_size: int,
+    tiny_bundle: Path,
+    paths: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captioner = Captioner(tiny_bundle)
+    step = captioner.sessions.step
+
+    def wrong(*feeds: Any) -> Any:
+        result = step(*feeds)
+        return result._replace(**{output: change(getattr(result, output))})
+
+    monkeypatch.setattr(captioner.sessions, "step", wrong)
+    with pytest.raises(InferenceError, match=f"decoder: gives {told}"):
+        captioner.caption(paths[0], beam_size=beam_size)
+
+
+def test_numbers_of_half_precision_are_possible(
+    tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = Captioner(tiny_bundle)
+    step = captioner.sessions.step
+
+    def round_up(*feeds: Any) -> Any:
+        result = step(*feeds)
+        return result._replace(
+            log_probs=result.log_probs - result.log_probs[:, :1] + 0.015, attention=result.attention * 1.001
+        )
+
+    monkeypatch.setattr(captioner.sessions, "step", round_up)
+    caption = captioner.caption(paths[0])
+    assert caption.plot(paths[0]).width > 0
 
 
 @pytest.mark.parametrize("token", [4, 35])

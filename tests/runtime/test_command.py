@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 import caplet.caption_command
 import caplet.explain
 import caplet.output
-from caplet import ArgumentError, Caption, Captioner, ImageNotFoundError, InferenceError
+from caplet import Caption, Captioner, ImageNotFoundError, InferenceError
 from caplet.cli import main
 from caplet.inputs import find_inputs, is_descriptor
 from caplet.progress import Progress
@@ -1187,19 +1187,6 @@ def test_a_drawing_that_cannot_be_written_costs_no_caption(
     drawing = tmp_path / "out" / "cat.png"
     assert err == f"caplet: {drawing}: cannot be written (Permission denied); check its permissions and the disk\n"
     assert len(list((tmp_path / "out").iterdir())) == len(NAMES) - 1
-
-
-def test_a_photo_whose_attention_cannot_be_drawn_is_named(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise ArgumentError("attention", "has shares below 0")
-
-    monkeypatch.setattr("caplet.explain.plot_attention", refuse)
-    photo = photos / "cat.jpg"
-    status, out, err = run(photo, photo, "--attention", tmp_path / "new", capfd=capfd)
-    assert (status, len(out.splitlines())) == (1, 2)
-    assert err == f"caplet: {photo}: attention: has shares below 0\n" * 2
 
 
 def test_names_that_differ_in_case_or_form_alone_get_two_drawings(
