@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from typing import TextIO
 
@@ -38,6 +39,16 @@ class Progress:
     def _show(self, text: str) -> None:
         if self._stream is not None:
             with contextlib.suppress(OSError):  # the terminal is gone, the captions are not
-                self._stream.write("\r" + text.ljust(self._width) + ("" if text else "\r"))
+                line = text.ljust(self._width)[: _room(self._stream)]
+                self._stream.write("\r" + line + ("" if text else "\r"))
                 self._stream.flush()
             self._width = len(text)
+
+
+def _room(terminal: TextIO) -> int | None:
+    """How long a line may be; None if unknown. One that the terminal wraps could not be overwritten."""
+    try:
+        columns = os.get_terminal_size(terminal.fileno()).columns
+    except (OSError, ValueError):
+        return None
+    return columns - 1 if columns else None

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -1304,6 +1305,30 @@ def test_progress_in_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.clear()
     shown = ["3/12 photos, 12.0 a second", "5/12 photos, 10.0 a second", "6/12 photos, 6.0 a second ", " " * 25, ""]
     assert terminal.getvalue().decode() == "".join("\r" + line for line in shown)  # only what was flushed is there
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals to make on this system")
+@pytest.mark.parametrize("columns", [0, 1, 12, 80])
+def test_progress_does_not_wrap(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+    import termios
+
+    monkeypatch.setattr("caplet.progress._INTERVAL", 0)
+    screen, descriptor = os.openpty()
+    with open(screen, "rb", buffering=0) as shown, open(descriptor, "w") as terminal:
+        progress = Progress(terminal, 12)
+        progress.advance()  # as long as there is room for
+        fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        for _ in range(10):
+            progress.advance()
+        progress.clear()
+        os.write(descriptor, b"end")
+        output = b""
+        while not output.endswith(b"end"):  # as above
+            output += shown.read(4096)
+    wide, *narrow = output.decode().split("\r")[1:]
+    assert len(wide) > 20 and narrow[-2:] == [" " * len(narrow[-2]), "end"]
+    assert {len(line) for line in narrow[:-1]} == {columns - 1} if 0 < columns < 20 else len(narrow[0]) > 20
 
 
 def test_a_terminal_that_is_gone_costs_no_caption(
