@@ -385,7 +385,7 @@ def _finish(
         like: the image whose orientation and colour profile hold; `image` itself if None.
         box: the part of `image` that the picture fills, as `decode_file` gives it; all of it if None.
     """
-    colours = _to_rgb(image)
+    colours = _to_rgb_or_grey(image)
     described = image if like is None else like
     orientation = _orientation(described)
     method = _TRANSPOSITIONS.get(orientation)
@@ -397,6 +397,8 @@ def _finish(
         colours = colours.transpose(method)
     if box is None:
         colours = _squash(colours, fit(*colours.size))
+    if colours.mode == "L":  # only now: small and upright it takes less time and memory, and gives the same
+        colours = colours.convert("RGB")
     return np.array(_to_srgb(colours, described), dtype=np.uint8)
 
 
@@ -444,8 +446,8 @@ def _orientation_in(exif: bytes) -> int:
     return next((value for tag, _, _, value in entries if tag == _ORIENTATION), 1)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Mode RGB from every mode Pillow has, over white where it is transparent; the image itself if it is RGB."""
+def _to_rgb_or_grey(image: Image.Image) -> Image.Image:
+    """Mode RGB or L from every mode Pillow has, over white where it is transparent; the image itself if it is so."""
     if image.mode.startswith("I") or image.mode == "F":
         key = image.info.get("transparency")
         shown = np.asarray(image) != key if isinstance(key, int) else None
@@ -462,7 +464,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         over = Image.new("RGB", image.size, BACKGROUND)
         over.paste(image, mask=image)
         return over
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode in ("RGB", "L") else image.convert("RGB")
 
 
 def _without_foreign_key(image: Image.Image) -> Image.Image:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from caplet.errors import ArgumentError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image import load_pixels
@@ -241,6 +242,43 @@ def test_a_photo_in_a_tar_file_that_is_read_as_a_stream() -> None:
         photo = tar.extractfile(next(iter(tar)))
         assert photo is not None
         np.testing.assert_array_equal(load_pixels(photo), load_pixels(PHOTOS[0]))
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+@pytest.mark.parametrize("shape", [(500, 375), (7, 900), (900, 7), (40, 30)], ids=str)
+def test_grey_pictures_are_resized_as_such_and_come_out_the_same(
+    mode: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grey = Image.open(PHOTOS[0]).convert("L").resize(shape)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    options: list[dict[str, Any]] = [{}, {"exif": turned}, {"pnginfo": gamma_of(1.0)}]
+    colours = [encoded(grey.convert("RGB"), **each) for each in options]
+    stored = grey if mode == "L" else Image.fromarray(np.asarray(grey, np.uint16) * 257)
+    greys = [encoded(stored, **each) for each in options]
+    expected = [load_pixels(each) for each in colours]
+    convert, converted = Image.Image.convert, []
+    monkeypatch.setattr(
+        Image.Image, "convert", lambda image, *how: converted.append(image.size) or convert(image, *how)
+    )
+    for data, pixels in zip(greys, expected, strict=True):
+        np.testing.assert_array_equal(load_pixels(data), pixels)
+    assert converted == [(299, 299)] * len(options)
+
+
+def test_large_grey_jpegs_are_those_of_pillow() -> None:
+    data = encoded(Image.open(PHOTOS[0]).convert("L").resize((1203, 1301)), "JPEG")
+    image = Image.open(io.BytesIO(data))
+    drafted = image.draft(None, (598, 598))
+    assert drafted is not None and image.size == (602, 651)
+    expected = image.convert("RGB").resize((299, 299), Image.Resampling.BILINEAR, drafted[1])
+    np.testing.assert_array_equal(load_pixels(data), np.asarray(expected))
+
+
+def gamma_of(gamma: float) -> PngInfo:
+    chunk = PngInfo()
+    chunk.add(b"gAMA", struct.pack(">I", round(100_000 * gamma)))
+    return chunk
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
