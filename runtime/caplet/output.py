@@ -31,6 +31,7 @@ class Output:
             OSError: it cannot be opened.
         """
         self._is_file = False
+        self._file: io.FileIO | _Lines
         if path is not None:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
             self._is_file = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
@@ -42,8 +43,11 @@ class Output:
         else:
             sys.stdout.flush()
             make_blocking(sys.stdout)
-            # Not FileIO by itself: `open` knows a console of Windows, which takes other bytes than a file.
-            self._file = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
+            try:
+                # Not FileIO by itself: `open` knows a console of Windows, which takes other bytes than a file.
+                self._file = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
+            except io.UnsupportedOperation:  # no file: `contextlib.redirect_stdout`, IDLE, pytest's `capsys`
+                self._file = _Lines(sys.stdout)
         self._name = path or "<standard output>"
 
     @property
@@ -78,6 +82,17 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Lines(io.RawIOBase):
+    """A text stream as a file that takes whole lines in UTF-8; bytes of names that are not UTF-8 are escaped."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, line: Any, /) -> int:
+        self._stream.write(bytes(line).decode("utf-8", "backslashreplace"))
+        return len(line)
 
 
 def _lock(descriptor: int) -> bool:

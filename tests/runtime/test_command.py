@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -1305,6 +1306,21 @@ def test_progress_in_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.clear()
     shown = ["3/12 photos, 12.0 a second", "5/12 photos, 10.0 a second", "6/12 photos, 6.0 a second ", " " * 25, ""]
     assert terminal.getvalue().decode() == "".join("\r" + line for line in shown)  # only what was flushed is there
+
+
+@needs_bytes_in_names
+@pytest.mark.parametrize("kind", [io.StringIO, lambda: io.TextIOWrapper(io.BytesIO(), "utf-8")])
+def test_results_go_to_a_standard_output_that_is_no_file(
+    kind: Callable[[], Any], photos: Path, tmp_path: Path, texts: dict[str, str]
+) -> None:
+    """As a program has it that calls `main` and keeps what it prints."""
+    odd = shutil.copy(photos / "cat.jpg", os.fsdecode(bytes(tmp_path) + b"/\xe9.jpg"))
+    with contextlib.redirect_stdout(kind()) as stream:
+        assert main([str(photos / "cat.jpg"), odd]) == 0
+        assert main(["--version"]) == 0
+    stream.seek(0)
+    lines = f"{photos / 'cat.jpg'}\t{texts['cat']}\n{tmp_path}/\\xe9.jpg\t{texts['cat']}\n"
+    assert stream.read() == f"{lines}caplet {caplet.__version__}\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals to make on this system")
