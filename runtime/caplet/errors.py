@@ -7,7 +7,7 @@ Every error is a `CapletError` and also the built-in a caller would catch anyway
 from __future__ import annotations
 
 import errno
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 NO_MEMORY = "needs more memory than there is"
 """The cause to give where Python or a library ran out of memory."""
@@ -51,8 +51,9 @@ class ImageNotFoundError(ImageError, FileNotFoundError):
     """There is no file at the path given."""
 
     # ValueError's comes first in the MRO, but cannot make an OSError. tblib, with which Dask and others pass errors
-    # between processes, calls it.
-    __new__ = FileNotFoundError.__new__  # type: ignore[assignment]
+    # between processes, calls it. Mypy would take what `except` catches for Any.
+    if not TYPE_CHECKING:
+        __new__ = FileNotFoundError.__new__
 
     def __init__(self, subject: str, cause: str = "no such file", remedy: str = "check the path") -> None:
         super().__init__(subject, cause, remedy)
@@ -68,7 +69,8 @@ class BundleError(CapletError, ValueError):
 class BundleNotFoundError(BundleError, FileNotFoundError):
     """There is no model bundle at the path given."""
 
-    __new__ = FileNotFoundError.__new__  # type: ignore[assignment]  # as above
+    if not TYPE_CHECKING:
+        __new__ = FileNotFoundError.__new__  # as above
 
     def __init__(self, subject: str, cause: str = "no such bundle", remedy: str = "check the path") -> None:
         super().__init__(subject, cause, remedy)

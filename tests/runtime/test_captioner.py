@@ -15,6 +15,7 @@ import operator
 import os
 import pickle
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,7 @@ import pytest
 from PIL import Image
 
 import caplet
+import caplet.errors
 from caplet import (
     ArgumentError,
     BundleError,
@@ -1105,6 +1107,19 @@ def test_an_error_comes_back_as_it_was(kind: type[CapletError], way: str) -> Non
     assert str(again) == str(error) == "cat.jpg: is a cat; bring a dog"
     if isinstance(error, OSError):
         assert (error.errno, error.strerror, error.filename) == (errno.ENOENT, "is a cat", "cat.jpg")
+
+
+def test_what_except_catches_has_its_type_for_mypy_too(tmp_path: Path) -> None:
+    mypy = pytest.importorskip("mypy.api")
+    shutil.copy(caplet.errors.__file__, tmp_path / "errors_of_caplet.py")  # alone: NumPy's types take long
+    program = tmp_path / "program.py"
+    program.write_text("import errors_of_caplet as errors\n")
+    with program.open("a") as file:
+        for name in (name for name in caplet.__all__ if name.endswith("Error")):
+            file.write(f"try:\n    print()\nexcept errors.{name} as error:\n    reveal_type(error)\n")
+    told, _, status = mypy.run(["--strict", "--cache-dir", str(tmp_path / "cache"), str(program)])
+    assert status == 0
+    assert re.findall(r'type is "errors_of_caplet\.(.*)"', told) == [n for n in caplet.__all__ if n.endswith("Error")]
 
 
 def test_a_caption_comes_back_read_only(captioner: Captioner, photos: Path) -> None:
