@@ -188,6 +188,14 @@ class Captioner:
     def __repr__(self) -> str:
         return f"Captioner({str(self._bundle.path)!r}, threads={self._threads})"
 
+    def __copy__(self) -> Captioner:
+        """Itself, since it does not change; as pickle does it, the model would be loaded again, and kept for good."""
+        return self
+
+    def __deepcopy__(self, _: object) -> Captioner:
+        """Itself, as `__copy__`; `dataclasses.asdict` comes here with whatever has a Captioner in a field."""
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _made_again, (type(self), str(self._bundle.path), *self._asked, self._bundle.digest)
 

@@ -1093,6 +1093,12 @@ def test_a_subclass_comes_back_as_one(way: Any, tiny_bundle: Path, photos: Path,
     assert again.caption(photos / "cat.jpg") == texts[1].upper()
 
 
+def test_a_copy_is_itself_and_loads_no_model(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caplet.captioner.load_bundle", None)
+    assert copy.copy(captioner) is captioner
+    assert copy.deepcopy({"describe": captioner})["describe"] is captioner
+
+
 @pytest.mark.parametrize("way", ["pickle", "tblib"])
 @pytest.mark.parametrize("kind", [getattr(caplet, name) for name in caplet.__all__ if name.endswith("Error")])
 def test_an_error_comes_back_as_it_was(kind: type[CapletError], way: str) -> None:
