@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from caplet.captioner import Captioner
-from caplet.errors import BundleError
+from caplet.errors import BundleError, InferenceError
 from caplet.output import Output
 
 # Other CPUs and versions of onnxruntime may round 8-bit arithmetic differently, which moves scores by hundredths.
@@ -50,7 +50,14 @@ def check_golden(captioner: Captioner) -> list[GoldenResult]:
     if any(golden.beam_size > widest for golden in bundle.manifest.golden):
         raise BundleError(str(bundle.path), f"a golden caption's beam_size is above the decoder's limit of {widest}")
     for golden in bundle.manifest.golden:
-        caption = captioner.caption(bundle.path / golden.file, beam_size=golden.beam_size)
+        try:
+            caption = captioner.caption(bundle.path / golden.file, beam_size=golden.beam_size)
+        except InferenceError as error:
+            # Others advise what is done here. The files are those of the manifest, so what is wrong was exported so, or
+            # is onnxruntime's.
+            if "caplet check" not in error.remedy:
+                raise
+            raise InferenceError(error.subject, error.cause, "export the bundle again, or open an issue") from error
         results.append(
             GoldenResult(golden.file, golden.beam_size, golden.text, caption.text, golden.score, caption.score)
         )

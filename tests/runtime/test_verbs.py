@@ -22,7 +22,7 @@ import PIL
 import pytest
 
 import caplet
-from caplet import CapletError, Captioner
+from caplet import CapletError, Captioner, InferenceError
 from caplet.bench_command import _fresh_start
 from caplet.cli import main
 from caplet.machine import describe_cpu, versions
@@ -234,6 +234,21 @@ def test_an_altered_file_is_found(verb: str, bundle: Path, capfd: pytest.Capture
     assert (status, out) == (1, "")
     assert err.startswith(f"caplet: {bundle / 'golden' / 'cat.png'}: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("remedy", "told"),
+    [("run `caplet check`", "export the bundle again, or open an issue"), ("free some", "free some")],
+)
+def test_check_does_not_advise_to_run_check(
+    remedy: str, told: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise InferenceError("decoder", "gives no usable probabilities", remedy)
+
+    monkeypatch.setattr("caplet.sessions.Sessions.step", fail)
+    status, out, err = run("check", "--model", bundle, capfd=capfd)
+    assert (status, out, err) == (1, "", f"caplet: decoder: gives no usable probabilities; {told}\n")
 
 
 def test_check_of_a_golden_caption_that_the_decoder_cannot_search_for(
