@@ -524,7 +524,7 @@ def test_a_decoder_that_says_what_is_not_a_word_is_an_error(
         ("log_probs", lambda log_probs: log_probs - log_probs[:, :1] + 0.05, "probabilities above 1"),
         ("attention", lambda weights: np.full_like(weights, np.nan), "attention that"),
         ("attention", lambda weights: np.where(weights == weights.max(), weights + 1.5, -0.5), "attention that"),
-        ("attention", lambda weights: 1.1 * weights, "attention that"),
+        ("attention", lambda weights: 1.5 * weights, "attention that"),
         ("attention", lambda weights: np.full_like(weights, 3e38), "attention that"),
     ],
 )
@@ -550,21 +550,27 @@ def test_a_decoder_that_gives_impossible_numbers_is_an_error(
         captioner.caption(paths[0], beam_size=beam_size)
 
 
-def test_numbers_of_half_precision_are_possible(
-    tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("output", "change"),
+    [
+        ("log_probs", lambda log_probs: log_probs - log_probs[:, :1] + 2.0**-6),
+        ("attention", lambda weights: np.rint(weights * 255).astype(np.float32) / 255),
+    ],
+    ids=["half precision", "8 bits"],
+)
+def test_rounded_numbers_are_possible(
+    output: str, change: Callable[[Any], Any], tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner = Captioner(tiny_bundle)
     step = captioner.sessions.step
 
-    def round_up(*feeds: Any) -> Any:
+    def rounded(*feeds: Any) -> Any:
         result = step(*feeds)
-        return result._replace(
-            log_probs=result.log_probs - result.log_probs[:, :1] + 0.015, attention=result.attention * 1.001
-        )
+        return result._replace(**{output: change(getattr(result, output))})
 
-    monkeypatch.setattr(captioner.sessions, "step", round_up)
-    caption = captioner.caption(paths[0])
-    assert caption.plot(paths[0]).width > 0
+    monkeypatch.setattr(captioner.sessions, "step", rounded)
+    for path in paths:
+        assert captioner.caption(path).plot(path).width > 0
 
 
 @pytest.mark.parametrize("token", [4, 35])
