@@ -48,11 +48,13 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "errors" if name.endswith("Error") else "image" if name == "ImageSource" else "captioner"
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+if not TYPE_CHECKING:  # to type checkers, a module with this function has every name, also a misspelt one
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = "errors" if name.endswith("Error") else "image" if name == "ImageSource" else "captioner"
+        return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:
