@@ -464,7 +464,7 @@ def _to_rgb_or_grey(image: Image.Image) -> Image.Image:
         over = Image.new("RGB", image.size, BACKGROUND)
         over.paste(image, mask=image)
         return over
-    return image if image.mode in ("RGB", "L") else image.convert("RGB")
+    return image if image.mode in ("RGB", "L") else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _without_foreign_key(image: Image.Image) -> Image.Image:

@@ -244,7 +244,7 @@ def test_a_photo_in_a_tar_file_that_is_read_as_a_stream() -> None:
         np.testing.assert_array_equal(load_pixels(photo), load_pixels(PHOTOS[0]))
 
 
-@pytest.mark.parametrize("mode", ["L", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "I;16"])
 @pytest.mark.parametrize("shape", [(500, 375), (7, 900), (900, 7), (40, 30)], ids=str)
 def test_grey_pictures_are_resized_as_such_and_come_out_the_same(
     mode: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -253,14 +253,18 @@ def test_grey_pictures_are_resized_as_such_and_come_out_the_same(
     turned = Image.Exif()
     turned[0x0112] = 6
     options: list[dict[str, Any]] = [{}, {"exif": turned}, {"pnginfo": gamma_of(1.0)}]
-    colours = [encoded(grey.convert("RGB"), **each) for each in options]
-    stored = grey if mode == "L" else Image.fromarray(np.asarray(grey, np.uint16) * 257)
+    stored = Image.fromarray(np.asarray(grey, np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    colours = (grey if mode == "I;16" else stored).convert("RGB")
     greys = [encoded(stored, **each) for each in options]
-    expected = [load_pixels(each) for each in colours]
+    expected = [load_pixels(encoded(colours, **each)) for each in options]
     convert, converted = Image.Image.convert, []
-    monkeypatch.setattr(
-        Image.Image, "convert", lambda image, *how: converted.append(image.size) or convert(image, *how)
-    )
+
+    def noted(image: Image.Image, mode: str) -> Image.Image:
+        if mode == "RGB":
+            converted.append(image.size)
+        return convert(image, mode)
+
+    monkeypatch.setattr(Image.Image, "convert", noted)
     for data, pixels in zip(greys, expected, strict=True):
         np.testing.assert_array_equal(load_pixels(data), pixels)
     assert converted == [(299, 299)] * len(options)
