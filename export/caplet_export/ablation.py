@@ -24,6 +24,7 @@ from caplet_export.metrics import (
     corpus_scores,
     paired_bootstrap,
     references_of,
+    signed,
 )
 from caplet_export.photos import photo_batches, readable_photos
 from caplet_export.stages import run_name
@@ -109,7 +110,7 @@ def _row(
         config_before, statistics_before = before
         changes = ", ".join(_changes(config_before, config))
         difference = paired_bootstrap(statistics_before, statistics)["cider_d"]
-        gain = f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
+        gain = f"{signed(difference.value, 1)} ({signed(difference.low, 1)} to {signed(difference.high, 1)})"
     return [
         run,
         f"{scores.cider_d:.1f} ({interval.low:.1f} to {interval.high:.1f})",

@@ -18,7 +18,7 @@ from caplet.image import load_picture
 from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.evaluate import Evaluation, statistics_of
 from caplet_export.flickr8k import Dataset
-from caplet_export.metrics import TITLES, Interval, note_on_limit, paired_bootstrap, references_of
+from caplet_export.metrics import TITLES, Interval, note_on_limit, paired_bootstrap, references_of, signed
 from caplet_export.outputs import check_place, foreign, write_whole
 
 _THUMBNAIL = 224
@@ -116,11 +116,10 @@ def format_comparison(comparison: Comparison) -> str:
     for name, title in TITLES.items():
         difference = comparison.differences[name]
         # As printed: coco-caption's BLEU is never quite 0, but differences below a hundredth of a point are nothing.
+        value, low, high = (signed(figure, 2) for figure in (difference.value, difference.low, difference.high))
         excludes = "" if round(difference.low, 2) <= 0 <= round(difference.high, 2) else "excludes 0"
-        lines.append(
-            f"| {title} | {first[name]:.2f} | {second[name]:.2f} "
-            f"| {difference.value:+.2f} | {difference.low:+.2f} to {difference.high:+.2f} | {excludes} |"
-        )
+        scores = f"{first[name]:.2f} | {second[name]:.2f}"
+        lines.append(f"| {title} | {scores} | {value} | {low} to {high} | {excludes} |")
     changed, gained = len(comparison.changes), sum(change.gain > 0 for change in comparison.changes)
     lost = sum(change.gain < 0 for change in comparison.changes)
     lines += [

@@ -57,6 +57,12 @@ def note_on_limit(limit: int | None) -> str:
     return f" (of the first {limit}; CIDEr-D not comparable with that of the whole split)" if limit else ""
 
 
+def signed(difference: float, digits: int) -> str:
+    """A difference with its sign and so many decimals; one that is nothing at these is +0.0, not -0.0."""
+    text = f"{difference:+.{digits}f}"
+    return text if float(text) else text.replace("-", "+")
+
+
 def references_of(dataset: Dataset, names: Sequence[str]) -> dict[str, list[list[str]]]:
     """Tokenised references of the images named, in that order."""
     return {name: [tokenize(caption) for caption in dataset.captions[name]] for name in names}

@@ -93,6 +93,10 @@ def test_figures_stand_in_their_columns(runs: Runs, tmp_path: Path, monkeypatch:
         ["slow", "55.5 (52.1 to 58.9)", "", *figures, "", "(the baseline)"],
         ["again", "55.5 (52.1 to 58.9)", "+1.0 (-2.0 to +3.0)", *figures, "5.5", "learning_rate 0.02"],
     ]
+    monkeypatch.setattr(ablation, "paired_bootstrap", lambda *_: {"cider_d": Interval(-0.04, -0.3, -0.0)})
+    odd = {"dev": iter([None, None])}
+    nothing = compare_runs([runs.folder / "slow", again], runs.dataset, runs.folder / "features")["rows"]
+    assert nothing[1][2] == "+0.0 (-0.3 to +0.0)", "no -0.0"
     # The chart reads the cells, and leaves out what it cannot read.
     assert [measured(cell) for cell in rows[1][1:3]] == [(55.5, 52.1, 58.9), (1.0, -2.0, 3.0)]
 

@@ -158,6 +158,8 @@ def test_the_table_says_which_intervals_exclude_zero(
     comparison = compare(evaluation(dataset, vague), evaluation(dataset, mixed), dataset)
     none = {metric: Interval(1e-4, 9e-5, 2e-4) for metric in comparison.differences}
     assert "excludes 0" not in format_comparison(replace(comparison, differences=none)), "+0.00 to +0.00"
+    nothing = dict.fromkeys(METRICS, Interval(-1e-4, -4e-3, 4e-3))
+    assert "| +0.00 | +0.00 to +0.00 |" in format_comparison(replace(comparison, differences=nothing)), "no -0.00"
     known = {"scores": (dict.fromkeys(METRICS, 10.0), dict.fromkeys(METRICS, 11.5))}
     known["differences"] = dict.fromkeys(METRICS, Interval(1.5, -0.25, 3.25))
     assert "| CIDEr-D | 10.00 | 11.50 | +1.50 | -0.25 to +3.25 |  |" in format_comparison(replace(comparison, **known))
