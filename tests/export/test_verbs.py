@@ -53,6 +53,12 @@ def test_seeds_have_32_bits(verb: str, number: str, capsys: pytest.CaptureFixtur
     assert refusal(capsys, verb, f"--seed={number}") == f"argument --seed: {number} is not 0 to 4294967295"
 
 
+def test_a_block_that_inception_lacks_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before Keras' weights are downloaded."""
+    said = refusal(capsys, "features", "--data=data", "--layer", "mixed9", "mixed11")
+    assert said.startswith("argument --layer: invalid choice: 'mixed11' (choose from ")
+
+
 @pytest.mark.parametrize(
     ("command", "goes_on"),
     [

@@ -316,11 +316,6 @@ def weights_of_the_wrong_shape(folder: Path) -> list[str]:
     return ["features", "new", *DATA, "--encoder-weights", "other.weights.h5"]
 
 
-@bad_input("no block 'mixed99'")
-def a_block_that_is_none(_: Path) -> list[str]:
-    return ["features", "new", *DATA, "--encoder-weights", WEIGHTS, "--layer", "mixed99"]
-
-
 @bad_input("holds features of another source")
 def a_store_of_other_weights(folder: Path) -> list[str]:
     source = folder / "features" / "mixed10-plain" / "store.json"

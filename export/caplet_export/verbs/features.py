@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layer",
         nargs="+",
+        choices=[f"mixed{number}" for number in range(11)],
         metavar="BLOCK",
         help="Inception blocks to store (default: those that --run reads, or mixed10); several cost no more than the "
         "last of them alone",
