@@ -243,9 +243,30 @@ def test_what_is_kept_is_told_and_drawn(
         tell_epoch(
             SimpleNamespace(history=history[:done], kept=kept, folder=tmp_path, config=SimpleNamespace(train=train))
         )
+        os.utime(tmp_path / "curves.png", (1000, 1000))
     assert marks == (["50.0", "60.0", "60.0"] if patience else ["50.0", "60.0", "40.0"])
     said = [line.endswith("  best") for line in capsys.readouterr().out.splitlines()]
     assert said == ([True, True, False] if patience else [False] * 3)
+
+
+def test_curves_that_were_drawn_a_moment_ago_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than an epoch of a few photos; the end of the run draws what is missing."""
+    drawn: list[int] = []
+
+    def draw(history: list[Epoch], _: Epoch, path: Path) -> None:
+        drawn.append(len(history))
+        path.touch()
+
+    monkeypatch.setattr("caplet_export.charts.plot_history", draw)
+    run: Any = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(train=SimpleNamespace(patience=0)), start=None)
+    history = [Epoch(number, 2.0, 2.0, 50.0, 0.1) for number in (1, 2, 3)]
+    for done in (1, 2, 3):
+        run.history, run.kept = history[:done], history[done - 1]
+        tell_epoch(run)
+    (tmp_path / "history.json").touch()
+    assert drawn == [1]
+    tell_end(run)
+    assert drawn == [1, 3]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from caplet_export.features import StoredFeatures
     from caplet_export.progress import ProgressBar
     from caplet_export.runs import Run
+
+_REDRAWN = 10.0
+"""Seconds after which a run's curves are drawn anew: drawing takes longer than an epoch of a few photos."""
 
 
 def seed(text: str) -> int:
@@ -69,7 +73,9 @@ def shown_by(bar: ProgressBar) -> Callable[[int, int, float], None]:
 
 
 def tell_epoch(run: Run) -> None:
-    """Print the figures of the epoch that a run has just ended, and draw the run's curves."""
+    """Print the figures of the epoch that a run has just ended, and draw the run's curves, if that is not just done:
+    `tell_end` draws the last.
+    """
     from caplet_export.charts import plot_history
 
     epoch, kept = run.history[-1], run.kept
@@ -81,19 +87,21 @@ def tell_epoch(run: Run) -> None:
         f"dev CIDEr-D {epoch.dev_cider:5.1f}  {epoch.seconds:.0f} s{'  best' if best else ''}",
         flush=True,
     )
-    plot_history(run.history, kept, run.folder / "curves.png")
+    curves = run.folder / "curves.png"
+    if not curves.exists() or not 0 <= time.time() - curves.stat().st_mtime < _REDRAWN:
+        plot_history(run.history, kept, curves)
 
 
 def tell_end(run: Run) -> None:
     """Print which epoch a finished run has kept, and what the run that it began with had, if that was better; draw its
-    curves if it was killed before that.
+    curves if they lack an epoch.
     """
     from caplet_export.charts import plot_history
 
     kept, start = run.kept, run.start
     assert kept is not None
     curves, history = run.folder / "curves.png", run.folder / "history.json"
-    if not curves.exists() or curves.stat().st_mtime_ns < history.stat().st_mtime_ns:
+    if not curves.exists() or curves.stat().st_mtime_ns <= history.stat().st_mtime_ns:
         plot_history(run.history, kept, curves)
     before = ""
     if start and start.dev_cider is not None and start.dev_cider > kept.dev_cider:
