@@ -39,7 +39,7 @@ from caplet_export.metrics import (
     references_of,
     tokenize,
 )
-from caplet_export.outputs import write_whole
+from caplet_export.outputs import lock_path, unlock_path, write_whole
 from caplet_export.progress import ProgressBar
 
 SCORER = "caplet_export.metrics (equal to pycocoevalcap 1.2); CIDEr-D document frequencies from the split's references"
@@ -153,6 +153,7 @@ class CaptionJournal:
 
     Raises:
         ConfigurationError: the file is damaged or cannot be written.
+        ExportError: another process is writing to it.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
@@ -164,14 +165,16 @@ class CaptionJournal:
             return
         header = (json.dumps(run, sort_keys=True) + "\n").encode()
         try:
-            content = path.read_bytes() if path.exists() else b""
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            lock_path(path)
+            content = path.read_bytes()
             of_this_run = content.startswith(header)
             kept = content[: content.rindex(b"\n") + 1] if of_this_run else header
             for line in kept[len(header) :].splitlines():
                 entry = json.loads(line)
                 key = (entry.pop("beam"), entry.pop("image"))
                 self.captions[key] = CaptionRecord(**entry)
-            path.parent.mkdir(parents=True, exist_ok=True)
             # A file of another run is emptied first: if the process is killed here, its captions must not be left under
             # this run's header.
             self._file = path.open("r+b" if of_this_run else "wb")
@@ -189,6 +192,9 @@ class CaptionJournal:
         if self._file is not None:
             with suppress(OSError):  # it tries once more to write what `add` could not
                 self._file.close()
+        if self.path is not None:
+            with suppress(OSError):  # deleted meanwhile
+                unlock_path(self.path)
 
     def add(self, beam_size: int, name: str, record: CaptionRecord) -> None:
         """Keep one caption, on disk too. Raises a ConfigurationError if it cannot be written."""
@@ -226,6 +232,7 @@ def evaluate(
     Raises:
         CapletError: the bundle or a beam size cannot be used. Unreadable photos are left out and listed instead.
         ConfigurationError: the journal is damaged or cannot be written.
+        ExportError: another process is writing to the journal.
         DataError: the split is missing or empty, or none of its photos can be read.
     """
     captioner = Captioner(bundle_path, threads=threads)

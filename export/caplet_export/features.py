@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from caplet.errors import ImageError
 from caplet_export.errors import StoreError
-from caplet_export.outputs import lock_folder, unlock_folder, write_whole
+from caplet_export.outputs import lock_path, unlock_path, write_whole
 from caplet_export.views import apply_view
 
 _FORMAT = 1
@@ -201,7 +201,7 @@ class FeatureWriter:
         self._row_bytes = source.locations * source.channels * 2
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock_folder(self.folder)
+            lock_path(self.folder)
             if (self.folder / "store.json").exists():
                 have = _read_source(self.folder)
                 if replace(have, precision=have.precision or source.precision) != source:
@@ -227,7 +227,7 @@ class FeatureWriter:
     def __exit__(self, *_: object) -> None:
         os.close(self._rows)
         os.close(self._names)
-        unlock_folder(self.folder)
+        unlock_path(self.folder)
 
     def begin(self) -> None:
         """Mark the store as unfinished, which a killed process then leaves behind. Raises a StoreError."""

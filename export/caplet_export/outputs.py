@@ -120,18 +120,18 @@ def check_place(target: Path) -> Path:
 
 
 _LOCKED: dict[tuple[int, int], int] = {}
-"""Descriptors of the folders that this process has locked, by device and inode."""
+"""Descriptors of the folders and files that this process has locked, by device and inode."""
 
 
-def lock_folder(folder: Path) -> None:
-    """Lock a folder, which exists, against other processes until `unlock_folder` or the end of this one; not on
+def lock_path(path: Path) -> None:
+    """Lock a folder or file, which exists, against other processes until `unlock_path` or the end of this one; not on
     Windows, nor where the file system has no locks. Raises an ExportError if another process has locked it.
     """
     if sys.platform == "win32":
         return
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     status = os.fstat(descriptor)
     place = status.st_dev, status.st_ino
     try:
@@ -139,7 +139,7 @@ def lock_folder(folder: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _LOCKED[place] = descriptor
     except BlockingIOError as error:
-        raise ExportError(f"{folder}: another caplet-export is writing to it; wait for it to end") from error
+        raise ExportError(f"{path}: another caplet-export is writing to it; wait for it to end") from error
     except OSError:  # a file system without locks
         pass
     finally:
@@ -147,9 +147,9 @@ def lock_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def unlock_folder(folder: Path) -> None:
-    """Let other processes write to a folder again that `lock_folder` has locked."""
-    status = folder.stat()
+def unlock_path(path: Path) -> None:
+    """Let other processes write to what `lock_path` has locked."""
+    status = path.stat()
     descriptor = _LOCKED.pop((status.st_dev, status.st_ino), None)
     if descriptor is not None:
         os.close(descriptor)
@@ -170,16 +170,16 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
     temporary, old = (target.with_name(f".{target.name}.caplet-export.{state}") for state in ("new", "old"))
     try:
         if temporary.exists():
-            lock_folder(temporary)  # lest it be emptied under another process that writes the same folder
+            lock_path(temporary)  # lest it be emptied under another process that writes the same folder
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            lock_folder(temporary)
+            lock_path(temporary)
             yield temporary
             for path in temporary.rglob("*"):
                 if path.is_file():
                     _flush(path)
-            unlock_folder(temporary)
+            unlock_path(temporary)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.replace(target, old)

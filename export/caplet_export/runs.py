@@ -23,7 +23,7 @@ from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.extractor_part import EXTRACTOR, copy_extractor_part
 from caplet_export.flickr8k import Dataset
 from caplet_export.inputs import DAMAGED
-from caplet_export.outputs import check_place, lock_folder, require_space, whole_file, whole_files, write_whole
+from caplet_export.outputs import check_place, lock_path, require_space, whole_file, whole_files, write_whole
 from caplet_export.stages import STAGES, Stage, of_all, read_stages, run_name, write_stages
 from caplet_export.text import Vocabulary, clean
 
@@ -179,7 +179,7 @@ class Run(ABC):
 
     def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock_folder(self.folder)
+        lock_path(self.folder)
         self._check_folder()  # again: another process may have written to it since
         path = self.folder / RESUME
         if not path.exists():

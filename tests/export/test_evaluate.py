@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
@@ -25,7 +26,7 @@ from caplet.bundle import load_bundle
 from caplet.machine import describe_cpu, versions
 from caplet_export.bigrams import Bigrams
 from caplet_export.cli import main
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, ExportError
 from caplet_export.evaluate import BeamResult, CaptionJournal, CaptionRecord, Evaluation, evaluate, format_table
 from caplet_export.flickr8k import read_dataset
 from caplet_export.metrics import (
@@ -322,6 +323,25 @@ def test_captions_of_another_run_are_not_taken_up(tmp_path: Path) -> None:
     with CaptionJournal(path, {"bundle": "two"}) as journal:
         assert journal.captions == {}
     assert path.read_text() == '{"bundle": "two"}\n'
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files cannot be locked there")
+def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
+    """Of another run or of the same one, the second would write its captions over those of the first."""
+    import fcntl
+
+    path = tmp_path / "journal.jsonl"
+    with CaptionJournal(path, {"bundle": "one"}) as journal:
+        journal.add(1, "a.jpg", CaptionRecord("a dog", -0.5, 30.0))
+        with path.open() as other, pytest.raises(BlockingIOError):  # locks are of descriptors, as if of another process
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    before = path.read_text()
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in ("one", "two"):
+            with pytest.raises(ExportError, match="another caplet-export is writing to it"):
+                CaptionJournal(path, {"bundle": name})
+    assert path.read_text() == before
 
 
 def test_captions_of_other_photos_of_the_same_names_are_not_taken_up(

@@ -18,7 +18,7 @@ from caplet_export.outputs import (
     RUN,
     check_file,
     check_folder,
-    lock_folder,
+    lock_path,
     whole_file,
     whole_files,
     whole_folder,
@@ -66,7 +66,7 @@ def test_a_lock_is_no_hindrance_to_its_own_process_and_is_given_back(
     free = next_descriptor()
     for run in ("locked", "unlocked"):
         with whole_folder(tmp_path / "new" / run, RUN) as temporary:
-            lock_folder(temporary)
+            lock_path(temporary)
         assert (tmp_path / "new" / run).is_dir() and next_descriptor() == free
         monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
 
