@@ -26,7 +26,7 @@ import optax
 from numpy.typing import NDArray
 
 from caplet.prefetch import in_order
-from caplet_export.batches import caption_ids
+from caplet_export.batches import caption_ids, not_learned
 from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import DECODER, empty_model, load_weights, model_to_load, require_shape
 from caplet_export.config import Config
@@ -204,6 +204,9 @@ class Tuner(Run):
         encoder_weights: digest of these weights, see `features.weights_digest`.
         teachers: the runs to learn from in distillation, as one ensemble.
 
+    Attributes:
+        not_learned: what it leaves out of the training captions, see `batches.not_learned`.
+
     Raises:
         ConfigurationError: the folder holds a run of another configuration; the start or a teacher does not fit; a
             switch is not for `tune`.
@@ -253,6 +256,9 @@ class Tuner(Run):
         self._origin["--data"] = data_digest(dataset, self._train, self._dev)
         group = settings.captions_per_image
         self._tokens, self._targets = _ids([words["train"][name] for name in self._train], vocabulary, config, group)
+        read = settings.objective == "self_critical" and settings.cross_entropy_weight
+        said = words["train"].values()
+        self.not_learned = not_learned(said, vocabulary, config.text.max_length, group if read else None)
         self._dev_ids = _ids([words["dev"][name] for name in self._dev], vocabulary, config, DEV_CAPTIONS)
         self._scorer = CiderD(references_of(dataset, self._dev))
         self._reward: CaptionReward | None = None
@@ -260,7 +266,7 @@ class Tuner(Run):
             self._reward = CaptionReward(
                 vocabulary,
                 references_of(dataset, self._train),
-                Bigrams(caption for captions in words["train"].values() for caption in captions),
+                Bigrams(caption for captions in said for caption in captions),
                 rouge=settings.reward_rouge,
                 penalty=settings.bigram_penalty,
             )

@@ -313,12 +313,26 @@ def test_photos_are_cropped_tinted_erased_and_mixed_as_the_switches_say(
     assert abs(alone - mixed) > 1e-3
 
 
-def test_the_command_tunes_as_it_is_told(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_that_are_not_read_are_told_where_people_s_captions_are_learned(
+    tmp_path: Path, on_jax: On, data: Path, start: Path, tuned: Path
+) -> None:
+    told = ["48 of 80 training captions are not read: of each image only the first 2 are (train.captions_per_image)"]
+    for teachers, weight, expected in (([], 1.0, told), ([], 0.0, []), ([tuned], 1.0, [])):
+        objective = "distillation" if teachers else "self_critical"
+        switches = {"objective": objective, "cross_entropy_weight": weight, "captions_per_image": 2}
+        assert on_jax(tune_cases.not_learned, tmp_path / "run", data, start, teachers, **switches) == expected
+        (tmp_path / "run").rmdir()
+
+
+def test_the_command_tunes_as_it_is_told(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Inception up to any blocks, of the weights given, in the precision of the run."""
     told: list[Any] = []
 
     class Told:
         finished, device, unreadable = True, "a device", {"a.jpg": "no photo"}
+        not_learned = ("captions are cut",)
 
         def __init__(self, *given: Any, **options: Any) -> None:
             told.extend((given, options))
@@ -344,6 +358,8 @@ def test_the_command_tunes_as_it_is_told(tmp_path: Path, data: Path, monkeypatch
         assert given.pop("build")(["mixed9"]) == (weights, precision, ["mixed9"])
         teachers = [Path("s"), Path("t")] if objective == "distillation" else []
         assert given == {"start_from": tmp_path, "encoder_weights": f"digest of {weights}", "teachers": teachers}
+        told_of = ["left out a.jpg: no photo", "captions are cut"]
+        assert capsys.readouterr().err.splitlines() == [f"caplet-export tune: {what}" for what in told_of]
 
 
 def test_ends_are_drawn_and_learned(on_jax: On, tuned: Path, data: Path) -> None:

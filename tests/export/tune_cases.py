@@ -120,6 +120,11 @@ def rates(folder: Path, data: Path, start: Path, **switches: Any) -> list[tuple[
     return [tuple(float(step[name]) for name in ("decoder", "extractor", "average")) for step in steps]
 
 
+def not_learned(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), **switches: Any) -> list[str]:
+    """What a run says that it leaves out."""
+    return list(tuner(folder, data, start, teachers, **switches).not_learned)
+
+
 def batch_losses(
     folder: Path,
     data: Path,

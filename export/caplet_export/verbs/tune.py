@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"on {tuner.device}", flush=True)
     for name, problem in tuner.unreadable.items():
         print(f"caplet-export tune: left out {name}: {problem}", file=sys.stderr)
+    for sentence in tuner.not_learned:
+        print(f"caplet-export tune: {sentence}", file=sys.stderr)
     while not tuner.finished:
         with ProgressBar(unit="batch") as bar:
             tuner.run_epochs(shown_by(bar))
