@@ -137,7 +137,9 @@ def _rouge(of: Mapping[str, Array], words: Array) -> Array:
     common = last[..., -1].astype(jnp.float32)
     precision = jnp.max(common, axis=1) / jnp.maximum(jnp.sum(words > 0, axis=-1), 1)
     recall = jnp.max(common / jnp.maximum(jnp.sum(theirs > 0, axis=-1), 1), axis=1)
-    return (1 + BETA**2) * precision * recall / jnp.maximum(recall + BETA**2 * precision, 1e-9)
+    both_empty = jnp.all(words == 0, axis=1) & jnp.any(of["reference_lengths"] == 1, axis=1)  # 1: the end token
+    score = (1 + BETA**2) * precision * recall / jnp.maximum(recall + BETA**2 * precision, 1e-9)
+    return jnp.where(both_empty, 1.0, score)
 
 
 def _grams(words: Array, library: Any) -> Array:

@@ -19,7 +19,7 @@ GROUP, LENGTH = 6, 9
 
 @pytest.fixture(scope="module")
 def references() -> dict[str, list[list[str]]]:
-    """Of forty photos, two to five each, some with words that the vocabulary lacks."""
+    """Of forty photos, two to five each, some with words that the vocabulary lacks, some without a word."""
     random = np.random.default_rng(1)
     known = [*WORDS, "zebra", "xylophone"]
     weights = 1 / np.arange(1, len(known) + 1)
@@ -28,6 +28,7 @@ def references() -> dict[str, list[list[str]]]:
             list(random.choice(known, random.integers(1, 14), p=weights / weights.sum()))
             for _ in range(random.integers(2, 6))
         ]
+        + [[]] * (photo % 5 == 0)
         for photo in range(40)
     }
 
