@@ -80,7 +80,8 @@ def _as_text(captioner: Captioner, results: list[GoldenResult]) -> str:
     lines = [f"{manifest.name}: {len(manifest.files)} files are as the manifest says"]
     for result in results:
         photo = f"{result.file}, beam {result.beam_size}"
-        change = f"score {result.score:.4f}, {result.score - result.expected_score:+.4f}"
+        difference = round(result.score - result.expected_score, 4) + 0.0  # -0.0 becomes 0.0
+        change = f"score {result.score:.4f}, {difference:+.4f}"
         if result.same:
             lines.append(f"same     {photo}: {result.text} ({change})")
         else:
