@@ -218,7 +218,8 @@ class Run(ABC):
                 f"{self.folder}: holds a run of another configuration, {theirs}; use another folder"
             )
         if Vocabulary.load(self.folder / "vocabulary.txt").words != self.vocabulary.words:
-            raise ConfigurationError(f"{self.folder}: holds a run on other captions; use another folder")
+            cause = "holds a run of other words, so on other captions or with another --from"
+            raise ConfigurationError(f"{self.folder}: {cause}; use another folder")
 
     def _is_beginning(self) -> bool:
         """Whether the folder is empty, or holds only files that this run writes before its first `resume.npz`."""

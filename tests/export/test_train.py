@@ -695,6 +695,11 @@ def test_a_run_goes_on_with_what_it_began_with_only(
         captions = {name: [text.replace("red", other) for text in texts] for name, texts in dataset.captions.items()}
         with pytest.raises(ConfigurationError, match="other captions"):
             Trainer(tmp_path / "one", ONE_EPOCH, dataclasses.replace(dataset, captions=captions), stores)
+    start = shutil.copytree(tmp_path / "one", tmp_path / "start")
+    words = (start / "vocabulary.txt").read_text()
+    (start / "vocabulary.txt").write_text(words.replace("red", "purple"))
+    with pytest.raises(ConfigurationError, match=r"one: holds a run of other words, so on .* or with another --from;"):
+        Trainer(tmp_path / "one", ONE_EPOCH, dataset, stores, start_from=start)
 
 
 def test_self_critical_training_that_diverges_is_said(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
