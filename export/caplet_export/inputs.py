@@ -20,13 +20,13 @@ NumPy reads the headers of arrays with Python's own parser."""
 
 
 def read_text(path: Path) -> str:
-    """A text file's content.
+    """A text file's content, without the byte order mark that some editors put first.
 
     Raises:
         ConfigurationError: it cannot be read or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

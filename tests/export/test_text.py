@@ -62,9 +62,10 @@ def test_a_vocabulary_survives_its_file(tmp_path: Path) -> None:
     vocabulary = Vocabulary.build([["dog", "'s", "café", "tri-colored"]], minimum_count=1)
     vocabulary.save(tmp_path / "vocabulary.txt")
     assert Vocabulary.load(tmp_path / "vocabulary.txt").words == vocabulary.words
-    # An editor may have left out the last line's end.
-    (tmp_path / "vocabulary.txt").write_text("\n".join(vocabulary.words), encoding="utf-8")
-    assert Vocabulary.load(tmp_path / "vocabulary.txt").words == vocabulary.words
+    # An editor may have left out the last line's end, or put a byte order mark first.
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "vocabulary.txt").write_text("\n".join(vocabulary.words), encoding=encoding)
+        assert Vocabulary.load(tmp_path / "vocabulary.txt").words == vocabulary.words
 
 
 def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
