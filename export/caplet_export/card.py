@@ -257,4 +257,5 @@ def _figure() -> str:
 
 
 def _licence(texts: Mapping[str, str]) -> str:
-    return f"## Licence\n\n- Weights: {texts['weights']}.\n- Data: {texts['data']}."
+    weights, data = (texts[part].rstrip().removesuffix(".") for part in ("weights", "data"))
+    return f"## Licence\n\n- Weights: {weights}.\n- Data: {data}."

@@ -317,9 +317,9 @@ def test_the_card_claims_nothing_of_its_own_about_the_data(graphs: Path, golden:
 
 
 def test_the_card_says_what_it_is_told_of_terms_and_limits(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
-    licences = Licences(weights="MIT", data="my own photos")
+    licences = Licences(weights="MIT", data="my own photos.")  # the card has the full stop of one that is a sentence
     write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden, licences=licences, limits="Not for cats.\n")
-    assert load_bundle(tmp_path / "bundle").manifest.license == {"weights": "MIT", "data": "my own photos"}
+    assert load_bundle(tmp_path / "bundle").manifest.license == {"weights": "MIT", "data": "my own photos."}
     card = (tmp_path / "bundle/README.md").read_text()
     assert "## What it is not for\n\nNot for cats.\n\n## Licence\n\n- Weights: MIT.\n- Data: my own photos.\n" in card
 
