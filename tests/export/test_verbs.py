@@ -53,6 +53,13 @@ def test_seeds_have_32_bits(verb: str, number: str, capsys: pytest.CaptureFixtur
     assert refusal(capsys, verb, f"--seed={number}") == f"argument --seed: {number} is not 0 to 4294967295"
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "10.5", "much"])
+def test_a_length_penalty_is_a_number_that_bundles_may_have(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before a bundle is written, of which the runtime then reads the manifest."""
+    said = f"argument --length-penalty: '{number}' is not a number from 0 to 10"
+    assert refusal(capsys, "bundle", f"--length-penalty={number}") == said
+
+
 def test_a_block_that_inception_lacks_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     """Told before Keras' weights are downloaded."""
     said = refusal(capsys, "features", "--data=data", "--layer", "mixed9", "mixed11")

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 
 from caplet.arguments import count
 from caplet_export.config import DEFAULT_DECODING, load_config
 from caplet_export.errors import ConfigurationError
 from caplet_export.verbs import read_data
+
+
+def _penalty(text: str) -> float:
+    """A `type` for argparse: a length penalty, in the manifest's limits."""
+    with suppress(ValueError):
+        if 0 <= (number := float(text)) <= 10:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 10")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--length-penalty",
-        type=float,
+        type=_penalty,
         default=DEFAULT_DECODING.length_penalty,
         metavar="X",
         help="a sentence's log-probability is divided by its length to this power (default: %(default)s)",
