@@ -33,6 +33,7 @@ from caplet_export.switches import (
     switch,
 )
 
+INCEPTION_BLOCKS = tuple(f"mixed{number}" for number in range(11))
 _OBJECTIVES = ("cross_entropy", "self_critical", "distillation")
 _BY_REWARD: Where = {"train": ("self_critical",), "tune": ("self_critical",)}
 _TUNE: Where = {"tune": ("self_critical", "distillation")}
@@ -186,7 +187,7 @@ class TrainConfig(Switches):
     ema_decay: float = switch(0.995, BELOW_ONE)
     """Decay per step of the exponential moving average of the weights, which is evaluated and kept; lower in
     the first steps; 0 for no average."""
-    extractor_layer: str = switch("none", among("none", *(f"mixed{number}" for number in range(11))))
+    extractor_layer: str = switch("none", among("none", *INCEPTION_BLOCKS))
     """Inception block, below `model.feature_block`; the blocks above it are trained along (`train` needs its store).
     `none` keeps Inception frozen."""
     extractor_learning_rate: float = switch(

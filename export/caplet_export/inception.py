@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from caplet_export.config import INCEPTION_BLOCKS
 from caplet_export.errors import ConfigurationError
 from caplet_export.scopes import computing_in, loaded_later
 
@@ -98,10 +99,9 @@ def lower_blocks(extractor: keras.Model, layer: str) -> keras.Model:
 
 
 def _block(extractor: keras.Model, layer: str) -> Any:
-    blocks = [f"mixed{number}" for number in range(11)]
     names = {known.name for known in extractor.layers}
-    if layer not in blocks or layer not in names:
-        there = ", ".join(block for block in blocks if block in names)
+    if layer not in INCEPTION_BLOCKS or layer not in names:
+        there = ", ".join(block for block in INCEPTION_BLOCKS if block in names)
         raise ConfigurationError(f"InceptionV3 has no block {layer!r} here (blocks: {there})")
     return extractor.get_layer(layer).output
 

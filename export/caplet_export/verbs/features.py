@@ -9,7 +9,7 @@ from typing import Any
 
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
-from caplet_export.config import load_config
+from caplet_export.config import INCEPTION_BLOCKS, load_config
 from caplet_export.errors import DataError
 from caplet_export.features import StoreSource, extract, weights_digest, whole_in_another_precision
 from caplet_export.verbs import read_data
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layer",
         nargs="+",
-        choices=[f"mixed{number}" for number in range(11)],
+        choices=INCEPTION_BLOCKS,
         metavar="BLOCK",
         help="Inception blocks to store (default: those that --run reads, or mixed10); several cost no more than the "
         "last of them alone",
