@@ -1,0 +1,5 @@
+"""The sample photos by name, without their folder."""
+
+from __future__ import annotations
+
+NAMES = ("astronaut", "cameraman", "cat", "coffee", "rocket")
