@@ -29,8 +29,8 @@ PHOTOS = HERE.parent / "photos"
 
 
 def beside(name: str) -> ModuleType:
-    """A module of tests in this folder, under another name, or else pytest would collect its tests here again."""
-    specification = importlib.util.spec_from_file_location(f"noticing_{name}", HERE / f"{name}.py")
+    """A module of tests in this folder or below, under another name, or pytest would collect its tests here again."""
+    specification = importlib.util.spec_from_file_location(f"noticing_{Path(name).name}", HERE / f"{name}.py")
     assert specification is not None and specification.loader is not None
     module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -38,7 +38,7 @@ def beside(name: str) -> ModuleType:
 
 
 bundle_files, captions, pixels, formats = map(
-    beside, ("test_bundle_files", "test_captioner", "test_image", "test_image_formats")
+    beside, ("test_bundle_files", "captioner/test_one_photo", "test_image", "test_image_formats")
 )
 
 
