@@ -24,8 +24,8 @@ import pytest
 import caplet
 from caplet import CapletError, Captioner, InferenceError
 from caplet.bench_command import _fresh_start
-from caplet.cli import main
 from caplet.machine import describe_cpu, versions
+from command_line import run
 from tiny_bundle import rehash, write_tiny_bundle
 
 
@@ -33,12 +33,6 @@ from tiny_bundle import rehash, write_tiny_bundle
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-
-
-def run(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    status = main([str(argument) for argument in arguments])
-    captured = capfd.readouterr()
-    return status, captured.out, captured.err
 
 
 # info

@@ -19,14 +19,10 @@ import pytest
 
 from caplet.cli import main
 from caplet.output import Output
+from command_line import Terminal
+from sample_photos import NAMES
 
 LONG = os.environ.get("CAPLET_LONG") == "1"
-NAMES = ("astronaut", "cameraman", "cat", "coffee", "rocket")
-
-
-@pytest.fixture(autouse=True)
-def tiny_model(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CAPLET_MODEL", str(tiny_bundle))
 
 
 @pytest.fixture
@@ -92,11 +88,6 @@ def test_done_means_done(photos: Path, tmp_path: Path) -> None:
     assert resume([*good, str(photos / "rocket.jpg")], out) == 0
     assert out.read_bytes().startswith(before)
     assert len(records(out)) == 4
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_progress_counts_what_is_left_to_do(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
