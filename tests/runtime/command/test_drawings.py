@@ -184,6 +184,16 @@ def test_a_drawing_of_one_photo_overwrites_drawings_and_nothing_else(photos: Pat
         assert run(photos / "cat.jpg", "--attention", tmp_path / name, capfd=capfd)[0] == 0
 
 
+def test_a_drawing_is_not_replaced_by_a_drawing_of_itself(photos: Path, tmp_path: Path, capfd: Any) -> None:
+    """Although it is a drawing, which another photo's drawing may replace."""
+    drawing = tmp_path / "cat.png"
+    assert run(photos / "cat.jpg", "--attention", drawing, capfd=capfd)[0] == 0
+    before = drawing.read_bytes()
+    status, _, err = run(drawing, "--attention", drawing, capfd=capfd)
+    assert (status, "--attention would overwrite a photo" in err) == (2, True)
+    assert drawing.read_bytes() == before
+
+
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_drawing_that_is_captioned_is_not_drawn_over(
     listed: bool, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
