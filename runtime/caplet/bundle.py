@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from caplet.errors import ArgumentError, BundleError, BundleNotFoundError
+from caplet.errors import NO_MEMORY, ArgumentError, BundleError, BundleNotFoundError
 from caplet.graphfile import check_self_contained
 from caplet.manifest import Manifest, parse_manifest
+from caplet.prefetch import beside
 
 DEFAULT_BUNDLE = "flickr8k-gru-int8"
 MODEL_VARIABLE = "CAPLET_MODEL"
@@ -80,6 +78,8 @@ def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = Tr
         words = _read_vocabulary(root, manifest)
     except OSError as error:
         raise _unreadable(root, error) from error
+    except MemoryError as error:
+        raise BundleError(str(root), NO_MEMORY, "free some") from error
     return Bundle(root, hashlib.sha256(content).hexdigest(), manifest, words, verify)
 
 
@@ -161,13 +161,7 @@ def _check_graph(root: Path, name: str, manifest: Manifest, *, verify: bool) -> 
     _check_size(root, name, manifest)
     content = _read(root, name)
 
-    def sha256() -> str:
-        return hashlib.sha256(content).hexdigest()
-
-    digest: Callable[[], str] = sha256
-    with ThreadPoolExecutor(1) as beside:  # hashing releases the GIL, and takes as long as the other check
-        with contextlib.suppress(RuntimeError):  # no thread can be started: at a limit, or at shutdown
-            digest = beside.submit(sha256).result
+    with beside(lambda: hashlib.sha256(content).hexdigest()) as digest:  # which releases the GIL
         try:
             check_self_contained(content, str(root / name))
         finally:  # an altered file is reported as altered, whatever else is wrong with it

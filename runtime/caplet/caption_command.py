@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
+import time
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from caplet.captioner import Caption, Captioner
 from caplet.errors import ArgumentError, CapletError, InferenceError
-from caplet.image import MAX_PIXELS, ImageSource
+from caplet.image import MAX_PIXELS, ImageSource, load_pixels
 from caplet.inputs import STDIN, Input, find_inputs, is_descriptor, is_folder, with_contents
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Formatter, Origin, Record, Written, resume
+from caplet.sessions import Sessions
 from caplet.targets import identity
 
 _LONGEST_FILE_NAME = 255  # bytes, on the file systems there are
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Caption what the arguments mean; returns the exit status.
+def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
+    """Caption what the arguments mean, by the model that is being opened; returns the exit status.
 
     Raises:
         CapletError: the model or an option cannot be used.
         OSError: a list cannot be read or a result cannot be written.
     """
-    captioner = Captioner(arguments.model, threads=arguments.threads, verify=not arguments.no_verify)
+    with quiet_libraries():
+        return _run(arguments, opened)
+
+
+def _run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
+    early = _decode_first(arguments)
+    captioner = Captioner(opened())
+    if early is not None and early.pixels.shape[:2] != (
+        captioner.bundle.manifest.height,
+        captioner.bundle.manifest.width,
+    ):
+        early = None
     origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
     # These calls come before any file or folder is made, so that what they refuse leaves none behind.
     captioner.caption_many((), batch_size=arguments.batch_size, **_reading(arguments))
@@ -40,10 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     drawings = _Drawings(arguments, several=several)
     formatter = Formatter(arguments.format, with_path=several)
     # Opening the file locks it against other runs; only then is it read.
-    with Output(arguments.output) as output, quiet_libraries():
+    with Output(arguments.output) as output:
         written = resume(arguments.output, origin) if arguments.resume else Written()
         drawings.leave(written.drawings)
-        results = _results(captioner, arguments, photos, drawings, written)
+        results = _results(captioner, arguments, photos, drawings, written, early)
         progress = _progress(arguments, output, written.paths)
         failed = False
         if not arguments.resume:
@@ -94,10 +111,34 @@ def _progress(arguments: argparse.Namespace, output: Output, done: Counter[str])
 
 
 class _Job(NamedTuple):
-    """A photo to caption, and the file for its drawing, if it gets one."""
+    """A photo to caption, the file for its drawing, if it gets one, and the milliseconds that went into it already."""
 
     photo: Input
     drawing: Path | None
+    spent: float = 0.0
+
+
+class _Early(NamedTuple):
+    """A photo that was decoded before its turn, and how long that took."""
+
+    pixels: NDArray[np.uint8]
+    milliseconds: float
+
+
+def _decode_first(arguments: argparse.Namespace) -> _Early | None:
+    """The first photo, if it is a file, decoded while the model is being opened.
+
+    If that goes wrong, None: it is tried again at the photo's turn, and what is wrong is told.
+    """
+    if arguments.resume or not arguments.photos:
+        return None
+    name = arguments.photos[0]
+    started = time.perf_counter()
+    try:
+        pixels = load_pixels(name, **_reading(arguments)) if os.path.isfile(name) else None  # noqa: PTH113
+    except (CapletError, MemoryError):
+        return None
+    return None if pixels is None else _Early(pixels, 1000 * (time.perf_counter() - started))
 
 
 class _Drawings:
@@ -220,11 +261,12 @@ def _results(
     photos: Iterable[Input],
     drawings: _Drawings,
     written: Written,
+    early: _Early | None,
 ) -> Iterator[tuple[_Job, Caption | CapletError]]:
     """Each input that is not written yet, with its caption or error, in order."""
     waiting: deque[_Job] = deque()
     captions = captioner.caption_many(
-        _sources(photos, drawings, written, waiting, _reading(arguments)["max_pixels"]),
+        _sources(photos, drawings, written, waiting, _reading(arguments)["max_pixels"], early),
         batch_size=arguments.batch_size,
         on_error="return",
         beam_size=arguments.beam,
@@ -233,13 +275,21 @@ def _results(
     )
     for caption in captions:
         job = waiting.popleft()
-        yield job, job.photo.problem or (_named(caption, job.photo) if isinstance(caption, CapletError) else caption)
+        if isinstance(caption, CapletError):
+            yield job, job.photo.problem or _named(caption, job.photo)
+        else:
+            yield job, dataclasses.replace(caption, milliseconds=caption.milliseconds + job.spent)
 
 
 def _sources(
-    photos: Iterable[Input], drawings: _Drawings, written: Written, waiting: deque[_Job], max_pixels: int
+    photos: Iterable[Input],
+    drawings: _Drawings,
+    written: Written,
+    waiting: deque[_Job],
+    max_pixels: int,
+    early: _Early | None,
 ) -> Iterator[ImageSource]:
-    """The photos for the captioner; the job of each is appended to `waiting`.
+    """The photos for the captioner, of which the first may be decoded; the job of each is appended to `waiting`.
 
     An input that already has a problem keeps its turn: the captioner gets empty bytes for it, which fail at once.
     """
@@ -247,8 +297,14 @@ def _sources(
         if written.take(photo.name):
             continue
         opened = with_contents(photo, max_pixels)
-        waiting.append(drawings.job(opened))
-        yield opened.source if opened.problem is None else b""
+        job = drawings.job(opened)
+        if early is None:
+            waiting.append(job)
+            yield opened.source if opened.problem is None else b""
+        else:
+            waiting.append(job._replace(spent=early.milliseconds))
+            yield early.pixels
+            early = None
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:

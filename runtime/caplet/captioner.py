@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from caplet.arguments import whole_number
-from caplet.bundle import Bundle, load_bundle, locate_bundle
+from caplet.bundle import Bundle, load_bundle
 from caplet.decode import Encoded, Hypothesis, search
 from caplet.errors import NO_MEMORY, ArgumentError, BundleError, CapletError, InferenceError, without_frames
 from caplet.image import LARGEST_LIMIT, MAX_PIXELS, ImageSource, is_source, load_pixels
 from caplet.manifest import LONGEST_CAPTION, Decoding
-from caplet.prefetch import in_order
+from caplet.prefetch import in_order, take
 from caplet.sessions import Provider, Sessions
 from caplet.threads import usable_threads
 
@@ -132,7 +132,7 @@ class Captioner:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | Sessions | None = None,
         *,
         threads: int | None = None,
         providers: Sequence[Provider] | None = None,
@@ -141,7 +141,8 @@ class Captioner:
         """Load a bundle.
 
         Args:
-            model: the bundle's directory; None for the environment variable CAPLET_MODEL, or the bundled model.
+            model: the bundle's directory; None for the environment variable CAPLET_MODEL, or the bundled model. Or its
+                sessions, with the options that they were opened with.
             threads: threads that encode one photo; None for as many as this process may use (see `caplet.threads`).
                 With 1, everything runs in the calling thread, except for the decoders of AVIF and HEIC, which have
                 threads of their own. A larger number does not limit `caption_many`, which encodes up to 4 photos side
@@ -156,13 +157,13 @@ class Captioner:
             ArgumentError: `model`, `threads` or `providers` makes no sense.
         """
         started = time.perf_counter()
-        self._threads = usable_threads(threads).count
-        try:
-            self._bundle = load_bundle(model, verify=verify)
-        except MemoryError as error:
-            raise BundleError(str(locate_bundle(model)), NO_MEMORY, "free some") from error
-        self._sessions = Sessions(self._bundle, self._threads, providers)
-        self._asked = (threads, self._sessions.providers, verify)
+        if isinstance(model, Sessions):
+            self._sessions, threads = model, model.threads
+        else:
+            count = usable_threads(threads).count
+            self._sessions = Sessions(load_bundle(model, verify=verify), count, providers)
+        self._bundle, self._threads = self._sessions.bundle, self._sessions.threads
+        self._asked = (threads, self._sessions.providers, self._bundle.verified)
         if self._bundle.manifest.decoding.beam_size > self._sessions.widest_beam:
             widest = self._sessions.widest_beam
             raise BundleError(str(self._bundle.path), f"decoding.beam_size is above the decoder's limit of {widest}")
@@ -324,7 +325,7 @@ class Captioner:
         with contextlib.closing(photos):
             failure: Exception | None = None
             while failure is None:
-                batch, failure = _take(photos, together)
+                batch, failure = take(photos, together)
                 for result in self._caption_batch(batch, decoding):
                     if raises and isinstance(result, CapletError):
                         try:
@@ -476,16 +477,3 @@ def _made_again(
     if last is None or last[0] != asked:
         last = _made_last = asked, kind(path, threads=threads, providers=providers, verify=verify)
     return last[1]
-
-
-def _take(photos: Iterator[_Photo], size: int) -> tuple[list[_Photo], Exception | None]:
-    """The next batch, and the error that cut it short, if any: the photos drawn before it are not lost."""
-    batch: list[_Photo] = []
-    try:
-        for photo in photos:
-            batch.append(photo)
-            if len(batch) == size:
-                break
-    except Exception as error:
-        return batch, error
-    return batch, None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -15,15 +16,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from caplet import __version__
 from caplet.arguments import Parser, count
 from caplet.errors import ArgumentError, CapletError
 from caplet.inputs import STDIN
-from caplet.output import INTERRUPTED, Output, complain, end_process, was_interrupted
+from caplet.output import INTERRUPTED, Output, complain, end_process, is_watched, was_interrupted
 from caplet.records import FORMATS
 from caplet.targets import objection
+
+if TYPE_CHECKING:
+    from caplet.sessions import Sessions
 
 STDOUT = "-"
 _EPILOG = """\
@@ -77,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The `caplet` script: `main`, and the end of the process."""
-    end_process(main())
+    status = main()
+    end_process(status, at_once=not is_watched())
 
 
 def _occupy_standard_streams() -> None:
@@ -104,9 +109,27 @@ def _run(words: list[str]) -> int:
             with Output() as output:
                 output.write(told.getvalue())
         return int(stop.code or 0)
-    with _interrupts_held_back():
-        module = importlib.import_module(f"{__package__}.{verb or 'caption'}_command")
-    return int(module.run(arguments))
+    if verb:
+        with _interrupts_held_back():
+            module = importlib.import_module(f"{__package__}.{verb}_command")
+        return int(module.run(arguments))
+    from caplet.prefetch import beside
+
+    with _interrupts_held_back(), beside(functools.partial(_open_model, arguments)) as opened:
+        importlib.import_module(f"{__package__}.sessions")  # first, since the model waits for it
+        module = importlib.import_module(f"{__package__}.caption_command")
+    return int(module.run(arguments, opened))
+
+
+def _open_model(arguments: argparse.Namespace) -> Sessions:
+    """Open the model in a thread: to hash files and lay out graphs takes as long as all imports, and no Python."""
+    from caplet.bundle import load_bundle
+    from caplet.threads import usable_threads
+
+    bundle = load_bundle(arguments.model, verify=not arguments.no_verify)
+    from caplet.sessions import Sessions  # which imports NumPy and onnxruntime, meanwhile in another thread
+
+    return Sessions(bundle, usable_threads(arguments.threads).count, None)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""Work on the next items in threads while the caller is busy with this one: in order, and only a few ahead."""
+"""Work in threads while the caller is busy: on the next items, in order and only a few ahead, or on one other thing."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections import deque
@@ -20,7 +21,8 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
 
     The items are drawn in the caller's thread, at most `ahead` before their results are asked for. If drawing one
     fails, the results of the items before it come first. Closing the iterator, or letting go of it, ends each thread
-    when its current item is done. Where no thread can be started, the work is done here.
+    when its current item is done. Where no thread can be started, the work is done here; and so it is if there is only
+    one item: for some milliseconds, a thread that was just started may share a core with those that `work` wakes.
 
     Args:
         items: any iterable, also an endless one.
@@ -35,9 +37,20 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         yield from map(work, items)
         return
     source = iter(items)
+    failure: Exception | None = None
+    if ahead > 1:
+        head, failure = take(source, 2)
+        if len(head) < 2:
+            try:
+                yield from map(work, head)
+                if failure is not None:
+                    raise failure
+            finally:
+                del failure  # as in `Captioner.caption`
+            return
+        source = itertools.chain(head, source)
     pending: deque[Future[R]] = deque()
     rest: Iterator[T] = iter(())
-    failure: Exception | None = None
     drained = False
     process = os.getpid()
     executor = ThreadPoolExecutor(workers, thread_name_prefix="caplet-photo")
@@ -69,9 +82,22 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
             raise failure
         yield from map(work, rest)
     finally:
-        del failure  # as in `Captioner.caption`
+        del failure
         # Not waited for: a worker may be stuck on a slow disk, and closing must not be.
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def take(items: Iterator[T], count: int) -> tuple[list[T], Exception | None]:
+    """The next items, at most `count`, and the error that cut them short, if any: what was drawn before is not lost."""
+    taken: list[T] = []
+    try:
+        for item in items:
+            taken.append(item)
+            if len(taken) == count:
+                break
+    except Exception as error:
+        return taken, error
+    return taken, None
 
 
 def _run(future: Future[R], work: Callable[[T], R], item: T) -> None:
@@ -87,3 +113,20 @@ def _run(future: Future[R], work: Callable[[T], R], item: T) -> None:
             future.set_exception(error)
         finally:
             del future, work, item  # an error knows this frame
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[], R]) -> Iterator[Callable[[], R]]:
+    """Do `work` in a thread of its own, beside what the block does.
+
+    Yields a function that waits for the result of `work` and returns it, or raises what `work` raised. Where no thread
+    can be started, the function does the work. Leaving the block waits for nothing.
+    """
+    executor = ThreadPoolExecutor(1, thread_name_prefix="caplet-beside")
+    result = work
+    try:
+        with contextlib.suppress(RuntimeError):  # no thread can be started: at a limit, or at shutdown
+            result = executor.submit(work).result
+        yield result
+    finally:
+        executor.shutdown(wait=False)

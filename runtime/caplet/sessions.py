@@ -20,6 +20,7 @@ from caplet.bundle import Bundle, load_bundle
 from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
 from caplet.errors import NO_MEMORY, ArgumentError, BundleError, InferenceError, without_frames
 from caplet.machine import describe_cpu
+from caplet.prefetch import beside
 from caplet.shutdown import computing
 
 onnxruntime.disable_telemetry_events()  # all that can be done if it was imported before caplet; see caplet/__init__.py
@@ -64,20 +65,24 @@ class Sessions:
             ArgumentError: onnxruntime does not have one of these execution providers, or cannot start it.
             BundleError: onnxruntime cannot load a graph, or the graph does not keep to the contract.
         """
+        self.bundle, self.threads = bundle, threads
         self.providers: list[Provider] = _known_providers(providers)
-        self._bundle, self._threads = bundle, threads
         self._open()
 
     def _open(self) -> None:
-        bundle = self._bundle
+        bundle = self.bundle
         photo: _Contract = {"pixels": (_UINT8, (bundle.manifest.height, bundle.manifest.width, 3))}
         sizes: dict[str, int] = {}
         exact = bundle.manifest.saturates and _may_saturate(describe_cpu())
-        with computing():
-            encoder = _session(bundle.encoder, self._threads, self.providers, exact=exact)
-            _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
+
+        def open_decoder() -> onnxruntime.InferenceSession:
             # One thread: a step is too short to share; waking a second thread takes longer than half of it.
-            decoder = _session(bundle.decoder, 1, self.providers, exact=exact)
+            return _session(bundle.decoder, 1, self.providers, exact=exact)
+
+        with computing(), beside(open_decoder) as decoder_opened:
+            encoder = _session(bundle.encoder, self.threads, self.providers, exact=exact)
+            _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
+            decoder = decoder_opened()
             _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):
             raise BundleError(str(bundle.decoder), f"gives {sizes['K']} words a step, more than the vocabulary has")
@@ -110,8 +115,8 @@ class Sessions:
 
     def _check_unchanged(self) -> None:
         """Raise BundleError unless the files are those that the words and options in memory belong to."""
-        if load_bundle(self._bundle.path, verify=self._bundle.verified).digest != self._bundle.digest:
-            raise BundleError(str(self._bundle.path), "is not the model that was loaded", "make a new Captioner")
+        if load_bundle(self.bundle.path, verify=self.bundle.verified).digest != self.bundle.digest:
+            raise BundleError(str(self.bundle.path), "is not the model that was loaded", "make a new Captioner")
 
 
 _alive: weakref.WeakSet[onnxruntime.InferenceSession] = weakref.WeakSet()

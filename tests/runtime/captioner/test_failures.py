@@ -259,7 +259,7 @@ NO_MEMORY = [
 
 
 @pytest.mark.parametrize("failure", NO_MEMORY, ids=lambda failure: str(failure)[:20])
-@pytest.mark.parametrize("place", ["caplet.captioner.load_bundle", "onnxruntime.InferenceSession"])
+@pytest.mark.parametrize("place", ["caplet.bundle.check_self_contained", "onnxruntime.InferenceSession"])
 def test_too_little_memory_for_the_graphs_is_not_called_damage(
     place: str, failure: Exception, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from caplet import ArgumentError, CapletError, Caption, Captioner, ImageError, ImageNotFoundError
 from caplet.decode import search
-from caplet.prefetch import in_order
+from caplet.prefetch import beside, in_order
 
 LONG = os.environ.get("CAPLET_LONG") == "1"
 
@@ -217,6 +217,48 @@ def test_where_threads_run_short_no_work_is_done_twice(monkeypatch: pytest.Monke
     monkeypatch.setattr(threading.Thread, "start", start_the_first)
     assert list(in_order(range(9), work, workers=2, ahead=3)) == [*range(9)]
     assert sorted(done) == [*range(9)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_item_alone_needs_no_thread(fails: bool) -> None:
+    """Not even if the next one cannot be drawn, which is told after its result."""
+
+    def items() -> Iterator[int]:
+        yield 7
+        if fails:
+            raise OSError("no more")
+
+    results = in_order(items(), lambda item: (item, threading.current_thread()), workers=2, ahead=3)
+    assert next(results) == (7, threading.current_thread())
+    with pytest.raises(OSError if fails else StopIteration):
+        next(results)
+
+
+@pytest.mark.parametrize("threads_are_left", [True, False])
+def test_something_is_done_beside_something_else(threads_are_left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> threading.Thread:
+        begun.set()
+        assert go_on.wait(10)
+        return threading.current_thread()
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    if not threads_are_left:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    with beside(work) as result:
+        assert begun.wait(10 if threads_are_left else 0) == threads_are_left
+    go_on.set()  # only now: the end of the block waits for nothing
+    assert (result() is not threading.current_thread()) == threads_are_left
+
+
+def test_what_fails_beside_something_else_is_raised_where_it_is_asked_for() -> None:
+    with beside(lambda: 1 // 0) as result:
+        pass
+    with pytest.raises(ZeroDivisionError):
+        result()
 
 
 def photo_threads() -> set[threading.Thread]:

@@ -310,6 +310,15 @@ def test_a_subclass_comes_back_as_one(way: Any, tiny_bundle: Path, photos: Path,
     assert again.caption(photos / "cat.jpg") == texts[1].upper()
 
 
+def test_sessions_that_are_open_serve_another_captioner(tiny_bundle: Path, photos: Path) -> None:
+    sessions = Captioner(tiny_bundle, threads=3, verify=False).sessions
+    captioner = Captioner(sessions)
+    assert captioner.sessions is sessions and (captioner.threads, captioner.bundle) == (3, sessions.bundle)
+    again = pickle.loads(pickle.dumps(captioner))
+    assert (again.threads, again.bundle) == (3, captioner.bundle)
+    assert again.caption(photos / "cat.jpg") == captioner.caption(photos / "cat.jpg")
+
+
 def test_a_copy_is_itself_and_loads_no_model(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("caplet.captioner.load_bundle", None)
     assert copy.copy(captioner) is captioner

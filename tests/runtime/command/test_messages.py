@@ -258,7 +258,7 @@ def test_a_terminal_that_is_gone_costs_no_caption(
 def test_how_a_run_ends(
     error: BaseException, status: int, message: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(caplet.caption_command, "run", fail)
@@ -268,7 +268,7 @@ def test_how_a_run_ends(
 def test_a_broken_installation_is_told_in_one_line(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def break_off(_: Any) -> int:
+    def break_off(*_: Any) -> int:
         raise ImportError("libonnxruntime.so: cannot open shared object file", name="onnxruntime")
 
     monkeypatch.setattr(caplet.caption_command, "run", break_off)
@@ -280,7 +280,7 @@ def test_a_broken_installation_is_told_in_one_line(
 def test_a_dependency_for_another_python_is_told_without_the_advice_that_numpy_puts_around_it(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def break_off(_: Any) -> int:
+    def break_off(*_: Any) -> int:
         try:
             raise ModuleNotFoundError("No module named 'numpy._umath'", name="numpy._umath")
         except ImportError as error:
@@ -295,7 +295,7 @@ def test_a_dependency_for_another_python_is_told_without_the_advice_that_numpy_p
 def test_an_import_that_was_interrupted_is_an_interruption(
     told: bool, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def break_off(_: Any) -> int:
+    def break_off(*_: Any) -> int:
         if told:
             raise ImportError("initialization failed") from KeyboardInterrupt()
         try:

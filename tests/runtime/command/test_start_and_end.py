@@ -1,0 +1,101 @@
+"""What the command does at once while it starts, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import caplet.caption_command
+import caplet.cli
+from caplet import Captioner
+from caplet.output import is_watched
+from command_line import run
+from tiny_bundle import write_tiny_bundle
+
+
+def test_the_first_photo_is_decoded_while_the_model_is_opened(
+    photos: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And while NumPy and onnxruntime are imported, which these tests have done long ago."""
+    decoding, decoded = threading.Event(), []
+    load, open_model = caplet.caption_command.load_pixels, caplet.cli._open_model
+
+    def load_slowly(photo: Any, **options: Any) -> Any:
+        decoding.set()
+        decoded.append(photo)
+        time.sleep(0.3)
+        return load(photo, **options)
+
+    def open_afterwards(arguments: Any) -> Any:
+        assert decoding.wait(10)
+        return open_model(arguments)
+
+    monkeypatch.setattr(caplet.caption_command, "load_pixels", load_slowly)
+    monkeypatch.setattr(caplet.cli, "_open_model", open_afterwards)
+    status, out, err = run(photos / "cat.jpg", photos / "rocket.jpg", "--format", "jsonl", capfd=capfd)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert (status, err, decoded) == (0, "", [str(photos / "cat.jpg")])
+    assert [record["caption"] for record in records] == [texts["cat"], texts["rocket"]]
+    assert records[0]["milliseconds"] > 300 > records[1]["milliseconds"]  # what was spent before its turn counts
+
+
+def test_a_model_of_another_size_gets_its_own_pixels(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_bundle(tmp_path / "small", height=40, width=60)
+    text = Captioner(model).caption(photos / "cat.jpg").text
+    assert run(photos / "cat.jpg", "--model", model, capfd=capfd) == (0, f"{text}\n", "")
+
+
+@pytest.mark.parametrize("first", ["nowhere.jpg", "broken.jpg", "folder"])
+def test_a_first_photo_that_cannot_be_decoded_is_told_once_at_its_turn(
+    first: str, photos: Path, folder: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.jpg").write_bytes(b"no photo")
+    bad = folder / "empty" if first == "folder" else folder / first
+    if first == "folder":
+        bad.mkdir()
+    status, out, err = run(bad, photos / "cat.jpg", capfd=capfd)
+    assert (status, out) == (1, f"{photos / 'cat.jpg'}\t{texts['cat']}\n")
+    assert err.startswith(f"caplet: {bad}: ") and err.count("\n") == 1
+
+
+def test_a_resumed_run_decodes_nothing_that_is_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = (photos / "cat.jpg", "--format", "jsonl", "-o", tmp_path / "out.jsonl", "--resume")
+    (tmp_path / "out.jsonl").touch()
+    assert run(*command, capfd=capfd)[0] == 0
+    monkeypatch.setattr(caplet.caption_command, "load_pixels", None)
+    assert run(*command, capfd=capfd) == (0, "", "")
+
+
+def test_it_ends_at_once(photos: Path, texts: dict[str, str]) -> None:
+    """Without taking the model apart, or waiting for anything: here, for a thread that sleeps."""
+    program = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
+    command = [sys.executable, "-c", f"{program}from caplet.cli import command\ncommand()", str(photos / "cat.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{texts['cat']}\n", "")
+
+
+def test_a_profiler_gets_to_say_what_it_found() -> None:
+    command = [sys.executable, "-m", "cProfile", "-m", "caplet", "--version"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("caplet ") and "function calls" in told
+
+
+@pytest.mark.skipif(sys.gettrace() is not None or sys.getprofile() is not None, reason="coverage is watching")
+def test_what_traces_a_program_is_noticed() -> None:
+    for trace in (sys.settrace, sys.setprofile):
+        trace(lambda *_: None)
+        try:
+            assert is_watched()
+        finally:
+            trace(None)
