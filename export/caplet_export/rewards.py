@@ -57,12 +57,8 @@ class CaptionReward:
         self._unseen = math.log(len(references))
         idf = (self._unseen - np.log(documents)).astype(np.float32)
         place = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-        first, counts = np.empty(grams.shape, bool), np.empty(grams.shape, np.int32)
-        for row, of_photo in enumerate(grams):  # for all at once it would grow with the square of the longest caption
-            alike = of_photo[..., :, None] == of_photo[..., None, :]
-            first[row] = (np.tril(alike, -1).sum(-1) == 0) & (of_photo != 0)
-            counts[row] = alike.sum(-1)
-        weights = np.where(first, counts * idf[place], 0.0).astype(np.float32)
+        counts = _first_counts(grams)
+        weights = (counts * idf[place]).astype(np.float32)
         ids = [numbers[word] for word in vocabulary.words]
         ids[PAD], ids[START], ids[END] = 0, 0, numbers[END_TOKEN]
         self.tables: dict[str, Array] = {
@@ -70,7 +66,7 @@ class CaptionReward:
             "grams": jnp.asarray(known),
             "idf": jnp.asarray(idf),
             "reference_words": jnp.asarray(np.where(ended == numbers[END_TOKEN], 0, ended)),
-            "reference_grams": jnp.asarray(np.where(first, grams, 0)),
+            "reference_grams": jnp.asarray(np.where(counts > 0, grams, 0)),
             "reference_weights": jnp.asarray(weights),
             "reference_lengths": jnp.asarray((ended > 0).sum(-1)),
             "references": jnp.asarray(np.array([len(said) for said in references.values()], np.float32)),
@@ -154,6 +150,21 @@ def _grams(words: Array, library: Any) -> Array:
         mixed = hashes ^ (hashes >> np.uint32(13))
         grams.append(library.where(whole, library.where(mixed == 0, np.uint32(1), mixed), np.uint32(0)))
     return library.stack(grams, -2)
+
+
+def _first_counts(grams: NDArray[np.uint32]) -> NDArray[np.int32]:
+    """How often each n-gram of `_grams` occurs in its caption, where it stands for the first time; 0 elsewhere.
+
+    By sorting: a comparison of all pairs would take minutes where a single caption has a thousand words.
+    """
+    order = np.argsort(grams, axis=-1, kind="stable")
+    ordered = np.take_along_axis(grams, order, axis=-1)
+    starts = np.flatnonzero(np.diff(ordered, axis=-1, prepend=ordered[..., :1] + np.uint32(1)))
+    found = np.zeros(grams.size, np.int32)
+    found[starts] = np.diff(starts, append=grams.size)
+    counts = np.empty(grams.shape, np.int32)
+    np.put_along_axis(counts, order, found.reshape(grams.shape), axis=-1)
+    return np.where(grams, counts, 0)
 
 
 def _implausible(words: Sequence[str], bigrams: Bigrams) -> NDArray[np.bool_]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,22 @@ def test_equal_to_the_scorer(references: dict[str, list[list[str]]], bigrams: Bi
         assert total[index] == pytest.approx(expected[0] + 2 * expected[1] - 0.5 * expected[2], abs=1e-4)
         seen.add((expected[0] > 0, ended, expected[2] > 0))
     assert len(seen) >= 6  # captions with and without each
+
+
+def test_a_long_caption_costs_no_more_than_its_length(bigrams: Bigrams) -> None:
+    """Not its square, for each photo: one caption of a thousand words would take minutes before the first step."""
+    long = list(np.random.default_rng(4).choice(WORDS, 2000))
+    references = {"a.jpg": [long, WORDS[:6]], "b.jpg": [WORDS[3:9]]}
+    tracemalloc.start()
+    reward = CaptionReward(VOCABULARY, references, bigrams, rouge=0.0, penalty=0.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1000 * len(long), "its square is of four million pairs, for each length of n-grams"
+    ids = draw_ids(GROUP)
+    found, *_ = jax.jit(reward)(reward.tables, jnp.array([0]), jnp.asarray(ids))
+    scorer = CiderD(references, with_end=True)
+    said = [[*VOCABULARY.decode(row), *[END_TOKEN] * (END in row)] for row in ids.tolist()]
+    np.testing.assert_allclose(found, [scorer.score("a.jpg", words) for words in said], atol=2e-5)
 
 
 def test_implausible_pairs_from_both_sides(bigrams: Bigrams) -> None:
