@@ -337,14 +337,14 @@ def _read_source(folder: Path) -> StoreSource:
     try:
         raw = json.loads(path.read_text())
         if raw.pop("format") != _FORMAT:
-            raise StoreError(f"{path}: made by another version of caplet-export; extract the features again")
+            raise StoreError(f"{path}: made by another version of caplet-export; delete {folder} and extract again")
         return StoreSource(**raw)
     except FileNotFoundError as error:
         raise StoreError(f"{folder}: no feature store here; run `caplet-export features` first") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"{path}: damaged ({error}); extract the features again") from error
+        raise StoreError(f"{path}: damaged ({error}); delete {folder} and extract again") from error
 
 
 def _lines(path: Path) -> list[str]:

@@ -431,6 +431,15 @@ def test_a_damaged_store_is_refused(tmp_path: Path, spoil: Callable[[Path], None
         FeatureStore(tmp_path)
 
 
+@pytest.mark.parametrize("spoil", [spoil_json, spoil_format])
+def test_a_store_that_no_command_can_go_on_with_is_to_be_deleted(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    """`features`, given again, refuses it too."""
+    fill(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(StoreError, match=f"; delete {tmp_path} and extract again$"):
+        fill(tmp_path)
+
+
 def test_no_store_is_said(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no feature store here"):
         FeatureStore(tmp_path / "nowhere")
