@@ -43,10 +43,8 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
 def _run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
     early = _decode_first(arguments)
     captioner = Captioner(opened())
-    if early is not None and early.pixels.shape[:2] != (
-        captioner.bundle.manifest.height,
-        captioner.bundle.manifest.width,
-    ):
+    manifest = captioner.bundle.manifest
+    if early is not None and early.pixels.shape[:2] != (manifest.height, manifest.width):
         early = None
     origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
     # These calls come before any file or folder is made, so that what they refuse leaves none behind.

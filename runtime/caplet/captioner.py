@@ -144,10 +144,10 @@ class Captioner:
             model: the bundle's directory; None for the environment variable CAPLET_MODEL, or the bundled model. Or its
                 sessions, with the options that they were opened with.
             threads: threads that encode one photo; None for as many as this process may use (see `caplet.threads`).
-                With 1, everything runs in the calling thread, except for the decoders of AVIF and HEIC, which have
-                threads of their own. A larger number does not limit `caption_many`, which encodes up to 4 photos side
-                by side while it searches: `threads + min(threads, 4)` threads may want a CPU at once there. To limit
-                the CPUs that are used, set an affinity mask or a CPU quota.
+                With 1, captions are made in the calling thread alone, except for the decoders of AVIF and HEIC, which
+                have threads of their own. A larger number does not limit `caption_many`, which encodes up to 4 photos
+                side by side while it searches: `threads + min(threads, 4)` threads may want a CPU at once there. To
+                limit the CPUs that are used, set an affinity mask or a CPU quota.
             providers: onnxruntime execution providers, by name or as (name, options); None for the CPU.
             verify: compare every file of the bundle with its hash.
 

@@ -1,6 +1,7 @@
 """The `caplet` command: captions for photos, and the verbs info, check and bench.
 
-Only argument parsing happens here, without numpy or onnxruntime, so that `caplet --help` is immediate.
+Arguments are parsed here without numpy or onnxruntime, so that `caplet --help` is immediate; then, while these are
+imported, a thread begins to open the model.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _run(words: list[str]) -> int:
 
 
 def _open_model(arguments: argparse.Namespace) -> Sessions:
-    """Open the model in a thread: to hash files and lay out graphs takes as long as all imports, and no Python."""
+    """The model's sessions: a thread's work, as to hash files and lay out graphs takes long, but hardly any Python."""
     from caplet.bundle import load_bundle
     from caplet.threads import usable_threads
 
