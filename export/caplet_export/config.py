@@ -289,8 +289,8 @@ def override(config: Config, assignments: list[str]) -> Config:
     raw = dataclasses.asdict(config)
     for assignment in assignments:
         target, separator, text = assignment.partition("=")
-        section, dot, name = target.partition(".")
-        if not separator or not dot or section not in raw or name not in raw[section]:
+        section, _, name = target.partition(".")
+        if not separator or section not in raw or name not in raw[section]:
             have = ", ".join(f"{key}.{each}" for key, part in raw.items() for each in part)
             raise ConfigurationError(f"--set {assignment}: expected SECTION.SWITCH=VALUE with one of {have}")
         current = raw[section][name]
