@@ -15,6 +15,7 @@ from caplet_export.config import (
     TextConfig,
     TrainConfig,
     changed_switches,
+    inherit,
     load_config,
     override,
     require_effect,
@@ -31,9 +32,20 @@ def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_switches_are_set_by_name() -> None:
-    config = override(Config(), ["train.learning_rate=1", "model.initial_state=zero"])
-    assert config.train.learning_rate == 1.0
-    assert config.model.initial_state == "zero"
+    blocks = "mixed8 mixed9 mixed10"
+    given = ["train.learning_rate=1", "train.captions_per_image=1", "text.max_length=1000", "model.members=3"]
+    config = override(Config(), [*given, f"model.feature_block={blocks}"])
+    assert config.train.learning_rate == 1.0 and type(config.train.learning_rate) is float
+    assert config.train.captions_per_image == 1
+    assert config.text.max_length == 1000
+    assert config.model.feature_block == blocks
+
+
+def test_a_run_that_goes_on_has_the_text_and_model_of_the_earlier_one_but_its_own_dropout() -> None:
+    earlier = override(Config(), ["text.minimum_count=9", "model.state_size=64", "model.dropout=0.1", "train.seed=7"])
+    own = ["model.dropout=0.2", "model.channel_dropout=0.3", "train.seed=8"]
+    config = override(Config(), ["text.minimum_count=2", "model.state_size=32", *own])
+    assert inherit(config, earlier) == override(earlier, own)
 
 
 def test_what_changed_is_told_by_section() -> None:
@@ -48,11 +60,14 @@ def test_what_changed_is_told_by_section() -> None:
     [
         ("train.lr=1", "expected SECTION.SWITCH=VALUE with one of text.rules"),
         ("nonsense", "expected SECTION.SWITCH=VALUE"),
+        ("text=1", "expected SECTION.SWITCH=VALUE"),
         ("train.epochs=many", "expected int, found"),
         ("train.epochs=1.5", "expected int, found 1.5"),
         ("train.seed=true", "expected int, found True"),
+        ("model.dropout=true", "dropout: expected float, found True"),
         ("model.initial_state=random", "expected one of mean, zero"),
-        ("train.extractor_layer=foo", "expected one of none, mixed0, mixed1"),
+        ("model.initial_state=mean zero", "expected one of mean, zero"),
+        ("train.extractor_layer=foo", "expected one of none, mixed0, mixed1, .*, mixed10, found"),
         ("model.feature_block= ", "expected one of mixed8"),
         ("model.dropout=NaN", "dropout: expected 0 or more and below 1, found nan"),
         ("model.dropout=1", "below 1, found 1"),
@@ -85,9 +100,14 @@ def test_a_wrong_switch_is_named(assignment: str, said: str) -> None:
         ("train", "cross_entropy", "mixup", "`train` by distillation and `tune` by distillation"),
         ("train", "self_critical", "mixup", "`train` by distillation and `tune` by distillation"),
         ("train", "cross_entropy", "bigram_penalty", "`train` by self_critical and `tune` by self_critical"),
+        ("tune", "distillation", "reward_rouge", "`train` by self_critical and `tune` by self_critical"),
         ("train", "self_critical", "cross_entropy_weight", "`tune` by self_critical"),
+        ("train", "self_critical", "label_smoothing", "`train` by cross_entropy and `tune` by self_critical"),
         ("train", "cross_entropy", "teacher_view", "`train` by distillation"),
-        ("train", "distillation", "evaluate_every", "`tune` by self_critical or distillation"),
+        *(
+            ("train", "distillation", name, "`tune` by self_critical or distillation")
+            for name in ("evaluate_every", "smallest_crop", "color_jitter", "random_erasing")
+        ),
         ("train", "self_critical", "attention_regularisation", "`train` by cross_entropy"),
         ("tune", "self_critical", "attention_regularisation", "`train` by cross_entropy"),
         ("tune", "self_critical", "views", "`train` by cross_entropy or self_critical or distillation"),
