@@ -258,6 +258,6 @@ def _is_photo(entry: os.DirEntry[str]) -> bool:
     if Path(entry.name).suffix.lower() not in SUFFIXES:
         return False
     try:
-        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+        return entry.is_file() or not Path(entry.path).exists()
     except OSError:  # a link to itself, or to where nobody may look
         return True
