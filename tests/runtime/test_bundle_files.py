@@ -84,7 +84,7 @@ def test_the_bundled_model_is_found(
 def test_no_bundled_model_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CAPLET_MODEL", raising=False)
     monkeypatch.setattr(caplet.bundle, "__file__", str(tmp_path / "a" / "caplet" / "bundle.py"))
-    with pytest.raises(BundleNotFoundError, match=DEFAULT_BUNDLE):
+    with pytest.raises(BundleNotFoundError, match=rf"{DEFAULT_BUNDLE}: no such directory; "):
         load_bundle()
 
 
@@ -139,13 +139,15 @@ def test_without_verifying_hashes_are_not_compared(bundle: Path) -> None:
     load_bundle(bundle, verify=False)
 
 
-def test_an_unreadable_file_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_an_unreadable_file_is_an_error(named: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *_: object) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
+        raise PermissionError(13, "Permission denied", *([str(self)] if named else []))  # one of a read names no file
 
     monkeypatch.setattr(Path, "open", refuse)  # file modes do not stop root
-    with pytest.raises(BundleError, match="Permission denied"):
+    with pytest.raises(BundleError, match="Permission denied") as caught:
         load_bundle(bundle)
+    assert caught.value.subject == str(bundle / "manifest.json" if named else bundle)
 
 
 def test_a_folder_that_nobody_may_look_into_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,6 +352,7 @@ def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Pa
         ("vocabulary.size", 35),
         ("vocabulary.size", 10**12),
         ("tokens.end", "end"),
+        ("golden", [1]),
         ("golden.0.score", "high"),
         ("golden.0.file", "golden/dog.png"),
         ("graphs.encoder.file", "README"),
@@ -389,6 +392,7 @@ def test_a_value_out_of_range_is_an_error(path: str, value: Any, bundle: Path) -
         ("decoding.length_penalty", 10),
         ("golden.0.beam_size", 1),
         ("graphs.encoder.opset", 1),
+        ("name", "x"),
         ("name", "x" * 200),
     ],
 )
