@@ -248,6 +248,7 @@ def test_colours_get_lighter_in_even_steps() -> None:
         (["a"], [[[1], [1, 2]]], [1], "attention"),
         (["a"], None, [1], "attention"),
         (["a"], {}, [1], "attention"),
+        (["a"], [], [], "attention"),
         ([], np.ones((1, 8, 8)), [], "attention"),
         ([], np.zeros((0, 8, 8)), [1], "probabilities"),
     ],
@@ -353,8 +354,9 @@ def test_a_drawing_that_would_be_cut_off_leaves_the_one_before(tmp_path: Path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fill)
-    with pytest.raises(OSError, match="No space"):
-        save_drawing(Image.new("RGB", (8, 8)), target)
+    for path in (target, tmp_path / "new.png"):
+        with pytest.raises(OSError, match="No space"):
+            save_drawing(Image.new("RGB", (8, 8)), path)
     assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
 
 
