@@ -112,8 +112,9 @@ def decoding(
     return Decoding(beam_size, max_length, length_penalty, block, repeatable)
 
 
-SOME_REPEATABLE = ((4,), (5,), (4, 5))
-"""4 and 5 may be repeated, and so may the pair 4 5, but not the pairs 4 4, 5 5 and 5 4; 6 may be said only once."""
+SOME_REPEATABLE = ((4,), (5,), (4, 5), (6, 4))
+"""4 and 5 may be repeated, and so may the pair 4 5, but not the pairs 4 4, 5 5 and 5 4; 6 may be said only once,
+although a pair that begins with it may be repeated."""
 
 
 @pytest.mark.parametrize(
