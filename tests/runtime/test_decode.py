@@ -336,6 +336,23 @@ def test_the_length_limit_counts_words(beam_size: int) -> None:
     assert len(chant.rows) == 7
 
 
+class HalfAreDone(TableDecoder):
+    """As `TableDecoder`, but of every second photo nothing can be said."""
+
+    def log_probs(self, photo: int, history: int) -> np.ndarray[Any, Any]:
+        nothing = np.where(np.array(self.tokens) == END, 0.0, -np.inf).astype(np.float32)
+        return super().log_probs(photo, history) if photo % 2 else nothing
+
+
+def test_photos_that_end_as_the_beam_widens_leave_the_others_their_features() -> None:
+    """Four rows of four photos become four rows of two, which the decoder notices."""
+    decoder = HalfAreDone(3)
+    decoding = Decoding(beam_size=2, max_length=4, length_penalty=1.0, block_repeated_trigrams=False)
+    found = search(decoder, decoder.encoded(4), decoding)
+    assert decoder.calls[:2] == [4, 4]
+    assert [len(hypotheses[0].tokens) == 0 for hypotheses in found] == [True, False, True, False]
+
+
 def test_the_end_token_counts_in_the_score_but_is_not_a_word() -> None:
     found = search(Chant((END, 4), (-0.25, -2.0)), ONE_PHOTO, decoding(1))[0]
     assert (found[0].tokens, found[0].log_probs, found[0].score, found[0].ended) == ((), (), -0.25, True)

@@ -113,10 +113,10 @@ def test_a_name_with_a_carriage_return_stays_one_record(
 
 
 def test_a_name_does_not_steer_the_terminal(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\x07\x7f\x9bé.jpg")
+    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\x07\x1f\x7f\x9b\x9fé.jpg")
     status, out, err = run(tmp_path, capfd=capfd)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{tmp_path}/\\x1b[2J\\x07\\x7f\\x9bé.jpg\t")
+    assert out.startswith(f"{tmp_path}/\\x1b[2J\\x07\\x1f\\x7f\\x9b\\x9fé.jpg\t")
 
 
 def test_a_backslash_in_a_name_is_escaped_in_a_table(
