@@ -28,7 +28,7 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         items: any iterable, also an endless one.
         work: called in the worker threads; what it raises is raised at the item's turn.
         workers: number of threads; with 0 the work is done here, an item at a time.
-        ahead: most items that are drawn and not yet yielded.
+        ahead: most items that are drawn and not yet yielded, at least 2.
 
     Raises:
         InferenceError: in a forked child that goes on with its parent's iterator, as the threads are the parent's.
@@ -37,18 +37,16 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         yield from map(work, items)
         return
     source = iter(items)
-    failure: Exception | None = None
-    if ahead > 1:
-        head, failure = take(source, 2)
-        if len(head) < 2:
-            try:
-                yield from map(work, head)
-                if failure is not None:
-                    raise failure
-            finally:
-                del failure  # as in `Captioner.caption`
-            return
-        source = itertools.chain(head, source)
+    head, failure = take(source, 2)
+    if len(head) < 2:
+        try:
+            yield from map(work, head)
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # as in `Captioner.caption`
+        return
+    source = itertools.chain(head, source)
     pending: deque[Future[R]] = deque()
     rest: Iterator[T] = iter(())
     drained = False

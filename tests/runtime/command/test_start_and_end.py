@@ -91,7 +91,7 @@ def test_a_profiler_gets_to_say_what_it_found() -> None:
     assert told.startswith("caplet ") and "function calls" in told
 
 
-@pytest.mark.skipif(sys.gettrace() is not None or sys.getprofile() is not None, reason="coverage is watching")
+@pytest.mark.no_cover
 def test_what_traces_a_program_is_noticed() -> None:
     for trace in (sys.settrace, sys.setprofile):
         trace(lambda *_: None)
