@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -83,6 +84,24 @@ def test_it_ends_at_once(photos: Path, texts: dict[str, str]) -> None:
     command = [sys.executable, "-c", f"{program}from caplet.cli import command\ncommand()", str(photos / "cat.jpg")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{texts['cat']}\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="no glibc")
+@pytest.mark.parametrize(("variable", "accepted"), [("", [1, 1, 1]), ("MALLOC_ARENA_MAX", [])])
+def test_freed_memory_is_kept_unless_the_environment_says_how(variable: str, accepted: list[int]) -> None:
+    program = """
+import ctypes
+mallopt, accepted = ctypes.CDLL(None).mallopt, []
+ctypes.CDLL = lambda _: type("Library", (), {"mallopt": staticmethod(lambda *call: accepted.append(mallopt(*call)))})
+from caplet import cli
+cli.end_process = lambda *_, **__: print(accepted)
+cli.main = lambda: 0
+cli.command()
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    environment |= {variable: "2"} if variable else {}
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout == f"{accepted}\n"  # 1 is what glibc gives for a number that it accepts
 
 
 def test_a_profiler_gets_to_say_what_it_found() -> None:
