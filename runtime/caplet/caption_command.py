@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import os
 import sys
-import time
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from caplet.captioner import Caption, Captioner
+from caplet.captioner import Caption, Captioner, Decoded, decode_photo
 from caplet.errors import ArgumentError, CapletError, InferenceError
 from caplet.image import MAX_PIXELS, ImageSource, load_pixels
 from caplet.inputs import STDIN, Input, find_inputs, is_descriptor, is_folder, with_contents
@@ -44,7 +42,7 @@ def _run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
     early = _decode_first(arguments)
     captioner = Captioner(opened())
     manifest = captioner.bundle.manifest
-    if early is not None and early.pixels.shape[:2] != (manifest.height, manifest.width):
+    if early and isinstance(early.pixels, np.ndarray) and early.pixels.shape[:2] != (manifest.height, manifest.width):
         early = None
     origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
     # These calls come before any file or folder is made, so that what they refuse leaves none behind.
@@ -109,34 +107,17 @@ def _progress(arguments: argparse.Namespace, output: Output, done: Counter[str])
 
 
 class _Job(NamedTuple):
-    """A photo to caption, the file for its drawing, if it gets one, and the milliseconds that went into it already."""
+    """A photo to caption, and the file for its drawing, if it gets one."""
 
     photo: Input
     drawing: Path | None
-    spent: float = 0.0
 
 
-class _Early(NamedTuple):
-    """A photo that was decoded before its turn, and how long that took."""
-
-    pixels: NDArray[np.uint8]
-    milliseconds: float
-
-
-def _decode_first(arguments: argparse.Namespace) -> _Early | None:
-    """The first photo, if it is a file, decoded while the model is being opened.
-
-    If that goes wrong, None: it is tried again at the photo's turn, and what is wrong is told.
-    """
-    if arguments.resume or not arguments.photos:
+def _decode_first(arguments: argparse.Namespace) -> Decoded | None:
+    """The first photo, if it is a file, decoded while the model is being opened."""
+    if arguments.resume or not arguments.photos or not os.path.isfile(arguments.photos[0]):  # noqa: PTH113
         return None
-    name = arguments.photos[0]
-    started = time.perf_counter()
-    try:
-        pixels = load_pixels(name, **_reading(arguments)) if os.path.isfile(name) else None  # noqa: PTH113
-    except (CapletError, MemoryError):
-        return None
-    return None if pixels is None else _Early(pixels, 1000 * (time.perf_counter() - started))
+    return decode_photo(arguments.photos[0], functools.partial(load_pixels, **_reading(arguments)))
 
 
 class _Drawings:
@@ -259,7 +240,7 @@ def _results(
     photos: Iterable[Input],
     drawings: _Drawings,
     written: Written,
-    early: _Early | None,
+    early: Decoded | None,
 ) -> Iterator[tuple[_Job, Caption | CapletError]]:
     """Each input that is not written yet, with its caption or error, in order."""
     waiting: deque[_Job] = deque()
@@ -273,10 +254,7 @@ def _results(
     )
     for caption in captions:
         job = waiting.popleft()
-        if isinstance(caption, CapletError):
-            yield job, job.photo.problem or _named(caption, job.photo)
-        else:
-            yield job, dataclasses.replace(caption, milliseconds=caption.milliseconds + job.spent)
+        yield job, job.photo.problem or (_named(caption, job.photo) if isinstance(caption, CapletError) else caption)
 
 
 def _sources(
@@ -285,8 +263,8 @@ def _sources(
     written: Written,
     waiting: deque[_Job],
     max_pixels: int,
-    early: _Early | None,
-) -> Iterator[ImageSource]:
+    early: Decoded | None,
+) -> Iterator[ImageSource | Decoded]:
     """The photos for the captioner, of which the first may be decoded; the job of each is appended to `waiting`.
 
     An input that already has a problem keeps its turn: the captioner gets empty bytes for it, which fail at once.
@@ -295,14 +273,9 @@ def _sources(
         if written.take(photo.name):
             continue
         opened = with_contents(photo, max_pixels)
-        job = drawings.job(opened)
-        if early is None:
-            waiting.append(job)
-            yield opened.source if opened.problem is None else b""
-        else:
-            waiting.append(job._replace(spent=early.milliseconds))
-            yield early.pixels
-            early = None
+        waiting.append(drawings.job(opened))
+        yield early or (opened.source if opened.problem is None else b"")
+        early = None
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:

@@ -19,7 +19,7 @@ from PIL import Image
 from caplet.arguments import whole_number
 from caplet.bundle import Bundle, load_bundle
 from caplet.decode import Encoded, Hypothesis, search
-from caplet.errors import NO_MEMORY, ArgumentError, BundleError, CapletError, InferenceError, without_frames
+from caplet.errors import NO_MEMORY, RUN_CHECK, ArgumentError, BundleError, CapletError, InferenceError, without_frames
 from caplet.image import LARGEST_LIMIT, MAX_PIXELS, ImageSource, is_source, load_pixels
 from caplet.manifest import LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order, take
@@ -107,7 +107,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decoded:
+class Decoded:
     """A photo's pixels for the encoder, or what was wrong with it, and the seconds that took."""
 
     pixels: NDArray[np.uint8] | CapletError
@@ -238,7 +238,7 @@ class Captioner:
     @overload
     def caption_many(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource | Decoded],
         *,
         batch_size: int = ...,
         on_error: Literal["raise"] = ...,
@@ -251,7 +251,7 @@ class Captioner:
     @overload
     def caption_many(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource | Decoded],
         *,
         batch_size: int = ...,
         on_error: Literal["return"],
@@ -263,7 +263,7 @@ class Captioner:
 
     def caption_many(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource | Decoded],
         *,
         batch_size: int = 8,
         on_error: Literal["raise", "return"] = "raise",
@@ -281,7 +281,7 @@ class Captioner:
         close a file that it has yielded.
 
         Args:
-            images: the photos; see `caption`.
+            images: the photos; see `caption`. Or what `decode_photo` made of them, in the size that the model wants.
             batch_size: photos whose sentences are searched together, 8 at most; each is encoded by itself. Above 8 it
                 only sets how far photos are read ahead (with one thread, not even that).
             on_error: "raise" to stop at the first photo that fails, "return" to give its error in its place.
@@ -313,7 +313,7 @@ class Captioner:
         return decoding
 
     def _caption_many(
-        self, images: Iterable[ImageSource], size: int, decoding: Decoding, load: _Load, *, raises: bool
+        self, images: Iterable[ImageSource | Decoded], size: int, decoding: Decoding, load: _Load, *, raises: bool
     ) -> Generator[Caption | CapletError, None, None]:
         # Several photos side by side keep the processors busier than several threads on one photo, or on a batch: they
         # wait for each other at none of the encoder's operators, and decoding fills the gaps.
@@ -346,8 +346,8 @@ class Captioner:
         most = whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
         return functools.partial(load_pixels, size=size, max_pixels=most, allow_truncated=allow_truncated)
 
-    def _encode(self, image: ImageSource | _Decoded, load: _Load) -> _Photo:
-        decoded = image if isinstance(image, _Decoded) else _decode(image, load)
+    def _encode(self, image: ImageSource | Decoded, load: _Load) -> _Photo:
+        decoded = image if isinstance(image, Decoded) else decode_photo(image, load)
         if isinstance(decoded.pixels, CapletError):
             return _Photo(decoded.pixels, decoded.seconds)
         started = time.perf_counter()
@@ -395,7 +395,7 @@ class Captioner:
         vocabulary = self._bundle.words
         impossible = _impossible(hypotheses, len(vocabulary))
         if impossible is not None:
-            return InferenceError("decoder", f"gives {impossible}", "run `caplet check`")
+            return InferenceError("decoder", f"gives {impossible}", RUN_CHECK)
         sentences = [tuple(vocabulary[token] for token in hypothesis.tokens) for hypothesis in hypotheses]
         best = hypotheses[0]
         attention = best.attention.reshape(-1, _GRID, _GRID)
@@ -434,7 +434,7 @@ def join_words(words: Iterable[str]) -> str:
     return "".join(word if word.startswith("'") else f" {word}" for word in words).lstrip()
 
 
-def _several(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
+def _several(images: Iterable[ImageSource | Decoded]) -> Iterator[ImageSource | Decoded]:
     """An iterator over the photos. One photo is refused: text would come apart into letters, a file into lines."""
     stack = isinstance(images, np.ndarray) and (images.ndim > 3 or images.dtype != np.uint8)
     if stack or not is_source(images):
@@ -443,22 +443,23 @@ def _several(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
     raise ArgumentError("images", f"a {type(images).__name__} is not several photos", "give a list of them")
 
 
-def _settle(image: ImageSource, load: _Load) -> ImageSource | _Decoded:
+def _settle(image: ImageSource | Decoded, load: _Load) -> ImageSource | Decoded:
     """Paths and bytes can be decoded later, by a worker; what the caller may change or close is decoded now.
 
     Decoded, not copied: copies of large arrays and whole files would take far more memory than the encoder's pixels.
     """
-    return image if isinstance(image, (str, os.PathLike, bytes)) else _decode(image, load)
+    return image if isinstance(image, (str, os.PathLike, bytes, Decoded)) else decode_photo(image, load)
 
 
-def _decode(image: ImageSource, load: _Load) -> _Decoded:
+def decode_photo(image: ImageSource, load: _Load) -> Decoded:
+    """What `load` makes of a photo, or the CapletError that it raises, and how long that takes."""
     started = time.perf_counter()
     pixels: NDArray[np.uint8] | CapletError
     try:
         pixels = load(image)
     except CapletError as error:
         pixels = without_frames(error)
-    return _Decoded(pixels, time.perf_counter() - started)
+    return Decoded(pixels, time.perf_counter() - started)
 
 
 _made_last: tuple[tuple[object, ...], Captioner] | None = None

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from caplet.captioner import Captioner
-from caplet.errors import BundleError, InferenceError
+from caplet.errors import RUN_CHECK, BundleError, InferenceError
 from caplet.output import Output
 
 # Other CPUs and versions of onnxruntime may round 8-bit arithmetic differently, which moves scores by hundredths.
@@ -53,9 +53,8 @@ def check_golden(captioner: Captioner) -> list[GoldenResult]:
         try:
             caption = captioner.caption(bundle.path / golden.file, beam_size=golden.beam_size)
         except InferenceError as error:
-            # Others advise what is done here. The files are those of the manifest, so what is wrong was exported so, or
-            # is onnxruntime's.
-            if "caplet check" not in error.remedy:
+            # The files are those of the manifest, so what is wrong was exported so, or is onnxruntime's.
+            if error.remedy != RUN_CHECK:
                 raise
             raise InferenceError(error.subject, error.cause, "export the bundle again, or open an issue") from error
         results.append(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import InferenceError
+from caplet.errors import RUN_CHECK, InferenceError
 from caplet.manifest import Decoding
 
 Floats = NDArray[np.float32]
@@ -86,7 +86,7 @@ def search(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypoth
     run = _greedy if decoding.beam_size == 1 else _beam
     found = run(step, encoded, decoding)
     if not all(found):
-        raise InferenceError("decoder", "gives no usable probabilities", "run `caplet check`")
+        raise InferenceError("decoder", "gives no usable probabilities", RUN_CHECK)
     return found
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 NO_MEMORY = "needs more memory than there is"
 """The cause to give where Python or a library ran out of memory."""
+RUN_CHECK = "run `caplet check`"
+"""The remedy to give where the graphs of a model fail, or give what cannot be; `caplet check` itself gives another."""
 
 
 class CapletError(Exception):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from caplet.bundle import Bundle, load_bundle
 from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
-from caplet.errors import NO_MEMORY, ArgumentError, BundleError, InferenceError, without_frames
+from caplet.errors import NO_MEMORY, RUN_CHECK, ArgumentError, BundleError, InferenceError, without_frames
 from caplet.machine import describe_cpu
 from caplet.prefetch import beside
 from caplet.shutdown import computing
@@ -238,7 +238,7 @@ def _run(session: onnxruntime.InferenceSession, outputs: list[str], feeds: dict[
         except Exception as error:  # onnxruntime's exceptions share no base class
             if _is_out_of_memory(error):
                 raise InferenceError("onnxruntime", NO_MEMORY, "free some") from error
-            raise InferenceError("onnxruntime", _brief(error), "run `caplet check`") from error
+            raise InferenceError("onnxruntime", _brief(error), RUN_CHECK) from error
 
 
 def _numbers(contract: _Contract, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

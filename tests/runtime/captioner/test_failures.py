@@ -192,6 +192,19 @@ def test_the_first_and_the_last_word_can_be_said(
     assert captioner.caption(paths[0], beam_size=1, max_length=1).words == (vocabulary(36)[token],)
 
 
+def change_steps(
+    captioner: Captioner, output: str, change: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have one output of every step of the decoder changed."""
+    step = captioner.sessions.step
+
+    def changed(*feeds: Any) -> Any:
+        result = step(*feeds)
+        return result._replace(**{output: change(getattr(result, output))})
+
+    monkeypatch.setattr(captioner.sessions, "step", changed)
+
+
 @pytest.mark.parametrize("beam_size", [1, 3])
 @pytest.mark.parametrize(
     ("output", "change", "told"),
@@ -214,13 +227,7 @@ def test_a_decoder_that_gives_impossible_numbers_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     captioner = Captioner(tiny_bundle)
-    step = captioner.sessions.step
-
-    def wrong(*feeds: Any) -> Any:
-        result = step(*feeds)
-        return result._replace(**{output: change(getattr(result, output))})
-
-    monkeypatch.setattr(captioner.sessions, "step", wrong)
+    change_steps(captioner, output, change, monkeypatch)
     with pytest.raises(InferenceError, match=f"decoder: gives {told}"):
         captioner.caption(paths[0], beam_size=beam_size)
 
@@ -237,13 +244,7 @@ def test_rounded_numbers_are_possible(
     output: str, change: Callable[[Any], Any], tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner = Captioner(tiny_bundle)
-    step = captioner.sessions.step
-
-    def rounded(*feeds: Any) -> Any:
-        result = step(*feeds)
-        return result._replace(**{output: change(getattr(result, output))})
-
-    monkeypatch.setattr(captioner.sessions, "step", rounded)
+    change_steps(captioner, output, change, monkeypatch)
     for path in paths:
         assert captioner.caption(path).plot(path).width > 0
 
