@@ -74,7 +74,7 @@ def prepare(
     from caplet_export.checkpoint import DECODER
     from caplet_export.config import DEFAULT_DECODING
     from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
-    from caplet_export.optimize import optimize_decoder, optimize_encoder
+    from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_floats
     from caplet_export.quantize import quantize
 
     (folder / "keras/run").mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def prepare(
     encoder = optimize_encoder(convert_encoder(extractor, model))
     decoder = take_top_k(optimize_decoder(convert_decoder(model)))
     words = run / "vocabulary.txt"
-    _write_bundle(folder / "fp32", encoder, decoder, words, bundle, photos[0])
+    _write_bundle(folder / "fp32", optimize_for_floats(encoder), decoder, words, bundle, photos[0])
     if bundle is None:
         length = DEFAULT_DECODING.max_length
         byte_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, feeds, length), method="minmax")

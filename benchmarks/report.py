@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.operators import FOLDERS
 from benchmarks.outputs import RESULTS
 from benchmarks.peers import REFERENCE, ROOT
-from benchmarks.roster import WITHOUT_AMX
+from benchmarks.roster import PLAIN_OPENVINO, WITHOUT_AMX
 
 Results = dict[str, Any]
 _ROUNDS_TEXT = "one process per engine, alternating bursts"
@@ -108,10 +108,14 @@ def targets(peers: Results, product: Results) -> list[Target]:
     without_amx = Target(
         "the same where OpenVINO does not use AMX", ratio(peers, (small, "encode"), (WITHOUT_AMX, "encode")), 1.15
     )
+    plain_export = Target(
+        "the same where OpenVINO has the plain export", ratio(peers, (full, "encode"), (PLAIN_OPENVINO, "encode")), 1.0
+    )
     return [
         Target("int8 encoder ÷ OpenVINO int8", ratio(peers, (small, "encode"), ("openvino-int8", "encode")), 1.15),
         *([without_amx] if WITHOUT_AMX in peers["peers"] else []),
         Target("fp32 encoder ÷ OpenVINO fp32", ratio(peers, (full, "encode"), ("openvino-fp32", "encode")), 1.0),
+        *([plain_export] if PLAIN_OPENVINO in peers["peers"] else []),
         Target("int8 encoder ÷ plain static QDQ export", ratio(peers, (small, "encode"), ("ort-qdq", "encode")), 0.68),
         Target(
             f"greedy decode of {peers['decoded_words']} words ÷ int8 encoder",

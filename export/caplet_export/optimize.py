@@ -7,6 +7,7 @@ new one, which is equal if the pattern that is rewritten does not occur.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,6 +30,11 @@ def optimize_for_bytes(model: onnx.ModelProto, *, group: bool = True) -> onnx.Mo
     """Rewrites of an optimised encoder that pay only once it is 8-bit; `group_pixels` pays in onnxruntime only."""
     model = merge_sibling_convolutions(pool_as_convolution(model))
     return group_pixels(model) if group else model
+
+
+def optimize_for_floats(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrites of an optimised encoder that pay only if it stays in floats; what they make cannot be quantised well."""
+    return winograd_before_pooling(dense_as_convolution(model))
 
 
 def optimize_decoder(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -238,6 +244,113 @@ def _separate_outputs(graph: Graph, node: onnx.NodeProto, shape: Sequence[int], 
     graph.add_node("Transpose", [f"{made}/cut"], [whole], perm=[0, 3, 1, 2])
 
 
+def winograd_before_pooling(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Compute 3x3 convolutions before a ReLU and a 3x3 maximum pooling of stride 2 with two thirds of the products.
+
+    Winograd's F(2,3) makes two neighbouring columns of outputs of four products instead of six (Lavin and Gray, CVPR
+    2016, section 4.1). Of columns d0 to d3 of the input and g0 to g2 of the kernel, these are
+
+        even = g0 (d0 - d2) + p + m        p = (g0 + g1 + g2)/2 (d1 + d2)
+        odd  = g2 (d3 - d1) + p - m        m = (g0 - g1 + g2)/2 (d2 - d1)
+
+    Even and odd columns stay apart: the pooling takes the largest of either kind, and then the larger of the two. Where
+    something else reads the outputs, interleaving them would cost what is saved. Sums of columns are depthwise
+    convolutions, and a maximum is a sum with a ReLU, since onnxruntime has these, but no difference and no maximum, for
+    the layout in blocks of channels in which it convolves.
+    """
+    graph, shapes = Graph(model), value_shapes(model)
+    for conv in graph.of_type("Conv"):
+        relu = graph.only_reader(conv.output[0])
+        pool = graph.only_reader(relu.output[0]) if relu is not None and relu.op_type == "Relu" else None
+        weights = graph.constants.get(conv.input[1])
+        if relu is None or pool is None or weights is None or weights.shape[2:] != (3, 3) or not _is_ordinary(conv):
+            continue
+        if not _pads_by_numbers(conv) or not _halves_by_maximum(pool):
+            continue
+        before, after = (shapes.get(value, []) for value in (conv.input[0], conv.output[0]))
+        if len(before) != 4 or len(after) != 4 or not before[3] or not after[3]:
+            continue
+        for node in (conv, relu, pool):
+            graph.nodes.remove(node)
+        _convolve_by_winograd(graph, conv, before[3], -(-after[3] // 2), pool.output[0])
+    return graph.finish()
+
+
+def _convolve_by_winograd(graph: Graph, conv: onnx.NodeProto, width: int, pairs: int, result: str) -> None:
+    """Make `result` of a convolution of inputs of this width to so many pairs of columns, as `winograd_before_pooling`
+    says.
+    """
+    base = f"{result}/winograd"
+    weights, bias = _weights_and_bias(graph, conv)
+    first, middle, last = np.moveaxis(weights, 3, 0)
+    outputs, channels = weights.shape[:2]
+    top, left, bottom, _ = attribute(conv, "pads", [0, 0, 0, 0])
+
+    def add(kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        graph.add_node(kind, inputs, [f"{base}/{name}"], **attributes)
+        return f"{base}/{name}"
+
+    def weighted(value: str, taps: Sequence[int], name: str, channels: int, **attributes: Any) -> str:
+        """Sums of neighbouring columns of each channel, with these weights."""
+        kernel = np.tile(np.array(taps, np.float32), (channels, 1, 1, 1))
+        inputs = [value, graph.add_constant(kernel, f"{base}/{name}/taps")]
+        return add("Conv", inputs, name, kernel_shape=[1, len(taps)], group=channels, **attributes)
+
+    def product(kernel: NDArray[np.float64], taps: Sequence[int], name: str, bias: float | NDArray[np.float64]) -> str:
+        """A column of a kernel with weighted sums of d0, d1 and so on, of each pair of output columns."""
+        right = max(2 * (pairs - 1) + len(taps) - left - width, 0)
+        padded = {"strides": [1, 2], "pads": [0, left, 0, right]}
+        inputs = weighted(conv.input[0], taps, f"{name}/columns", channels, **padded)
+        node = graph.add_node("Conv", [inputs], [f"{base}/{name}"], kernel_shape=[3, 1], pads=[top, 0, bottom, 0])
+        _set_weights_and_bias(graph, node, kernel[..., None], np.broadcast_to(bias, outputs))
+        return node.output[0]
+
+    plus = product((first + middle + last) / 2, [0, 1, 1], "plus", bias)
+    minus = product((first - middle + last) / 2, [0, -1, 1], "minus", 0.0)
+    total = add("Add", [plus, minus], "total")
+    difference = add("Add", [weighted(minus, [-1], "negative", outputs), plus], "difference")
+    even = add("Relu", [add("Add", [product(first, [1, 0, -1], "first", 0.0), total], "even")], "even/relu")
+    odd = add("Relu", [add("Add", [product(last, [0, -1, 0, 1], "last", 0.0), difference], "odd")], "odd/relu")
+    even = add("MaxPool", [even], "even/pooled", kernel_shape=[3, 2], strides=[2, 1])
+    odd = add("MaxPool", [odd], "odd/pooled", kernel_shape=[3, 1], strides=[2, 1])
+    # Odd columns stand between even ones; the last one is in no window, and may be none of the convolution's.
+    odd = weighted(odd, [1, 0], "odd/inner", outputs)
+    # In this order of the operands onnxruntime needs no copies: `even` is done before `odd` is begun.
+    excess = add("Add", [weighted(even, [-1], "even/negative", outputs), odd], "excess")
+    graph.add_node("Add", [even, add("Relu", [excess], "excess/relu")], [result])
+
+
+def dense_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Turn a dense layer over the channels of a grid into a 1x1 convolution, so that its outputs, which are fewer, are
+    what is laid out with the channels last.
+    """
+    graph, shapes = Graph(model), value_shapes(model)
+    for product in graph.of_type("MatMul"):
+        addition, matrix = graph.only_reader(product.output[0]), graph.constants.get(product.input[1])
+        reshape = graph.producer(product.input[0])
+        transpose = graph.producer(reshape.input[0]) if reshape is not None and reshape.op_type == "Reshape" else None
+        if reshape is None or transpose is None or attribute(transpose, "perm") != [0, 2, 3, 1]:
+            continue
+        if any(graph.only_reader(node.output[0]) is None for node in (transpose, reshape)):
+            continue
+        if addition is None or addition.op_type != "Add" or matrix is None or matrix.ndim != 2:
+            continue
+        bias, sizes = graph.constants.get(addition.input[1]), graph.constants.get(reshape.input[1])
+        if bias is None or bias.shape != (matrix.shape[1],) or sizes is None:
+            continue
+        if shapes.get(transpose.input[0], [0, 0])[1] != len(matrix):
+            continue
+        for node in (product, addition):
+            graph.nodes.remove(node)
+        result = addition.output[0]
+        conv = graph.add_node("Conv", [transpose.input[0]], [f"{result}/grid"], kernel_shape=[1, 1])
+        _set_weights_and_bias(graph, conv, matrix.T[..., None, None], bias)
+        transpose.input[0] = conv.output[0]
+        reshape.input[1] = graph.add_constant(np.array([*sizes[:-1], len(bias)], np.int64), f"{result}/sizes")
+        reshape.output[0] = result
+    return graph.finish()
+
+
 def fuse_dense(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fuse a product of matrices and the addition of its bias into a Gemm, so that the bias can be quantised too."""
     graph, shapes = Graph(model), value_shapes(model)
@@ -289,15 +402,28 @@ def _set_ints(node: onnx.NodeProto, name: str, values: Sequence[int]) -> None:
     node.attribute.extend([*kept, onnx.helper.make_attribute(name, [int(value) for value in values])])
 
 
+def _halves_by_maximum(node: onnx.NodeProto) -> bool:
+    """Whether a node pools 3x3 maxima with a stride of 2 and no padding."""
+    return (
+        node.op_type == "MaxPool"
+        and attribute(node, "kernel_shape") == [3, 3]
+        and attribute(node, "strides") == [2, 2]
+        and attribute(node, "dilations", [1, 1]) == [1, 1]
+        and not attribute(node, "ceil_mode", 0)
+        and len(node.output) == 1
+        and _is_unpadded(node)
+    )
+
+
 def _is_pointwise(graph: Graph, conv: onnx.NodeProto) -> bool:
     weights = graph.constants.get(conv.input[1])
-    return (
-        weights is not None
-        and weights.shape[2:] == (1, 1)
-        and attribute(conv, "group", 1) == 1
-        and all(stride == 1 for stride in attribute(conv, "strides", [1]))
-        and _is_unpadded(conv)
-    )
+    return weights is not None and weights.shape[2:] == (1, 1) and _is_ordinary(conv) and _is_unpadded(conv)
+
+
+def _is_ordinary(conv: onnx.NodeProto) -> bool:
+    """Whether a convolution has one group, and neither strides nor dilations."""
+    ones = (attribute(conv, name, [1, 1]) == [1, 1] for name in ("strides", "dilations"))
+    return all(ones) and attribute(conv, "group", 1) == 1
 
 
 def _is_unpadded(node: onnx.NodeProto) -> bool:

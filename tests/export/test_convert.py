@@ -26,7 +26,7 @@ from caplet_export.features import weights_digest
 from caplet_export.flickr8k import read_dataset
 from caplet_export.model import CaptionModel
 from caplet_export.onnx_graph import Graph
-from caplet_export.optimize import optimize_decoder, optimize_encoder
+from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_floats
 from caplet_export.parity import KerasCaptioner, OnnxCaptioner, Parity, prove
 from caplet_export.stages import Stage, write_stages
 from caplet_export.text import END, PAD, SPECIALS, Vocabulary
@@ -303,24 +303,24 @@ def test_verb_proves_on_the_photos_and_with_the_weights_that_are_asked_for(
     assert seen == list(read_dataset(data).split("train")[:3])
 
 
-def test_plain_graphs_are_not_quantised(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("option", ["--plain", "--float-only"])
+def test_graphs_that_are_to_stay_as_they_are_are_not_quantised(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     """Their mark is left by `convert` and seen by `quantize`."""
     monkeypatch.setattr("caplet_export.parity.prove", lambda *_: Parity(photos=1, identical_captions=1))
     data, output = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1), tmp_path / "graphs"
-    assert main(["convert", str(run_folder), "--data", str(data), "--plain", "-o", str(output)]) == 0
-    model = build_tiny_model()
-    plain = {
-        "encoder": convert_encoder(build_tiny_extractor(), model, plain=True),
-        "decoder": take_top_k(convert_decoder(model, plain=True)),
-    }
-    for name, expected in plain.items():
+    assert main(["convert", str(run_folder), "--data", str(data), option, "-o", str(output)]) == 0
+    extractor, model, plain = build_tiny_extractor(), build_tiny_model(), option == "--plain"
+    encoder, decoder = convert_encoder(extractor, model, plain=plain), convert_decoder(model, plain=plain)
+    if not plain:
+        encoder, decoder = optimize_for_floats(optimize_encoder(encoder)), optimize_decoder(decoder)
+    for name, expected in {"encoder": encoder, "decoder": take_top_k(decoder)}.items():
         written = onnx.load(output / f"{name}.onnx")
         assert [node.op_type for node in written.graph.node] == [node.op_type for node in expected.graph.node]
     capsys.readouterr()
     assert main(["quantize", str(output), "--data", str(data), "-o", str(tmp_path / "int8")]) == 1
-    said = f"{output}: made by `convert --plain`; convert again without --plain\n"
+    said = f"{output}: made by `convert {option}`; convert again without {option}\n"
     assert capsys.readouterr().err.endswith(said)
     assert not (tmp_path / "int8").exists()
 

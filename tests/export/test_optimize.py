@@ -19,8 +19,9 @@ from caplet.image import load_pixels
 from caplet_export.calibrate import Feed
 from caplet_export.config import ModelConfig
 from caplet_export.convert import convert_encoder
-from caplet_export.onnx_graph import Graph
+from caplet_export.onnx_graph import Graph, attribute, value_shapes
 from caplet_export.optimize import (
+    dense_as_convolution,
     fold_batch_norm,
     fold_input_scaling,
     fuse_dense,
@@ -28,8 +29,10 @@ from caplet_export.optimize import (
     merge_sibling_convolutions,
     optimize_encoder,
     optimize_for_bytes,
+    optimize_for_floats,
     pool_after_projection,
     pool_as_convolution,
+    winograd_before_pooling,
     zero_denormals,
 )
 from caplet_export.quantize import quantize
@@ -236,6 +239,120 @@ def test_pixels_stay_alone_where_grouping_is_not_exact(attributes: dict[str, Any
     assert kinds(group_pixels(before)) == kinds(before)
 
 
+HALVES = {"kernel_shape": [3, 3], "strides": [2, 2]}
+
+
+def convolved_and_pooled(
+    *shape: int | str, conv: dict[str, Any] | None = None, pool: dict[str, Any] | None = None, kernel: int = 3
+) -> onnx.ModelProto:
+    b = Builder("N", 4, *(shape or (9, 9)))
+    conv = conv or {}
+    relu = b.node("Relu", b.conv("x", 4 // conv.get("group", 1), 6, kernel, **conv))
+    return b.model(b.node("MaxPool", relu, **{**HALVES, **(pool or {})}))
+
+
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 1, 1, 1], [0, 2, 1, 0], [2, 0, 0, 1]])
+@pytest.mark.parametrize("height, width", [(5, 5), (5, 6), (9, 7), (8, 12), (7, 13)])
+def test_winograd_makes_the_same_maxima(height: int, width: int, pads: list[int]) -> None:
+    before = convolved_and_pooled(height, width, conv={"pads": pads})
+    after = winograd_before_pooling(before)
+    check_equal(before, after, floats(2, 4, height, width))
+    convolutions = [node for node in after.graph.node if node.op_type == "Conv" and attribute(node, "group", 1) == 1]
+    assert [attribute(node, "kernel_shape") for node in convolutions] == [[3, 1]] * 4
+
+
+def test_winograd_takes_two_thirds_of_the_products() -> None:
+    before = convolved_and_pooled(13, 14)
+    assert products(winograd_before_pooling(before)) == pytest.approx(2 / 3 * products(before))
+
+
+def products(model: onnx.ModelProto) -> int:
+    """Multiplications of a photo's values with weights, but those of depthwise convolutions."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    shapes, graph = value_shapes(inferred), Graph(inferred)
+    return sum(
+        graph.constants[node.input[1]].size * int(np.prod(shapes[node.output[0]][2:]))
+        for node in graph.of_type("Conv")
+        if attribute(node, "group", 1) == 1
+    )
+
+
+def test_winograd_is_as_exact_as_floats_are() -> None:
+    """Against the same convolution in doubles, of a photo's worth of channels."""
+    b = Builder("N", 64, 11, 11)
+    conv = b.conv("x", 64, 8, 3)
+    before = b.model(b.node("MaxPool", b.node("Relu", conv), **HALVES))
+    x = floats(1, 64, 11, 11)
+    weights, bias = (numpy_helper.to_array(tensor).astype(np.float64) for tensor in before.graph.initializer)
+    windows = np.lib.stride_tricks.sliding_window_view(x[0].astype(np.float64), (3, 3), axis=(1, 2))
+    convolved = np.maximum(np.einsum("cyxhw,ochw->oyx", windows, weights) + bias[:, None, None], 0)
+    expected = np.lib.stride_tricks.sliding_window_view(convolved, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(3, 4))
+    np.testing.assert_allclose(run(winograd_before_pooling(before), x)[0][0], expected, atol=3e-6 * expected.max())
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"kernel": 5},
+        {"conv": {"strides": [1, 2]}},
+        {"conv": {"dilations": [2, 1]}},
+        {"conv": {"group": 2}},
+        {"conv": {"auto_pad": "SAME_UPPER"}},
+        {"pool": {"kernel_shape": [3, 2]}},
+        {"pool": {"strides": [2, 1]}},
+        {"pool": {"pads": [0, 0, 1, 1]}},
+        {"pool": {"ceil_mode": 1}},
+        {"pool": {"dilations": [1, 2]}},
+    ],
+)
+def test_other_convolutions_and_poolings_stay(different: dict[str, Any]) -> None:
+    before = convolved_and_pooled(**different)
+    assert kinds(winograd_before_pooling(before)) == kinds(before)
+
+
+def test_convolutions_stay_where_something_else_reads_them_or_the_width_is_open() -> None:
+    b = Builder("N", 4, 9, 9)
+    relu = b.node("Relu", b.conv("x", 4, 6, 3))
+    read_twice = b.model(b.node("MaxPool", relu, **HALVES), b.node("Sigmoid", relu))
+    b = Builder("N", 4, 9, 9)
+    average = b.model(b.node("AveragePool", b.node("Relu", b.conv("x", 4, 6, 3)), **HALVES))
+    b = Builder("N", 4, 9, 9)
+    no_relu = b.model(b.node("MaxPool", b.node("Sigmoid", b.conv("x", 4, 6, 3)), **HALVES))
+    for before in (read_twice, average, no_relu, convolved_and_pooled(9, "W")):
+        assert kinds(winograd_before_pooling(before)) == kinds(before)
+
+
+def flattened(b: Builder, perm: tuple[int, ...] = (0, 2, 3, 1), sizes: tuple[int, ...] = (-1, 6, 4)) -> str:
+    return b.node("Reshape", b.node("Transpose", "x", perm=perm), b.constant(value=np.array(sizes)))
+
+
+def test_dense_layers_over_channels_become_convolutions() -> None:
+    b = Builder("N", 4, 3, 2)
+    dense = b.node("Add", b.node("MatMul", flattened(b), b.constant(4, 5)), b.constant(5))
+    before = b.model(b.node("Relu", dense), dense)
+    after = dense_as_convolution(before)
+    check_equal(before, after, floats(2, 4, 3, 2))
+    assert [node.op_type for node in after.graph.node] == ["Conv", "Transpose", "Reshape", "Relu"]
+
+
+def test_dense_layers_stay_where_they_read_something_else_or_something_else_is_read() -> None:
+    def model(perm: tuple[int, ...] = (0, 2, 3, 1), sizes: tuple[int, ...] = (-1, 6, 4), bias: int = 5) -> Any:
+        b = Builder("N", 4, 3, 2)
+        product = b.node("MatMul", flattened(b, perm, sizes), b.constant(sizes[-1], 5))
+        return b.model(b.node("Add", product, b.constant(bias)))
+
+    b = Builder("N", 4, 3, 2)
+    grid = flattened(b)
+    read_twice = b.model(b.node("Add", b.node("MatMul", grid, b.constant(4, 5)), b.constant(5)), b.node("Relu", grid))
+    b = Builder("N", 4, 3, 2)
+    no_bias = b.model(b.node("Relu", b.node("MatMul", flattened(b), b.constant(4, 5))))
+    b = Builder("N", 6, 4)
+    no_grid = b.model(b.node("Add", b.node("MatMul", "x", b.constant(4, 5)), b.constant(5)))
+    rows, pairs = model(perm=(0, 3, 2, 1), sizes=(-1, 6, 4)), model(sizes=(-1, 3, 8))
+    for before in (read_twice, no_bias, no_grid, rows, pairs, model(bias=1)):
+        assert kinds(dense_as_convolution(before)) == kinds(before)
+
+
 def test_dense_layers_take_their_bias_in() -> None:
     b = Builder("N", 4)
     before = b.model(b.node("Add", b.constant(6), b.node("MatMul", "x", b.constant(4, 6))))
@@ -264,7 +381,7 @@ def encoder() -> onnx.ModelProto:
     return convert_encoder(build_tiny_extractor(), build_tiny_model())
 
 
-@pytest.mark.parametrize("rewrite", [optimize_encoder, optimize_for_bytes])
+@pytest.mark.parametrize("rewrite", [optimize_encoder, optimize_for_bytes, optimize_for_floats])
 def test_all_rewrites_together_change_nothing(encoder: onnx.ModelProto, rewrite: Rewrite) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
     check_equal(encoder, rewrite(encoder), pixels)
@@ -305,14 +422,17 @@ def test_rewrites_of_inception_change_nothing_and_quantisation_little(photos: Pa
         return session.run(["features", "keys", "state"], {"pixels": pixels})
 
     optimized = optimize_encoder(plain)
-    for_bytes = optimize_for_bytes(optimized)
+    for_bytes, for_floats = optimize_for_bytes(optimized), optimize_for_floats(optimized)
     expected = said(plain)
-    for rewritten in (optimized, for_bytes):
+    for rewritten in (optimized, for_bytes, for_floats):
         for before, after in zip(expected, said(rewritten), strict=True):
             np.testing.assert_allclose(after, before, atol=1e-5 * float(np.abs(before).max()))
 
     counts = kinds(optimized)
     assert counts["Conv"] == 94 and counts["AveragePool"] == 9 and counts["Transpose"] == 2
+    counts = kinds(for_floats)
+    assert counts["MaxPool"] == 4 + 2 and counts["MatMul"] == 1  # two poolings of halves each; the keys
+    assert 0.93 < products(winograd_before_pooling(optimized)) / products(optimized) < 0.94
     counts = kinds(for_bytes)
     assert counts["Conv"] == 75 + 9 and counts["AveragePool"] == 0 and counts["Split"] == 10
     assert counts["Pad"] == counts["Slice"] == 1  # pixels by fours

@@ -21,7 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="data set with the photos for the proof")
     parser.add_argument("--split", default="dev", help="split the photos are taken from (default: %(default)s)")
     parser.add_argument("--limit", type=count, metavar="N", help="prove on the first N photos only")
-    parser.add_argument(
+    rewrites = parser.add_mutually_exclusive_group()
+    rewrites.add_argument(
+        "--float-only",
+        action="store_true",
+        help="also rewrite what is faster only in graphs that stay in float32, for a bundle without `quantize`",
+    )
+    rewrites.add_argument(
         "--plain", action="store_true", help="trace the training code as it is and rewrite nothing (for benchmarks)"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for graphs; graphs there are replaced")
@@ -42,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.checkpoint import load_checkpoint, load_extractor, run_digest
     from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
     from caplet_export.features import weights_digest
-    from caplet_export.optimize import optimize_decoder, optimize_encoder
+    from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_floats
     from caplet_export.parity import KerasCaptioner, OnnxCaptioner, prove
     from caplet_export.photos import photo_batches
 
@@ -54,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     decoder = convert_decoder(checkpoint.model, plain=arguments.plain)
     if not arguments.plain:
         encoder, decoder = optimize_encoder(encoder), optimize_decoder(decoder)
+    if arguments.float_only:
+        encoder = optimize_for_floats(encoder)
 
     parity = prove(
         KerasCaptioner(extractor, checkpoint.model),
@@ -77,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             "run_weights": weights,
             "max_length": checkpoint.config.text.max_length,
             "plain": arguments.plain,
+            "float_only": arguments.float_only,
             **parity.to_json(),
         }
         (folder / "parity.json").write_text(json.dumps(record, indent=1) + "\n")

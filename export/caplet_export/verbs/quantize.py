@@ -73,8 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     # The captioner's own limit on words, which graphs of release 0.9 and before do not record.
     conversion = read_record(arguments.graphs, "conversion")
-    if conversion.get("plain"):
-        raise ConfigurationError(f"{arguments.graphs}: made by `convert --plain`; convert again without --plain")
+    for option in ("plain", "float_only"):
+        if conversion.get(option):
+            flag = "--" + option.replace("_", "-")
+            raise ConfigurationError(f"{arguments.graphs}: made by `convert {flag}`; convert again without {flag}")
     length = conversion.get("max_length", DEFAULT_DECODING.max_length)
     encoder, decoder = (load_model(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
     check_float_graph(encoder, "pixels", arguments.graphs / "encoder.onnx")
