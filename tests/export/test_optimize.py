@@ -57,9 +57,10 @@ class Builder:
         self._constants.append(numpy_helper.from_array(array.astype(dtype), name))
         return name
 
-    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+    def node(self, kind: str, *inputs: str, others: tuple[str, ...] = (), **attributes: Any) -> str:
+        """The name of the node's first output; `others` are the names of more."""
         name = f"v{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        self._nodes.append(helper.make_node(kind, inputs, [name, *others], **attributes))
         return name
 
     def conv(self, x: str, inputs: int, outputs: int, kernel: int = 1, **attributes: Any) -> str:
@@ -318,7 +319,10 @@ def test_convolutions_stay_where_something_else_reads_them_or_the_width_is_open(
     average = b.model(b.node("AveragePool", b.node("Relu", b.conv("x", 4, 6, 3)), **HALVES))
     b = Builder("N", 4, 9, 9)
     no_relu = b.model(b.node("MaxPool", b.node("Sigmoid", b.conv("x", 4, 6, 3)), **HALVES))
-    for before in (read_twice, average, no_relu, convolved_and_pooled(9, "W")):
+    b = Builder("N", 4, 9, 9)
+    pool = b.node("MaxPool", b.node("Relu", b.conv("x", 4, 6, 3)), others=("places",), **HALVES)
+    with_places = b.model(pool, b.node("Cast", "places", to=TensorProto.FLOAT))
+    for before in (read_twice, average, no_relu, with_places, convolved_and_pooled(9, "W")):
         assert kinds(winograd_before_pooling(before)) == kinds(before)
 
 
