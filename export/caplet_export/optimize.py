@@ -303,7 +303,7 @@ def _convolve_by_winograd(graph: Graph, conv: onnx.NodeProto, width: int, pairs:
         inputs = weighted(conv.input[0], taps, f"{name}/columns", channels, **padded)
         node = graph.add_node("Conv", [inputs], [f"{base}/{name}"], kernel_shape=[3, 1], pads=[top, 0, bottom, 0])
         _set_weights_and_bias(graph, node, kernel[..., None], np.broadcast_to(bias, outputs))
-        return node.output[0]
+        return f"{base}/{name}"
 
     plus = product((first + middle + last) / 2, [0, 1, 1], "plus", bias)
     minus = product((first - middle + last) / 2, [0, -1, 1], "minus", 0.0)

@@ -31,6 +31,7 @@ from caplet_export.features import (
     weights_digest,
     whole_in_another_precision,
 )
+from caplet_export.outputs import RUN
 from tiny_flickr8k import write_tiny_flickr8k
 
 SOURCE = StoreSource("digest", locations=2, channels=3)
@@ -383,6 +384,17 @@ def test_the_command_computes_in_the_precision_and_the_batches_it_is_told(
     assert sizes == [7, 7]
     stores = {path.name for folder in ("features", "by-run") for path in (tmp_path / folder).iterdir()}
     assert stores == {"mixed10-plain", "mixed9-plain"}
+
+
+def test_a_run_is_no_folder_for_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run := tmp_path / "run").mkdir()
+    for name in RUN[0]:
+        (run / name).touch()
+    data = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1)
+    assert main(["features", str(run), "--data", str(data)]) == 1
+    message = f"caplet-export features: {run}: is a run; give the stores a folder of their own\n"
+    assert capsys.readouterr().err == message
+    assert {path.name for path in run.iterdir()} == RUN[0]
 
 
 @pytest.mark.usefixtures("small_inception")

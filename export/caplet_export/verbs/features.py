@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.config import INCEPTION_BLOCKS, load_config
-from caplet_export.errors import DataError
+from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import StoreSource, extract, weights_digest, whole_in_another_precision
+from caplet_export.outputs import RUN
 from caplet_export.verbs import read_data
 from caplet_export.views import FLIP, PLAIN, check_view
 
@@ -60,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.photos import read_photo  # first, so that a plain installation is told at once what it lacks
     from caplet_export.progress import ProgressBar
 
+    if arguments.output.is_dir() and RUN[0] <= set(os.listdir(arguments.output)):
+        raise ConfigurationError(f"{arguments.output}: is a run; give the stores a folder of their own")
     views = [check_view(view) for view in arguments.views]
     read = load_config(arguments.run / "config.json").model.blocks if arguments.run else ("mixed10",)
     blocks = list(dict.fromkeys(arguments.layer or read))

@@ -53,6 +53,10 @@ def test_jsonl_has_every_field(
         [each.score for each in caption.alternatives], abs=1e-5
     )
     assert good["milliseconds"] > 0
+    numbers = [good["score"], *(entry["log_prob"] for entry in good["words"])]
+    numbers += [entry["score"] for entry in good["alternatives"]]
+    assert numbers == [round(number, 6) for number in numbers]
+    assert good["milliseconds"] == round(good["milliseconds"], 3)
     assert (good["model"], good["model_sha256"]) == ("tiny-6", Captioner(tiny_bundle).bundle.digest)
     assert all(
         (each["beam_size"], each["max_length"]) == (decoding.beam_size, decoding.max_length) for each in (good, bad)
