@@ -105,18 +105,18 @@ def targets(peers: Results, product: Results) -> list[Target]:
     """The project's performance targets (docs/benchmarking.md) with the measured values."""
     small, full = "caplet-int8", "caplet-fp32"
     sizes, batch = product["sizes"], product["batch"]
-    without_amx = Target(
-        "the same where OpenVINO does not use AMX", ratio(peers, (small, "encode"), (WITHOUT_AMX, "encode")), 1.15
-    )
-    plain_export = Target(
-        "the same where OpenVINO has the plain export", ratio(peers, (full, "encode"), (PLAIN_OPENVINO, "encode")), 1.0
-    )
+
+    def encoders(quantity: str, over: str, under: str, limit: float) -> Target:
+        return Target(quantity, ratio(peers, (over, "encode"), (under, "encode")), limit)
+
+    without_amx = encoders("the same where OpenVINO does not use AMX", small, WITHOUT_AMX, 1.15)
+    plain_export = encoders("the same where OpenVINO has the plain export", full, PLAIN_OPENVINO, 1.0)
     return [
-        Target("int8 encoder ÷ OpenVINO int8", ratio(peers, (small, "encode"), ("openvino-int8", "encode")), 1.15),
+        encoders("int8 encoder ÷ OpenVINO int8", small, "openvino-int8", 1.15),
         *([without_amx] if WITHOUT_AMX in peers["peers"] else []),
-        Target("fp32 encoder ÷ OpenVINO fp32", ratio(peers, (full, "encode"), ("openvino-fp32", "encode")), 1.0),
+        encoders("fp32 encoder ÷ OpenVINO fp32", full, "openvino-fp32", 1.0),
         *([plain_export] if PLAIN_OPENVINO in peers["peers"] else []),
-        Target("int8 encoder ÷ plain static QDQ export", ratio(peers, (small, "encode"), ("ort-qdq", "encode")), 0.68),
+        encoders("int8 encoder ÷ plain static QDQ export", small, "ort-qdq", 0.68),
         Target(
             f"greedy decode of {peers['decoded_words']} words ÷ int8 encoder",
             ratio(peers, (small, "decode"), (small, "encode")),

@@ -57,8 +57,8 @@ _TF, _TORCH = "engine_tensorflow", "engine_transformers"
 # OpenVINO uses matrix units (AMX), which most processors do not have.
 _BYTES = "int8-ungrouped"
 WITHOUT_AMX = "openvino-int8-vnni"
-PLAIN_OPENVINO = "openvino-fp32-plain"
 _VNNI = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
+PLAIN_OPENVINO = "openvino-fp32-plain"
 # By default, the threads of the encoder's session spin after a run, on the cores that the decoder's threads want.
 _QDQ, _FP32, _RESTING = "plain-qdq", "plain", {"spinning": False}
 

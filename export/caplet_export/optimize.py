@@ -6,7 +6,7 @@ new one, which is equal if the pattern that is rewritten does not occur.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -325,28 +325,24 @@ def dense_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
     what is laid out with the channels last.
     """
     graph, shapes = Graph(model), value_shapes(model)
-    for product in graph.of_type("MatMul"):
-        addition, matrix = graph.only_reader(product.output[0]), graph.constants.get(product.input[1])
-        reshape = graph.producer(product.input[0])
+    for product, addition, bias in _dense_layers(graph):
+        matrix, reshape = graph.constants[product.input[1]], graph.producer(product.input[0])
         transpose = graph.producer(reshape.input[0]) if reshape is not None and reshape.op_type == "Reshape" else None
         if reshape is None or transpose is None or attribute(transpose, "perm") != [0, 2, 3, 1]:
             continue
         if any(graph.only_reader(node.output[0]) is None for node in (transpose, reshape)):
             continue
-        if addition is None or addition.op_type != "Add" or matrix is None or matrix.ndim != 2:
-            continue
-        bias, sizes = graph.constants.get(addition.input[1]), graph.constants.get(reshape.input[1])
-        if bias is None or bias.shape != (matrix.shape[1],) or sizes is None:
-            continue
-        if shapes.get(transpose.input[0], [0, 0])[1] != len(matrix):
+        sizes = graph.constants.get(reshape.input[1])
+        if sizes is None or shapes.get(transpose.input[0], [0, 0])[1] != len(matrix):
             continue
         for node in (product, addition):
             graph.nodes.remove(node)
         result = addition.output[0]
         conv = graph.add_node("Conv", [transpose.input[0]], [f"{result}/grid"], kernel_shape=[1, 1])
-        _set_weights_and_bias(graph, conv, matrix.T[..., None, None], bias)
+        _set_weights_and_bias(graph, conv, matrix.T[..., None, None], graph.constants[bias])
         transpose.input[0] = conv.output[0]
-        reshape.input[1] = graph.add_constant(np.array([*sizes[:-1], len(bias)], np.int64), f"{result}/sizes")
+        sizes = np.array([*sizes[:-1], matrix.shape[1]], np.int64)
+        reshape.input[1] = graph.add_constant(sizes, f"{result}/sizes")
         reshape.output[0] = result
     return graph.finish()
 
@@ -354,15 +350,10 @@ def dense_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
 def fuse_dense(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fuse a product of matrices and the addition of its bias into a Gemm, so that the bias can be quantised too."""
     graph, shapes = Graph(model), value_shapes(model)
-    for product in graph.of_type("MatMul"):
-        addition = graph.only_reader(product.output[0])
-        if addition is None or addition.op_type != "Add" or len(shapes.get(product.input[0], [])) != 2:
+    for product, addition, bias in _dense_layers(graph):
+        if len(shapes.get(product.input[0], [])) != 2:
             continue
-        matrix = graph.constants.get(product.input[1])
-        biases = [name for name in addition.input if name in graph.constants]
-        if matrix is None or not biases or graph.constants[biases[0]].shape != (matrix.shape[1],):
-            continue
-        graph.add_node("Gemm", [*product.input, biases[0]], list(addition.output))
+        graph.add_node("Gemm", [*product.input, bias], list(addition.output))
         graph.nodes.remove(product)
         graph.nodes.remove(addition)
     return graph.finish()
@@ -375,6 +366,17 @@ def zero_denormals(model: onnx.ModelProto) -> onnx.ModelProto:
         if array.dtype == np.float32:
             graph.constants[name] = np.where(np.abs(array) < np.finfo(np.float32).tiny, np.float32(0), array)
     return graph.finish()
+
+
+def _dense_layers(graph: Graph) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto, str]]:
+    """Each product with a constant matrix, the addition of its bias, which alone reads it, and the bias's name."""
+    for product in graph.of_type("MatMul"):
+        addition, matrix = graph.only_reader(product.output[0]), graph.constants.get(product.input[1])
+        if addition is None or addition.op_type != "Add" or matrix is None or matrix.ndim != 2:
+            continue
+        biases = [name for name in addition.input if name in graph.constants]
+        if biases and graph.constants[biases[0]].shape == (matrix.shape[1],):
+            yield product, addition, biases[0]
 
 
 def _window_counts(length: int, width: int, before: int, after: int) -> NDArray[np.int64]:

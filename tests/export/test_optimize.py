@@ -90,6 +90,17 @@ def kinds(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
 
+def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Those that are not in groups, as depthwise ones are."""
+    return [node for node in Graph(model).of_type("Conv") if attribute(node, "group", 1) == 1]
+
+
+def products(model: onnx.ModelProto) -> int:
+    """Multiplications of a photo's values with weights in `convolutions`."""
+    shapes, constants = value_shapes(model), Graph(model).constants
+    return sum(constants[node.input[1]].size * int(np.prod(shapes[node.output[0]][2:])) for node in convolutions(model))
+
+
 def floats(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
@@ -244,12 +255,16 @@ HALVES = {"kernel_shape": [3, 3], "strides": [2, 2]}
 
 
 def convolved_and_pooled(
-    *shape: int | str, conv: dict[str, Any] | None = None, pool: dict[str, Any] | None = None, kernel: int = 3
+    *shape: int | str,
+    kernel: int = 3,
+    conv: dict[str, Any] | None = None,
+    pool: dict[str, Any] | None = None,
+    kinds: tuple[str, str] = ("Relu", "MaxPool"),
 ) -> onnx.ModelProto:
     b = Builder("N", 4, *(shape or (9, 9)))
     conv = conv or {}
-    relu = b.node("Relu", b.conv("x", 4 // conv.get("group", 1), 6, kernel, **conv))
-    return b.model(b.node("MaxPool", relu, **{**HALVES, **(pool or {})}))
+    activated = b.node(kinds[0], b.conv("x", 4 // conv.get("group", 1), 6, kernel, **conv))
+    return b.model(b.node(kinds[1], activated, **{**HALVES, **(pool or {})}))
 
 
 @pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 1, 1, 1], [0, 2, 1, 0], [2, 0, 0, 1]])
@@ -258,24 +273,12 @@ def test_winograd_makes_the_same_maxima(height: int, width: int, pads: list[int]
     before = convolved_and_pooled(height, width, conv={"pads": pads})
     after = winograd_before_pooling(before)
     check_equal(before, after, floats(2, 4, height, width))
-    convolutions = [node for node in after.graph.node if node.op_type == "Conv" and attribute(node, "group", 1) == 1]
-    assert [attribute(node, "kernel_shape") for node in convolutions] == [[3, 1]] * 4
+    assert [attribute(node, "kernel_shape") for node in convolutions(after)] == [[3, 1]] * 4
 
 
 def test_winograd_takes_two_thirds_of_the_products() -> None:
     before = convolved_and_pooled(13, 14)
     assert products(winograd_before_pooling(before)) == pytest.approx(2 / 3 * products(before))
-
-
-def products(model: onnx.ModelProto) -> int:
-    """Multiplications of a photo's values with weights, but those of depthwise convolutions."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    shapes, graph = value_shapes(inferred), Graph(inferred)
-    return sum(
-        graph.constants[node.input[1]].size * int(np.prod(shapes[node.output[0]][2:]))
-        for node in graph.of_type("Conv")
-        if attribute(node, "group", 1) == 1
-    )
 
 
 def test_winograd_is_as_exact_as_floats_are() -> None:
@@ -304,6 +307,8 @@ def test_winograd_is_as_exact_as_floats_are() -> None:
         {"pool": {"pads": [0, 0, 1, 1]}},
         {"pool": {"ceil_mode": 1}},
         {"pool": {"dilations": [1, 2]}},
+        {"kinds": ("Sigmoid", "MaxPool")},
+        {"kinds": ("Relu", "AveragePool")},
     ],
 )
 def test_other_convolutions_and_poolings_stay(different: dict[str, Any]) -> None:
@@ -316,13 +321,9 @@ def test_convolutions_stay_where_something_else_reads_them_or_the_width_is_open(
     relu = b.node("Relu", b.conv("x", 4, 6, 3))
     read_twice = b.model(b.node("MaxPool", relu, **HALVES), b.node("Sigmoid", relu))
     b = Builder("N", 4, 9, 9)
-    average = b.model(b.node("AveragePool", b.node("Relu", b.conv("x", 4, 6, 3)), **HALVES))
-    b = Builder("N", 4, 9, 9)
-    no_relu = b.model(b.node("MaxPool", b.node("Sigmoid", b.conv("x", 4, 6, 3)), **HALVES))
-    b = Builder("N", 4, 9, 9)
     pool = b.node("MaxPool", b.node("Relu", b.conv("x", 4, 6, 3)), others=("places",), **HALVES)
     with_places = b.model(pool, b.node("Cast", "places", to=TensorProto.FLOAT))
-    for before in (read_twice, average, no_relu, with_places, convolved_and_pooled(9, "W")):
+    for before in (read_twice, with_places, convolved_and_pooled(9, "W")):
         assert kinds(winograd_before_pooling(before)) == kinds(before)
 
 
@@ -369,6 +370,17 @@ def test_dense_layers_of_more_than_two_dimensions_are_no_gemm() -> None:
     b = Builder("N", 5, 4)
     before = b.model(b.node("Add", b.node("MatMul", "x", b.constant(4, 6)), b.constant(6)))
     assert kinds(fuse_dense(before)) == {"MatMul": 1, "Add": 1}
+
+
+def test_products_without_a_bias_are_no_dense_layers() -> None:
+    b = Builder("N", 4)
+    scaled = b.model(b.node("Mul", b.node("MatMul", "x", b.constant(4, 6)), b.constant(6)))
+    b = Builder("N", 4)
+    added = b.model(b.node("Add", b.node("MatMul", "x", b.constant(4, 4)), "x"))
+    b = Builder("N", 4)
+    several = b.model(b.node("Add", b.node("MatMul", "x", b.constant(2, 4, 4)), b.constant(4)))
+    for before in (scaled, added, several):
+        assert kinds(fuse_dense(before)) == kinds(before)
 
 
 def test_denormal_weights_are_zero_and_normal_ones_untouched() -> None:

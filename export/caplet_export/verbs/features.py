@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.photos import read_photo  # first, so that a plain installation is told at once what it lacks
     from caplet_export.progress import ProgressBar
 
-    if arguments.output.is_dir() and RUN[0] <= set(os.listdir(arguments.output)):
+    if all((arguments.output / name).exists() for name in RUN[0]):
         raise ConfigurationError(f"{arguments.output}: is a run; give the stores a folder of their own")
     views = [check_view(view) for view in arguments.views]
     read = load_config(arguments.run / "config.json").model.blocks if arguments.run else ("mixed10",)
