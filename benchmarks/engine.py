@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ class StepwiseEngine(StagedEngine):
         manifest = json.loads((bundle / "manifest.json").read_text())
         self._words = (bundle / "vocabulary.txt").read_text(encoding="utf-8").splitlines()
         self._max_length = manifest["decoding"]["max_length"]
+        self._forms = {(word, following): form for word, form, following in manifest["decoding"]["forms"]}
         self.size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
 
     @abstractmethod
@@ -70,8 +72,10 @@ class StepwiseEngine(StagedEngine):
             token, state = self.step(token, state, encoded)
             if token == END:
                 break
-            written.append(self._words[token])
-        return "".join(word if word.startswith("'") else f" {word}" for word in written).strip()
+            written.append(token)
+        spelled = [self._forms.get(pair, pair[0]) for pair in pairwise(written)] + written[-1:]
+        words = [self._words[token] for token in spelled]
+        return "".join(word if word.startswith("'") else f" {word}" for word in words).strip()
 
     def decode(self, encoded: Encoded, words: int) -> None:
         token, state = START, encoded.state

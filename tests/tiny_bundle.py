@@ -342,7 +342,7 @@ def write_tiny_bundle(
         text = join_words([words[token] for token in best])
         golden.append({"file": file, "source": f"tests/photos/{name}", "text": text, "score": score, "beam_size": beam})
     manifest = {
-        "format_version": 2,
+        "format_version": 3,
         "name": f"tiny-{seed}",
         "created_with": {"caplet": "0.1.0", "onnx": onnx.__version__},
         "files": {},
@@ -363,6 +363,7 @@ def write_tiny_bundle(
             "length_penalty": 1.0,
             "block_repeated_trigrams": True,
             "repeatable": None,
+            "forms": [],
         },
         "license": {"weights": "CC0-1.0 (random numbers)", "data": "none"},
         "provenance": {"seed": seed},

@@ -34,7 +34,7 @@ from caplet_export.text import SPECIALS, Vocabulary
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow")
 _FIGURE_WIDTH = 1200
 _FILES = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "vocabulary": "vocabulary.txt"}
-_MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams", "repeatable")
+_MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams", "repeatable", "forms")
 """Settings that the scores depend on; the card names them beside the scores."""
 _RECORDS = {
     "conversion": ("parity.json", {"photos", "identical_captions", "max_difference", "encoder_weights"}),

@@ -108,7 +108,7 @@ bundle as it ships, through caplet's runtime; percent, with 95% bootstrap interv
 Time is from the file to the sentence, photos in batches of 8.
 Settings: length penalty {decoding["length_penalty"]:g}, at most {decoding["max_length"]} words, repeated trigrams {
         "blocked" if decoding["block_repeated_trigrams"] else "allowed"
-    }{_once(decoding)}.{_human(metrics, decoding)}{_by_score(metrics, decoding)}"""
+    }{_once(decoding)}{_forms(decoding)}.{_human(metrics, decoding)}{_by_score(metrics, decoding)}"""
 
 
 def render_summary(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
@@ -131,6 +131,12 @@ def _once(decoding: Mapping[str, Any]) -> str:
         return ""
     words, pairs = (sum(len(ngram) == size for ngram in decoding["repeatable"]) for size in (1, 2))
     return f", words and pairs of words said once but for {words} and {pairs} that people repeat"
+
+
+def _forms(decoding: Mapping[str, Any]) -> str:
+    """Before how many words another takes another form, if any does."""
+    count = len(decoding["forms"])
+    return f', "an" for "a" before {count} words' if count else ""
 
 
 def _beside_people(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:

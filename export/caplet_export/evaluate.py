@@ -252,6 +252,7 @@ def evaluate(
         raise DataError(f"none of {len(names)} photos can be read; the first: {first}: {reason}")
     references = references_of(dataset, readable)
     bigrams = bigrams_of(dataset, apart_from=split)
+    decoding = json.loads(json.dumps(vars(bundle.manifest.decoding)))  # lists for tuples, as an evaluation is read back
     return Evaluation(
         bundle={
             "name": bundle.manifest.name,
@@ -266,7 +267,7 @@ def evaluate(
             "human": human_scores(references),
             "unreadable": {name: journal.unreadable[name] for name in names if name in journal.unreadable},
         },
-        settings={"limit": limit, "threads": captioner.threads, **dataclasses.asdict(bundle.manifest.decoding)},
+        settings={"limit": limit, "threads": captioner.threads, **decoding},
         machine={"cpu": describe_cpu(), "packages": versions()},
         results={
             beam: BeamResult.of({name: journal.captions[beam, name] for name in readable}, references, bigrams)

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -21,14 +22,13 @@ from caplet.bundle import Bundle, load_bundle
 from caplet.decode import Encoded, Hypothesis, search
 from caplet.errors import NO_MEMORY, RUN_CHECK, ArgumentError, BundleError, CapletError, InferenceError, without_frames
 from caplet.image import LARGEST_LIMIT, MAX_PIXELS, ImageSource, is_source, load_pixels
-from caplet.manifest import LONGEST_CAPTION, Decoding
+from caplet.manifest import FIRST_WORD, LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order, take
 from caplet.sessions import Provider, Sessions
 from caplet.threads import usable_threads
 
 _log = logging.getLogger(__name__)
 _GRID = 8  # the encoder's 64 locations are 8 rows of 8
-_FIRST_WORD = 4  # ids below are <pad>, <start>, <end>, <unk>
 _ROUNDING = 0.02  # by which a log-probability may exceed 0, or a weight 1, also in graphs of half precision or 8 bits
 _LARGEST_BATCH = 1024
 _MOST_PHOTO_WORKERS = 4
@@ -50,7 +50,7 @@ class Caption:
 
     Attributes:
         text: the sentence, lower case, without a full stop.
-        words: its words, as in the vocabulary.
+        words: its words, as in the vocabulary, in the form that they have in the sentence.
         score: mean log-probability of the words and of the end of the sentence (so not the mean of `word_scores`),
             natural logarithm, at most 0; for a length penalty other than 1 see `caplet.decode.Hypothesis`. Compare it
             only between captions of one model.
@@ -164,6 +164,8 @@ class Captioner:
             self._sessions = Sessions(load_bundle(model, verify=verify), count, providers)
         self._bundle, self._threads = self._sessions.bundle, self._sessions.threads
         self._asked = (threads, self._sessions.providers, self._bundle.verified)
+        forms = self._bundle.manifest.decoding.forms
+        self._forms = {(word, following): form for word, form, following in forms}
         if self._bundle.manifest.decoding.beam_size > self._sessions.widest_beam:
             widest = self._sessions.widest_beam
             raise BundleError(str(self._bundle.path), f"decoding.beam_size is above the decoder's limit of {widest}")
@@ -392,11 +394,13 @@ class Captioner:
 
     def _write(self, hypotheses: Sequence[Hypothesis], milliseconds: float) -> Caption | CapletError:
         """The Caption for a photo's hypotheses, best first; an InferenceError if no decoder may give such."""
-        vocabulary = self._bundle.words
-        impossible = _impossible(hypotheses, len(vocabulary))
+        impossible = _impossible(hypotheses, len(self._bundle.words))
         if impossible is not None:
             return InferenceError("decoder", f"gives {impossible}", RUN_CHECK)
-        sentences = [tuple(vocabulary[token] for token in hypothesis.tokens) for hypothesis in hypotheses]
+        sentences = [self._spell(hypothesis.tokens) for hypothesis in hypotheses]
+        scores: dict[str, float] = {}
+        for words, hypothesis in zip(sentences, hypotheses, strict=True):
+            scores.setdefault(join_words(words), hypothesis.score)  # two may differ in nothing but a form
         best = hypotheses[0]
         attention = best.attention.reshape(-1, _GRID, _GRID)
         attention.setflags(write=False)
@@ -406,12 +410,14 @@ class Captioner:
             score=best.score,
             word_scores=best.log_probs,
             attention=attention,
-            alternatives=tuple(
-                Alternative(join_words(words), hypothesis.score)
-                for words, hypothesis in zip(sentences, hypotheses, strict=True)
-            ),
+            alternatives=tuple(Alternative(text, score) for text, score in scores.items()),
             milliseconds=milliseconds,
         )
+
+    def _spell(self, tokens: Sequence[int]) -> tuple[str, ...]:
+        """The words of a sentence, each in the form that it has before the next."""
+        written = [self._forms.get(pair, pair[0]) for pair in pairwise(tokens)]
+        return tuple(self._bundle.words[token] for token in (*written, *tokens[-1:]))
 
 
 def _impossible(hypotheses: Sequence[Hypothesis], words: int) -> str | None:
@@ -419,7 +425,7 @@ def _impossible(hypotheses: Sequence[Hypothesis], words: int) -> str | None:
 
     Looked at here, once for a photo, and not at each step: that costs nothing that can be measured.
     """
-    if not all(_FIRST_WORD <= token < words for hypothesis in hypotheses for token in hypothesis.tokens):
+    if not all(FIRST_WORD <= token < words for hypothesis in hypotheses for token in hypothesis.tokens):
         return "tokens that are not words"
     if any(max((*hypothesis.log_probs, hypothesis.score)) > _ROUNDING for hypothesis in hypotheses):
         return "probabilities above 1"

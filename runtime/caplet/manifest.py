@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 
 from caplet.errors import BundleError
 
-FORMAT_VERSION = 2
-_WITHOUT_REPEATABLE = 1  # the format before `decoding.repeatable`; otherwise the same
+FORMAT_VERSION = 3
+_OLDEST_VERSION = 1
+_WITH_REPEATABLE, _WITH_FORMS = 2, 3  # the versions that brought these members of `decoding`, and nothing else
+FIRST_WORD = 4  # ids below are those of the special tokens
 LONGEST_CAPTION = 1000  # words; a limit for `max_length`, far above any sentence
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -28,7 +30,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How captions are searched unless the caller says otherwise.
+    """How captions are searched and written unless the caller says otherwise.
 
     Attributes:
         beam_size: hypotheses kept per step; 1 is greedy search.
@@ -37,6 +39,7 @@ class Decoding:
         block_repeated_trigrams: never say the same three words in a row twice.
         repeatable: ids of the words, and of the pairs of words in a row, that may be said more than once; all others
             only once. None allows all.
+        forms: ids of words, of what to write for them, and of the words that this stands before ("a", "an", "orange").
     """
 
     beam_size: int
@@ -44,6 +47,7 @@ class Decoding:
     length_penalty: float
     block_repeated_trigrams: bool
     repeatable: tuple[tuple[int, ...], ...] | None = None
+    forms: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,10 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise BundleError(where, "not a JSON object", "get the bundle again")
     top = _Fields(data, "", where)
     version = top.integer("format_version", 0, 2**31)
-    if version not in (_WITHOUT_REPEATABLE, FORMAT_VERSION):
+    if not _OLDEST_VERSION <= version <= FORMAT_VERSION:
         remedy = "upgrade caplet" if version > FORMAT_VERSION else "export the bundle again"
         raise BundleError(
-            where, f"format_version is {version}, this caplet reads {_WITHOUT_REPEATABLE} and {FORMAT_VERSION}", remedy
+            where, f"format_version is {version}, this caplet reads {_OLDEST_VERSION} to {FORMAT_VERSION}", remedy
         )
     files = top.fields("files")
     graphs, vocabulary = top.fields("graphs"), top.fields("vocabulary")
@@ -124,7 +128,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         vocabulary_size=words,
         **_image_size(top.fields("preprocessing")),
         specials=_specials(top.fields("tokens")),
-        decoding=_decoding(top.fields("decoding"), words, repeatable=version != _WITHOUT_REPEATABLE),
+        decoding=_decoding(top.fields("decoding"), words, version),
         license=_license(top.fields("license")),
         provenance=top.fields("provenance").data,
         metrics=top.fields("metrics").data,
@@ -201,16 +205,18 @@ class _Fields:
         if value is None:
             return None
 
-        def is_ngram(entry: Any) -> bool:
-            return (
-                isinstance(entry, list)
-                and 1 <= len(entry) <= longest
-                and all(type(word) is int and 0 <= word < words for word in entry)
-            )
-
-        if not isinstance(value, list) or not all(map(is_ngram, value)):
+        if not isinstance(value, list) or not all(_are_ids(entry, range(words), 1, longest) for entry in value):
             self.fail(key, f"is neither null nor a list of lists of 1 to {longest} ids below {words}")
         return tuple(map(tuple, value))
+
+    def triples(self, key: str, *, low: int, words: int) -> tuple[tuple[int, int, int], ...]:
+        """Triples of ids of words, each from `low` to below `words`, no two with the same first and last."""
+        value = self._get(key)
+        if not isinstance(value, list) or not all(_are_ids(entry, range(low, words), 3, 3) for entry in value):
+            self.fail(key, f"is not a list of lists of 3 ids from {low} to {words - 1}")
+        if len({(word, following) for word, _, following in value}) < len(value):
+            self.fail(key, "has two forms of a word before the same word")
+        return tuple((word, form, following) for word, form, following in value)
 
     def file(self, key: str) -> str:
         return self.checked_file_name(self.text(key), key)
@@ -221,6 +227,14 @@ class _Fields:
         if not name.isprintable() or "\\" in name or _DRIVE.match(name) or any(p in ("", ".", "..") for p in parts):
             self.fail(key, f"{name!r} is not a file inside the bundle")
         return name
+
+
+def _are_ids(entry: Any, ids: range, shortest: int, longest: int) -> bool:
+    return (
+        isinstance(entry, list)
+        and shortest <= len(entry) <= longest
+        and all(type(number) is int and number in ids for number in entry)
+    )
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -253,13 +267,14 @@ def _specials(fields: _Fields) -> tuple[str, str, str, str]:
     return fields.text("pad"), fields.text("start"), fields.text("end"), fields.text("unknown")
 
 
-def _decoding(fields: _Fields, words: int, *, repeatable: bool) -> Decoding:
+def _decoding(fields: _Fields, words: int, version: int) -> Decoding:
     return Decoding(
         beam_size=fields.integer("beam_size", 1, 1000),
         max_length=fields.integer("max_length", 1, LONGEST_CAPTION),
         length_penalty=fields.number("length_penalty", 0.0, 10.0),
         block_repeated_trigrams=fields.flag("block_repeated_trigrams"),
-        repeatable=fields.ngrams("repeatable", longest=2, words=words) if repeatable else None,
+        repeatable=fields.ngrams("repeatable", longest=2, words=words) if version >= _WITH_REPEATABLE else None,
+        forms=fields.triples("forms", low=FIRST_WORD, words=words) if version >= _WITH_FORMS else (),
     )
 
 

@@ -312,12 +312,12 @@ def test_operators_are_counted_and_their_median_times_added(monkeypatch: pytest.
 
 @pytest.fixture
 def described(tmp_path: Path) -> Path:
-    """The part of a bundle that engines with graphs of their own read: up to five words, from a vocabulary of three."""
+    """The part of a bundle that engines with graphs of their own read: up to five words, from a vocabulary of five."""
     bundle = tmp_path / "int8"
     bundle.mkdir()
-    manifest = {"decoding": {"max_length": 5}, "preprocessing": {"width": 8, "height": 6}}
+    manifest = {"decoding": {"max_length": 5, "forms": [[4, 7, 8]]}, "preprocessing": {"width": 8, "height": 6}}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    (bundle / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\n<unk>\na\ndog\n's\n")
+    (bundle / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\n<unk>\na\ndog\n's\nan\norange\n")
     return tmp_path
 
 
@@ -351,6 +351,10 @@ def test_a_caption_stops_at_its_end_or_at_the_longest(described: Path, photos: P
     assert ending.asked == [START, 4, 5, 6]
     assert endless.caption(photos / "cat.jpg", 12) == "a dog a dog a"
     assert endless.asked == [START, 4, 5, 4, 5]
+
+
+def test_words_take_the_forms_that_caplet_gives_them(described: Path, photos: Path) -> None:
+    assert Reciter(described, [4, 8, 5, 4, END]).caption(photos / "cat.jpg", 12) == "an orange dog a"
 
 
 @pytest.mark.parametrize(("name", "beam_size"), [("caplet-int8", 1), ("caplet-int8-default", None)])

@@ -39,6 +39,7 @@ EVALUATION: dict[str, Any] = {
         "length_penalty": 1.0,
         "block_repeated_trigrams": True,
         "repeatable": None,
+        "forms": [],
     },
     "data": {"split": "dev", "images": 7, "human": {**HUMAN}},
     "results": {
@@ -115,8 +116,11 @@ def test_round_trip(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
         name="tiny",
         golden=golden,
         recipe={"model": {"state_size": 7}},
-        decoding=replace(DEFAULT_DECODING, beam_size=4, **settings, repeatable=((4,), (5, 4))),
-        metrics=evaluation_of(graphs, settings={**EVALUATION["settings"], **settings, "repeatable": [[4], [5, 4]]}),
+        decoding=replace(DEFAULT_DECODING, beam_size=4, **settings, repeatable=((4,), (5, 4)), forms=((4, 6, 7),)),
+        metrics=evaluation_of(
+            graphs,
+            settings={**EVALUATION["settings"], **settings, "repeatable": [[4], [5, 4]], "forms": [[4, 6, 7]]},
+        ),
         ablations=[ABLATION],
     )
     bundle = load_bundle(output)
@@ -240,6 +244,13 @@ def test_card_says_what_may_be_repeated() -> None:
     assert "said once but for 2 and 1 that people repeat." in render_scores(metrics, decoding)
     assert "said once but for 0 and 0 that people repeat." in render_scores(metrics, {**decoding, "repeatable": ()})
     assert render_scores({**metrics, "results": {}}, decoding) == "Not measured yet."
+
+
+def test_card_says_before_how_many_words_an_is_written() -> None:
+    metrics = {**EVALUATION["data"], "limit": None, "scorer": "s", "results": EVALUATION["results"]}
+    decoding = {**vars(DEFAULT_DECODING), "forms": ((4, 6, 7), (4, 6, 8))}
+    assert 'repeated trigrams blocked, "an" for "a" before 2 words.' in render_scores(metrics, decoding)
+    assert '"an"' not in render_scores(metrics, vars(DEFAULT_DECODING))
 
 
 def test_what_is_not_known_of_scores_is_left_out() -> None:
@@ -458,19 +469,37 @@ def test_verb_puts_what_it_is_given_where_it_belongs(graphs: Path, golden: list[
     assert card.index("## Table 1") < card.index("## Table 2")
 
 
+def data_set(folder: Path, train: str, dev: str) -> Path:
+    """A photo in each split, with ten times the same caption."""
+    (folder / "Images").mkdir(parents=True)
+    for photo in "ab":
+        Image.new("RGB", (8, 8)).save(folder / f"Images/{photo}.jpg")
+    captions = [f"{photo}.jpg#{n}\t{text}\n" for photo, text in (("a", train), ("b", dev)) for n in range(10)]
+    (folder / "my.token.txt").write_text("".join(captions))
+    (folder / "trainImages.txt").write_text("a.jpg\n")
+    (folder / "devImages.txt").write_text("b.jpg\n")
+    return folder
+
+
+def test_verb_learns_from_the_training_captions_where_to_write_an(
+    graphs: Path, golden: list[Path], tmp_path: Path
+) -> None:
+    words = Vocabulary.load(graphs / "vocabulary.txt").words
+    words[words.index("woman")] = "an"
+    Vocabulary(words).save(graphs / "vocabulary.txt")
+    data = data_set(tmp_path / "data", "An child runs on a beach .", "an dog")
+    assert verb(graphs, tmp_path, golden, "--data", str(data)) == 0
+    expected = tuple(map(words.index, ("a", "an", "child")))
+    assert load_bundle(tmp_path / "bundle").manifest.decoding.forms == (expected,)
+    assert verb(graphs, tmp_path, golden) == 0
+    assert load_bundle(tmp_path / "bundle").manifest.decoding.forms == ()
+
+
 def test_verb_lets_captions_repeat_what_the_data_repeats(
     graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = Vocabulary.load(graphs / "vocabulary.txt").words[4:6]
-    data = tmp_path / "data"
-    (data / "Images").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(data / "Images/a.jpg")
-    Image.new("RGB", (8, 8)).save(data / "Images/b.jpg")
-    said = {"a": f"{first.title()} {second}, {first} .", "b": f"{second} {first} {second}"}
-    captions = [f"{photo}.jpg#{n}\t{text}\n" for photo, text in said.items() for n in range(10)]
-    (data / "my.token.txt").write_text("".join(captions))
-    (data / "trainImages.txt").write_text("a.jpg\n")
-    (data / "devImages.txt").write_text("b.jpg\n")
+    data = data_set(tmp_path / "data", f"{first.title()} {second}, {first} .", f"{second} {first} {second}")
     assert verb(graphs, tmp_path, golden, "--data", str(data)) == 0
     assert load_bundle(tmp_path / "bundle").manifest.decoding.repeatable == ((4,),)
     assert verb(graphs, tmp_path, golden) == 0
@@ -543,6 +572,7 @@ def test_verb_refuses_another_run_of_the_same_vocabulary(
         ({"settings": {**EVALUATION["settings"], "max_length": 9}}, "max_length 9, not 20"),
         ({"settings": {**EVALUATION["settings"], "block_repeated_trigrams": False}}, "trigrams False, not True"),
         ({"settings": {**EVALUATION["settings"], "repeatable": [[4]]}}, r"repeatable \[\[4\]\], not None"),
+        ({"settings": {**EVALUATION["settings"], "forms": [[4, 6, 7]]}}, r"forms \[\[4, 6, 7\]\], not \[\]"),
         ({"results": {}}, "not what `caplet-export evaluate --json` writes"),
         ({"results": None}, "not what `caplet-export evaluate --json` writes"),
         ({"results": {"3": {**GREEDY, "scores": {}}}}, "not what `caplet-export evaluate --json` writes"),

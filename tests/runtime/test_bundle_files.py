@@ -255,20 +255,32 @@ def test_content_that_is_not_a_manifest_is_an_error(content: bytes, cause: str, 
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(3, "upgrade caplet"), (0, "export the bundle again")])
+@pytest.mark.parametrize(("version", "remedy"), [(4, "upgrade caplet"), (0, "export the bundle again")])
 def test_another_format_version(version: int, remedy: str, bundle: Path) -> None:
     edit(bundle, lambda m: m.update(format_version=version))
     with pytest.raises(BundleError, match=rf"format_version is {version}.*{remedy}"):
         load_bundle(bundle)
 
 
-def test_the_format_before_repeatable_is_read_and_lets_everything_be_repeated(bundle: Path) -> None:
+@pytest.mark.parametrize(("version", "later"), [(1, ["repeatable", "forms"]), (2, ["forms"])])
+def test_the_formats_before_are_read_as_if_their_later_members_said_nothing(
+    version: int, later: list[str], bundle: Path
+) -> None:
+    before = load_bundle(bundle).manifest.decoding
+
     def as_before(manifest: Manifest) -> None:
-        manifest["format_version"] = 1
-        del manifest["decoding"]["repeatable"]
+        manifest["format_version"] = version
+        for member in later:
+            del manifest["decoding"][member]
 
     edit(bundle, as_before)
-    assert load_bundle(bundle).manifest.decoding.repeatable is None
+    assert load_bundle(bundle).manifest.decoding == before
+    assert (before.repeatable, before.forms) == (None, ())
+
+
+def test_forms_of_words_are_read(bundle: Path) -> None:
+    edit(bundle, lambda m: m["decoding"].update(forms=[[4, 6, 7], [4, 6, 8], [5, 6, 7]]))
+    assert load_bundle(bundle).manifest.decoding.forms == ((4, 6, 7), (4, 6, 8), (5, 6, 7))
 
 
 def test_repeatable_words_are_read(bundle: Path) -> None:
@@ -283,7 +295,7 @@ REQUIRED = [
     "preprocessing.height", "preprocessing.width", "preprocessing.color", "preprocessing.dtype", "preprocessing.resize",
     "preprocessing.resample", "tokens", "tokens.pad", "tokens.start", "tokens.end", "tokens.unknown", "decoding",
     "decoding.beam_size", "decoding.max_length", "decoding.length_penalty", "decoding.block_repeated_trigrams",
-    "decoding.repeatable",
+    "decoding.repeatable", "decoding.forms",
     "license", "license.weights", "license.data", "provenance", "metrics", "golden", "golden.0.file", "golden.0.source",
     "golden.0.text", "golden.0.score", "golden.0.beam_size",
 ]  # fmt: skip
@@ -347,6 +359,13 @@ def test_a_value_of_the_wrong_type_is_an_error(path: str, value: Any, bundle: Pa
         ("decoding.repeatable", [[-1]]),
         ("decoding.repeatable", [[10**6]]),
         ("decoding.repeatable", [[36]]),
+        ("decoding.forms", [4, 6, 7]),
+        ("decoding.forms", [[4, 6]]),
+        ("decoding.forms", [[4, 6, 7, 8]]),
+        ("decoding.forms", [[4, 6, True]]),
+        ("decoding.forms", [[4, 3, 7]]),
+        ("decoding.forms", [[4, 36, 7]]),
+        ("decoding.forms", [[4, 6, 7], [4, 8, 7]]),
         ("graphs.decoder.saturates", None),
         ("graphs.encoder.saturates", "no"),
         ("vocabulary.size", 35),

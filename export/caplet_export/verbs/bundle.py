@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from caplet.arguments import count
 from caplet_export.config import DEFAULT_DECODING, load_config
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="data set it was trained on: words that people seldom repeat are not said twice (default: no such limit)",
+        help="data set it was trained on, to learn what people do not say: words that they seldom repeat, and "
+        '"a" before a vowel (default: nothing is ruled out)',
     )
     parser.add_argument("--golden", type=Path, nargs="+", required=True, metavar="PHOTO", help="photos free to share")
     parser.add_argument("--metrics", type=Path, metavar="JSON", help="written by `caplet-export evaluate --json`")
@@ -60,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the bundle and print its golden captions."""
+    from caplet_export.articles import article_forms
     from caplet_export.bundle import Licences, read_ablation, read_record, write_bundle
     from caplet_export.checkpoint import run_digest
     from caplet_export.inputs import read_json, read_text
@@ -76,11 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
     converted = read_record(arguments.graphs, "conversion").get("run_weights")
     if converted and converted != run_digest(arguments.run):
         raise ConfigurationError(f"{arguments.graphs}: converted from other weights than those of {arguments.run}")
-    repeatable = None
+    language: dict[str, Any] = {}
     if arguments.data:
         dataset = read_data(arguments)
-        captions = (text for name in dataset.split("train") for text in dataset.captions[name])
-        repeatable = repeatable_ngrams((clean(text, config.text.rules) for text in captions), graphs)
+        captions = [
+            clean(text, config.text.rules) for name in dataset.split("train") for text in dataset.captions[name]
+        ]
+        language = {"repeatable": repeatable_ngrams(captions, graphs), "forms": article_forms(captions, graphs)}
     write_bundle(
         arguments.output,
         arguments.graphs,
@@ -93,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             beam_size=arguments.beam,
             max_length=config.text.max_length if arguments.max_length is None else arguments.max_length,
             length_penalty=arguments.length_penalty,
-            repeatable=repeatable,
+            **language,
         ),
         licences=Licences(arguments.weights_license, arguments.data_license),
         metrics=read_json(arguments.metrics) if arguments.metrics else None,

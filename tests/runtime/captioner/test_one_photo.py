@@ -91,6 +91,38 @@ def test_words_are_joined_by_the_rule_of_the_format(words: list[str], text: str)
     assert join_words(words) == text
 
 
+def with_forms(folder: Path, seed: int, *forms: tuple[str, str, str]) -> Captioner:
+    """A tiny bundle, in which words are written in other forms before other words."""
+    ids = [[vocabulary(36).index(word) for word in form] for form in forms]
+    return Captioner(write_tiny_bundle(folder, seed=seed, edit_manifest=lambda m: m["decoding"].update(forms=ids)))
+
+
+def test_words_take_the_forms_that_they_have_before_the_next(
+    captioner: Captioner, photos: Path, tmp_path: Path
+) -> None:
+    plain = captioner.caption(photos / "coffee.jpg")
+    assert plain.words == ("bike", "cat", "bike", "jumps", "runs")
+    # The first is still followed by a cat, whatever is written for that, and the last by nothing.
+    forms = [("bike", "rock", "cat"), ("cat", "dog", "bike"), ("jumps", "sits", "dog"), ("runs", "sits", "bike")]
+    written = with_forms(tmp_path, 6, *forms).caption(photos / "coffee.jpg")
+    assert written.words == ("rock", "dog", "bike", "jumps", "runs")
+    assert written.text == " ".join(written.words) == written.alternatives[0].text
+    assert (written.score, written.word_scores) == (plain.score, plain.word_scores)
+    np.testing.assert_array_equal(written.attention, plain.attention)
+
+
+def test_sentences_that_differ_in_nothing_but_a_form_are_one_alternative(photos: Path, tmp_path: Path) -> None:
+    plain, written = (
+        with_forms(tmp_path / str(len(forms)), 4, *forms).caption(photos / "astronaut.jpg", beam_size=7).alternatives
+        for forms in ([], [("boy", "snow", "runs")])
+    )
+    best: dict[str, float] = {}
+    for alternative in plain:
+        best.setdefault(alternative.text.replace("boy runs", "snow runs"), alternative.score)
+    assert (len(plain), len(best)) == (7, 4)
+    assert [(alternative.text, alternative.score) for alternative in written] == list(best.items())
+
+
 def test_an_empty_caption_is_a_caption(tmp_path: Path, photos: Path) -> None:
     captioner = Captioner(write_tiny_bundle(tmp_path, seed=2))
     caption = captioner.caption(photos / "rocket.jpg")
