@@ -115,9 +115,10 @@ class _Job(NamedTuple):
 
 def _decode_first(arguments: argparse.Namespace) -> Decoded | None:
     """The first photo, if it is a file, decoded while the model is being opened."""
-    if arguments.resume or not arguments.photos or not os.path.isfile(arguments.photos[0]):  # noqa: PTH113
+    first = next(iter(arguments.photos), STDIN)
+    if arguments.resume or first == STDIN or not os.path.isfile(first):  # noqa: PTH113 - as in `is_folder`
         return None
-    return decode_photo(arguments.photos[0], functools.partial(load_pixels, **_reading(arguments)))
+    return decode_photo(first, functools.partial(load_pixels, **_reading(arguments)))
 
 
 class _Drawings:

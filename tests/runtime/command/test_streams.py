@@ -32,6 +32,16 @@ def test_a_photo_on_standard_input(photos: Path, texts: dict[str, str]) -> None:
     assert (process.returncode, out.decode(), err) == (0, texts["cat"] + "\n", b"")
 
 
+def test_a_file_called_hyphen_is_not_taken_for_standard_input(
+    photos: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    shutil.copy(photos / "rocket.jpg", tmp_path / "-")
+    monkeypatch.chdir(tmp_path)
+    with (photos / "cat.jpg").open(encoding="latin-1") as photo:
+        monkeypatch.setattr(sys, "stdin", photo)
+        assert run("-", capfd=capfd) == (0, texts["cat"] + "\n", "")
+
+
 def test_standard_input_that_is_not_a_photo() -> None:
     process = start("-", "--format", "jsonl", stdin=subprocess.PIPE)
     out, err = process.communicate(b"")
