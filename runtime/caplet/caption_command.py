@@ -27,6 +27,7 @@ from caplet.targets import identity
 _LONGEST_FILE_NAME = 255  # bytes, on the file systems there are
 
 
+@quiet_libraries()
 def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
     """Caption what the arguments mean, by the model that is being opened; returns the exit status.
 
@@ -34,11 +35,6 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
         CapletError: the model or an option cannot be used.
         OSError: a list cannot be read or a result cannot be written.
     """
-    with quiet_libraries():
-        return _run(arguments, opened)
-
-
-def _run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
     early = _decode_first(arguments)
     captioner = Captioner(opened())
     manifest = captioner.bundle.manifest
@@ -243,40 +239,35 @@ def _results(
     written: Written,
     early: Decoded | None,
 ) -> Iterator[tuple[_Job, Caption | CapletError]]:
-    """Each input that is not written yet, with its caption or error, in order."""
+    """Each input that is not written yet, with its caption or error, in order; `early` is the first one, decoded."""
+    reading = _reading(arguments)
     waiting: deque[_Job] = deque()
+
+    def sources() -> Iterator[ImageSource | Decoded]:
+        """The photos for the captioner, whose jobs wait for their captions.
+
+        An input that already has a problem keeps its turn: the captioner gets empty bytes for it, which fail at once.
+        """
+        decoded = early
+        for photo in photos:
+            if written.take(photo.name):
+                continue
+            opened = with_contents(photo, reading["max_pixels"])
+            waiting.append(drawings.job(opened))
+            yield decoded or (opened.source if opened.problem is None else b"")
+            decoded = None
+
     captions = captioner.caption_many(
-        _sources(photos, drawings, written, waiting, _reading(arguments)["max_pixels"], early),
+        sources(),
         batch_size=arguments.batch_size,
         on_error="return",
         beam_size=arguments.beam,
         max_length=arguments.max_length,
-        **_reading(arguments),
+        **reading,
     )
     for caption in captions:
         job = waiting.popleft()
         yield job, job.photo.problem or (_named(caption, job.photo) if isinstance(caption, CapletError) else caption)
-
-
-def _sources(
-    photos: Iterable[Input],
-    drawings: _Drawings,
-    written: Written,
-    waiting: deque[_Job],
-    max_pixels: int,
-    early: Decoded | None,
-) -> Iterator[ImageSource | Decoded]:
-    """The photos for the captioner, of which the first may be decoded; the job of each is appended to `waiting`.
-
-    An input that already has a problem keeps its turn: the captioner gets empty bytes for it, which fail at once.
-    """
-    for photo in photos:
-        if written.take(photo.name):
-            continue
-        opened = with_contents(photo, max_pixels)
-        waiting.append(drawings.job(opened))
-        yield early or (opened.source if opened.problem is None else b"")
-        early = None
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:

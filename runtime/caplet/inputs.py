@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import os
 import re
@@ -79,25 +80,18 @@ def find_inputs(
             if name == STDIN or _is_fleeting(name):
                 raise _another_each_time(name)
     listing = None if files_from is None else _open_list(files_from)
-    return _inputs(photos, listing, null, recursive, drawings, resuming)
 
+    def inputs() -> Iterator[Input]:
+        for name in photos:
+            yield from [Input(STDIN, piped=True)] if name == STDIN else _expand(name, recursive, drawings)
+        if listing is not None:
+            with listing:
+                for name in _names(listing, null):
+                    if resuming and _is_fleeting(name):
+                        raise _another_each_time(name)
+                    yield from _expand(name, recursive, drawings)
 
-def _inputs(
-    photos: Sequence[str],
-    listing: BufferedReader | None,
-    null: bool,
-    recursive: bool,
-    drawings: str | None,
-    resuming: bool,
-) -> Iterator[Input]:
-    for name in photos:
-        yield from [Input(STDIN, piped=True)] if name == STDIN else _expand(name, recursive, drawings)
-    if listing is not None:
-        with listing:
-            for name in _names(listing, null):
-                if resuming and _is_fleeting(name):
-                    raise _another_each_time(name)
-                yield from _expand(name, recursive, drawings)
+    return inputs()
 
 
 def with_contents(photo: Input, max_pixels: int) -> Input:
@@ -107,7 +101,23 @@ def with_contents(photo: Input, max_pixels: int) -> Input:
     """
     if not photo.piped:
         return photo
-    return _from_stdin(max_pixels) if photo.name == STDIN else _from_pipe(photo.name, max_pixels)
+    from caplet.image import read_all  # only here: it brings numpy and Pillow
+
+    name = photo.name
+    try:
+        with _stdin() if name == STDIN else open(name, "rb") as pipe:
+            return Input(name, contents=bytes(read_all(pipe, name, max_pixels)))
+    except CapletError as error:
+        return Input(name, error)
+    except OSError as error:
+        return Input(name, ImageError(name, f"cannot be read ({error.strerror})", "check its permissions"))
+
+
+def _stdin() -> contextlib.AbstractContextManager[BinaryIO]:
+    if sys.stdin is None:
+        raise ImageError(STDIN, "there is no standard input", "give a file, or connect it")
+    make_blocking(sys.stdin)
+    return contextlib.nullcontext(sys.stdin.buffer)  # which stays open
 
 
 def is_folder(name: str) -> bool:
@@ -126,23 +136,6 @@ def _is_fleeting(name: str) -> bool:
 
 def _another_each_time(name: str) -> ArgumentError:
     return ArgumentError("--resume", f"{name} may be another photo each time", "save it as a file")
-
-
-def _from_stdin(max_pixels: int) -> Input:
-    if sys.stdin is None:
-        return Input(STDIN, ImageError(STDIN, "there is no standard input", "give a file, or connect it"))
-    make_blocking(sys.stdin)
-    return _read_once(STDIN, sys.stdin.buffer, max_pixels)
-
-
-def _read_once(name: str, pipe: BinaryIO, max_pixels: int) -> Input:
-    """A photo with its contents, which are kept to draw it, since a pipe can be read only once."""
-    from caplet.image import read_all  # only here: it brings numpy and Pillow
-
-    try:
-        return Input(name, contents=bytes(read_all(pipe, name, max_pixels)))
-    except CapletError as error:
-        return Input(name, error)
 
 
 def _open_list(files_from: str) -> BufferedReader:
@@ -205,14 +198,6 @@ def _is_pipe(name: str) -> bool:
         return stat.S_ISFIFO(os.stat(name).st_mode)  # noqa: PTH116
     except (OSError, ValueError):
         return False
-
-
-def _from_pipe(name: str, max_pixels: int) -> Input:
-    try:
-        with open(name, "rb") as pipe:
-            return _read_once(name, pipe, max_pixels)
-    except OSError as error:
-        return Input(name, ImageError(name, f"cannot be read ({error.strerror})", "check its permissions"))
 
 
 def _photos_in(folder: str, recursive: bool, drawings: str | None) -> Iterator[Input]:
