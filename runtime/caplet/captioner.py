@@ -162,26 +162,24 @@ class Captioner:
         else:
             count = usable_threads(threads).count
             self._sessions = Sessions(load_bundle(model, verify=verify), count, providers)
-        self._bundle, self._threads = self._sessions.bundle, self._sessions.threads
-        self._asked = (threads, self._sessions.providers, self._bundle.verified)
-        forms = self._bundle.manifest.decoding.forms
-        self._forms = {(word, following): form for word, form, following in forms}
-        if self._bundle.manifest.decoding.beam_size > self._sessions.widest_beam:
-            widest = self._sessions.widest_beam
-            raise BundleError(str(self._bundle.path), f"decoding.beam_size is above the decoder's limit of {widest}")
+        bundle, widest = self.bundle, self._sessions.widest_beam
+        self._asked = (threads, self._sessions.providers, bundle.verified)
+        self._forms = {(word, following): form for word, form, following in bundle.manifest.decoding.forms}
+        if bundle.manifest.decoding.beam_size > widest:
+            raise BundleError(str(bundle.path), f"decoding.beam_size is above the decoder's limit of {widest}")
         milliseconds = 1000 * (time.perf_counter() - started)
-        name, digest = self._bundle.manifest.name, self._bundle.digest[:12]
-        _log.info("loaded %s (%s) with %d threads in %.0f ms", name, digest, self._threads, milliseconds)
+        name, digest = bundle.manifest.name, bundle.digest[:12]
+        _log.info("loaded %s (%s) with %d threads in %.0f ms", name, digest, self.threads, milliseconds)
 
     @property
     def bundle(self) -> Bundle:
         """The model: its path, manifest and vocabulary."""
-        return self._bundle
+        return self._sessions.bundle
 
     @property
     def threads(self) -> int:
         """Threads that encode one photo; `caption_many` may have more at work (see `__init__`)."""
-        return self._threads
+        return self._sessions.threads
 
     @property
     def sessions(self) -> Sessions:
@@ -189,7 +187,7 @@ class Captioner:
         return self._sessions
 
     def __repr__(self) -> str:
-        return f"Captioner({str(self._bundle.path)!r}, threads={self._threads})"
+        return f"Captioner({str(self.bundle.path)!r}, threads={self.threads})"
 
     def __copy__(self) -> Captioner:
         """Itself, since it does not change; as pickle does it, the model would be loaded again, and kept for good."""
@@ -200,7 +198,7 @@ class Captioner:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made_again, (type(self), str(self._bundle.path), *self._asked, self._bundle.digest)
+        return _made_again, (type(self), str(self.bundle.path), *self._asked, self.bundle.digest)
 
     def caption(
         self,
@@ -305,7 +303,7 @@ class Captioner:
 
     def decoding(self, beam_size: int | None = None, max_length: int | None = None) -> Decoding:
         """The bundle's search options with these changed. Raises ArgumentError."""
-        decoding = self._bundle.manifest.decoding
+        decoding = self.bundle.manifest.decoding
         if beam_size is not None:
             beam_size = whole_number("beam_size", beam_size, self._sessions.widest_beam)
             decoding = dataclasses.replace(decoding, beam_size=beam_size)
@@ -319,7 +317,7 @@ class Captioner:
     ) -> Generator[Caption | CapletError, None, None]:
         # Several photos side by side keep the processors busier than several threads on one photo, or on a batch: they
         # wait for each other at none of the encoder's operators, and decoding fills the gaps.
-        workers = 0 if self._threads == 1 else min(self._threads, _MOST_PHOTO_WORKERS)
+        workers = 0 if self.threads == 1 else min(self.threads, _MOST_PHOTO_WORKERS)
         settled = map(functools.partial(_settle, load=load), images)
         photos = in_order(settled, lambda image: self._encode(image, load), workers=workers, ahead=size + workers)
         # Searching more photos together gains nothing, and would keep the first waiting for the last.
@@ -344,7 +342,7 @@ class Captioner:
 
     def _loader(self, allow_truncated: bool, max_pixels: int) -> _Load:
         """A function from a photo to the encoder's pixels. Raises ArgumentError."""
-        size = self._bundle.manifest.width, self._bundle.manifest.height
+        size = self.bundle.manifest.width, self.bundle.manifest.height
         most = whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
         return functools.partial(load_pixels, size=size, max_pixels=most, allow_truncated=allow_truncated)
 
@@ -394,7 +392,7 @@ class Captioner:
 
     def _write(self, hypotheses: Sequence[Hypothesis], milliseconds: float) -> Caption | CapletError:
         """The Caption for a photo's hypotheses, best first; an InferenceError if no decoder may give such."""
-        impossible = _impossible(hypotheses, len(self._bundle.words))
+        impossible = _impossible(hypotheses, len(self.bundle.words))
         if impossible is not None:
             return InferenceError("decoder", f"gives {impossible}", RUN_CHECK)
         sentences = [self._spell(hypothesis.tokens) for hypothesis in hypotheses]
@@ -417,7 +415,7 @@ class Captioner:
     def _spell(self, tokens: Sequence[int]) -> tuple[str, ...]:
         """The words of a sentence, each in the form that it has before the next."""
         written = [self._forms.get(pair, pair[0]) for pair in pairwise(tokens)]
-        return tuple(self._bundle.words[token] for token in (*written, *tokens[-1:]))
+        return tuple(self.bundle.words[token] for token in (*written, *tokens[-1:]))
 
 
 def _impossible(hypotheses: Sequence[Hypothesis], words: int) -> str | None:
