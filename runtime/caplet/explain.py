@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -271,25 +271,16 @@ def heat_colours(level: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.take(_heat_table(), index, axis=0)
 
 
-class _Oklab(NamedTuple):
-    lightness: NDArray[np.float64]
-    a: NDArray[np.float64]
-    b: NDArray[np.float64]
-
-
 @functools.cache
 def _heat_table() -> NDArray[np.uint8]:
     level = np.linspace(0, 1, 256)
     hue = np.deg2rad(290 + 175 * level)  # violet, through magenta, red and orange, to yellow
     chroma = 0.085 + 0.03 * level + 0.088 * np.sin(np.pi * level)  # inside sRGB all the way
-    return _srgb(_Oklab(0.18 + 0.77 * level, chroma * np.cos(hue), chroma * np.sin(hue)))
-
-
-def _srgb(colour: _Oklab) -> NDArray[np.uint8]:
-    """uint8 [n, 3]: Oklab to linear sRGB as Ottosson gives it, then its samples."""
-    long = (colour.lightness + 0.3963377774 * colour.a + 0.2158037573 * colour.b) ** 3
-    medium = (colour.lightness - 0.1055613458 * colour.a - 0.0638541728 * colour.b) ** 3
-    short = (colour.lightness - 0.0894841775 * colour.a - 1.2914855480 * colour.b) ** 3
+    # Oklab to linear sRGB as Ottosson gives it, then its samples.
+    lightness, a, b = 0.18 + 0.77 * level, chroma * np.cos(hue), chroma * np.sin(hue)
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
     red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
     green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
     blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short

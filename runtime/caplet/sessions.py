@@ -281,17 +281,14 @@ def _check_contract(
             if value.type != kind:
                 raise _off_contract(path, f"{role} {name!r} is a {value.type} instead of a {kind}")
             batch, *rest = value.shape or [0]
-            if isinstance(batch, int) or len(rest) != len(shape) or not all(map(_is_size, rest)):
+            whole = all(isinstance(size, int) and size >= 1 for size in rest)
+            if isinstance(batch, int) or len(rest) != len(shape) or not whole:
                 numbers = ", ".join(["N", *(str(size) if isinstance(size, int) else "a number" for size in shape)])
                 raise _off_contract(path, f"{role} {name!r} has the shape {value.shape} instead of [{numbers}]")
             for size, wanted in zip(rest, shape, strict=True):
                 known = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)
                 if size != known:
                     raise _off_contract(path, f"{role} {name!r} has a size of {size} where {known} was expected")
-
-
-def _is_size(size: object) -> bool:
-    return isinstance(size, int) and size >= 1
 
 
 def _off_contract(path: Path, cause: str) -> BundleError:
