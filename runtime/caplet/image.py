@@ -568,7 +568,8 @@ def _squash(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
-    """sRGB pixels, if the source carries an RGB colour profile, or the gamma of a PNG, that says something else.
+    """sRGB pixels, if the source carries an RGB colour profile, or the gamma of a PNG (its gAMA chunk: PNG, third
+    edition, section 11.3.2.2), that says something else.
 
     Done on the small picture, where it costs a millisecond. Profiles of grey and CMYK pictures are left aside, and so
     is a damaged one: a picture in slightly wrong colours is still the picture.
@@ -576,7 +577,10 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
     profile = source.info.get("icc_profile")
     gamma = source.info.get("gamma")
     if profile is None and "srgb" not in source.info and isinstance(gamma, float) and 0.1 < gamma < 10:
-        return pixels if abs(2.2 * gamma - 1) < _SAME_GAMMA else pixels.point(_from_gamma(gamma) * 3)
+        if abs(2.2 * gamma - 1) < _SAME_GAMMA:
+            return pixels
+        samples: list[int] = encode_srgb(np.linspace(0, 1, 256) ** (1 / gamma)).tolist()
+        return pixels.point(samples * 3)
     if not isinstance(profile, bytes) or profile[16:20] != b"RGB " or source.mode not in ("RGB", "RGBA", "P"):
         return pixels
     text = profile.replace(b"\0", b"")  # names are ASCII in version 2, UTF-16 in version 4
@@ -589,19 +593,14 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
         probe, converted = (
             cast("Image.Image", ImageCms.applyTransform(image, transform)) for image in (_PROBE, pixels)
         )
-        return pixels if _difference(probe, _PROBE) <= _SAME_COLOUR else converted
+        difference = np.abs(np.asarray(probe).astype(np.int16) - np.asarray(_PROBE)).max()
+        return pixels if difference <= _SAME_COLOUR else converted
     except Exception:
         return pixels
 
 
 _SAME_GAMMA = 0.05
 """Relative difference to sRGB's gamma, taken as 1 / 2.2, that is passed over, as libpng does."""
-
-
-def _from_gamma(gamma: float) -> list[int]:
-    """The sRGB sample for each sample of a PNG with a gAMA chunk (PNG, third edition, section 11.3.2.2)."""
-    samples: list[int] = encode_srgb(np.linspace(0, 1, 256) ** (1 / gamma)).tolist()
-    return samples
 
 
 def encode_srgb(light: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -614,11 +613,6 @@ _SRGB_NAMES = (b"sRGB IEC61966-2", b"sRGB built-in", b"sRGB Gamut with sRGB Tran
 """What most profiles that are sRGB are called, so that it need not be measured. In full: those of other colour spaces
 speak of sRGB too, such as "DCI-P3 D65 Gamut with sRGB Transfer" in the photos of phones. "sRGB IEC61966-2.1 (Linear RGB
 Profile)" is another one, so what speaks of that is measured."""
-
-
-def _difference(one: Image.Image, other: Image.Image) -> int:
-    """Greatest difference between two pictures of the same size, in levels."""
-    return int(np.abs(np.asarray(one).astype(np.int16) - np.asarray(other)).max())
 
 
 _PROBE = Image.fromarray(
