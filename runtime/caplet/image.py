@@ -458,22 +458,27 @@ def _to_rgb_or_grey(image: Image.Image) -> Image.Image:
         return _lab_to_rgb(image)
     if image.mode == "La":
         image = image.convert("LA")
-    image = _with_its_palette(_without_foreign_key(image))
+    image = _with_its_palette(_with_its_key(image))
     if _is_transparent(image):
-        image = image if image.mode == "RGBA" else _to_8_bit_key(image).convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         over = Image.new("RGB", image.size, BACKGROUND)
         over.paste(image, mask=image)
         return over
     return image if image.mode in ("RGB", "L") else image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _without_foreign_key(image: Image.Image) -> Image.Image:
-    """The image without a transparency of another mode, such as Pillow's `convert` and `quantize` leave behind."""
+def _with_its_key(image: Image.Image) -> Image.Image:
+    """The image without a transparency of another mode, such as Pillow's `convert` and `quantize` leave behind; and the
+    transparent colour of a 16-bit PNG with the high bytes of its samples, which are all that Pillow keeps.
+    """
     key = image.info.get("transparency")
-    if key is None or (isinstance(key, (int, bytes)) if image.mode == "P" else not isinstance(key, bytes)):
-        return image
-    image = image.copy()
-    del image.info["transparency"]
+    foreign = not isinstance(key, (int, bytes)) if image.mode == "P" else isinstance(key, bytes)
+    if key is not None and foreign:
+        image = image.copy()
+        del image.info["transparency"]
+    elif image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image = image.copy()
+        image.info["transparency"] = tuple(sample >> 8 for sample in key)
     return image
 
 
@@ -497,15 +502,6 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.mode in ("LA", "PA", "RGBA", "RGBa") or (
         image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
     )
-
-
-def _to_8_bit_key(image: Image.Image) -> Image.Image:
-    """The transparent colour of a 16-bit PNG with the high bytes of its samples, which are all that Pillow keeps."""
-    key = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-        image = image.copy()
-        image.info["transparency"] = tuple(sample >> 8 for sample in key)
-    return image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

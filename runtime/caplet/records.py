@@ -73,26 +73,20 @@ class Record:
         """The members of the JSON object: those in FIELDS that apply, and the alternatives, which fit in no table."""
         fields: dict[str, Any] = {"path": self.path}
         if self.caption is not None:
-            fields |= _caption_fields(self.caption)
+            words = zip(self.caption.words, self.caption.word_scores, strict=True)
+            fields["caption"] = self.caption.text
+            fields["score"] = round(self.caption.score, 6)
+            fields["words"] = [{"word": word, "log_prob": round(log_prob, 6)} for word, log_prob in words]
+            fields["alternatives"] = [
+                {"caption": other.text, "score": round(other.score, 6)} for other in self.caption.alternatives
+            ]
+            fields["milliseconds"] = round(self.caption.milliseconds, 3)
         fields |= vars(self.origin)
         if self.drawing is not None:
             fields["drawing"] = str(self.drawing)
         if self.problem is not None:
             fields["error"] = str(self.problem)
         return fields
-
-
-def _caption_fields(caption: Caption) -> dict[str, Any]:
-    words = zip(caption.words, caption.word_scores, strict=True)
-    return {
-        "caption": caption.text,
-        "score": round(caption.score, 6),
-        "words": [{"word": word, "log_prob": round(log_prob, 6)} for word, log_prob in words],
-        "alternatives": [
-            {"caption": alternative.text, "score": round(alternative.score, 6)} for alternative in caption.alternatives
-        ],
-        "milliseconds": round(caption.milliseconds, 3),
-    }
 
 
 class Formatter:
