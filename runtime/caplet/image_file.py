@@ -91,7 +91,7 @@ IN_PYTHON = {
 """Variants of the formats above that Pillow decodes in Python: name of the decoder → variant, and what to save it as.
 They take up to a gigabyte for a kilobyte, and seconds a megapixel in which no other thread of Python runs."""
 
-_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 HEAD = 64
 """Bytes that tell every format apart."""
@@ -124,29 +124,19 @@ def identify(head: bytes, subject: str) -> _Format:
             return file_format
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return _WEBP
-    brands = _brands(head)
-    if _is_heic(brands):
-        return _HEIC
-    if brands and brands[0] in _AVIF_BRANDS:
-        return _AVIF
+    if head[4:8] == b"ftyp":  # ISO/IEC 14496-12, section 4.3: the length, the major brand, its version, more brands
+        more = head[16 : int.from_bytes(head[:4], "big")]
+        brands = [head[8:12], *(more[start : start + 4] for start in range(0, len(more), 4))]
+        # The first brand that names a codec tells; mif1 and msf1 name none.
+        if next((brand for brand in brands if brand in (*_HEIC_BRANDS, *_AVIF_BRANDS)), None) in _HEIC_BRANDS:
+            return _HEIC
+        if brands[0] in (*_AVIF_BRANDS, b"mif1", b"msf1"):
+            return _AVIF
     if not head:
         raise ImageError(subject, "is empty", "get a complete copy")
     raise ImageError(
         subject, "not an image caplet can read", "use JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP, PPM or JPEG 2000"
     )
-
-
-def _brands(head: bytes) -> list[bytes]:
-    """The brands of an ISO media file (ISO/IEC 14496-12, section 4.3), the major one first; none for other files."""
-    if head[4:8] != b"ftyp":
-        return []
-    compatible = head[16 : int.from_bytes(head[:4], "big")]
-    return [head[8:12], *(compatible[start : start + 4] for start in range(0, len(compatible), 4))]
-
-
-def _is_heic(brands: list[bytes]) -> bool:
-    """Whether the first brand that names a codec is HEIC's; mif1 and msf1 name none."""
-    return next((brand in _HEIC_BRANDS for brand in brands if brand in (*_HEIC_BRANDS, b"avif", b"avis")), False)
 
 
 _ROW = 16
