@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -41,6 +41,12 @@ To caption a photo that is named like a verb, write ./info.
 
 exit status: 0 every photo was captioned, 1 some were not, 2 wrong usage, 130 interrupted
 """
+
+_VERBS = {
+    "info": "Print versions, model, licence, hashes, CPU and threads.",
+    "check": "Verify the model's files, and that this machine gives the captions stored with them.",
+    "bench": "Measure speed and memory on this machine.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,7 +124,7 @@ def _occupy_standard_streams() -> None:
 
 def _run(words: list[str]) -> int:
     verb = words.pop(0) if words and words[0] in _VERBS else None
-    parser = _VERBS[verb]() if verb else _caption_parser()
+    parser = _verb_parser(verb) if verb else _caption_parser()
     told = io.StringIO()
     try:
         with contextlib.redirect_stdout(told):
@@ -291,36 +297,19 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
         parser.error(refused)
 
 
-def _info_parser() -> argparse.ArgumentParser:
-    parser = _parser("caplet info", "Print versions, model, licence, hashes, CPU and threads.")
+def _verb_parser(verb: str) -> argparse.ArgumentParser:
+    parser = _parser(f"caplet {verb}", _VERBS[verb])
+    if verb == "bench":
+        parser.add_argument(
+            "photo", nargs="?", type=_name, metavar="PHOTO", help="default: a photo that comes with the model"
+        )
+        parser.add_argument("--runs", type=count, default=30, metavar="N", help="captions to measure; default: 30")
+        parser.add_argument("--beam", type=count, metavar="N", help="beam size; default: the model's")
+        parser.add_argument(
+            "--batch-size", type=count, default=8, metavar="N", help="batch size for throughput; default: 8"
+        )
+        parser.add_argument(
+            "--sweep", action="store_true", help="also measure other numbers of threads and batch sizes"
+        )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return _add_model_options(parser)
-
-
-def _check_parser() -> argparse.ArgumentParser:
-    about = "Verify the model's files, and that this machine gives the captions stored with them."
-    parser = _parser("caplet check", about)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return _add_model_options(parser)
-
-
-def _bench_parser() -> argparse.ArgumentParser:
-    parser = _parser("caplet bench", "Measure speed and memory on this machine.")
-    parser.add_argument(
-        "photo", nargs="?", type=_name, metavar="PHOTO", help="default: a photo that comes with the model"
-    )
-    parser.add_argument("--runs", type=count, default=30, metavar="N", help="captions to measure; default: 30")
-    parser.add_argument("--beam", type=count, metavar="N", help="beam size; default: the model's")
-    parser.add_argument(
-        "--batch-size", type=count, default=8, metavar="N", help="batch size for throughput; default: 8"
-    )
-    parser.add_argument("--sweep", action="store_true", help="also measure other numbers of threads and batch sizes")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return _add_model_options(parser)
-
-
-_VERBS: dict[str, Callable[[], argparse.ArgumentParser]] = {
-    "info": _info_parser,
-    "check": _check_parser,
-    "bench": _bench_parser,
-}

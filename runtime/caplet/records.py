@@ -107,22 +107,18 @@ class Formatter:
                 return ""
             path = record.path.translate(_LINE_ESCAPES) + "\t" if self._with_path else ""
             return f"{path}{record.caption.text}\n"
+        fields = record.fields()
         if self._form == "jsonl":
             # ASCII: bytes of a name that are not UTF-8 travel as lone surrogates, which json.loads understands.
-            return json.dumps(record.fields()) + "\n"
-        columns = self._columns(record)
+            return json.dumps(fields) + "\n"
+        if "words" in fields:
+            fields["words"] = " ".join(f"{entry['word']}={entry['log_prob']}" for entry in fields["words"])
+        columns = [str(fields.get(name, "")) for name in FIELDS]
         if self._form == "tsv":
             return "\t".join(column.translate(_TSV_ESCAPES) for column in columns) + "\n"
         line = io.StringIO()
         csv.writer(line).writerow(columns)  # with another line terminator Pythons before 3.13 leave "\r" unquoted
         return line.getvalue().removesuffix("\r\n") + "\n"
-
-    @staticmethod
-    def _columns(record: Record) -> list[str]:
-        fields = record.fields()
-        if "words" in fields:
-            fields["words"] = " ".join(f"{entry['word']}={entry['log_prob']}" for entry in fields["words"])
-        return [str(fields.get(name, "")) for name in FIELDS]
 
 
 @dataclass
