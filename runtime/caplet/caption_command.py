@@ -92,7 +92,7 @@ def _spare_listed_photos(arguments: argparse.Namespace) -> None:
 def _several(arguments: argparse.Namespace) -> bool:
     """Whether there may be more than one photo, so that each line needs to say which it is about."""
     only = arguments.photos[0] if len(arguments.photos) == 1 and arguments.files_from is None else None
-    return only is None or is_folder(only)
+    return only is None or (only != STDIN and is_folder(only))
 
 
 def _progress(arguments: argparse.Namespace, output: Output, done: Counter[str]) -> Progress:

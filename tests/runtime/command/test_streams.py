@@ -32,14 +32,19 @@ def test_a_photo_on_standard_input(photos: Path, texts: dict[str, str]) -> None:
     assert (process.returncode, out.decode(), err) == (0, texts["cat"] + "\n", b"")
 
 
-def test_a_file_called_hyphen_is_not_taken_for_standard_input(
-    photos: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+@pytest.mark.parametrize("drawing", ["seen.png", "./-/seen.png"])
+def test_what_is_called_hyphen_is_not_taken_for_standard_input(
+    drawing: str, photos: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    shutil.copy(photos / "rocket.jpg", tmp_path / "-")
     monkeypatch.chdir(tmp_path)
+    if drawing == "seen.png":
+        shutil.copy(photos / "rocket.jpg", "-")
+    else:
+        Path("-").mkdir()
     with (photos / "cat.jpg").open(encoding="latin-1") as photo:
         monkeypatch.setattr(sys, "stdin", photo)
-        assert run("-", capfd=capfd) == (0, texts["cat"] + "\n", "")
+        assert run("-", "--attention", drawing, capfd=capfd) == (0, texts["cat"] + "\n", "")
+    assert Path(drawing).is_file()
 
 
 def test_standard_input_that_is_not_a_photo() -> None:
