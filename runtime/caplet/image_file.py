@@ -31,6 +31,8 @@ class _Format(NamedTuple):
     """As Pillow calls it, except for WebP, HEIC and JPEG 2000."""
     stem: str
     """The plugin is called `<stem>ImagePlugin`, and its class `<stem>ImageFile`."""
+    signatures: tuple[bytes, ...] = ()
+    """What its files start with; none where it takes more to tell, as `identify` does."""
     packages: tuple[str, ...] = ()
     """Where the class is, if not in Pillow; the first of these that is installed."""
     sequential: bool = False
@@ -60,28 +62,20 @@ HEIC_PACKAGES = ("pi_heif", "pillow_heif")
 # (no signature, or a weak one: noise passes for them); QOI, XBM, XPM, MSP, IM, PCX, SGI, SUN (extinct or exotic,
 # several of them decoded a byte at a time in Python). A PIL image of any of these is welcome: the caller has opened it.
 # So is one of the variants in `IN_PYTHON`, which Pillow decodes in Python too.
-_JPEG = _Format("JPEG", "Jpeg", sequential=True)  # also MPO: its first picture is a plain JPEG
-_PNG = _Format("PNG", "Png", sequential=True)  # also APNG: its default picture
-_GIF = _Format("GIF", "Gif", sequential=True, canvas=gif_canvas)
-_BMP = _Format("BMP", "Bmp", sequential=True)
-_PPM = _Format("PPM", "Ppm", sequential=True)  # PBM, PGM, PPM, PNM, grey PFM
-_TIFF = _Format("TIFF", "Tiff", sequential=True)
+_JPEG = _Format("JPEG", "Jpeg", (b"\xff\xd8\xff",), sequential=True)  # also MPO: its first picture is a plain JPEG
+_PNG = _Format("PNG", "Png", (b"\x89PNG\r\n\x1a\n",), sequential=True)  # also APNG: its default picture
+_GIF = _Format("GIF", "Gif", (b"GIF87a", b"GIF89a"), sequential=True, canvas=gif_canvas)
+_BMP = _Format("BMP", "Bmp", (b"BM",), sequential=True)
+# Also PBM, PGM and grey PFM.
+_PPM = _Format("PPM", "Ppm", (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"), sequential=True)
+_TIFF = _Format("TIFF", "Tiff", (b"II*\0", b"MM\0*", b"II+\0"), sequential=True)
 _WEBP = _Format("WebP", "WebP", canvas=webp_canvas)
 _AVIF = _Format("AVIF", "Avif")
 _HEIC = _Format("HEIC", "Heif", packages=HEIC_PACKAGES)
-_JPEG_2000 = _Format("JPEG 2000", "Jpeg2K", canvas=jpeg_2000_canvas)
+_JPEG_2000 = _Format("JPEG 2000", "Jpeg2K", (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), canvas=jpeg_2000_canvas)
+_FORMATS = (_JPEG, _PNG, _GIF, _BMP, _PPM, _TIFF, _WEBP, _AVIF, _HEIC, _JPEG_2000)
 
-_SIGNATURES: tuple[tuple[tuple[bytes, ...], _Format], ...] = (
-    ((b"\xff\xd8\xff",), _JPEG),
-    ((b"\x89PNG\r\n\x1a\n",), _PNG),
-    ((b"GIF87a", b"GIF89a"), _GIF),
-    ((b"BM",), _BMP),
-    ((b"II*\0", b"MM\0*", b"II+\0"), _TIFF),
-    ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), _JPEG_2000),
-    (tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"f")), _PPM),
-)
-
-MAY_BE_TRUNCATED = frozenset(file_format.name for _, file_format in _SIGNATURES if file_format.sequential)
+MAY_BE_TRUNCATED = frozenset(file_format.name for file_format in _FORMATS if file_format.sequential)
 """Names, which are also Pillow's, of the formats of which a part can be used."""
 
 IN_PYTHON = {
@@ -102,7 +96,7 @@ def _import_all() -> None:
 
     A child forked while another thread imports something would wait for ever for that thread, which it does not have.
     """
-    for file_format in (*(file_format for _, file_format in _SIGNATURES), _WEBP, _AVIF, _HEIC):
+    for file_format in _FORMATS:
         with contextlib.suppress(ImportError):  # not every plugin is installed everywhere
             file_format.plugin()
     with contextlib.suppress(ImportError):
@@ -119,8 +113,8 @@ def identify(head: bytes, subject: str) -> _Format:
     Raises:
         ImageError: no format caplet reads starts like this.
     """
-    for signatures, file_format in _SIGNATURES:
-        if head.startswith(signatures):
+    for file_format in _FORMATS:
+        if head.startswith(file_format.signatures):
             return file_format
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return _WEBP
