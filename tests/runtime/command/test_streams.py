@@ -100,6 +100,20 @@ def test_a_pipe_that_cannot_be_read(
     assert run(name, capfd=capfd) == (1, "", error)
 
 
+def test_a_pipe_that_cannot_be_opened_costs_no_other_photo_its_caption(
+    photos: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("caplet.inputs.open", refuse, raising=False)
+    status, out, err = run("pipe", photos / "cat.jpg", capfd=capfd)
+    assert (status, out) == (1, f"{photos / 'cat.jpg'}\t{texts['cat']}\n")
+    assert err == "caplet: pipe: cannot be read (Permission denied); check its permissions\n"
+
+
 def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """At its first bytes if they are no picture's, and otherwise where no picture within the limit could be longer."""
 
