@@ -19,7 +19,8 @@ def objection(arguments: argparse.Namespace) -> str | None:
 
     They may not overwrite what they are made of, or each other, or be taken for photos the next time.
     """
-    output, drawings, photos = arguments.output, arguments.attention, arguments.photos
+    output, drawings = arguments.output, arguments.attention
+    *photos, listing = ("/dev/stdin" if name == STDIN else name for name in (*arguments.photos, arguments.files_from))
     if output and any(_same_file(output, photo) for photo in photos):
         return "-o would overwrite a photo"
     if output and _is_picture(output):
@@ -28,7 +29,6 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "-o would overwrite a file that is not text"
     if arguments.resume and os.path.exists(output) and not os.path.isfile(output):  # noqa: PTH110, PTH113 - as in `is_folder`
         return "--resume: what -o names is not a file"
-    listing = "/dev/stdin" if arguments.files_from == STDIN else arguments.files_from
     if output and listing and _same_file(output, listing):
         return "-o would overwrite the list of files"
     if output and drawings and (_real(output) == _real(drawings) or _same_file(output, drawings)):

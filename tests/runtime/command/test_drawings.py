@@ -191,6 +191,10 @@ def test_a_drawing_is_not_replaced_by_a_drawing_of_itself(photos: Path, tmp_path
     before = drawing.read_bytes()
     status, _, err = run(drawing, "--attention", drawing, capfd=capfd)
     assert (status, "--attention would overwrite a photo" in err) == (2, True)
+    with drawing.open("rb") as stdin:
+        process = start("-", "--attention", drawing, stdin=stdin)
+        _, complaint = process.communicate()
+    assert (process.returncode, b"--attention would overwrite a photo" in complaint) == (2, True)
     assert drawing.read_bytes() == before
 
 
