@@ -244,17 +244,14 @@ def _results(
     waiting: deque[_Job] = deque()
 
     def sources() -> Iterator[ImageSource | Decoded]:
-        """The photos for the captioner, whose jobs wait for their captions.
-
-        An input that already has a problem keeps its turn: the captioner gets empty bytes for it, which fail at once.
-        """
+        """The photos for the captioner, or what is wrong with them; their jobs wait for their captions."""
         decoded = early
         for photo in photos:
             if written.take(photo.name):
                 continue
             opened = with_contents(photo, reading["max_pixels"])
             waiting.append(drawings.job(opened))
-            yield decoded or (opened.source if opened.problem is None else b"")
+            yield decoded or (opened.source if opened.problem is None else Decoded(opened.problem, 0.0))
             decoded = None
 
     captions = captioner.caption_many(
@@ -267,7 +264,7 @@ def _results(
     )
     for caption in captions:
         job = waiting.popleft()
-        yield job, job.photo.problem or (_named(caption, job.photo) if isinstance(caption, CapletError) else caption)
+        yield job, _named(caption, job.photo) if isinstance(caption, CapletError) else caption
 
 
 def _named(error: CapletError, photo: Input) -> CapletError:
