@@ -59,20 +59,22 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
             if not is_descriptor(arguments.output or ""):  # as /dev/stdout is, to which a shell's `>>` appends
                 output.clear()
             output.write(formatter.header())
-        for job, result in results:
-            caption = None if isinstance(result, CapletError) else result
-            problem = result if isinstance(result, CapletError) else _draw(job, result, arguments)
-            progress.advance()
-            drawing = job.drawing if problem is None else None
-            output.write(formatter.line(Record(job.photo.name, caption, origin, drawing, problem)))
-            if problem is not None:
-                failed = True
-                if not arguments.quiet:
-                    progress.clear()
-                    complain(str(problem))
-                if arguments.fail_fast:
-                    break
-        progress.clear()
+        try:
+            for job, result in results:
+                caption = None if isinstance(result, CapletError) else result
+                problem = result if isinstance(result, CapletError) else _draw(job, result, arguments)
+                progress.advance()
+                drawing = job.drawing if problem is None else None
+                output.write(formatter.line(Record(job.photo.name, caption, origin, drawing, problem)))
+                if problem is not None:
+                    failed = True
+                    if not arguments.quiet:
+                        progress.clear()
+                        complain(str(problem))
+                    if arguments.fail_fast:
+                        break
+        finally:  # whatever is told next has a line of its own
+            progress.clear()
         if written.failed and not arguments.quiet:
             cause = "has errors of photos that are not tried again"
             complain(f"{arguments.output}: {cause}; remove their records to have them tried again")

@@ -173,6 +173,27 @@ def test_progress_is_for_terminals(
     assert terminal.getvalue().endswith(" \r") == shown  # the line is wiped
 
 
+@pytest.mark.parametrize(("error", "said"), [(KeyboardInterrupt(), "interrupted"), (OSError(28, "Full"), "out: Full")])
+def test_the_progress_line_is_wiped_before_what_ends_the_run_is_told(
+    error: BaseException, said: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = iter(range(3))
+
+    class Filling(io.FileIO):
+        def write(self, line: Any, /) -> int:
+            if next(room, None) is None:
+                raise error
+            return super().write(line)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("caplet.output.open", lambda path, *_, **__: Filling(path, "a"), raising=False)
+    monkeypatch.setattr("caplet.progress._INTERVAL", 0)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert main([str(photos), "-o", "out"]) != 0
+    assert "photos, " in terminal.getvalue()
+    assert terminal.getvalue().endswith(f" \rcaplet: {said}\n")
+
+
 def test_no_progress_runs_through_captions_on_the_terminal(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever way they get there."""
     monkeypatch.setattr("caplet.progress._INTERVAL", 0)
