@@ -139,7 +139,9 @@ class _Drawings:
             if arguments.files_from and not _can_be_read_twice(arguments.files_from):
                 self._replaceable.clear()  # any of these files may come further down the list
             if self._replaceable:  # otherwise there is no need to go through all inputs
-                self._replaceable.difference_update(_identities(photo.name for photo in _inputs(arguments)))
+                # Standard input may be a drawing, too; other pipes are not.
+                names = ("/dev/stdin" if photo.piped else photo.name for photo in _inputs(arguments))
+                self._replaceable.difference_update(_identities(names))
 
     def leave(self, files: Iterable[str]) -> None:
         """Spare these files, the drawings of the run that is resumed."""
