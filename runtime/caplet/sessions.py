@@ -22,6 +22,7 @@ from caplet.errors import NO_MEMORY, RUN_CHECK, ArgumentError, BundleError, Infe
 from caplet.machine import describe_cpu
 from caplet.prefetch import beside
 from caplet.shutdown import computing
+from caplet.threads import can_start
 
 onnxruntime.disable_telemetry_events()  # all that can be done if it was imported before caplet; see caplet/__init__.py
 
@@ -165,6 +166,9 @@ def _provider_name(provider: object) -> str | None:
 
 
 def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool) -> onnxruntime.InferenceSession:
+    if not can_start(threads - 1):  # where it can start some of them and not all, onnxruntime waits for ever
+        cause = f"needs {threads} threads, more than the system lets this process start"
+        raise BundleError(str(path), cause, "set fewer threads, or raise the limit on processes")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,24 @@ def usable_threads(
     limits += [ThreadCount(math.ceil(quota), f"CPU quota of {quota:g}") for quota in _quotas(root)]
     limits += _omp_num_threads(environ)
     return min(limits, key=lambda limit: limit.count)
+
+
+def can_start(count: int) -> bool:
+    """Whether the system lets this process have so many threads more, judged by starting them; they end at once."""
+    leave = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=leave.wait)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:  # or else the interpreter shuts down, which concerns threads of Python's only
+        return str(error) != "can't start new thread"
+    finally:
+        leave.set()
+        for thread in started:
+            thread.join()
+    return True
 
 
 def _affinity() -> ThreadCount:

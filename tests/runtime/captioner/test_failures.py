@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -297,3 +299,36 @@ def test_too_little_memory_to_encode_is_an_error_of_the_photo(
     monkeypatch.setattr(captioner.sessions, "encode", fail)
     results = list(captioner.caption_many(paths, on_error="return"))
     assert [str(result) for result in results] == ["encoder: needs more memory than there is; free some"] * len(paths)
+
+
+# Too few threads.
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refusal", "opens"),
+    [
+        (0, "can't start new thread", False),
+        (2, "can't start new thread", False),
+        (3, "can't start new thread", True),
+        (0, "can't create new thread at interpreter shutdown", True),  # then only Python may start none
+    ],
+)
+def test_too_few_threads_for_the_encoder_are_an_error(
+    allowed: int, refusal: str, opens: bool, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime needs three beside the caller's; where it can start some but not all, it waits for ever."""
+    start = threading.Thread.start
+    running: list[threading.Thread] = []
+
+    def start_a_few(thread: threading.Thread) -> None:
+        if not thread.name.startswith("caplet-"):
+            if sum(other.is_alive() for other in running) == allowed:
+                raise RuntimeError(refusal)
+            running.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_a_few)
+    told = "encoder.onnx: needs 4 threads, more than the system lets this process start; set fewer threads, or raise"
+    with contextlib.nullcontext() if opens else pytest.raises(BundleError, match=told):
+        Captioner(tiny_bundle, threads=4)
+    assert not any(thread.is_alive() for thread in running)
