@@ -72,9 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if was_interrupted(error):
             return _complain("interrupted", INTERRUPTED)
-        while isinstance(error.__cause__, ImportError):  # around it, NumPy puts a page of advice
-            error = error.__cause__
-        return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); install caplet again", 1)
+        while isinstance(inner := error.__cause__ or error.__context__, ImportError):
+            error = inner  # around it, NumPy puts a page of advice
+        remedy = "install caplet again"
+        if "failed to map segment" in str(error):  # for want of memory, or on a disk that programs may not run from
+            remedy = "free some memory, or allow programs on that disk"
+        return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); {remedy}", 1)
     except BrokenPipeError:
         return 1  # whoever read the output has had enough
     except OSError as error:

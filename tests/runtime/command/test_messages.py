@@ -298,14 +298,30 @@ def test_a_broken_installation_is_told_in_one_line(
     assert err.startswith("caplet: onnxruntime cannot be imported (libonnxruntime.so")
 
 
-def test_a_dependency_for_another_python_is_told_without_the_advice_that_numpy_puts_around_it(
+def test_a_library_that_memory_does_not_suffice_for_is_not_called_a_broken_installation(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def break_off(*_: Any) -> int:
+        raise ImportError("libtiff.so: failed to map segment from shared object", name="_imaging")
+
+    monkeypatch.setattr(caplet.caption_command, "run", break_off)
+    cause = "_imaging cannot be imported (libtiff.so: failed to map segment from shared object)"
+    told = f"caplet: {cause}; free some memory, or allow programs on that disk\n"
+    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
+
+
+@pytest.mark.parametrize("linked", [True, False])  # NumPy 2.2, the last for Python 3.10, raises it without `from`
+def test_a_dependency_for_another_python_is_told_without_the_advice_that_numpy_puts_around_it(
+    linked: bool, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def break_off(*_: Any) -> int:
+        advice = ImportError("\n\nIMPORTANT: PLEASE READ THIS FOR ADVICE\n\n" + 20 * "words\n")
         try:
             raise ModuleNotFoundError("No module named 'numpy._umath'", name="numpy._umath")
         except ImportError as error:
-            raise ImportError("\n\nIMPORTANT: PLEASE READ THIS FOR ADVICE\n\n" + 20 * "words\n") from error
+            if linked:
+                raise advice from error
+            raise advice  # noqa: B904
 
     monkeypatch.setattr(caplet.caption_command, "run", break_off)
     told = "caplet: numpy._umath cannot be imported (No module named 'numpy._umath'); install caplet again\n"
