@@ -122,7 +122,10 @@ def _occupy_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            try:
+                os.open(os.devnull, os.O_RDWR)
+            except OSError:  # a bare chroot has none; a folder can neither be read nor written, either
+                os.open("/", os.O_RDONLY)
 
 
 def _run(words: list[str]) -> int:

@@ -333,6 +333,14 @@ def test_no_photo_is_lost_where_there_is_no_null_device(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is always one on Windows")
+def test_closed_streams_cost_nothing_where_there_is_no_null_device(photos: Path, texts: dict[str, str]) -> None:
+    program = "import os; os.devnull = '/dev/nowhere'; from caplet.cli import command; command()"
+    command = f'{sys.executable} -c "{program}" {photos / "cat.jpg"} -o /dev/fd/3 3>&1 <&- >&- 2>&-'
+    done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{texts['cat']}\n")
+
+
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
 def test_what_libraries_say_about_damaged_files_is_not_on_standard_error(
     compression: str, photos: Path, tmp_path: Path
