@@ -115,9 +115,17 @@ def _unreadable(root: Path, error: OSError) -> BundleError:
 
 
 def default_bundle() -> Path:
-    """The bundle that comes with caplet: inside an installed wheel, or in the repository of an editable install."""
+    """The bundle that comes with caplet: inside an installed wheel, or in the repository of an editable install.
+
+    Raises BundleError if it cannot be looked for, as when too many files are open; `Path.glob` would find nothing.
+    """
     package = Path(__file__).resolve().parent
-    packaged = sorted(manifest.parent for manifest in package.glob(f"models/*/{MANIFEST}"))
+    models = package / "models"
+    try:
+        found = models.iterdir() if models.is_dir() else ()
+        packaged = sorted(folder for folder in found if (folder / MANIFEST).is_file())
+    except OSError as error:
+        raise _unreadable(models, error) from error
     return packaged[0] if packaged else package.parents[1] / "models" / DEFAULT_BUNDLE
 
 

@@ -150,6 +150,24 @@ def test_an_unreadable_file_is_an_error(named: bool, bundle: Path, monkeypatch: 
     assert caught.value.subject == str(bundle / "manifest.json" if named else bundle)
 
 
+def test_where_no_file_can_be_opened_the_bundled_model_is_not_called_missing(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    shutil.copytree(bundle, tmp_path / "caplet" / "models" / "tiny")
+    monkeypatch.setattr(caplet.bundle, "__file__", str(tmp_path / "caplet" / "bundle.py"))
+    monkeypatch.delenv("CAPLET_MODEL", raising=False)
+    assert load_bundle().path == tmp_path / "caplet" / "models" / "tiny"
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))  # what is open stays open
+    try:
+        with pytest.raises(BundleError, match="Too many open files") as caught:
+            load_bundle()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert caught.value.subject == str(tmp_path / "caplet" / "models")
+
+
 def test_a_folder_that_nobody_may_look_into_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = Path.stat
 
