@@ -105,9 +105,10 @@ def _keep_freed_memory() -> None:
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
-    import ctypes
+    # musl has no such function; a Python may be static, or lack ctypes, which is told when the model needs it.
+    with contextlib.suppress(AttributeError, ImportError, OSError):
+        import ctypes
 
-    with contextlib.suppress(AttributeError):  # musl
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, mebibytes in ((_M_MMAP_THRESHOLD, 32), (_M_TRIM_THRESHOLD, 256), (_M_TOP_PAD, 4)):
             mallopt(parameter, mebibytes << 20)

@@ -104,6 +104,16 @@ cli.command()
     assert told.stdout == f"{accepted}\n"  # 1 is what glibc gives for a number that it accepts
 
 
+def test_a_python_without_ctypes_is_told_in_one_line(photos: Path) -> None:
+    """As one that was built where libffi's headers are missing."""
+    program = "import sys; sys.modules['_ctypes'] = None; from caplet.cli import command; command()"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run([*command, "--version"], capture_output=True, check=False).stdout.startswith(b"caplet ")
+    done = subprocess.run([*command, str(photos / "cat.jpg")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("caplet: _ctypes cannot be imported (")
+
+
 def test_a_profiler_gets_to_say_what_it_found() -> None:
     command = [sys.executable, "-m", "cProfile", "-m", "caplet", "--version"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
