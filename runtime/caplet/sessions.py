@@ -64,7 +64,8 @@ class Sessions:
 
         Raises:
             ArgumentError: onnxruntime does not have one of these execution providers, or cannot start it.
-            BundleError: onnxruntime cannot load a graph, or the graph does not keep to the contract.
+            BundleError: onnxruntime cannot load a graph, also for want of memory or threads, or the graph does not keep
+                to the contract.
         """
         self.bundle, self.threads = bundle, threads
         self.providers: list[Provider] = _known_providers(providers)
