@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,9 @@ class Graph:
         self.nodes.append(node)
         return node
 
-    def rename_input(self, old: str, new: str) -> None:
-        """Let every node that reads the value `old` read `new` instead."""
-        for node in self.nodes:
+    def rename_input(self, old: str, new: str, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Let those of `nodes` that read the value `old` read `new` instead."""
+        for node in nodes:
             for position, value in enumerate(node.input):
                 if value == old:
                     node.input[position] = new

@@ -48,12 +48,12 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = DEFAULT_METH
         feeds: function that returns a new iterator over inputs of the graph; called once per pass.
         method: one of `caplet_export.ranges.METHODS`.
     """
-    groups = scale_groups(model)
+    groups, in_bytes = scale_groups(model), _made_in_bytes(Graph(model))
     # Values that are moved or picked from values of their group lie in the range of those.
     moved = {
         value
         for node in model.graph.node
-        if node.op_type in _SHARING and node.input[0] in groups
+        if node.op_type in _SHARING and node.input[0] in in_bytes
         for value in node.output
     }
     observed = {value: group for value, group in groups.items() if value not in moved}
@@ -94,14 +94,21 @@ def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
             for value in values:
                 parent.setdefault(value, value)
                 parent[find(value)] = find(values[0])
-        elif _is_dense(graph, node):
+    for node in graph.nodes:
+        if _is_dense(graph, node):
             parent.setdefault(node.input[0], node.input[0])
     return {value: find(value) for value in parent}
 
 
 def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mapping[str, Range]) -> onnx.ModelProto:
-    """Quantise and dequantise each value of `groups` in the range of its group, and the weights that it meets."""
+    """Quantise and dequantise each value of `groups` in the range of its group, and the weights that it meets.
+
+    A value that is made in floats is in bytes for the products with constant matrices alone: whatever else reads it, as
+    the GRU does its state to carry it on, reads it unrounded.
+    """
     graph = Graph(model)
+    in_bytes = _made_in_bytes(graph)
+    dense = [node for node in graph.nodes if _is_dense(graph, node)]
     for relu in graph.of_type("Relu"):
         producer = graph.producer(relu.input[0])
         if relu.output[0] in groups and producer is not None:
@@ -120,7 +127,7 @@ def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mappin
     for value, group in groups.items():
         scale, zero_point = activation_scale(ranges[group])
         parameters = _scale_constants(graph, value, scale, zero_point)
-        graph.rename_input(value, f"{value}/dequantized")
+        graph.rename_input(value, f"{value}/dequantized", graph.nodes if value in in_bytes else dense)
         graph.add_node("QuantizeLinear", [value, *parameters], [f"{value}/quantized"])
         graph.add_node("DequantizeLinear", [f"{value}/quantized", *parameters], [f"{value}/dequantized"])
         scales[f"{value}/dequantized"] = scale
@@ -134,6 +141,16 @@ def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mappin
         if node.input[0] in scales:
             _quantize_weights(graph, node, scales[node.input[0]])
     return graph.finish()
+
+
+def _made_in_bytes(graph: Graph) -> set[str]:
+    """Values that an operator gives as bytes: of a convolution, pooling or ReLU, or moved or scaled from such."""
+    made: set[str] = set()
+    for node in graph.nodes:
+        works_on_bytes = node.op_type in _SHARING or _is_scaling(graph, node)
+        if node.op_type in _COMPUTING or (works_on_bytes and node.input[0] in made):
+            made.update(node.output)
+    return made
 
 
 def activation_scale(limits: Range) -> tuple[float, int]:

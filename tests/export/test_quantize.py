@@ -84,8 +84,8 @@ def test_every_convolution_and_dense_layer_of_the_encoder_is_fused(small: Graphs
     assert counts["QLinearConv"] == 5 and counts["QLinearMul"] == 1
     assert counts["MatMulIntegerToFloat"] == 2 and counts["QGemm"] == 1
     assert not {"Conv", "MatMul", "Gemm", "AveragePool", "QLinearAveragePool", "Transpose", "Relu"} & set(counts)
-    # Into bytes: what the two later dense layers read. Back: nothing but the features for their mean.
-    assert counts["QuantizeLinear"] <= 2 and counts["DequantizeLinear"] <= 1
+    # Into bytes: what the two later dense layers read. Back: nothing, as the mean is that of the features in floats.
+    assert counts["QuantizeLinear"] <= 2 and counts["DequantizeLinear"] == 0
 
 
 def test_every_dense_layer_of_the_decoder_is_fused(small: Graphs, tmp_path: Path) -> None:
@@ -93,7 +93,8 @@ def test_every_dense_layer_of_the_decoder_is_fused(small: Graphs, tmp_path: Path
     assert counts["QGemm"] + counts["MatMulIntegerToFloat"] == 4  # none with the word: that one is looked up
     assert counts["MatMul"] <= 2  # the attention's own: scores, and the weighted sum of the features
     assert counts["Gemm"] == counts["Transpose"] == 0
-    assert sum(counts.values()) <= 45
+    assert counts["QuantizeLinear"] == 4 and counts["DequantizeLinear"] == 2  # back: what the word is looked up to be
+    assert sum(counts.values()) <= 41
 
 
 def test_eight_bits_say_nearly_the_same(graphs: Graphs, small: Graphs) -> None:
@@ -235,6 +236,32 @@ def test_dense_layers_may_read_pieces_of_an_input_and_pieces_put_together(tmp_pa
     found = quantize(model, lambda: [feed])
     assert signal_to_noise(run(model, feed)["z"], run(found, feed)["z"]) > 25
     assert fused(found, tmp_path)["QGemm"] == 3
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["others first", "others last"])
+def test_what_a_dense_layer_reads_is_rounded_for_it_alone(last: bool) -> None:
+    """A state is carried on, and the features of an ensemble are put together, in floats as they were made."""
+    random = np.random.default_rng(6)
+    constants = {"weights": random.normal(size=(8, 6)), "bias": random.normal(size=6)}
+    others = [
+        helper.make_node("Concat", ["x", "x"], ["joined"], axis=1),
+        helper.make_node("Mul", ["x", "x"], ["square"]),
+    ]
+    dense = [helper.make_node("Gemm", ["x", "weights", "bias"], ["y"])]
+    value = helper.make_tensor_value_info
+    x, *outputs = (
+        value(name, TensorProto.FLOAT, ["N", size])
+        for name, size in (("x", 8), ("y", 6), ("joined", 16), ("square", 8))
+    )
+    initializers = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
+    nodes = [*dense, *others] if last else [*others, *dense]
+    graph = helper.make_graph(nodes, "shared", [x], outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = {"x": random.normal(size=(64, 8)).astype(np.float32)}
+    found = run(quantize(model, lambda: [feed]), feed)
+    np.testing.assert_array_equal(found["joined"], np.concatenate([feed["x"]] * 2, axis=1))
+    np.testing.assert_array_equal(found["square"], feed["x"] ** 2)
+    assert 25 < signal_to_noise(run(model, feed)["y"], found["y"]) < 60
 
 
 @pytest.mark.parametrize("method", METHODS)
