@@ -23,6 +23,22 @@ from caplet_export.text import NEVER_SAID
 Tensor = Any
 
 
+class Dense(keras.layers.Dense):
+    """A dense layer that adds the product to the bias, not the bias to the product, for the gradient's sake.
+
+    Of the latter, Keras makes TensorFlow's `BiasAdd`. In bfloat16, that adds up its gradient in bfloat16, which over
+    the locations or words of a batch is off by a quarter or more. The gradient of a plain sum is not. Files of weights
+    call each layer by its class, so the class is called as Keras' own.
+    """
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """`inputs` [...,I] times the kernel, plus the bias if there is one: [...,units]."""
+        outputs = ops.matmul(inputs, self.kernel)
+        if self.bias is not None:
+            outputs = ops.add(self.bias, outputs)
+        return self.activation(outputs) if self.activation is not None else outputs
+
+
 class CaptionModel(keras.Model):
     """Show, Attend and Tell (Xu et al., ICML 2015) with a GRU in place of the LSTM.
 
@@ -34,32 +50,28 @@ class CaptionModel(keras.Model):
         super().__init__(**kwargs)
         self.config = config
         size = config.state_size
-        self.project_features = keras.layers.Dense(config.feature_size, name="project_features")
-        self.project_keys = keras.layers.Dense(config.attention_size, name="project_keys")
-        self.initial_state = (
-            keras.layers.Dense(size, "tanh", name="initial_state") if config.initial_state == "mean" else None
-        )
+        self.project_features = Dense(config.feature_size, name="project_features")
+        self.project_keys = Dense(config.attention_size, name="project_keys")
+        self.initial_state = Dense(size, "tanh", name="initial_state") if config.initial_state == "mean" else None
         self.embedding = keras.layers.Embedding(
             config.vocabulary_size, config.embedding_size, keras.initializers.RandomNormal(stddev=0.1), name="embedding"
         )
         # One matrix product for all that a step reads from the state: attention query, gate, and the GRU's recurrent
         # part (update, reset, candidate).
         self.gate_size = config.feature_size if config.gated_context else 0
-        self.from_state = keras.layers.Dense(config.attention_size + self.gate_size + 3 * size, name="from_state")
-        self.score = keras.layers.Dense(1, use_bias=False, name="score")
-        self.from_word = keras.layers.Dense(3 * size, name="from_word")
-        self.from_context = keras.layers.Dense(3 * size, use_bias=False, name="from_context")
+        self.from_state = Dense(config.attention_size + self.gate_size + 3 * size, name="from_state")
+        self.score = Dense(1, use_bias=False, name="score")
+        self.from_word = Dense(3 * size, name="from_word")
+        self.from_context = Dense(3 * size, use_bias=False, name="from_context")
         hidden = config.embedding_size if config.deep_output else size
-        self.output_state = keras.layers.Dense(hidden, name="output_state")
-        self.output_context = (
-            keras.layers.Dense(hidden, use_bias=False, name="output_context") if config.deep_output else None
-        )
+        self.output_state = Dense(hidden, name="output_state")
+        self.output_context = Dense(hidden, use_bias=False, name="output_context") if config.deep_output else None
         self.dropout = keras.layers.Dropout(config.dropout, name="dropout")
         # Each channel of a photo is kept or dropped at all of its locations: dropped one by one, 64 locations would
         # still tell the mean.
         self.channel_dropout = keras.layers.SpatialDropout1D(config.channel_dropout, name="channel_dropout")
         tied = config.tied_embeddings and config.deep_output
-        self.output_words = None if tied else keras.layers.Dense(config.vocabulary_size, name="output_words")
+        self.output_words = None if tied else Dense(config.vocabulary_size, name="output_words")
         self.output_bias = (
             self.add_weight(shape=(config.vocabulary_size,), initializer="zeros", name="output_bias") if tied else None
         )

@@ -117,7 +117,7 @@ def _largest(importance: NDArray[Any], count: int) -> NDArray[Any]:
 
 def _readers(model: CaptionModel) -> dict[str, list[Any]]:
     """For each of `SIZES`, the kernels in which a row reads a unit."""
-    layers = {
+    layers: dict[str, list[Any]] = {
         "state_size": [model.from_state, model.output_state],
         "feature_size": [model.project_keys, model.initial_state, model.from_context, model.output_context],
         "attention_size": [model.score],

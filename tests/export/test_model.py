@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from numpy.typing import NDArray
 
+from caplet_export.checkpoint import load_checkpoint
 from caplet_export.config import ModelConfig
-from caplet_export.model import CaptionModel, build_model
+from caplet_export.model import CaptionModel, build_model, members_of
+from caplet_export.objectives import cross_entropy, mean_over_words
 from caplet_export.scopes import loaded_later
 
 SMALL = ModelConfig(
@@ -141,6 +145,37 @@ def test_dropout_acts_in_training_only(features: NDArray[np.float32]) -> None:
     assert abs(one - other).max() > 1e-3
     one, other = (read_aloud(model, features, TOKENS)[0] for _ in range(2))
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_in_bfloat16_are_those_in_float32(variant: str) -> None:
+    """Also those of biases, which are sums over all locations or words of a batch."""
+    config = dataclasses.replace(VARIANTS[variant], locations=64, dropout=0.0)
+    random = np.random.default_rng(2)
+    features = random.normal(size=(48, 64, 10)).astype(np.float32)
+    tokens = random.integers(4, 11, (240, 12), np.int32)
+    targets = np.roll(tokens, -1, axis=1)
+    keras.utils.set_random_seed(3)
+    exact, rough = build_model(config), build_model(config, "bfloat16")
+    gradients = []
+    for model in (exact, rough):
+        for variable, value in zip(model.trainable_variables, exact.trainable_variables, strict=True):
+            variable.assign(value)
+        with tf.GradientTape() as tape:
+            logits, _ = model.teacher_forced(*model.encode(features), tokens, 5)
+            loss = mean_over_words(cross_entropy(logits, targets), targets)
+        found = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        gradients.append([tf.convert_to_tensor(gradient).numpy() for gradient in found])
+    for variable, expected, found in zip(exact.trainable_variables, *gradients, strict=True):
+        assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected), variable.path
+
+
+def test_the_released_checkpoint_is_still_read() -> None:
+    """Its file calls layers by their classes, so a class that takes another name would leave it unreadable."""
+    checkpoint = load_checkpoint(Path(__file__).parents[2] / "models" / "checkpoints" / "flickr8k-gru")
+    biases = [member.output_bias.numpy() for member in members_of(checkpoint.model)]
+    assert [bias.shape for bias in biases] == [(1117,)] * 2
+    assert all(np.ptp(bias) > 1 for bias in biases)  # drawn at random, they would all be 0
 
 
 def test_weights_that_are_loaded_next_are_not_drawn() -> None:
