@@ -196,7 +196,8 @@ class TrainConfig(Switches):
     evaluate_every: int = switch(1, COUNT, effect=_TUNE)
     """Epochs from one evaluation to the next; a run is saved only then."""
     precision: str = switch("float32", among("float32", "bfloat16"))
-    """`float32`, or `bfloat16` for matrix products on processors that have them."""
+    """`float32`, or `bfloat16`, on processors that have it, for everything but weights, attention and losses (in
+    `tune`: in Inception alone)."""
 
     def conflict(self) -> str | None:
         """Too few samples: each is rewarded for what it scores more than the others."""
