@@ -240,28 +240,41 @@ def test_dense_layers_may_read_pieces_of_an_input_and_pieces_put_together(tmp_pa
 
 @pytest.mark.parametrize("last", [False, True], ids=["others first", "others last"])
 def test_what_a_dense_layer_reads_is_rounded_for_it_alone(last: bool) -> None:
-    """A state is carried on, and the features of an ensemble are put together, in floats as they were made."""
+    """A state is carried on, and the features of an ensemble are put together, in floats as they were made.
+
+    So is a piece of what another dense layer reads whole.
+    """
     random = np.random.default_rng(6)
-    constants = {"weights": random.normal(size=(8, 6)), "bias": random.normal(size=6)}
+    shapes = {"weights": (8, 6), "bias": (6,), "weights of the piece": (5, 6)}
+    split = helper.make_node("Split", ["x", "sizes"], ["piece", "rest"], axis=1)
     others = [
         helper.make_node("Concat", ["x", "x"], ["joined"], axis=1),
         helper.make_node("Mul", ["x", "x"], ["square"]),
+        helper.make_node("Mul", ["piece", "piece"], ["square of the piece"]),
     ]
-    dense = [helper.make_node("Gemm", ["x", "weights", "bias"], ["y"])]
+    dense = [
+        helper.make_node("Gemm", ["x", "weights", "bias"], ["y"]),
+        helper.make_node("Gemm", ["piece", "weights of the piece", "bias"], ["z"]),
+    ]
     value = helper.make_tensor_value_info
     x, *outputs = (
         value(name, TensorProto.FLOAT, ["N", size])
-        for name, size in (("x", 8), ("y", 6), ("joined", 16), ("square", 8))
+        for name, size in (("x", 8), ("y", 6), ("z", 6), ("joined", 16), ("square", 8), ("square of the piece", 5))
     )
-    initializers = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
-    nodes = [*dense, *others] if last else [*others, *dense]
+    initializers = [
+        numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name) for name, shape in shapes.items()
+    ]
+    initializers.append(numpy_helper.from_array(np.array([5, 3]), "sizes"))
+    nodes = [split, *dense, *others] if last else [split, *others, *dense]
     graph = helper.make_graph(nodes, "shared", [x], outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     feed = {"x": random.normal(size=(64, 8)).astype(np.float32)}
     found = run(quantize(model, lambda: [feed]), feed)
     np.testing.assert_array_equal(found["joined"], np.concatenate([feed["x"]] * 2, axis=1))
     np.testing.assert_array_equal(found["square"], feed["x"] ** 2)
-    assert 25 < signal_to_noise(run(model, feed)["y"], found["y"]) < 60
+    np.testing.assert_array_equal(found["square of the piece"], feed["x"][:, :5] ** 2)
+    expected = run(model, feed)
+    assert all(25 < signal_to_noise(expected[output], found[output]) < 60 for output in "yz")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -296,6 +296,15 @@ def test_the_formats_before_are_read_as_if_their_later_members_said_nothing(
     assert (before.repeatable, before.forms) == (None, ())
 
 
+def test_the_second_format_says_what_may_be_repeated(bundle: Path) -> None:
+    def as_before(manifest: Manifest) -> None:
+        manifest["format_version"] = 2
+        manifest["decoding"]["repeatable"] = [[4]]
+
+    edit(bundle, as_before)
+    assert load_bundle(bundle).manifest.decoding.repeatable == ((4,),)
+
+
 def test_forms_of_words_are_read(bundle: Path) -> None:
     edit(bundle, lambda m: m["decoding"].update(forms=[[4, 6, 7], [4, 6, 8], [5, 6, 7]]))
     assert load_bundle(bundle).manifest.decoding.forms == ((4, 6, 7), (4, 6, 8), (5, 6, 7))
