@@ -54,7 +54,8 @@ class StepwiseEngine(StagedEngine):
         manifest = json.loads((bundle / "manifest.json").read_text())
         self._words = (bundle / "vocabulary.txt").read_text(encoding="utf-8").splitlines()
         self._max_length = manifest["decoding"]["max_length"]
-        self._forms = {(word, following): form for word, form, following in manifest["decoding"]["forms"]}
+        forms = manifest["decoding"].get("forms", ())  # bundles of versions 1 and 2 have none
+        self._forms = {(word, following): form for word, form, following in forms}
         self.size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
 
     @abstractmethod

@@ -357,6 +357,14 @@ def test_words_take_the_forms_that_caplet_gives_them(described: Path, photos: Pa
     assert Reciter(described, [4, 8, 5, 4, END]).caption(photos / "cat.jpg", 12) == "an orange dog a"
 
 
+def test_a_bundle_of_an_older_version_has_no_forms(described: Path, photos: Path) -> None:
+    manifest = described / "int8/manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["decoding"]["forms"]
+    manifest.write_text(json.dumps(content))
+    assert Reciter(described, [4, 8, END]).caption(photos / "cat.jpg", 12) == "a orange"
+
+
 @pytest.mark.parametrize(("name", "beam_size"), [("caplet-int8", 1), ("caplet-int8-default", None)])
 def test_caplet_runs_with_the_threads_and_the_beam_that_are_compared(
     name: str, beam_size: int | None, monkeypatch: pytest.MonkeyPatch
