@@ -33,10 +33,15 @@ class Tasks:
         if not isinstance(engine, StagedEngine):
             raise ValueError(f"no stage {task!r}")
         pixels = plain_pixels(Path(photo), engine.size)
-        if task == "encode":
-            return lambda: engine.encode(pixels)
-        if self._encoded[0] != photo:
+
+        def encode() -> None:
             self._encoded = (photo, engine.encode(pixels))
+
+        if task == "encode":
+            return encode
+        # Not encoded here if it can be helped: where the encoder's threads go on spinning, they would slow this burst.
+        if self._encoded[0] != photo:
+            encode()
         encoded = self._encoded[1]
         return lambda: engine.decode(encoded, words)
 

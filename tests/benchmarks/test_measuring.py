@@ -365,6 +365,21 @@ def test_a_bundle_of_an_older_version_has_no_forms(described: Path, photos: Path
     assert Reciter(described, [4, 8, END]).caption(photos / "cat.jpg", 12) == "a orange"
 
 
+def test_no_encoder_runs_right_before_decoding_is_timed(described: Path, photos: Path) -> None:
+    """Its threads may still spin: features come from the burst before, which encoded the same photo."""
+    reciter = Reciter(described, [4, 5])
+    encoded: list[int] = []
+    reciter.encode = lambda pixels: encoded.append(1) or Encoded(None, None, 0)  # type: ignore[method-assign]
+    tasks = worker.Tasks(reciter)
+    for name in ("cat.jpg", "coffee.jpg"):
+        worker.burst(tasks.prepare("encode", str(photos / name), 12), 3)
+        encoded.clear()
+        worker.burst(tasks.prepare("decode", str(photos / name), 2), 3)
+        assert not encoded
+    worker.burst(tasks.prepare("decode", str(photos / "cat.jpg"), 2), 3)
+    assert len(encoded) == 1
+
+
 @pytest.mark.parametrize(("name", "beam_size"), [("caplet-int8", 1), ("caplet-int8-default", None)])
 def test_caplet_runs_with_the_threads_and_the_beam_that_are_compared(
     name: str, beam_size: int | None, monkeypatch: pytest.MonkeyPatch
