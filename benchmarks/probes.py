@@ -24,11 +24,16 @@ _TILE = 500
 
 
 def command_memory(*arguments: str) -> dict[str, Any]:
-    """Exit status and peak memory in MB of the `caplet` command; other imports of this process add next to nothing."""
+    """Peak memory in MB of the `caplet` command; other imports of this process add next to nothing.
+
+    Raises:
+        SystemExit: the command failed, so its memory is not that of a caption.
+    """
     from caplet.cli import main
 
-    status = main(arguments)
-    return {"status": status, "peak_mb": memory_mb()["peak"]}
+    if status := main(arguments):
+        sys.exit(status)
+    return {"peak_mb": memory_mb()["peak"]}
 
 
 def idle_cpu(bundle: str, photo: str) -> dict[str, Any]:

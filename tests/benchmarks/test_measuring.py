@@ -660,8 +660,15 @@ def test_memory_grows_over_as_many_photos_as_asked_for(monkeypatch: pytest.Monke
 def test_the_commands_memory_is_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     command = MagicMock(return_value=0)
     monkeypatch.setattr("caplet.cli.main", command)
-    assert probes.command_memory("--model", "bundle", "cat.jpg") == {"status": 0, "peak_mb": 300.0}
+    assert probes.command_memory("--model", "bundle", "cat.jpg") == {"peak_mb": 300.0}
     command.assert_called_once_with(("--model", "bundle", "cat.jpg"))
+
+
+def test_a_command_that_fails_has_no_memory_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caplet.cli.main", lambda arguments: 1)
+    with pytest.raises(SystemExit) as stopped:
+        probes.command_memory("--model", "bundle", "gone.jpg")
+    assert stopped.value.code == 1
 
 
 def test_starts_find_their_modules_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

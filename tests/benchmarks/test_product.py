@@ -48,7 +48,6 @@ def test_a_start_is_the_median_of_those_after_the_first(monkeypatch: pytest.Monk
 
 
 def test_memory_is_that_of_a_process_with_onnxruntime(results: dict[str, Any]) -> None:
-    assert results["memory"]["status"] == 0
     assert 30 < results["memory"]["peak_mb"] < 1000
     few, many = results["growth"]
     assert many["photos"] == 4 * few["photos"]
