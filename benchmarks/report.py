@@ -210,7 +210,8 @@ def markdown(
         lines += [f"### {graph}", "", *_operators(profiles), ""]
     for name, (their_peers, their_product) in (others or {}).items():
         lines += [f"## On another machine: {name}", "", *_quick_warning(their_peers, their_product)]
-        lines += [_measured(their_peers), "", *_targets(their_peers, their_product), "", *_captions(their_peers), ""]
+        lines += [f"Peers: {_measured(their_peers)}", "", f"caplet as a product: {_measured(their_product)}", ""]
+        lines += [*_targets(their_peers, their_product), "", *_captions(their_peers), ""]
     return "\n".join(lines)
 
 

@@ -189,6 +189,8 @@ def test_another_machine_has_its_targets_and_its_captions_in_a_section_of_its_ow
     assert "| int8 encoder ÷ OpenVINO int8 | 1 | ≤ 1.15 | met |" in here
     assert "| int8 encoder ÷ OpenVINO int8 | 2 | ≤ 1.15 | missed |" in there
     assert "4.0 GB" in there and "4.0 GB" not in here
+    dates = [peers["created"], product["created"]]  # of other releases, perhaps
+    assert [line.split("; ")[-1] for line in there.splitlines() if "Some CPU" in line] == [f"{date}." for date in dates]
     assert "| caplet int8 | 100 | 100 | 1× | 100 | 50 + 25 |" in there
     assert "not using AMX" not in there
     assert here.rstrip("\n") == report.markdown(peers, product, operators).rstrip("\n")
