@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.operators import FOLDERS
 from benchmarks.outputs import RESULTS
 from benchmarks.peers import REFERENCE, ROOT
-from benchmarks.roster import PLAIN_OPENVINO, WITHOUT_AMX
+from benchmarks.roster import PLAIN_OPENVINO_FP32, PLAIN_OPENVINO_INT8, WITHOUT_AMX
 
 Results = dict[str, Any]
 _ROUNDS_TEXT = "one process per engine, alternating bursts"
@@ -110,12 +110,14 @@ def targets(peers: Results, product: Results) -> list[Target]:
         return Target(quantity, ratio(peers, (over, "encode"), (under, "encode")), limit)
 
     without_amx = encoders("the same where OpenVINO does not use AMX", small, WITHOUT_AMX, 1.15)
-    plain_export = encoders("the same where OpenVINO has the plain export", full, PLAIN_OPENVINO, 1.0)
+    plain_qdq = encoders("the same where OpenVINO has the plain QDQ export", small, PLAIN_OPENVINO_INT8, 1.15)
+    plain_export = encoders("the same where OpenVINO has the plain export", full, PLAIN_OPENVINO_FP32, 1.0)
     return [
         encoders("int8 encoder ÷ OpenVINO int8", small, "openvino-int8", 1.15),
         *([without_amx] if WITHOUT_AMX in peers["peers"] else []),
+        *([plain_qdq] if PLAIN_OPENVINO_INT8 in peers["peers"] else []),
         encoders("fp32 encoder ÷ OpenVINO fp32", full, "openvino-fp32", 1.0),
-        *([plain_export] if PLAIN_OPENVINO in peers["peers"] else []),
+        *([plain_export] if PLAIN_OPENVINO_FP32 in peers["peers"] else []),
         encoders("int8 encoder ÷ plain static QDQ export", small, "ort-qdq", 0.68),
         Target(
             f"greedy decode of {peers['decoded_words']} words ÷ int8 encoder",

@@ -58,7 +58,7 @@ _TF, _TORCH = "engine_tensorflow", "engine_transformers"
 _BYTES = "int8-ungrouped"
 WITHOUT_AMX = "openvino-int8-vnni"
 _VNNI = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
-PLAIN_OPENVINO = "openvino-fp32-plain"
+PLAIN_OPENVINO_INT8, PLAIN_OPENVINO_FP32 = "openvino-int8-plain", "openvino-fp32-plain"
 # By default, the threads of the encoder's session spin after a run, on the cores that the decoder's threads want.
 _QDQ, _FP32, _RESTING = "plain-qdq", "plain", {"spinning": False}
 
@@ -69,8 +69,9 @@ ROSTER = (
     Peer("caplet-fp32-default", "caplet fp32, default beam", _CAPLET, _RUNTIME, ("fp32",), {"bundle": "fp32"}),
     Peer("openvino-int8", "OpenVINO int8 (caplet's graphs)", _OV, _OPENVINO, (_BYTES,), {"graphs": _BYTES}),
     Peer(WITHOUT_AMX, "OpenVINO int8, not using AMX", _OV, _OPENVINO, (_BYTES,), {"graphs": _BYTES}, _VNNI),
+    Peer(PLAIN_OPENVINO_INT8, "OpenVINO int8 (plain QDQ export)", _OV, _OPENVINO, (_QDQ,), {"graphs": _QDQ}),
     Peer("openvino-fp32", "OpenVINO fp32 (caplet's graphs)", _OV, _OPENVINO, ("fp32",), {"graphs": "fp32"}),
-    Peer(PLAIN_OPENVINO, "OpenVINO fp32 (plain export)", _OV, _OPENVINO, (_FP32,), {"graphs": _FP32}),
+    Peer(PLAIN_OPENVINO_FP32, "OpenVINO fp32 (plain export)", _OV, _OPENVINO, (_FP32,), {"graphs": _FP32}),
     Peer("ort-qdq", "onnxruntime, plain static QDQ export", _ORT, _RUNTIME, (_QDQ,), {"graphs": _QDQ}),
     Peer("ort-qdq-resting", "plain QDQ export, not spinning", _ORT, _RUNTIME, (_QDQ,), {"graphs": _QDQ, **_RESTING}),
     Peer("ort-fp32", "onnxruntime, plain fp32 export", _ORT, _RUNTIME, (_FP32,), {"graphs": _FP32}),

@@ -108,14 +108,15 @@ def test_every_target_is_the_ratio_that_it_is_called(peers: dict[str, Any], prod
     assert found == pytest.approx([*encoders, 100 / 108, 101 / 100, 100 / 107, 30 / 180, 2.0, 201, 180, 30, 1.5, 1.2])
 
 
-def test_openvino_has_a_row_with_the_plain_export_where_that_was_measured(
+def test_openvino_has_rows_with_the_plain_exports_where_these_were_measured(
     peers: dict[str, Any], product: dict[str, Any]
 ) -> None:
-    names = ["caplet-int8", "caplet-fp32", "openvino-fp32", "openvino-fp32-plain"]
+    names = ["caplet-int8", "caplet-fp32", "openvino-fp32", "openvino-fp32-plain", "openvino-int8-plain"]
     peers["peers"] = {name: peer(name, [100.0], [20.0 + number]) for number, name in enumerate(names)}
     found = {target.quantity: (target.value, target.limit) for target in report.targets(peers, product)}
     assert found["fp32 encoder ÷ OpenVINO fp32"] == (21 / 22, 1.0)
     assert found["the same where OpenVINO has the plain export"] == (21 / 23, 1.0)
+    assert found["the same where OpenVINO has the plain QDQ export"] == (20 / 24, 1.15)
 
 
 @pytest.mark.parametrize("at_least", [True, False])
