@@ -47,8 +47,11 @@ class Target:
     @property
     def row(self) -> tuple[str, str, str, str]:
         """Cells of its row in a table."""
-        value = "–" if self.value is None else f"{_number(self.value)}{self.unit}"
-        return self.quantity, value, f"{'≥' if self.at_least else '≤'} {_number(self.limit)}{self.unit}", self.verdict
+        value, limit = _number(self.value), _number(self.limit)
+        if value == limit and self.verdict == "missed":  # by so little that it takes more digits to see
+            value = f"{self.value:.6g}"
+        value = value if self.value is None else f"{value}{self.unit}"
+        return self.quantity, value, f"{'≥' if self.at_least else '≤'} {limit}{self.unit}", self.verdict
 
 
 def percentile(values: Iterable[float], percent: float) -> float:

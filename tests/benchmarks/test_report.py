@@ -124,6 +124,11 @@ def test_a_bound_itself_is_met(at_least: bool) -> None:
     assert report.Target("", 1.2, 1.2, at_least=at_least).verdict == "met"
 
 
+def test_a_bound_that_is_just_missed_does_not_look_met() -> None:
+    assert report.Target("encoder", 1.0002, 1.0).row == ("encoder", "1.0002", "≤ 1", "missed")
+    assert report.Target("encoder", 0.9998, 1.0).row == ("encoder", "1", "≤ 1", "met")
+
+
 def test_the_page_lists_the_targets(peers: dict[str, Any], product: dict[str, Any]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text(encoding="utf-8")
     table = page.partition("## Performance targets")[2].partition("\n## ")[0]
