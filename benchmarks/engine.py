@@ -75,8 +75,8 @@ class StepwiseEngine(StagedEngine):
                 break
             written.append(token)
         spelled = [self._forms.get(pair, pair[0]) for pair in pairwise(written)] + written[-1:]
-        words = [self._words[token] for token in spelled]
-        return "".join(word if word.startswith("'") else f" {word}" for word in words).strip()
+        said = [self._words[token] for token in spelled]
+        return "".join(word if word.startswith("'") else f" {word}" for word in said).strip()
 
     def decode(self, encoded: Encoded, words: int) -> None:
         token, state = START, encoded.state
