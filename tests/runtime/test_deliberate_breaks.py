@@ -57,14 +57,20 @@ SOURCE_BREAKS: dict[str, tuple[ModuleType, str, str, Callable[[Path], None]]] = 
     ),
     "state not carried on in greedy search": (
         caplet.decode,
-        "        state = result.state\n",
+        "        state = result.state[[sentence.rows[-1] for sentence in sentences]]\n",
         "",
         lambda bundle: caption_of_a_cat(bundle, beam_size=1),
     ),
     "state not carried on in beam search": (
         caplet.decode,
-        "state, token = result.state[rows.ravel()], tokens.ravel()",
-        "state, token = np.zeros_like(result.state[rows.ravel()]), tokens.ravel()",
+        "result.state[[sentence.rows[-1] for sentence in sentences]]",
+        "np.zeros_like(result.state[[sentence.rows[-1] for sentence in sentences]])",
+        lambda bundle: caption_of_a_cat(bundle, beam_size=3),
+    ),
+    "state of another hypothesis carried on": (
+        caplet.decode,
+        "sentence.rows[-1] for",
+        "sentence.rows[0] for",
         lambda bundle: caption_of_a_cat(bundle, beam_size=3),
     ),
     "EXIF skipped": (
