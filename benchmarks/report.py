@@ -168,12 +168,13 @@ def targets(peers: Results, product: Results) -> list[Target]:
 
 def readme_table(peers: Results) -> str:
     """The peers for the README: photo to caption, memory, sizes."""
-    plan = peers["plan"]
+    plan, release = peers["plan"], peers["machine"].get("versions", {}).get("caplet")
+    by = f"caplet {release}, " if release else ""
     return "\n".join(
         [
             *_quick_warning(peers),
-            f"Photo (640×480 JPEG) → caption, {plan['threads']} threads, {_ROUNDS_TEXT}; {_machine(peers['machine'])}. "
-            "[How, and everything else](benchmarks/README.md).",
+            f"Photo (640×480 JPEG) → caption, {by}{plan['threads']} threads, {_ROUNDS_TEXT}; "
+            f"{_machine(peers['machine'])}. [How, and everything else](benchmarks/README.md).",
             "",
             *_captions(peers),
         ]

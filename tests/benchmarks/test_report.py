@@ -143,6 +143,12 @@ def test_the_readme_table_has_a_line_for_everybody(peers: dict[str, Any]) -> Non
     assert f"| caplet int8 | {statistics.median([10, 20, 30])} |" in "\n".join(lines)
 
 
+def test_the_readme_table_says_of_which_release_it_is(peers: dict[str, Any]) -> None:
+    assert "→ caption, 2 threads" in report.readme_table(peers)
+    peers["machine"] = {**MACHINE, "versions": {"caplet": "1.2.3", "numpy": "2.0"}}
+    assert "→ caption, caplet 1.2.3, 2 threads" in report.readme_table(peers)
+
+
 def test_the_results_have_times_memory_and_equal_captions_of_everybody(
     peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any]
 ) -> None:
