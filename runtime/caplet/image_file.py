@@ -223,6 +223,17 @@ def _correct_palette(image: ImageFile.ImageFile, reader: _Reader) -> None:
         private.tile = [_read_as("P;4" if bits == 4 else "P", image.tile[0])]
 
 
+_WIDENED = {"L;2": 85, "L;4": 17}
+"""Raw modes of a PNG's grey samples of 2 and 4 bits, and what Pillow multiplies them by."""
+
+
+def _correct_key(image: ImageFile.ImageFile) -> None:
+    """Widen the transparent grey of a PNG that is yet to be decoded, as Pillow widens its samples of 2 and 4 bits."""
+    rawmode: Any = image.tile[0][3] if image.tile else None
+    if rawmode in _WIDENED and "transparency" in image.info:
+        image.info["transparency"] *= _WIDENED[rawmode]
+
+
 def _read_as(rawmode: str, tile: Any) -> Any:
     """A tile of an image that is yet to be decoded, with another raw mode."""
     args = (rawmode, *tile[3][1:])
@@ -347,6 +358,8 @@ def decode_file(
             correct_samples(image)
         elif file_format is _BMP:
             _correct_palette(image, reader)
+        elif file_format is _PNG:
+            _correct_key(image)
         full, drafted = image.size, None
         if file_format is _JPEG:
             drafted = image.draft(None, (least_side, least_side))
