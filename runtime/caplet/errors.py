@@ -7,7 +7,7 @@ Every error is a `CapletError` and also the built-in a caller would catch anyway
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 NO_MEMORY = "needs more memory than there is"
 """The cause to give where Python or a library ran out of memory."""
@@ -37,6 +37,20 @@ class CapletError(Exception):
         return printable(f"{self.subject}: {told}")
 
 
+class _NotFoundError(CapletError, FileNotFoundError):
+    """Base of what is missing, with the attributes of an OSError.
+
+    It is the first base, so that `__new__` is FileNotFoundError's: ValueError's cannot make an OSError, and tblib, with
+    which Dask and others pass errors between processes, calls it.
+    """
+
+    def __init__(self, subject: str, cause: str = "no such file", remedy: str = "check the path") -> None:
+        super().__init__(subject, cause, remedy)
+        self.errno: int = errno.ENOENT
+        self.strerror: str = cause
+        self.filename: str = subject
+
+
 class ArgumentError(CapletError, ValueError):
     """An option has a value that makes no sense; the subject is its name."""
 
@@ -49,36 +63,16 @@ class ImageTypeError(ImageError, TypeError):
     """An object that is no image source at all, such as None."""
 
 
-class ImageNotFoundError(ImageError, FileNotFoundError):
+class ImageNotFoundError(_NotFoundError, ImageError):
     """There is no file at the path given."""
-
-    # ValueError's comes first in the MRO, but cannot make an OSError. tblib, with which Dask and others pass errors
-    # between processes, calls it. Mypy would take what `except` catches for Any.
-    if not TYPE_CHECKING:
-        __new__ = FileNotFoundError.__new__
-
-    def __init__(self, subject: str, cause: str = "no such file", remedy: str = "check the path") -> None:
-        super().__init__(subject, cause, remedy)
-        self.errno: int = errno.ENOENT
-        self.strerror: str = cause
-        self.filename: str = subject
 
 
 class BundleError(CapletError, ValueError):
     """A model bundle cannot be used: damaged, incomplete, of another format, or its parts do not fit together."""
 
 
-class BundleNotFoundError(BundleError, FileNotFoundError):
+class BundleNotFoundError(_NotFoundError, BundleError):
     """There is no model bundle at the path given."""
-
-    if not TYPE_CHECKING:
-        __new__ = FileNotFoundError.__new__  # as above
-
-    def __init__(self, subject: str, cause: str = "no such bundle", remedy: str = "check the path") -> None:
-        super().__init__(subject, cause, remedy)
-        self.errno: int = errno.ENOENT
-        self.strerror: str = cause
-        self.filename: str = subject
 
 
 class InferenceError(CapletError, RuntimeError):
