@@ -6,7 +6,6 @@ import contextlib
 import errno
 import importlib
 import io
-import math
 import os
 import struct
 from collections.abc import Callable, Iterable
@@ -241,11 +240,9 @@ def _read_as(rawmode: str, tile: Any) -> Any:
 
 
 _MOST_READS = 200_000
-"""Of a header. Every marker, chunk, block and character in one takes a read or two, in Python, so that megabytes of
-them would take many seconds; real headers take some hundreds of reads."""
-_MOST_SHORT_READS = 200_000
-"""Of the pixels of a PNG and what follows them, which come in chunks, too; every 512 bytes allow another read, since
-encoders write chunks of kilobytes."""
+"""Of a header, and of what follows it; every 512 bytes allow another. Every marker, chunk, block and character takes a
+read or two, in Python, so that megabytes of them would take many seconds. Real headers take some hundreds of reads, and
+encoders write the pixels of a PNG in chunks of kilobytes."""
 
 LONGEST_EXIF = 2**16
 """Bytes of EXIF that Pillow may take apart: what fits into a segment of a JPEG."""
@@ -267,17 +264,17 @@ class _Reader(io.RawIOBase):
         self._bytes_left = most
         self._ending = b""
         self._reads_left: float = _MOST_READS
-        self._reads_per_byte = 0.0
+        self._too_many_reads = "its header does not end"
         self._scans_left: int | None = None
         self._has_exif = False
         self.ran_dry = False
 
-    def start_pixels(self, ending: bytes, decoder: str) -> None:
-        """Stop limiting the number of reads, except in a PNG; the next read past the end gets `ending` instead."""
+    def start_pixels(self, ending: bytes, *, count_scans: bool) -> None:
+        """The header is over, and the limits hold anew. The next read past the end gets `ending` instead."""
         self._ending = ending
-        self._scans_left = _MOST_SCANS if decoder == "jpeg" else None
-        self._reads_left, self._reads_per_byte = (_MOST_SHORT_READS, 1 / 512) if decoder == "zip" else (math.inf, 0.0)
-        self._bytes_left = self._most
+        self._scans_left = _MOST_SCANS if count_scans else None
+        self._reads_left, self._bytes_left = _MOST_READS, self._most
+        self._too_many_reads = "it has far more chunks than a picture needs"
         self.ran_dry = False
 
     def readable(self) -> bool:
@@ -289,9 +286,7 @@ class _Reader(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads_left -= 1
         if self._reads_left < 0:
-            raise ValueError(
-                "it has far more chunks than a picture needs" if self._reads_per_byte else "its header does not end"
-            )
+            raise ValueError(self._too_many_reads)
         if size is None or not 0 <= size <= self._bytes_left:  # all there is, or more than may be left of it
             position = self.tell()
             size = self.seek(0, os.SEEK_END) - position
@@ -300,7 +295,7 @@ class _Reader(io.RawIOBase):
                 raise too_long(self._subject, self._most)
         data = self._file.read(size)
         self._bytes_left -= len(data)
-        self._reads_left += self._reads_per_byte * len(data)
+        self._reads_left += len(data) / 512
         if not data and size > 0:
             self.ran_dry = True
             data, self._ending = self._ending, b""
@@ -416,15 +411,14 @@ def _load(
     """Decode the pixels, or as many as there are if that is allowed."""
     lenient = allow_truncated and file_format.sequential
     # An end-of-image marker makes libjpeg hand out what it has, which for a progressive JPEG is the whole picture.
-    decoder = decoder_of(image)
-    if decoder == "jpeg" and "progressive" not in image.info:
-        decoder = ""  # other JPEGs have at most a scan per colour, and counting takes time
-    reader.start_pixels(b"\xff\xd9" if lenient and file_format is _JPEG else b"", decoder)
+    ending = b"\xff\xd9" if lenient and file_format is _JPEG else b""
+    # JPEGs that are not progressive have at most a scan per colour, and counting takes time.
+    reader.start_pixels(ending, count_scans=file_format is _JPEG and "progressive" in image.info)
     # Raw rows are joined from blocks, which takes quadratic time if blocks are far shorter than a row.
     image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
     broken_off = False
     try:
-        if decoder == "ppm":
+        if decoder_of(image) == "ppm":
             _load_ppm(image, reader)
         else:
             image.load()
