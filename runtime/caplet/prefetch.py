@@ -57,22 +57,18 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
             if os.getpid() != process:
                 raise InferenceError("caption_many", "was begun in the parent process", "call it in each process")
             while not drained and len(pending) < ahead:
-                try:
-                    item = next(source)
-                except StopIteration:
+                drawn, failure = take(source, 1)
+                if not drawn:
                     drained = True
-                    break
-                except Exception as error:
-                    drained, failure = True, error
                     break
                 pending.append(Future())
                 try:
-                    executor.submit(_run, pending[-1], work, item)
+                    executor.submit(_run, pending[-1], work, drawn[0])
                 except RuntimeError:  # the system gives no more threads, as under a container's limit on processes
                     drained, rest = True, source
                     if pending[-1].cancel():
                         pending.pop()
-                        rest = itertools.chain([item], source)
+                        rest = itertools.chain(drawn, source)
             if not pending:
                 break
             yield pending.popleft().result()
