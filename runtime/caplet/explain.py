@@ -74,8 +74,6 @@ def plot_attention(
     )
     peak = float(shares.max(initial=0.0)) or 1.0
     photo_column = _photo_column(photo, sentence, peak, layout)
-    if not words:
-        return _on_paper([(photo_column, 0, 0)], layout)
     scale = panel / max(photo.size)
     small = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS)
     parts = [(photo_column, 0, 0)]
