@@ -6,8 +6,6 @@ import os
 import struct
 from typing import Protocol
 
-import numpy as np
-
 
 class Readable(Protocol):
     """What is needed of a binary file; it has to stand at its start."""
@@ -41,7 +39,7 @@ def gif_canvas(file: Readable) -> tuple[int, int]:
         file.seek(3 << (head[10] & 7) + 1, os.SEEK_CUR)
     while (block := file.read(1)) not in (b"", b";"):
         if block == b",":
-            x, y, w, h = np.frombuffer(file.read(8).ljust(8, b"\0"), "<u2").tolist()
+            x, y, w, h = struct.unpack("<4H", file.read(8).ljust(8, b"\0"))
             return max(width, x + w), max(height, y + h)
         if block == b"!":
             file.seek(1, os.SEEK_CUR)
