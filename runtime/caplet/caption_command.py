@@ -20,7 +20,7 @@ from caplet.image import MAX_PIXELS, ImageSource, load_pixels
 from caplet.inputs import STDIN, Input, find_inputs, is_descriptor, is_folder, with_contents
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
-from caplet.records import Formatter, Origin, Record, Written, resume
+from caplet.records import Origin, Record, Written, as_line, header, resume
 from caplet.sessions import Sessions
 from caplet.targets import identity
 
@@ -40,14 +40,14 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
     manifest = captioner.bundle.manifest
     if early and isinstance(early.pixels, np.ndarray) and early.pixels.shape[:2] != (manifest.height, manifest.width):
         early = None
-    origin = Origin.of(captioner.bundle, captioner.decoding(arguments.beam, arguments.max_length))
+    decoding = captioner.decoding(arguments.beam, arguments.max_length)
+    origin = Origin(manifest.name, captioner.bundle.digest, decoding.beam_size, decoding.max_length)
     # These calls come before any file or folder is made, so that what they refuse leaves none behind.
     captioner.caption_many((), batch_size=arguments.batch_size, **_reading(arguments))
     _spare_listed_photos(arguments)
     photos = _inputs(arguments)
     several = _several(arguments)
     drawings = _Drawings(arguments, several=several)
-    formatter = Formatter(arguments.format, with_path=several)
     # Opening the file locks it against other runs; only then is it read.
     with Output(arguments.output) as output:
         written = resume(arguments.output, origin) if arguments.resume else Written()
@@ -58,14 +58,15 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
         if not arguments.resume:
             if not is_descriptor(arguments.output or ""):  # as /dev/stdout is, to which a shell's `>>` appends
                 output.clear()
-            output.write(formatter.header())
+            output.write(header(arguments.format))
         try:
             for job, result in results:
                 caption = None if isinstance(result, CapletError) else result
                 problem = result if isinstance(result, CapletError) else _draw(job, result, arguments)
                 progress.advance()
                 drawing = job.drawing if problem is None else None
-                output.write(formatter.line(Record(job.photo.name, caption, origin, drawing, problem)))
+                record = Record(job.photo.name, caption, origin, drawing, problem)
+                output.write(as_line(record, arguments.format, with_path=several))
                 if problem is not None:
                     failed = True
                     if not arguments.quiet:

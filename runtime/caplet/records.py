@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 from caplet.errors import ArgumentError, CapletError, printable
 
 if TYPE_CHECKING:
-    from caplet.bundle import Bundle
     from caplet.captioner import Caption
-    from caplet.manifest import Decoding
 
 FORMATS = ("text", "jsonl", "csv", "tsv")
 FIELDS = (
@@ -44,11 +42,6 @@ class Origin:
     model_sha256: str
     beam_size: int
     max_length: int
-
-    @classmethod
-    def of(cls, bundle: Bundle, decoding: Decoding) -> Origin:
-        """The origin of captions that `bundle` gives when searched as `decoding` says."""
-        return cls(bundle.manifest.name, bundle.digest, decoding.beam_size, decoding.max_length)
 
 
 @dataclass(frozen=True)
@@ -89,36 +82,33 @@ class Record:
         return fields
 
 
-class Formatter:
-    """Turns records into lines of one format."""
+def header(form: str) -> str:
+    """What comes before the first record in this format, or an empty string."""
+    return {"csv": ",".join(FIELDS) + "\n", "tsv": "\t".join(FIELDS) + "\n"}.get(form, "")
 
-    def __init__(self, form: str, *, with_path: bool) -> None:
-        """`with_path` says whether text lines start with the photo's path."""
-        self._form, self._with_path = form, with_path
 
-    def header(self) -> str:
-        """What comes before the first record, or an empty string."""
-        return {"csv": ",".join(FIELDS) + "\n", "tsv": "\t".join(FIELDS) + "\n"}.get(self._form, "")
+def as_line(record: Record, form: str, *, with_path: bool) -> str:
+    """The record as a line of this format; an empty string for an error in text, which stands on standard error only.
 
-    def line(self, record: Record) -> str:
-        """The record as a line; an empty string for an error in text, which stands on standard error only."""
-        if self._form == "text":
-            if record.caption is None:
-                return ""
-            path = record.path.translate(_LINE_ESCAPES) + "\t" if self._with_path else ""
-            return f"{path}{record.caption.text}\n"
-        fields = record.fields()
-        if self._form == "jsonl":
-            # ASCII: bytes of a name that are not UTF-8 travel as lone surrogates, which json.loads understands.
-            return json.dumps(fields) + "\n"
-        if "words" in fields:
-            fields["words"] = " ".join(f"{entry['word']}={entry['log_prob']}" for entry in fields["words"])
-        columns = [str(fields.get(name, "")) for name in FIELDS]
-        if self._form == "tsv":
-            return "\t".join(column.translate(_TSV_ESCAPES) for column in columns) + "\n"
-        line = io.StringIO()
-        csv.writer(line).writerow(columns)  # with another line terminator Pythons before 3.13 leave "\r" unquoted
-        return line.getvalue().removesuffix("\r\n") + "\n"
+    `with_path` says whether text starts with the photo's path.
+    """
+    if form == "text":
+        if record.caption is None:
+            return ""
+        path = record.path.translate(_LINE_ESCAPES) + "\t" if with_path else ""
+        return f"{path}{record.caption.text}\n"
+    fields = record.fields()
+    if form == "jsonl":
+        # ASCII: bytes of a name that are not UTF-8 travel as lone surrogates, which json.loads understands.
+        return json.dumps(fields) + "\n"
+    if "words" in fields:
+        fields["words"] = " ".join(f"{entry['word']}={entry['log_prob']}" for entry in fields["words"])
+    columns = [str(fields.get(name, "")) for name in FIELDS]
+    if form == "tsv":
+        return "\t".join(column.translate(_TSV_ESCAPES) for column in columns) + "\n"
+    line = io.StringIO()
+    csv.writer(line).writerow(columns)  # with another line terminator Pythons before 3.13 leave "\r" unquoted
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 @dataclass
