@@ -187,10 +187,8 @@ def _is_closed(source: object) -> bool:
 
 def is_source(value: object) -> bool:
     """Whether `value` is of a type that `load_pixels` takes."""
-    return isinstance(value, _SOURCES) or hasattr(value, "read")
-
-
-_SOURCES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+    types = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+    return isinstance(value, types) or hasattr(value, "read")
 
 
 def _subject(source: object) -> str:
@@ -347,7 +345,7 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
     """
     with _decoding:
         by_file = (
-            image.format in (*_JPEG, "GIF", "BMP")
+            image.format in ("JPEG", "MPO", "GIF", "BMP")
             or (allow_truncated and image.format in MAY_BE_TRUNCATED)
             or (image.format == "TIFF" and _orientation(image) in _ON_ITS_SIDE)
         )
@@ -365,9 +363,6 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
             contents = None
         _orientation(image)  # parsed here once, which threads may not do side by side either
         return contents
-
-
-_JPEG = ("JPEG", "MPO")
 
 
 def _is_as_opened(image: ImageFile.ImageFile) -> bool:
