@@ -172,11 +172,8 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
         raise BundleError(str(path), cause, "set fewer threads, or raise the limit on processes")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _SILENT
-    for key, value in _spinning(onnxruntime.__version__).items():
-        options.add_session_config_entry(key, value)
+    options.add_session_config_entry(*_spinning(onnxruntime.__version__))
     if exact:
         options.add_session_config_entry("session.x64quantprecision", "1")
     # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
@@ -215,15 +212,16 @@ def _as_text(path: Path) -> str | None:
     return str(path)
 
 
-def _spinning(version: str) -> dict[str, str]:
-    """onnxruntime's options for how long a thread without work looks for some before it sleeps.
+def _spinning(version: str) -> tuple[str, str]:
+    """onnxruntime's option, and its value, for how long a thread without work looks for some before it sleeps.
 
     Waking a thread takes longer than the shortest operators; 20 microseconds bridge those between two that are shared,
     and nothing spins after a run. Before 1.26 a thread spins for milliseconds or not at all.
     """
     numbers = [int(number) for number in re.findall(r"\d+", version)[:2]]
-    name, value = ("spin_duration_us", str(_SPIN_MICROSECONDS)) if numbers >= [1, 26] else ("allow_spinning", "0")
-    return {f"session.intra_op.{name}": value, "session.inter_op.allow_spinning": "0"}
+    if numbers >= [1, 26]:
+        return "session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS)
+    return "session.intra_op.allow_spinning", "0"
 
 
 def _may_saturate(cpu: Mapping[str, Any]) -> bool:
