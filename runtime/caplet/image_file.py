@@ -416,22 +416,20 @@ def _load(
     reader.start_pixels(ending, count_scans=file_format is _JPEG and "progressive" in image.info)
     # Raw rows are joined from blocks, which takes quadratic time if blocks are far shorter than a row.
     image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
-    broken_off = False
     try:
         if decoder_of(image) == "ppm":
             _load_ppm(image, reader)
         else:
             image.load()
     except Exception as error:
-        broken_off = reader.ran_dry or _says_truncated(error)
-        if not (lenient and broken_off):
+        reader.ran_dry |= _says_truncated(error)
+        if not (lenient and reader.ran_dry):
             raise
         image.tile = []  # nothing more to decode: Pillow now takes the rows it has for the picture
     # A whole file of these formats is never read past its end, so a truncated one is noticed even where the process has
     # told Pillow to be lenient. WebP's and AVIF's decoders refuse it anyway; those of JPEG 2000 and HEIC then do as the
     # process says.
-    broken_off = broken_off or (file_format.sequential and reader.ran_dry)
-    if broken_off and (not lenient or _is_blank(image)):
+    if file_format.sequential and reader.ran_dry and (not lenient or _is_blank(image)):
         raise _truncated(file_format, subject, allow_truncated)
 
 
