@@ -48,7 +48,6 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         return
     source = itertools.chain(head, source)
     pending: deque[Future[R]] = deque()
-    rest: Iterator[T] = iter(())
     drained = False
     process = os.getpid()
     executor = ThreadPoolExecutor(workers, thread_name_prefix="caplet-photo")
@@ -65,16 +64,16 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
                 try:
                     executor.submit(_run, pending[-1], work, drawn[0])
                 except RuntimeError:  # the system gives no more threads, as under a container's limit on processes
-                    drained, rest = True, source
+                    drained = True
                     if pending[-1].cancel():
                         pending.pop()
-                        rest = itertools.chain(drawn, source)
+                        source = itertools.chain(drawn, source)
             if not pending:
                 break
             yield pending.popleft().result()
         if failure is not None:
             raise failure
-        yield from map(work, rest)
+        yield from map(work, source)  # what is left where no thread could be started
     finally:
         del failure
         # Not waited for: a worker may be stuck on a slow disk, and closing must not be.
