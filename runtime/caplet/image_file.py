@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImagePalette
 
 from caplet.errors import NO_MEMORY, CapletError, ImageError
-from caplet.image_header import Readable, gif_canvas, jpeg_2000_canvas, webp_canvas
+from caplet.image_header import gif_canvas, jpeg_2000_canvas, webp_canvas
 
 
 class _Format(NamedTuple):
@@ -36,7 +36,7 @@ class _Format(NamedTuple):
     """Where the class is, if not in Pillow; the first of these that is installed."""
     sequential: bool = False
     """Rows are decoded one after the other, so that those before the point where a file breaks off are good."""
-    canvas: Callable[[Readable], tuple[int, int]] | None = None
+    canvas: Callable[[io.RawIOBase], tuple[int, int]] | None = None
     """Reads width and height from the header of formats whose opened images tell them too late or wrongly: Pillow
     allocates the canvas of a GIF or WebP as soon as it opens one, and of the two sizes that a JPEG 2000 may state, it
     reports the one that decoding ignores."""

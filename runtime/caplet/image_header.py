@@ -1,23 +1,16 @@
-"""Sizes from the headers of image files, for formats for which Pillow allocates memory before it tells the size."""
+"""Sizes from the headers of image files, for formats for which Pillow allocates memory before it tells the size.
+
+Each function takes a file that stands at its start.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import struct
-from typing import Protocol
 
 
-class Readable(Protocol):
-    """What is needed of a binary file; it has to stand at its start."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most so many bytes."""
-
-    def seek(self, offset: int, whence: int = ..., /) -> int:
-        """Go to a place."""
-
-
-def webp_canvas(file: Readable) -> tuple[int, int]:
+def webp_canvas(file: io.RawIOBase) -> tuple[int, int]:
     """Width and height as a WebP header states them (RFC 9649, sections 2.5 to 2.7)."""
     head = file.read(30)
     if len(head) < 30:
@@ -31,7 +24,7 @@ def webp_canvas(file: Readable) -> tuple[int, int]:
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
-def gif_canvas(file: Readable) -> tuple[int, int]:
+def gif_canvas(file: io.RawIOBase) -> tuple[int, int]:
     """Size of the logical screen, enlarged to hold the first frame as Pillow does (GIF89a, sections 18 and 20)."""
     head = file.read(13)
     width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
@@ -57,7 +50,7 @@ _MAIN_HEADER = {bytes((0xFF, code)) for code in b"\x50\x52\x53\x55\x57\x59\x5c\x
 """What stands between SIZ and the first tile: CAP, COD, COC, TLM, PLM, CPF, QCD, QCC, RGN, POC, PPM, CRG and COM."""
 
 
-def jpeg_2000_canvas(file: Readable) -> tuple[int, int]:
+def jpeg_2000_canvas(file: io.RawIOBase) -> tuple[int, int]:
     """Width and height as the codestream of a JPEG 2000 states them (ISO/IEC 15444-1, section A.5.1).
 
     Raises:
@@ -89,7 +82,7 @@ def jpeg_2000_canvas(file: Readable) -> tuple[int, int]:
     return width, height
 
 
-def _seek_codestream(file: Readable) -> bool:
+def _seek_codestream(file: io.RawIOBase) -> bool:
     """Go to the codestream of a JPEG 2000, bare or in boxes (ISO/IEC 15444-1, section I.4); False if there is none."""
     if file.read(4) == b"\xff\x4f\xff\x51":
         file.seek(0)
