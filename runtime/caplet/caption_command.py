@@ -115,7 +115,7 @@ class _Job(NamedTuple):
 def _decode_first(arguments: argparse.Namespace) -> Decoded | None:
     """The first photo, if it is a file, decoded while the model is being opened."""
     first = next(iter(arguments.photos), STDIN)
-    if arguments.resume or first == STDIN or not os.path.isfile(first):  # noqa: PTH113 - as in `is_folder`
+    if arguments.resume or first == STDIN or not os.path.isfile(first):
         return None
     return decode_photo(first, functools.partial(load_pixels, **_reading(arguments)))
 
@@ -178,7 +178,7 @@ class _Drawings:
 
 def _can_be_read_twice(listing: str) -> bool:
     """Whether a list is a file, and not standard input by any name: on macOS, opening it again does not rewind it."""
-    return listing != STDIN and not listing.startswith("/dev/") and os.path.isfile(listing)  # noqa: PTH113
+    return listing != STDIN and not listing.startswith("/dev/") and os.path.isfile(listing)
 
 
 def _folded(file: str | Path) -> str:

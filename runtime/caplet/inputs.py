@@ -122,7 +122,7 @@ def _stdin() -> contextlib.AbstractContextManager[BinaryIO]:
 
 def is_folder(name: str) -> bool:
     """Whether there is a folder of that name; False for names that no file can have."""
-    return os.path.isdir(name)  # noqa: PTH112 - Path.is_dir raises for names that are too long
+    return os.path.isdir(name)  # Path.is_dir raises for names that are too long
 
 
 def is_descriptor(name: str) -> bool:
@@ -195,7 +195,7 @@ def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]
 
 def _is_pipe(name: str) -> bool:
     try:
-        return stat.S_ISFIFO(os.stat(name).st_mode)  # noqa: PTH116
+        return stat.S_ISFIFO(os.stat(name).st_mode)
     except (OSError, ValueError):
         return False
 

@@ -27,13 +27,13 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "-o would overwrite a picture"
     if output and not arguments.resume and _is_binary(output):
         return "-o would overwrite a file that is not text"
-    if arguments.resume and os.path.exists(output) and not os.path.isfile(output):  # noqa: PTH110, PTH113 - as in `is_folder`
+    if arguments.resume and os.path.exists(output) and not os.path.isfile(output):
         return "--resume: what -o names is not a file"
     if output and listing and _same_file(output, listing):
         return "-o would overwrite the list of files"
     if output and drawings and (_real(output) == _real(drawings) or _same_file(output, drawings)):
         return "-o and --attention are the same file"
-    if drawings and not output and os.path.isfile(_STDOUT) and _same_file(drawings, _STDOUT):  # noqa: PTH113
+    if drawings and not output and os.path.isfile(_STDOUT) and _same_file(drawings, _STDOUT):
         return "--attention is where the results go"
     if drawings and not is_folder(drawings) and any(_same_file(drawings, photo) for photo in photos):
         return "--attention would overwrite a photo"
@@ -47,7 +47,7 @@ def objection(arguments: argparse.Namespace) -> str | None:
 def identity(path: str | Path | int) -> tuple[int, int] | None:
     """Device and inode of a file, by path or descriptor: the same for all of its names. None if there is no file."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - as in `is_folder`
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
@@ -74,7 +74,7 @@ def _lies_in(path: str, folder: str, recursive: bool) -> bool:
 def _holds_something(path: str) -> bool:
     """Whether there is a file of that name that is not empty. Pipes and devices do not count."""
     try:
-        return os.path.isfile(path) and os.path.getsize(path) > 0  # noqa: PTH113, PTH202 - as in `is_folder`
+        return os.path.isfile(path) and os.path.getsize(path) > 0
     except OSError:
         return False
 
@@ -82,7 +82,7 @@ def _holds_something(path: str) -> bool:
 def _is_picture(path: str) -> bool:
     """Whether there is a picture of that name, judged by its suffix or its first bytes."""
     if Path(path).suffix.lower() in SUFFIXES:
-        return os.path.exists(path)  # noqa: PTH110 - as in `is_folder`
+        return os.path.exists(path)
     if not _holds_something(path):
         return False
     from caplet.image_file import HEAD, identify  # only here: it brings numpy and Pillow
