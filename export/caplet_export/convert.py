@@ -38,6 +38,8 @@ IR_VERSION = 8
 TOP_K = 16
 
 Shape = Sequence["int | str"]
+_TYPES = {"pixels": tf.uint8, "token": tf.int64}
+"""Types of the inputs that are not float32."""
 
 
 def convert_encoder(extractor: keras.Model, model: Captioner, *, plain: bool = False) -> onnx.ModelProto:
@@ -62,8 +64,7 @@ def convert_encoder(extractor: keras.Model, model: Captioner, *, plain: bool = F
             outputs = _encode(model, [tf.reshape(grid, (-1, config.locations, size)) for grid, size in grids])
         return dict(zip(("features", "keys", "state"), outputs, strict=True))
 
-    graph = _trace(encoder, {"pixels": (tf.uint8, (None, height, width, 3))})
-    return _declare(graph, {"pixels": ("N", height, width, 3)}, _shapes(config))
+    return _convert(encoder, {"pixels": ("N", height, width, 3)}, _shapes(config))
 
 
 def convert_decoder(model: Captioner, *, plain: bool = False) -> onnx.ModelProto:
@@ -85,16 +86,12 @@ def convert_decoder(model: Captioner, *, plain: bool = False) -> onnx.ModelProto
 
     shapes = _shapes(config)
     inputs: dict[str, Shape] = {"token": ("N",), **{name: shapes[name] for name in ("state", "features", "keys")}}
-    signature = {
-        name: (tf.int64 if name == "token" else tf.float32, [None, *map(int, shape[1:])])
-        for name, shape in inputs.items()
-    }
     outputs: dict[str, Shape] = {
         "log_probs": ("N", config.vocabulary_size),
         "next_state": shapes["state"],
         "attention": ("N", config.locations),
     }
-    return _declare(_trace(decoder, signature), inputs, outputs)
+    return _convert(decoder, inputs, outputs)
 
 
 def take_top_k(decoder: onnx.ModelProto, k: int = TOP_K) -> onnx.ModelProto:
@@ -280,18 +277,16 @@ def _shapes(config: ModelConfig) -> dict[str, Shape]:
     }
 
 
-def _trace(function: Any, signature: Mapping[str, tuple[Any, Sequence[int | None]]]) -> onnx.ModelProto:
-    specs = [tf.TensorSpec(shape, dtype, name=name) for name, (dtype, shape) in signature.items()]
+def _convert(function: Any, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> onnx.ModelProto:
+    """The graph of a function, with its inputs and outputs in the contract's order and a batch dimension called N."""
+    specs = [
+        tf.TensorSpec((None, *shape[1:]), _TYPES.get(name, tf.float32), name=name) for name, shape in inputs.items()
+    ]
     traced = tf.function(function, input_signature=specs, autograph=False)
     # By default tf2onnx copies the graph before each of its optimizers, to skip those that fail: 4 GB of copies.
     os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
-    graph, _ = tf2onnx.convert.from_function(traced, input_signature=specs, opset=OPSET)
+    model, _ = tf2onnx.convert.from_function(traced, input_signature=specs, opset=OPSET)
     gc.collect()  # its own graph is made of reference cycles, and holds every weight some thirty times
-    return graph
-
-
-def _declare(model: onnx.ModelProto, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> onnx.ModelProto:
-    """Give a graph its inputs and outputs in the contract's order, with their shapes and a batch dimension called N."""
     graph = model.graph
     for declared, wanted in ((graph.input, inputs), (graph.output, outputs)):
         types = {value.name: value.type.tensor_type.elem_type for value in declared}
