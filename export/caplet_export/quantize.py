@@ -48,13 +48,14 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = DEFAULT_METH
         feeds: function that returns a new iterator over inputs of the graph; called once per pass.
         method: one of `caplet_export.ranges.METHODS`.
     """
-    groups, in_bytes = scale_groups(model), _made_in_bytes(Graph(model))
+    groups = scale_groups(model)
     # Values that are moved or picked from values of their group lie in the range of those.
     moved = {
         value
         for node in model.graph.node
-        if node.op_type in _SHARING and node.input[0] in in_bytes
+        if node.op_type in _SHARING
         for value in node.output
+        if groups.get(value) == groups.get(node.input[0])
     }
     observed = {value: group for value, group in groups.items() if value not in moved}
     return insert_qdq(model, groups, calibrate(model, observed, feeds, method))
