@@ -6,7 +6,7 @@ the wide captioner than a narrow one with random weights would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from caplet_export.features import StoredFeatures
 from caplet_export.freerun import sample
 from caplet_export.model import members_of
 from caplet_export.objectives import log_probabilities
+from caplet_export.progress import ProgressBar
 from caplet_export.stages import cut_stages, write_stages
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ Units = Mapping[str, NDArray[Any]]
 """For each of `SIZES`, an array of one number for each unit of a captioner, or of ids of units."""
 
 
-def unit_importances(
-    checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str], seed: int
-) -> Iterator[tuple[int, list[Units]]]:
-    """How much the likelihood of a captioner's captions would change without each of its units, batch by batch.
+def unit_importances(checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str], seed: int) -> Sequence[Units]:
+    """How much the likelihood of a captioner's captions would change without each of its units.
 
     The first-order estimate of Molchanov et al. (CVPR 2019, eq. 8): the square of the sum of weight times gradient over
     the weights through which a unit is read. The captions are drawn at random from the captioner itself. Their
@@ -52,12 +51,11 @@ def unit_importances(
         names: the photos to caption.
         seed: seed of the captions that are drawn.
 
-    Yields:
-        for each batch the number of its photos, and each member's importances [units], to be summed over the batches.
+    Returns:
+        each member's importances [units], summed over the photos.
     """
     model = checkpoint.model
-    readers = [_readers(member) for member in members_of(model)]
-    kernels = [[own[size] for size in SIZES] for own in readers]
+    kernels = [[own[size] for size in SIZES] for own in map(_readers, members_of(model))]
 
     @tf.function(reduce_retracing=True, autograph=False)
     def effects(features: Any, number: Any) -> Any:
@@ -68,12 +66,15 @@ def unit_importances(
         gradients = tape.gradient(total, tf.nest.map_structure(lambda kernel: kernel.value, kernels))
         return tf.nest.map_structure(lambda kernel, of_it: tf.reduce_sum(kernel * of_it, 1), kernels, gradients)
 
-    for number, features in enumerate(store.batches(names, _BATCH)):
-        members: list[Units] = [
-            {size: np.sum(parts, axis=0) ** 2 for size, parts in zip(SIZES, member, strict=True)}
-            for member in effects(features, tf.constant(number, tf.int64))
-        ]
-        yield len(features), members
+    importances: list[dict[str, Any]] = [dict.fromkeys(SIZES, 0.0) for _ in kernels]
+    with ProgressBar(total=len(names), desc="importance", unit="photo") as bar:
+        for number, features in enumerate(store.batches(names, _BATCH)):
+            members = effects(features, tf.constant(number, tf.int64))
+            for importance, member in zip(importances, members, strict=True):
+                for size, parts in zip(SIZES, member, strict=True):
+                    importance[size] += np.sum(parts, axis=0) ** 2
+            bar.update(len(features))
+    return importances
 
 
 def require_prunable(checkpoint: Checkpoint) -> None:

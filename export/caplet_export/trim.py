@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,23 @@ from caplet_export.extractor_part import copy_extractor_part
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import members_of
+from caplet_export.progress import ProgressBar
 from caplet_export.stages import cut_stages, write_stages
 from caplet_export.text import SPECIALS, Vocabulary
 
 _BATCH = 100
 
 
-def proposed_words(
-    checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str], likeliest: int
-) -> Iterator[tuple[int, NDArray[np.int32]]]:
-    """The words that are among the K = `likeliest` likeliest at any step of the greedy captions of photos.
-
-    Yields:
-        for each batch the number of its photos, and the ids of its words, int32, each once.
-    """
+def proposed_words(checkpoint: Checkpoint, store: StoredFeatures, names: Sequence[str], likeliest: int) -> set[int]:
+    """Ids of the words that are among the `likeliest` likeliest at any step of the greedy captions of photos."""
     runner = FreeRunner(checkpoint.model, checkpoint.config.text.max_length)
-    for features in store.batches(names, _BATCH):
-        yield len(features), np.unique(runner.proposals(features, likeliest))
+    likeliest = min(likeliest, len(checkpoint.vocabulary))
+    words: set[int] = set()
+    with ProgressBar(total=len(names), desc="words", unit="photo") as bar:
+        for features in store.batches(names, _BATCH):
+            words.update(np.unique(runner.proposals(features, likeliest)).tolist())
+            bar.update(len(features))
+    return words
 
 
 def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: Path) -> Vocabulary:

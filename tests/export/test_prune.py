@@ -67,13 +67,6 @@ def run_with_dead_units(folder: Path, seed: int, config: ModelConfig, dead: dict
     return run
 
 
-def summed(folder: Path, store: StoredFeatures, names: list[str], seed: int = 1) -> list[dict[str, np.ndarray]]:
-    batches = list(unit_importances(load_checkpoint(folder), store, names, seed))
-    assert sum(photos for photos, _ in batches) == len(names)
-    members = zip(*(members for _, members in batches), strict=True)
-    return [{size: np.sum([own[size] for own in member], axis=0) for size in SIZES} for member in members]
-
-
 def two_steps(folder: Path, photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     model = load_checkpoint(folder).model
     features, keys, state = model.encode(photos)
@@ -92,7 +85,7 @@ def test_what_nothing_reads_goes_first_and_unnoticed(
 ) -> None:
     run = run_with_dead_units(tmp_path / "run", 1, config)
     names = list(store.names)
-    [importance] = summed(run, store, names)
+    [importance] = unit_importances(load_checkpoint(run), store, names, seed=1)
     for size, dead in DEAD.items():
         assert np.flatnonzero(importance[size] == 0).tolist() == dead
     pruned = tmp_path / "pruned"
@@ -120,11 +113,11 @@ def test_importance_is_what_the_likelihood_loses_to_first_order(tmp_path: Path, 
     bias[END] = -50
     model.output_bias.assign(bias)
     save_weights(model, run / "decoder.weights.h5")
-    batches = list(unit_importances(load_checkpoint(run), store, [name] * 1440, seed=1))
-    found = {size: np.sum([member[size] for _, [member] in batches], axis=0) / 1440 for size in SIZES}
+    [summed] = unit_importances(load_checkpoint(run), store, [name] * 1440, seed=1)
+    found = {size: summed[size] / 1440 for size in SIZES}
 
-    [(_, [other])] = unit_importances(load_checkpoint(run), store, [name] * 24, seed=2)
-    assert (other["attention_size"] != batches[0][1][0]["attention_size"]).any()
+    [one], [other] = (unit_importances(load_checkpoint(run), store, [name] * 24, seed) for seed in (1, 2))
+    assert (other["attention_size"] != one["attention_size"]).any()
 
     photo, little = store[name][None].astype(np.float32), 1e-3
 
@@ -160,7 +153,7 @@ def test_captioners_that_speak_as_one_are_pruned_each_by_its_own(tmp_path: Path,
     join_runs(runs, joined)
     whole = load_checkpoint(joined)
     names = list(store.names)
-    prune_run(whole, summed(joined, store, names), smaller(whole.config.model), pruned)
+    prune_run(whole, unit_importances(whole, store, names, seed=1), smaller(whole.config.model), pruned)
     photos = store.gather(names).astype(np.float32)
     for after, before in zip(two_steps(pruned, photos), two_steps(joined, photos), strict=True):
         np.testing.assert_allclose(after, before, atol=2e-2)
@@ -191,7 +184,7 @@ def test_the_command_goes_by_all_training_photos(
     run = write_run(tmp_path / "run", 1, TINY)
     data = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
     assert main(["prune", str(run), *data, "--seed", "3", "-o", str(tmp_path / "pruned")]) == 0
-    [expected], [found] = summed(run, store, dataset.split("train"), seed=3), given
+    [expected], [found] = unit_importances(load_checkpoint(run), store, dataset.split("train"), seed=3), given
     for size in SIZES:
         np.testing.assert_allclose(found[size], expected[size], rtol=1e-4)
 

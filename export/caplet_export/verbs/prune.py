@@ -5,18 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError
 from caplet_export.verbs import open_training_photos, seed
-
-if TYPE_CHECKING:
-    from caplet_export.checkpoint import Checkpoint
-    from caplet_export.prune import Units
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     load_tensorflow()
     from caplet_export.checkpoint import load_checkpoint
     from caplet_export.outputs import RUN, whole_folder
-    from caplet_export.prune import SIZES, prune_run, require_prunable
+    from caplet_export.prune import SIZES, prune_run, require_prunable, unit_importances
 
     checkpoint = load_checkpoint(arguments.run)
     require_prunable(checkpoint)
@@ -55,22 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(f"{option}: {arguments.run} has only {getattr(whole, size)}")
     config = replace(whole, **sizes)
     with whole_folder(arguments.output, RUN, (arguments.run, arguments.data, arguments.features)) as folder:
-        prune_run(checkpoint, _importances(checkpoint, arguments), config, folder)
+        # Of the training photos as they are, not of their other views.
+        importances = unit_importances(checkpoint, *open_training_photos(checkpoint, arguments), arguments.seed)
+        prune_run(checkpoint, importances, config, folder)
     changes = ", ".join(f"{size} {getattr(whole, size)} -> {units}" for size, units in sizes.items())
     print(f"wrote {arguments.output}: {changes}; now train it on")
     return 0
-
-
-def _importances(checkpoint: Checkpoint, arguments: argparse.Namespace) -> list[Units]:
-    """Importance of each member's units, summed over the training photos (not their other views)."""
-    from caplet_export.progress import ProgressBar
-    from caplet_export.prune import SIZES, unit_importances
-
-    store, names = open_training_photos(checkpoint, arguments)
-    batches: list[list[Units]] = []
-    with ProgressBar(total=len(names), desc="importance", unit="photo") as bar:
-        for photos, members in unit_importances(checkpoint, store, names, arguments.seed):
-            batches.append(members)
-            bar.update(photos)
-    by_member = zip(*batches, strict=True)
-    return [{size: np.sum([own[size] for own in member], axis=0) for size in SIZES} for member in by_member]

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError
 from caplet_export.outputs import RUN, check_folder, whole_folder
 from caplet_export.verbs import open_training_photos
-
-if TYPE_CHECKING:
-    from caplet_export.checkpoint import Checkpoint
 
 LIKELIEST = 5
 
@@ -51,12 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     load_tensorflow()
     from caplet_export.checkpoint import load_checkpoint
     from caplet_export.text import Vocabulary
-    from caplet_export.trim import trim_run
+    from caplet_export.trim import proposed_words, trim_run
 
     checkpoint = load_checkpoint(arguments.run)
     before = len(checkpoint.vocabulary)
     if arguments.words is None:
-        kept = _proposed(checkpoint, arguments, likeliest)
+        kept = proposed_words(checkpoint, *open_training_photos(checkpoint, arguments), likeliest)
         which = f"those among the {likeliest} likeliest at any step on a training photo"
     else:
         words = Vocabulary.load(arguments.words).words
@@ -69,18 +65,3 @@ def run(arguments: argparse.Namespace) -> int:
         after = len(trim_run(checkpoint, kept, f"of {before}: {which}", folder))
     print(f"wrote {arguments.output}: {after} of {before} words")
     return 0
-
-
-def _proposed(checkpoint: Checkpoint, arguments: argparse.Namespace, likeliest: int) -> set[int]:
-    """Ids of the words that are among the captioner's likeliest at any step on the training photos."""
-    from caplet_export.progress import ProgressBar
-    from caplet_export.trim import proposed_words
-
-    store, names = open_training_photos(checkpoint, arguments)
-    likeliest = min(likeliest, len(checkpoint.vocabulary))
-    kept: set[int] = set()
-    with ProgressBar(total=len(names), desc="words", unit="photo") as bar:
-        for photos, words in proposed_words(checkpoint, store, names, likeliest):
-            kept.update(words.tolist())
-            bar.update(photos)
-    return kept
