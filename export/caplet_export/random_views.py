@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from caplet_export.config import TrainConfig
 
 Array = Any
 _ASPECT = 4 / 3
@@ -15,30 +16,20 @@ _ERASED = (0.15, 0.5)
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's ImageEnhance
 
 
-@dataclass(frozen=True)
-class Views:
-    """How views are drawn.
+def random_views(pixels: Array, key: Array, settings: TrainConfig) -> Array:
+    """A random view of each photo, one in two mirrored: uint8 [N,S,S,3] to float32 [N,S,S,3] in [-1,1].
 
-    Attributes:
-        smallest_crop: smallest share of the photo's area in a crop (Szegedy et al., CVPR 2015).
-        color_jitter: by how much brightness, contrast and saturation change, at most (0.4: by 40 %).
-        random_erasing: share of the views in which a rectangle, with sides of 15 to 50 % of the photo's, is grey.
+    A crop (Szegedy et al., CVPR 2015) shows at least the share `smallest_crop` of the photo's area; its brightness,
+    contrast and saturation change by up to `color_jitter` (0.4: by 40 %); and of the views, the share `random_erasing`
+    has a grey rectangle, with sides of 15 to 50 % of the photo's.
     """
-
-    smallest_crop: float
-    color_jitter: float
-    random_erasing: float
-
-
-def random_views(pixels: Array, key: Array, views: Views) -> Array:
-    """A random view of each photo, one in two mirrored: uint8 [N,S,S,3] to float32 [N,S,S,3] in [-1,1]."""
     count, size = pixels.shape[:2]
     keys = iter(jax.random.split(key, 9))
 
     def uniform(low: float, high: float, *shape: int) -> Array:
         return jax.random.uniform(next(keys), (count, *shape), minval=low, maxval=high)
 
-    area = uniform(views.smallest_crop, 1.0)
+    area = uniform(settings.smallest_crop, 1.0)
     # Limited so that a window of this area lies inside the photo.
     aspect = jnp.clip(jnp.exp(uniform(-math.log(_ASPECT), math.log(_ASPECT))), area, 1.0 / area)
     across, down = jnp.sqrt(area * aspect) * size, jnp.sqrt(area / aspect) * size
@@ -52,13 +43,13 @@ def random_views(pixels: Array, key: Array, views: Views) -> Array:
     image = jnp.einsum("nxw,nywc->nyxc", columns.astype(half), image).astype(jnp.float32) / 255.0
 
     def tinted(image: Array, towards: Array) -> Array:
-        strength = uniform(1 - views.color_jitter, 1 + views.color_jitter, 1, 1, 1)
+        strength = uniform(1 - settings.color_jitter, 1 + settings.color_jitter, 1, 1, 1)
         return jnp.clip(towards + (image - towards) * strength, 0.0, 1.0)
 
     image = tinted(image, jnp.zeros(()))
     image = tinted(image, jnp.mean(_grey(image), axis=(1, 2), keepdims=True))
     image = tinted(image, _grey(image))
-    erased = _rectangles(uniform(0, 1, 5), size, views.random_erasing)
+    erased = _rectangles(uniform(0, 1, 5), size, settings.random_erasing)
     return jnp.where(erased[..., None], 0.5, image) * 2.0 - 1.0
 
 

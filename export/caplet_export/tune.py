@@ -44,7 +44,7 @@ from caplet_export.objectives import (
     self_critical_loss,
 )
 from caplet_export.photos import PhotoCache
-from caplet_export.random_views import Views, mix_photos, random_views
+from caplet_export.random_views import mix_photos, random_views
 from caplet_export.rewards import CaptionReward, words_before
 from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, early_decay, split_words, warmup_steps
 from caplet_export.stages import require_encoder_weights
@@ -271,7 +271,6 @@ class Tuner(Run):
                 penalty=settings.bigram_penalty,
             )
         self._batch = min(settings.batch_images, len(self._train))
-        self._views = Views(settings.smallest_crop, settings.color_jitter, settings.random_erasing)
         self._fixed = self._captioner.fixed()
         self._values = self._captioner.values()
         self._average = jax.tree.map(jnp.copy, self._values)
@@ -383,7 +382,7 @@ class Tuner(Run):
         settings, (pixels, rows, tokens, targets) = self.config.train, batch
         group, count = settings.captions_per_image, pixels.shape[0]
         views, encoding, drawing, reading = jax.random.split(key, 4)
-        photos = random_views(pixels, views, self._views)
+        photos = random_views(pixels, views, settings)
         encoded = self._captioner.encode_photos(fixed, values, photos, encoding)
         detached = jax.lax.stop_gradient((values, encoded))
         length = self.config.text.max_length
@@ -404,7 +403,7 @@ class Tuner(Run):
         """Mean Kullback-Leibler divergence of the next word from the teachers', along captions that they draw."""
         settings, (pixels, *_) = self.config.train, batch
         views, mixing, encoding, drawing, reading = jax.random.split(key, 5)
-        photos = mix_photos(random_views(pixels, views, self._views), mixing, settings.mixup)
+        photos = mix_photos(random_views(pixels, views, settings), mixing, settings.mixup)
         encoded = [
             teacher.encode_photos(own_fixed, own, photos)
             for teacher, (own, own_fixed) in zip(self._teachers, teachers, strict=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caplet_export.random_views import Views, _interpolation, mix_photos, random_views
+from caplet_export.config import TrainConfig
+from caplet_export.random_views import _interpolation, mix_photos, random_views
 
-PLAIN = Views(smallest_crop=1.0, color_jitter=0.0, random_erasing=0.0)
+PLAIN = TrainConfig(smallest_crop=1.0, color_jitter=0.0, random_erasing=0.0)
 SIZE = 24
 COUNT = 1000
 """Of photos in every test: JAX compiles each operation anew for another number of them."""
@@ -47,7 +50,7 @@ def test_a_crop_is_any_part_of_the_photo_that_is_large_enough() -> None:
     ramp = np.linspace(0, 255, SIZE).astype(np.uint8)
     photo = np.stack([*np.meshgrid(ramp, ramp), np.zeros((SIZE, SIZE), np.uint8)], axis=-1)
     given = np.broadcast_to(photo, (COUNT, *photo.shape))
-    seen = (np.asarray(random_views(given, jax.random.key(1), Views(0.2, 0.0, 0.0))) + 1) / 2 * (SIZE - 1)
+    seen = (np.asarray(random_views(given, jax.random.key(1), replace(PLAIN, smallest_crop=0.2))) + 1) / 2 * (SIZE - 1)
     seen = np.where(seen[:, :, :1, :1] > seen[:, :, -1:, :1], seen[:, :, ::-1], seen)
     inside = np.stack([seen[:, 12, [6, 17], 0], seen[:, [6, 17], 12, 1]])  # beyond the middles of its pixels it is even
     sides = (inside[..., 1] - inside[..., 0]) / 11
@@ -66,7 +69,7 @@ def test_tints_are_brightness_then_contrast_then_saturation() -> None:
     darker = np.random.default_rng(2).integers(0, 20, (COUNT, 1, 1))
     before = np.array([[70, 50, 40], [100, 80, 60]]) + darker
     given = np.broadcast_to(np.repeat(before, SIZE // 2, axis=1)[:, :, None], (COUNT, SIZE, SIZE, 3)).astype(np.uint8)
-    seen = np.asarray(random_views(given, jax.random.key(2), Views(1.0, 0.4, 0.0)), np.float64)
+    seen = np.asarray(random_views(given, jax.random.key(2), replace(PLAIN, color_jitter=0.4)), np.float64)
     after = (seen[:, [0, -1], 0] + 1) * 127.5
     grey_before, grey_after = (pixels @ [[0.299], [0.587], [0.114]] for pixels in (before, after))
     mean = grey_before.mean(axis=1, keepdims=True)
@@ -82,14 +85,14 @@ def test_tints_are_brightness_then_contrast_then_saturation() -> None:
 
 
 def test_tints_stay_in_range() -> None:
-    seen = np.asarray(random_views(photos(), jax.random.key(2), Views(1.0, 0.4, 0.0)))
+    seen = np.asarray(random_views(photos(), jax.random.key(2), replace(PLAIN, color_jitter=0.4)))
     assert seen.min() >= -1 and seen.max() <= 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_views_has_a_grey_rectangle(share: float) -> None:
     white = np.full((COUNT, SIZE, SIZE, 3), 255, np.uint8)
-    seen = np.asarray(random_views(white, jax.random.key(3), Views(1.0, 0.0, share)))
+    seen = np.asarray(random_views(white, jax.random.key(3), replace(PLAIN, random_erasing=share)))
     grey = (seen == 0).all(-1)
     sizes = grey.sum((1, 2)) / SIZE**2
     assert abs((sizes > 0).mean() - share) < 0.08
@@ -117,7 +120,7 @@ def test_up_to_half_of_the_photo_before_is_mixed_in() -> None:
 
 def test_another_key_is_another_view() -> None:
     given = photos()
-    views = Views(0.2, 0.4, 0.5)
-    first, again, other = (np.asarray(random_views(given, jax.random.key(k), views)) for k in (1, 1, 2))
+    settings = replace(PLAIN, smallest_crop=0.2, color_jitter=0.4, random_erasing=0.5)
+    first, again, other = (np.asarray(random_views(given, jax.random.key(k), settings)) for k in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (abs(first - other).max((1, 2, 3)) > 0.1).all()

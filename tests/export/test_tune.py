@@ -306,11 +306,11 @@ def test_cross_entropy_counts_by_its_weight_and_is_smoothed(
 def test_photos_are_cropped_tinted_erased_and_mixed_as_the_switches_say(
     tmp_path: Path, on_jax: On, data: Path, start: Path, tuned: Path
 ) -> None:
-    switches = {"smallest_crop": 0.7, "color_jitter": 0.2, "random_erasing": 0.3}
-    assert on_jax(tune_cases.views, tmp_path / "run", data, start, **switches) == switches
-    cases, switches = [{"mixup": 0.0}, {"mixup": 1.0}], {"objective": "distillation"}
-    alone, mixed = on_jax(tune_cases.batch_losses, tmp_path / "pupil", data, start, cases, [tuned], **switches)
-    assert abs(alone - mixed) > 1e-3
+    cases: list[dict[str, float]] = [
+        {}, {"smallest_crop": 0.2}, {"color_jitter": 0.8}, {"random_erasing": 1.0}, {"mixup": 1.0}
+    ]  # fmt: skip
+    losses = on_jax(tune_cases.batch_losses, tmp_path / "run", data, start, cases, [tuned], objective="distillation")
+    assert min(np.diff(sorted(losses))) > 1e-4
 
 
 def test_captions_that_are_not_read_are_told_where_people_s_captions_are_learned(

@@ -152,11 +152,6 @@ def batch_losses(
     return found
 
 
-def views(folder: Path, data: Path, start: Path, **switches: Any) -> dict[str, float]:
-    """How a run draws its views."""
-    return vars(tuner(folder, data, start, **switches)._views)
-
-
 def tune(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), until: int = 0, **switches: Any) -> Any:
     """History, unreadable photos and mean losses told while it trained, up to an epoch or the end."""
     run, told = tuner(folder, data, start, teachers, **switches), []
