@@ -190,7 +190,5 @@ def load_extractor(folder: Path | str, weights: str | None, dtype: str = "float3
     model = load_config(Path(folder) / "config.json").model
     extractor = build_extractor(weights, dtype, model.blocks)
     require_shape(model, extractor.output_shape[1:], folder)
-    trained = Path(folder) / EXTRACTOR
-    if trained.exists():
-        load_extractor_part(extractor, trained)
+    load_extractor_part(extractor, Path(folder))
     return extractor

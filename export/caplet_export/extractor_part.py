@@ -49,12 +49,10 @@ class ExtractorPart:
                 differences would be lost.
         """
         path = run / EXTRACTOR
-        if not path.exists():
-            return
-        if not _read_differences(path)[0].keys() <= self._before.keys():
+        if path.exists() and not _read_differences(path)[0].keys() <= self._before.keys():
             cause = "trained Inception from a lower block on; set the same train.extractor_layer"
             raise ConfigurationError(f"{run}: {cause}")
-        load_extractor_part(extractor, path)
+        load_extractor_part(extractor, run)
 
     def save(self, values: Sequence[Any], path: Path) -> None:
         """Write values of the trained variables, in the order of `trained`. Raises OSError."""
@@ -65,13 +63,16 @@ class ExtractorPart:
         _write_differences(differences, checksum(self._before.values()), path)
 
 
-def load_extractor_part(extractor: keras.Model, path: Path) -> None:
-    """Add the differences that `ExtractorPart.save` wrote to the weights that the run began with.
+def load_extractor_part(extractor: keras.Model, run: Path) -> None:
+    """Add the differences that a run trained to the weights that it began with, if it trained any of Inception.
 
     Raises:
-        ConfigurationError: the file is missing or damaged, its arrays have other shapes than this extractor's, or the
-            extractor holds other weights than the run began with.
+        ConfigurationError: its file is damaged, its arrays have other shapes than this extractor's, or the extractor
+            holds other weights than the run began with.
     """
+    path = run / EXTRACTOR
+    if not path.exists():
+        return
     variables = extractor.variables
     differences, base = _read_differences(path)
     if differences and max(differences) >= len(variables):

@@ -31,7 +31,7 @@ from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import DECODER, empty_model, load_weights, model_to_load, require_shape
 from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError
-from caplet_export.extractor_part import EXTRACTOR, ExtractorPart, checksum, load_extractor_part
+from caplet_export.extractor_part import ExtractorPart, checksum, load_extractor_part
 from caplet_export.flickr8k import Dataset
 from caplet_export.inception import lower_blocks, scale, upper_blocks
 from caplet_export.metrics import CiderD, references_of
@@ -459,8 +459,7 @@ class Tuner(Run):
         checkpoint = self._load_alike(run)
         extractor = build(checkpoint.config.model.blocks)
         require_shape(checkpoint.config.model, extractor.output_shape[1:], run)
-        if (run / EXTRACTOR).exists():
-            load_extractor_part(extractor, run / EXTRACTOR)
+        load_extractor_part(extractor, run)
         return StatelessCaptioner(checkpoint.model, extractor)
 
     def _save_weights(self, decoder: Path, extractor: Path | None = None) -> None:

@@ -923,14 +923,14 @@ def test_upper_blocks_are_trained_saved_and_loaded(tmp_path: Path, dataset: Data
     after = extractor.get_layer("mixed10").kernel.numpy()
     assert abs(after - before).max() > 1e-3
     again = small_extractor()
-    load_extractor_part(again, run / "extractor.npz")
+    load_extractor_part(again, run)
     stored = again.get_layer("mixed10").kernel.numpy()
     assert abs(stored - after).max() <= abs(after - before).max() / 127 / 2 * 1.01  # differences in 8 bits
     with pytest.raises(ConfigurationError, match="trained from other weights"):
-        load_extractor_part(again, run / "extractor.npz")
+        load_extractor_part(again, run)
     (run / "extractor.npz").write_bytes(b"not an archive")
     with pytest.raises(ConfigurationError, match="damaged"):
-        load_extractor_part(again, run / "extractor.npz")
+        load_extractor_part(again, run)
 
 
 def test_what_was_trained_of_inception_is_kept_as_differences_in_eight_bits(tmp_path: Path) -> None:
@@ -952,14 +952,14 @@ def test_what_was_trained_of_inception_is_kept_as_differences_in_eight_bits(tmp_
         ExtractorPart(other, other.variables[1:]).take_over(other, tmp_path)
     other.variables[0].assign_add(np.full(kernel.shape, 1e-6))
     with pytest.raises(ConfigurationError, match="trained from other weights"):
-        load_extractor_part(other, path)
+        load_extractor_part(other, tmp_path)
     for arrays, said in (
         ({"2": np.zeros(6)}, "damaged: variable 2 of 2"),
         ({"1": np.zeros(5)}, r"is \(5,\), not \(6,\)"),
     ):
         np.savez(path, base=0, **arrays)
         with pytest.raises(ConfigurationError, match=said):
-            load_extractor_part(extractor, path)
+            load_extractor_part(extractor, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -979,7 +979,7 @@ def test_an_array_whose_header_is_damaged_is_said_in_a_line(tmp_path: Path, soun
     assert whole.count(sound) == 1
     path.write_bytes(whole.replace(sound, damaged))
     with pytest.raises(ConfigurationError, match=r"extractor\.npz: damaged"):
-        load_extractor_part(small_extractor(), path)
+        load_extractor_part(small_extractor(), tmp_path)
 
 
 # -- on features by blocks that a run trained --------------------------------------------------------------------------

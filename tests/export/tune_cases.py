@@ -174,11 +174,10 @@ def refusal(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = ()
 def trained_values(run: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The extractor's and the decoder's variables of a run, as `convert` reads them."""
     from caplet_export.checkpoint import load_checkpoint
-    from caplet_export.extractor_part import EXTRACTOR, load_extractor_part
+    from caplet_export.extractor_part import load_extractor_part
 
     extractor = tiny_extractor(CONFIG.model.blocks)
-    if (run / EXTRACTOR).exists():
-        load_extractor_part(extractor, run / EXTRACTOR)
+    load_extractor_part(extractor, run)
     decoder = load_checkpoint(run).model.trainable_variables
     return [np.array(value) for value in extractor.variables], [np.array(value, np.float32) for value in decoder]
 
@@ -261,14 +260,14 @@ def losses(logits: np.ndarray, teachers: np.ndarray, ids: np.ndarray, rewards: n
 def greedy(run: Path, data: Path) -> np.ndarray:
     """Greedy ids of the dev photos, int [N,T]."""
     from caplet_export.checkpoint import load_checkpoint
-    from caplet_export.extractor_part import EXTRACTOR, load_extractor_part
+    from caplet_export.extractor_part import load_extractor_part
     from caplet_export.flickr8k import read_dataset
     from caplet_export.inception import scale
     from caplet_export.photos import PhotoCache
     from caplet_export.tune import StatelessCaptioner, generate_captions
 
     extractor = tiny_extractor(CONFIG.model.blocks)
-    load_extractor_part(extractor, run / EXTRACTOR)
+    load_extractor_part(extractor, run)
     captioner = StatelessCaptioner(load_checkpoint(run).model, extractor)
     dataset, values = read_dataset(data), captioner.values()
     names = list(dataset.split("dev"))
