@@ -33,7 +33,7 @@ def render_card(
     """
     sections = [
         _introduction(manifest),
-        _scores(manifest["metrics"], manifest["decoding"]),
+        f"## Scores\n\n{render_scores(manifest['metrics'], manifest['decoding'])}",
         f"## What it is not for\n\n{limits.strip()}" if limits else "",
         _licence(manifest["license"]),
         f"## What 8 bits cost\n\n{comparison.strip()}" if comparison else "",
@@ -80,10 +80,6 @@ def _members(recipe: Mapping[str, Any]) -> str:
     blocks = f"block{'s' if len(names) > 1 else ''} {', '.join(names)}"
     return f""" It is an ensemble of {count} captioners, which read
 the Inception {blocks}: at each word the mean of their logits counts."""
-
-
-def _scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:
-    return f"## Scores\n\n{render_scores(metrics, decoding)}"
 
 
 def render_scores(metrics: Mapping[str, Any], decoding: Mapping[str, Any]) -> str:

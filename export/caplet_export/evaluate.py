@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from caplet import Caption, Captioner
+from caplet import Captioner
 from caplet.errors import CapletError, ImageError
 from caplet.machine import describe_cpu, versions
 from caplet.manifest import Manifest
@@ -53,11 +53,6 @@ class CaptionRecord:
     text: str
     score: float
     milliseconds: float
-
-    @classmethod
-    def of(cls, caption: Caption) -> CaptionRecord:
-        """The part of a caption that is kept."""
-        return cls(caption.text, caption.score, round(caption.milliseconds, 2))
 
 
 @dataclass(frozen=True)
@@ -330,7 +325,8 @@ def _caption(
                 elif isinstance(caption, CapletError):  # the graphs failed, so the evaluation cannot go on
                     raise caption
                 else:
-                    journal.add(beam_size, name, CaptionRecord.of(caption))
+                    record = CaptionRecord(caption.text, caption.score, round(caption.milliseconds, 2))
+                    journal.add(beam_size, name, record)
                 progress.update()
 
 
