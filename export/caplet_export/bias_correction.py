@@ -40,9 +40,8 @@ def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: It
         found = _means(graph.finish(), [f"{node.output[0]}/dequantized" for node in level], batches)
         for node, (mean_now, passing_now) in zip(level, found, strict=True):
             mean, passing = wanted[node.output[0]]
-            producer = reference.producer(node.output[0])
             share = np.maximum(passing, passing_now)
-            if producer is None or producer.op_type != "Relu":
+            if reference.producer(node.output[0], "Relu") is None:
                 share = np.ones_like(share)
             change = np.where(share > _RARE, (mean - mean_now) / np.maximum(share, _SELDOM), 0.0)
             source = graph.producer(node.input[2])

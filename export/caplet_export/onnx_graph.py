@@ -85,14 +85,18 @@ class Graph:
         self.outputs = [value.name for value in self._model.graph.output]
         self.inputs = [value.name for value in self._model.graph.input]
 
-    def producer(self, value: str) -> onnx.NodeProto | None:
-        """The node that makes a value; None for inputs and constants."""
-        return next((node for node in self.nodes if value in node.output), None)
+    def producer(self, value: str, kind: str | None = None) -> onnx.NodeProto | None:
+        """The node that makes a value; None for inputs and constants, or if it is not of this operator type."""
+        node = next((node for node in self.nodes if value in node.output), None)
+        return node if node is not None and kind in (None, node.op_type) else None
 
-    def only_reader(self, value: str) -> onnx.NodeProto | None:
-        """The one node that reads a value; None if none or several do, or if the value is an output of the graph."""
+    def only_reader(self, value: str, kind: str | None = None) -> onnx.NodeProto | None:
+        """The one node that reads a value; None if none or several do, if the value is an output of the graph, or if
+        the node is not of this operator type.
+        """
         readers = [node for node in self.nodes if value in node.input]
-        return readers[0] if len(readers) == 1 and value not in self.outputs else None
+        alone = len(readers) == 1 and value not in self.outputs
+        return readers[0] if alone and kind in (None, readers[0].op_type) else None
 
     def of_type(self, *kinds: str) -> list[onnx.NodeProto]:
         """Nodes of these operator types, in order."""

@@ -49,8 +49,8 @@ def fold_batch_norm(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph = Graph(model)
     for norm in graph.of_type("BatchNormalization"):
-        conv = graph.producer(norm.input[0])
-        if conv is None or conv.op_type != "Conv" or graph.only_reader(conv.output[0]) is None:
+        conv = graph.producer(norm.input[0], "Conv")
+        if conv is None or graph.only_reader(conv.output[0]) is None:
             continue
         gain, shift, mean, variance = (graph.constants[name].astype(np.float64) for name in norm.input[1:])
         factor = gain / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
@@ -72,20 +72,16 @@ def fold_input_scaling(model: onnx.ModelProto) -> onnx.ModelProto:
         if cast.input[0] not in graph.inputs:
             continue
         chain, factor, shift = [cast], 1.0, 0.0
-        node = graph.only_reader(cast.output[0])
-        while node is not None and (value := _scalar(graph, node)) is not None:
+        while (node := graph.only_reader(chain[-1].output[0])) and (value := _scalar(graph, node)) is not None:
             if node.op_type in ("Mul", "Div"):
                 value = value if node.op_type == "Mul" else 1.0 / value
                 factor, shift = factor * value, shift * value
             else:
                 shift += value if node.op_type == "Add" else -value
             chain.append(node)
-            node = graph.only_reader(node.output[0])
-        if node is None or node.op_type != "Transpose":
-            continue
-        transpose = node
-        conv = graph.only_reader(transpose.output[0])
-        if conv is None or conv.op_type != "Conv" or not _is_unpadded(conv):
+        transpose = graph.only_reader(chain[-1].output[0], "Transpose")
+        conv = graph.only_reader(transpose.output[0], "Conv") if transpose is not None else None
+        if transpose is None or conv is None or not _is_unpadded(conv):
             continue
         weights, bias = _weights_and_bias(graph, conv)
         _set_weights_and_bias(graph, conv, weights * factor, bias + shift * weights.sum(axis=(1, 2, 3)))
@@ -105,8 +101,8 @@ def pool_after_projection(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph = Graph(model)
     for pool in graph.of_type("AveragePool"):
-        conv = graph.only_reader(pool.output[0])
-        if conv is None or conv.op_type != "Conv" or not _is_pointwise(graph, conv):
+        conv = graph.only_reader(pool.output[0], "Conv")
+        if conv is None or not _is_pointwise(graph, conv):
             continue
         pads_counted = attribute(pool, "count_include_pad", 0) and not _is_unpadded(pool)
         outputs, inputs = graph.constants[conv.input[1]].shape[:2]
@@ -131,12 +127,10 @@ def pool_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
         kernel, pads = attribute(pool, "kernel_shape"), attribute(pool, "pads", [0, 0, 0, 0])
         source, result = shapes.get(pool.input[0], []), pool.output[0]
         unit_stride = all(stride == 1 for stride in attribute(pool, "strides", [1]))
-        relu = graph.only_reader(result)
+        relu = graph.only_reader(result, "Relu")
         if len(source) != 4 or not all(source[1:]) or not unit_stride or attribute(pool, "ceil_mode", 0):
             continue
-        if attribute(pool, "count_include_pad", 0) or relu is None or relu.op_type != "Relu":
-            continue
-        if not _pads_by_numbers(pool):
+        if attribute(pool, "count_include_pad", 0) or relu is None or not _pads_by_numbers(pool):
             continue
         channels, size = source[1], kernel[0] * kernel[1]
         weights = np.full((channels, 1, *kernel), 1 / size, np.float32)
@@ -159,8 +153,8 @@ def merge_sibling_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = Graph(model)
     groups: dict[str, list[tuple[onnx.NodeProto, onnx.NodeProto]]] = {}
     for conv in graph.of_type("Conv"):
-        relu = graph.only_reader(conv.output[0])
-        if _is_pointwise(graph, conv) and relu is not None and relu.op_type == "Relu":
+        relu = graph.only_reader(conv.output[0], "Relu")
+        if _is_pointwise(graph, conv) and relu is not None:
             groups.setdefault(conv.input[0], []).append((conv, relu))
     for value, pairs in groups.items():
         if len(pairs) < 2:
@@ -189,11 +183,11 @@ def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph, shapes = Graph(model), value_shapes(model)
     for conv in graph.of_type("Conv"):
-        cast = graph.producer(conv.input[0])
-        if cast is None or cast.op_type != "Cast" or graph.only_reader(cast.output[0]) is None:
+        cast = graph.producer(conv.input[0], "Cast")
+        if cast is None or graph.only_reader(cast.output[0]) is None:
             continue
-        transpose = graph.producer(cast.input[0])
-        if transpose is None or transpose.op_type != "Transpose" or attribute(transpose, "perm") != [0, 3, 1, 2]:
+        transpose = graph.producer(cast.input[0], "Transpose")
+        if transpose is None or attribute(transpose, "perm") != [0, 3, 1, 2]:
             continue
         if graph.only_reader(transpose.output[0]) is None:
             continue
@@ -214,8 +208,7 @@ def group_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
         _set_weights_and_bias(graph, conv, grouped, np.tile(bias, together))
         _set_ints(conv, "kernel_shape", grouped.shape[2:])
         _set_ints(conv, "strides", [stride_down, 1])
-        relu = graph.only_reader(conv.output[0])
-        last = relu if relu is not None and relu.op_type == "Relu" else conv
+        last = graph.only_reader(conv.output[0], "Relu") or conv
         rows = (height - weights.shape[2]) // stride_down + 1
         _separate_outputs(graph, last, [0, rows, steps * together, len(weights)], columns)
     return graph.finish()
@@ -260,8 +253,8 @@ def winograd_before_pooling(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph, shapes = Graph(model), value_shapes(model)
     for conv in graph.of_type("Conv"):
-        relu = graph.only_reader(conv.output[0])
-        pool = graph.only_reader(relu.output[0]) if relu is not None and relu.op_type == "Relu" else None
+        relu = graph.only_reader(conv.output[0], "Relu")
+        pool = graph.only_reader(relu.output[0], "MaxPool") if relu is not None else None
         weights = graph.constants.get(conv.input[1])
         if relu is None or pool is None or weights is None or weights.shape[2:] != (3, 3) or not _is_ordinary(conv):
             continue
@@ -326,8 +319,8 @@ def dense_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph, shapes = Graph(model), value_shapes(model)
     for product, addition, bias in _dense_layers(graph):
-        matrix, reshape = graph.constants[product.input[1]], graph.producer(product.input[0])
-        transpose = graph.producer(reshape.input[0]) if reshape is not None and reshape.op_type == "Reshape" else None
+        matrix, reshape = graph.constants[product.input[1]], graph.producer(product.input[0], "Reshape")
+        transpose = graph.producer(reshape.input[0], "Transpose") if reshape is not None else None
         if reshape is None or transpose is None or attribute(transpose, "perm") != [0, 2, 3, 1]:
             continue
         if any(graph.only_reader(node.output[0]) is None for node in (transpose, reshape)):
@@ -371,8 +364,8 @@ def zero_denormals(model: onnx.ModelProto) -> onnx.ModelProto:
 def _dense_layers(graph: Graph) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto, str]]:
     """Each product with a constant matrix, the addition of its bias, which alone reads it, and the bias's name."""
     for product in graph.of_type("MatMul"):
-        addition, matrix = graph.only_reader(product.output[0]), graph.constants.get(product.input[1])
-        if addition is None or addition.op_type != "Add" or matrix is None or matrix.ndim != 2:
+        addition, matrix = graph.only_reader(product.output[0], "Add"), graph.constants.get(product.input[1])
+        if addition is None or matrix is None or matrix.ndim != 2:
             continue
         biases = [name for name in addition.input if name in graph.constants]
         if biases and graph.constants[biases[0]].shape == (matrix.shape[1],):
@@ -405,10 +398,9 @@ def _set_ints(node: onnx.NodeProto, name: str, values: Sequence[int]) -> None:
 
 
 def _halves_by_maximum(node: onnx.NodeProto) -> bool:
-    """Whether a node pools 3x3 maxima with a stride of 2 and no padding."""
+    """Whether a maximum pooling is of 3x3 with a stride of 2 and no padding."""
     return (
-        node.op_type == "MaxPool"
-        and attribute(node, "kernel_shape") == [3, 3]
+        attribute(node, "kernel_shape") == [3, 3]
         and attribute(node, "strides") == [2, 2]
         and attribute(node, "dilations", [1, 1]) == [1, 1]
         and not attribute(node, "ceil_mode", 0)

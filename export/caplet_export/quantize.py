@@ -85,8 +85,7 @@ def scale_groups(model: onnx.ModelProto) -> dict[str, str]:
 
     for node in graph.nodes:
         if node.op_type in _COMPUTING:
-            reader = graph.only_reader(node.output[0])
-            if reader is None or reader.op_type != "Relu":
+            if graph.only_reader(node.output[0], "Relu") is None:
                 parent[node.output[0]] = node.output[0]
         elif _is_scaling(graph, node) and node.input[0] in parent:
             parent[node.output[0]] = node.output[0]
