@@ -117,36 +117,36 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     from caplet_export.evaluate import Evaluation
 
     report: Path | None = arguments.report
+    paths: list[Path] = arguments.compare
+    names = ("A.json", "B.json")  # of bundles, which are captioned here; evaluations have files of their own
+    outputs = [report / name if report and path.is_dir() else None for name, path in zip(names, paths, strict=True)]
     if report:
         check_report(report)
-        for name, path in zip("AB", arguments.compare, strict=True):
-            if path.is_dir():
-                _check_outputs(report / f"{name}.json", arguments.compare)
+    for output in filter(None, outputs):
+        _check_outputs(output, paths)
     # Refuse now what can be refused now, not after minutes of captioning.
     beams = beam_of_each(arguments.beam)
-    evaluations = [None if path.is_dir() else Evaluation.load(path) for path in arguments.compare]
-    for path in filter(Path.is_dir, arguments.compare):
-        load_bundle(path)
-    for path, evaluation, beam in zip(arguments.compare, evaluations, beams, strict=True):
+    evaluations = [None if path.is_dir() else Evaluation.load(path) for path in paths]
+    for path, evaluation, beam in zip(paths, evaluations, beams, strict=True):
         if evaluation:
             choose_beam(evaluation, beam, path)
+        else:
+            load_bundle(path)
     captioning = {"--split": arguments.split, "--limit": arguments.limit, "--threads": arguments.threads}
     for option, value in captioning.items():
         if value is not None and all(evaluations):
             raise ConfigurationError(f"{option} is for captioning, and both of --compare have been evaluated")
     _refuse_other_images(arguments, dataset, evaluations)
     first, second = (
-        evaluation
-        or _evaluate(arguments, dataset, path, [] if beam is None else [beam], report and report / f"{name}.json")
-        for name, path, evaluation, beam in zip("AB", arguments.compare, evaluations, beams, strict=True)
+        evaluation or _evaluate(arguments, dataset, path, [] if beam is None else [beam], output)
+        for path, evaluation, beam, output in zip(paths, evaluations, beams, outputs, strict=True)
     )
     comparison = compare(first, second, dataset, beam_sizes=arguments.beam)
     print(format_comparison(comparison))
     if report:
         print(f"\n{write_report(comparison, dataset, report)}")
-        for name, path in zip("AB", arguments.compare, strict=True):
-            if path.is_dir():
-                _journal(report / f"{name}.json").unlink(missing_ok=True)
+    for output in filter(None, outputs):
+        _journal(output).unlink(missing_ok=True)
     return 0
 
 
