@@ -204,7 +204,8 @@ class FeatureWriter:
             lock_path(self.folder)
             if (self.folder / "store.json").exists():
                 have = _read_source(self.folder)
-                if replace(have, precision=have.precision or source.precision) != source:
+                have = replace(have, precision=have.precision or source.precision)
+                if have != source:
                     ours = asdict(source)
                     theirs = ", ".join(
                         f"{name}={value or 'none'}" for name, value in asdict(have).items() if value != ours[name]

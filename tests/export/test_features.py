@@ -291,6 +291,12 @@ def test_a_store_stays_whole_where_another_is_refused(tmp_path: Path) -> None:
     assert_whole(whole[0])
 
 
+def test_what_a_store_does_not_say_of_itself_is_no_difference(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with pytest.raises(StoreError, match="holds features of another source, weights=digest; use"):
+        fill(tmp_path, source=replace(SOURCE, weights="other", precision="float32"))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
 def test_two_processes_do_not_write_to_one_store(tmp_path: Path) -> None:
     """Each would write its rows over those of the other, under names that stay."""
