@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import NDArray
+
 from caplet_export.text import END_TOKEN, START_TOKEN
 
 
@@ -32,9 +35,16 @@ class Bigrams:
         """The implausible pairs of a caption; if it was cut off (not `ended`), it may break off after any word."""
         return [pair for pair in _pairs(words, ended=ended) if self._is_implausible(*pair)]
 
-    def never_after(self, first: str, words: Sequence[str]) -> list[int]:
-        """Positions of those of `words` that people do not say after `first`."""
-        return [position for position, second in enumerate(words) if self._is_implausible(first, second)]
+    def table(self, words: Sequence[str]) -> NDArray[np.bool_]:
+        """bool [V,V]: whether people do not say the second of two of these V words after the first."""
+        seconds = np.array([self._second[word] for word in words], np.int64)
+        table = np.zeros((len(words), len(words)), bool)
+        for row, first in enumerate(words):
+            # Most pairs are of rare words: of Flickr8k's 59 million, chance would say 7,000 often enough.
+            often = self._first[first] * seconds >= self._EXPECTED * self._total
+            for column in np.flatnonzero(often).tolist():
+                table[row, column] = self._is_implausible(first, words[column])
+        return table
 
     def _is_implausible(self, first: str, second: str) -> bool:
         expected = self._first[first] * self._second[second] / max(self._total, 1)

@@ -7,7 +7,7 @@ here, and n-grams hashes of 32 bits: the chance that an n-gram is taken for anot
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -70,7 +70,7 @@ class CaptionReward:
             "reference_weights": jnp.asarray(weights),
             "reference_lengths": jnp.asarray((ended > 0).sum(-1)),
             "references": jnp.asarray(np.array([len(said) for said in references.values()], np.float32)),
-            "implausible": jnp.asarray(_implausible(vocabulary.words, bigrams)),
+            "implausible": jnp.asarray(bigrams.table(vocabulary.words)),
         }
 
     def __call__(self, tables: Mapping[str, Array], rows: Array, ids: Array) -> tuple[Array, Array, Array]:
@@ -165,12 +165,3 @@ def _first_counts(grams: NDArray[np.uint32]) -> NDArray[np.int32]:
     counts = np.empty(grams.shape, np.int32)
     np.put_along_axis(counts, order, found.reshape(grams.shape), axis=-1)
     return np.where(grams, counts, 0)
-
-
-def _implausible(words: Sequence[str], bigrams: Bigrams) -> NDArray[np.bool_]:
-    """bool [V,V]: whether nobody says the second word after the first."""
-    table = np.zeros((len(words), len(words)), bool)
-    for first, before in enumerate(words):
-        for second in bigrams.never_after(before, words):
-            table[first, second] = True
-    return table
