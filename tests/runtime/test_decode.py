@@ -276,10 +276,12 @@ class Chant:
     def __init__(self, tokens: tuple[int, ...], log_probs: tuple[float, ...]) -> None:
         self.tokens, self.log_probs = np.array([tokens]), np.array([log_probs], np.float32)
         self.rows: list[int] = []
+        self.fed: list[tuple[Any, Any]] = []  # features and keys of each call
 
     def __call__(self, token: Any, state: Any, features: Any, keys: Any) -> StepResult:
         n = len(token)
         self.rows.append(n)
+        self.fed.append((features, keys))
         attention = np.full((n, 64), 1 / 64, np.float32)
         return StepResult(np.repeat(self.log_probs, n, 0), np.repeat(self.tokens, n, 0), state, attention)
 
@@ -311,7 +313,7 @@ def test_ids_outside_the_vocabulary_are_found_like_any_word(beam_size: int, toke
 @pytest.mark.parametrize("beam_size", [1, 3])
 @pytest.mark.parametrize("log_prob", [np.nan, -np.inf, np.inf])
 def test_a_decoder_that_gives_no_number_is_an_error(beam_size: int, log_prob: float) -> None:
-    with pytest.raises(InferenceError, match="no usable probabilities"):
+    with pytest.raises(InferenceError, match=r"^decoder: gives no usable probabilities; run `caplet check`$"):
         search(Chant((4, 5), (log_prob, log_prob)), ONE_PHOTO, decoding(beam_size))
 
 
@@ -343,7 +345,7 @@ def test_photos_that_end_as_the_beam_widens_leave_the_others_their_features() ->
 def test_the_end_token_counts_in_the_score_but_is_not_a_word() -> None:
     found = search(Chant((END, 4), (-0.25, -2.0)), ONE_PHOTO, decoding(1))[0]
     assert (found[0].tokens, found[0].log_probs, found[0].score, found[0].ended) == ((), (), -0.25, True)
-    assert found[0].attention.shape == (0, 64)
+    assert (found[0].attention.shape, found[0].attention.dtype) == ((0, 64), np.float32)
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 4])
@@ -353,6 +355,15 @@ def test_all_photos_and_all_hypotheses_go_through_one_call_per_step(beam_size: i
     assert decoder.calls[0] == 5
     assert len(decoder.calls) <= 6
     assert max(decoder.calls) <= 5 * beam_size
+
+
+@pytest.mark.parametrize(("beam_size", "copies"), [(1, 0), (3, 1)])
+def test_features_are_copied_only_where_the_rows_are_of_other_photos_than_before(beam_size: int, copies: int) -> None:
+    """Those of a photo are larger than all else that a step takes."""
+    chant = Chant((4, 5, 6), (-1.0, -1.1, -1.2))
+    search(chant, ONE_PHOTO, decoding(beam_size, 5))
+    assert len(chant.fed) == 5
+    assert len({id(features) for features, _ in chant.fed}) == len({id(keys) for _, keys in chant.fed}) == 1 + copies
 
 
 def test_finished_photos_leave_the_batch() -> None:
