@@ -115,15 +115,22 @@ def test_scores_that_cannot_be_shown_are_left_out(value: Any, bundle: Path, capf
     rehash(bundle, score)
     status, text, err = run("info", "--model", bundle, capfd=capfd)
     assert (status, err) == (0, "")
-    assert "none for the default search" in text
+    assert "none for the default search\n" in text
 
 
-def test_info_without_a_model_tells_of_the_machine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_info_without_a_model_tells_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """For a report of the error; JSON is all or nothing, since programs read it."""
+    cpu = {"name": "Some CPU", "architecture": "x86_64", "cpus": 8, "features": ["avx2", "fma"]}
+    monkeypatch.setattr("caplet.info_command.describe_cpu", lambda: cpu)
     status, out, err = run("info", "--model", tmp_path / "nowhere", capfd=capfd)
     assert (status, err.count("\n")) == (1, 1)
-    assert [line.split("  ")[0] for line in out.splitlines()] == ["versions", "CPU", "CPU features", "threads"]
-    assert f"caplet {caplet.__version__}, " in out
+    told = dict(line.split("  ", 1) for line in out.splitlines())
+    assert list(told) == ["versions", "CPU", "CPU features", "threads"]
+    assert told["versions"].strip().startswith(f"caplet {caplet.__version__}, ")
+    assert told["CPU"].strip() == "Some CPU (x86_64, 8 CPUs)"
+    assert told["CPU features"] == "avx2 fma"
     status, out, err = run("info", "--model", tmp_path / "nowhere", "--json", capfd=capfd)
     assert (status, out, err.count("\n")) == (1, "", 1)
 
