@@ -13,14 +13,14 @@ import struct
 def webp_canvas(file: io.RawIOBase) -> tuple[int, int]:
     """Width and height as a WebP header states them (RFC 9649, sections 2.5 to 2.7)."""
     head = file.read(30)
-    if len(head) < 30:
-        return 1, 1  # for Pillow to refuse
     chunk = head[12:16]
-    if chunk == b"VP8X":
-        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
-    if chunk == b"VP8L":
+    if chunk == b"VP8L":  # a picture of one colour takes no more than 28 bytes
         bits = int.from_bytes(head[21:25], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if len(head) < 30:
+        return 1, 1  # for Pillow to refuse
+    if chunk == b"VP8X":
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 

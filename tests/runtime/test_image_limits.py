@@ -276,6 +276,7 @@ CANVASES = {
     "GIF high frame": (gif((400, 10), (0, 7)), (400, 27)),
     "WebP extended": (encoded(Image.new("RGBA", (300, 520)), "WEBP"), (300, 520)),
     "WebP lossless": (encoded(Image.new("RGB", (300, 520)), "WEBP", lossless=True), (300, 520)),
+    "WebP of 28 bytes": (b"RIFF\x14\0\0\0WEBPVP8L\x08\0\0\0/\x2b\xc1\x81\0\x88\x88\x08", (300, 520)),  # of one colour
     "WebP lossy": (encoded(Image.new("RGB", (300, 520)), "WEBP"), (300, 520)),
     "JPEG 2000": (encoded(Image.new("RGB", (300, 520)), "JPEG2000", offset=(3, 4), tile_size=(400, 600)), (300, 520)),
 }
