@@ -261,12 +261,20 @@ def test_a_strip_one_pixel_wide_is_resized_in_little_memory() -> None:
 
 
 def gif(screen: tuple[int, int], corner: tuple[int, int]) -> bytes:
-    """A GIF whose frame of 300x20 lies on, or sticks out of, a screen of this size."""
-    data = bytearray(encoded(Image.new("P", (300, 20)), "GIF"))
+    """A GIF whose frame of 300x20 lies on, or sticks out of, a screen of this size; its colours hold "," and ";"."""
+    picture = Image.fromarray(np.arange(6000).reshape(20, 300).astype(np.uint8))
+    picture.putpalette(bytes(255 - place // 3 for place in range(768)))
+    data = bytearray(encoded(picture, "GIF"))
     frame = data.index(struct.pack("<cHHHH", b",", 0, 0, 300, 20))
     struct.pack_into("<HH", data, 6, *screen)
     struct.pack_into("<HH", data, frame + 1, *corner)
     return bytes(data)
+
+
+def without_colours(gif: bytes) -> bytes:
+    """The same without its table of colours, in whose place there are a comment of two parts and a stray byte."""
+    flags, comment = bytes([gif[10] & 0x7F]), b"!\xfe\x02\0,\x03;,,\0" + b"\0"
+    return gif[:10] + flags + gif[11:13] + comment + gif[13 + 768 :]
 
 
 CANVASES = {
@@ -274,6 +282,7 @@ CANVASES = {
     "GIF screen": (gif((400, 600), (0, 0)), (400, 600)),
     "GIF wide frame": (gif((10, 600), (50, 0)), (350, 600)),
     "GIF high frame": (gif((400, 10), (0, 7)), (400, 27)),
+    "GIF comment": (without_colours(gif((400, 10), (0, 7))), (400, 27)),
     "WebP extended": (encoded(Image.new("RGBA", (300, 520)), "WEBP"), (300, 520)),
     "WebP lossless": (encoded(Image.new("RGB", (300, 520)), "WEBP", lossless=True), (300, 520)),
     "WebP of 28 bytes": (b"RIFF\x14\0\0\0WEBPVP8L\x08\0\0\0/\x2b\xc1\x81\0\x88\x88\x08", (300, 520)),  # of one colour
@@ -288,6 +297,10 @@ def test_a_canvas_is_measured_to_the_pixel_before_pillow_makes_it(name: str, mon
     load_pixels(data, max_pixels=width * height)
     monkeypatch.delattr("caplet.image_file._open")
     assert f"too large: {width}x{height} is" in str(refusal(data, max_pixels=width * height - 1))
+
+
+def test_a_webp_that_ends_in_its_header_is_damaged() -> None:
+    assert "damaged WebP file" in str(refusal(CANVASES["WebP lossy"][0][:28]))
 
 
 def test_rows_of_a_pixel_are_limited_as_pillow_needs_memory_for_each() -> None:
