@@ -95,6 +95,7 @@ def test_every_pixel_is_where_it_belongs(
     ramp = heat_colours(np.sqrt(np.linspace(0, 1, 126, dtype=np.float32)))
     assert sum(row.tobytes() == ramp.tobytes() for row in drawing[:, top : top + 126]) == 9
     assert [text for text, _ in texts].count("50 %") == 1  # the largest share, at the end of the scale
+    assert [text for text, _ in texts].count("share of attention") == 1
 
     def below(drawing: NDArray[np.uint8], panel: tuple[int, int, int, int]) -> NDArray[np.uint8]:
         start, end = panel[0] - margin, panel[1] + panel[3]
@@ -168,6 +169,14 @@ def test_words_too_long_are_made_to_fit(texts: list[Any]) -> None:
     written = [text for text, _ in texts]
     assert written.count("extraordinarily") == 2
     assert sum(text.endswith("...") for text in written) == 2  # in the caption and under its panel
+
+
+def test_only_words_too_long_are_written_smaller(texts: list[Any]) -> None:
+    words = ["dd", "d" * 22]
+    plot_attention(PHOTOS / "rocket.jpg", words, looking_at((0, 0), (1, 1)), [0.5, 0.5])
+    short, long = (next(box for text, box in reversed(texts) if text == word) for word in words)
+    _, top, _, bottom = ImageFont.load_default(size=280 // 13).getbbox("dd")
+    assert long[3] - long[1] < short[3] - short[1] == bottom - top
 
 
 def test_a_word_of_megabytes_takes_no_longer_than_one_too_long(texts: list[Any]) -> None:
