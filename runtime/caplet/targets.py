@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import stat
 from pathlib import Path
 
 from caplet.errors import CapletError
@@ -74,9 +75,10 @@ def _lies_in(path: str, folder: str, recursive: bool) -> bool:
 def _holds_something(path: str) -> bool:
     """Whether there is a file of that name that is not empty. Pipes and devices do not count."""
     try:
-        return os.path.isfile(path) and os.path.getsize(path) > 0
-    except OSError:
+        status = os.stat(path)
+    except (OSError, ValueError):
         return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
 def _is_picture(path: str) -> bool:

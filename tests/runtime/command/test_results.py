@@ -117,10 +117,10 @@ def test_a_name_with_a_carriage_return_stays_one_record(
 
 
 def test_a_name_does_not_steer_the_terminal(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\x07\x1f\x7f\x9b\x9fé.jpg")
+    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\x07\x1f\x7f\x9b\x9f\xa0é.jpg")
     status, out, err = run(tmp_path, capfd=capfd)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{tmp_path}/\\x1b[2J\\x07\\x1f\\x7f\\x9b\\x9fé.jpg\t")
+    assert out.startswith(f"{tmp_path}/\\x1b[2J\\x07\\x1f\\x7f\\x9b\\x9f\xa0é.jpg\t")
 
 
 def test_a_backslash_in_a_name_is_escaped_in_a_table(
@@ -230,7 +230,9 @@ def test_a_current_folder_that_is_gone(photos: Path, tmp_path: Path, monkeypatch
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert run(photos, "--attention", "out", capfd=capfd) == (1, "", "caplet: out: No such file or directory\n")
+    for option in ([], ["--recursive"]):
+        told = run(photos, "--attention", "out", *option, capfd=capfd)
+        assert told == (1, "", "caplet: out: No such file or directory\n")
     status, _, err = run(photos / "cat.jpg", "--attention", "out.png", capfd=capfd)
     assert (status, err.count("\n")) == (1, 1)
     assert err.startswith("caplet: out.png: ")
@@ -262,6 +264,7 @@ NOTHING = {"output": None, "attention": None, "photos": [], "files_from": None, 
         ({"output": "link", "files_from": "list"}, "-o would overwrite the list of files"),
         ({"output": "/dev/stdin", "files_from": "-"}, "-o would overwrite the list of files"),
         ({"output": "list", "attention": "link"}, "-o and --attention are the same file"),
+        ({"output": "new", "attention": "folder/../new"}, "-o and --attention are the same file"),
         ({"photos": ["folder"], "attention": "folder"}, "--attention would put drawings among the photos"),
         (
             {"photos": ["folder"], "attention": "folder/new", "recursive": True},
@@ -269,6 +272,8 @@ NOTHING = {"output": None, "attention": None, "photos": [], "files_from": None, 
         ),
         ({"photos": ["folder"], "attention": "folder/new"}, None),
         ({"photos": ["a name with\0"], "output": "list"}, None),
+        ({"photos": ["nowhere"], "output": "new"}, None),
+        ({"photos": ["nowhere"], "attention": "nowhere"}, None),  # it is the photo that is told to be missing
         ({"attention": "/dev/null"}, None),
     ],
     ids=str,
@@ -282,6 +287,17 @@ def test_one_file_is_not_taken_for_two(
     (tmp_path / "link").hardlink_to("list")
     monkeypatch.setattr("caplet.targets._STDOUT", os.devnull)
     assert objection(argparse.Namespace(**{**NOTHING, **changes})) == expected
+
+
+def test_a_file_that_cannot_be_read_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it can be written is found out when it is opened for that."""
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    (tmp_path / "out").write_text("x")
+    monkeypatch.setattr("caplet.targets.open", refuse, raising=False)
+    assert objection(argparse.Namespace(**{**NOTHING, "output": str(tmp_path / "out")})) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
