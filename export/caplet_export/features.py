@@ -104,8 +104,8 @@ class FeatureStore(StoredFeatures):
         StoreError: no store there, its extraction has not finished, or its files do not fit together.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
         self.source = _read_source(self.folder)
         if not (self.folder / _SKIPPED).exists():
             raise StoreError(f"{self.folder}: extraction has not finished; run `caplet-export features` again")
@@ -196,8 +196,8 @@ class FeatureWriter:
         ExportError: another process is writing to it.
     """
 
-    def __init__(self, folder: Path, source: StoreSource) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str, source: StoreSource) -> None:
+        self.folder = Path(folder)
         self._row_bytes = source.locations * source.channels * 2
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
