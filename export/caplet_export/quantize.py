@@ -110,8 +110,8 @@ def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mappin
     in_bytes = _made_in_bytes(graph)
     dense = [node for node in graph.nodes if _is_dense(graph, node)]
     for relu in graph.of_type("Relu"):
-        producer = graph.producer(relu.input[0])
-        if relu.output[0] in groups and producer is not None:
+        producer, reader = graph.producer(relu.input[0]), graph.only_reader(relu.input[0])
+        if relu.output[0] in groups and producer is not None and reader is not None:
             producer.output[0] = relu.output[0]
             graph.nodes.remove(relu)
 

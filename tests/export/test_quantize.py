@@ -238,6 +238,26 @@ def test_dense_layers_may_read_pieces_of_an_input_and_pieces_put_together(tmp_pa
     assert fused(found, tmp_path)["QGemm"] == 3
 
 
+def test_a_relu_stays_where_what_it_reads_is_read_by_others() -> None:
+    generator = np.random.default_rng(0)
+    kernels = {name: generator.normal(size=(4, 3, 3, 3)).astype(np.float32) for name in ("w", "v")}
+    kernels["v"] = kernels["v"][:, [0, 1, 2, 0]]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["before"], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["before"], ["after"]),
+        helper.make_node("Conv", ["before", "v"], ["negative"], kernel_shape=[3, 3]),
+        helper.make_node("Conv", ["after", "v"], ["positive"], kernel_shape=[3, 3]),
+        helper.make_node("Sub", ["positive", "negative"], ["y"]),
+    ]
+    sizes = {"x": (3, 9, 9), "y": (4, 5, 5)}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *size]) for name, size in sizes.items()]
+    weights = [numpy_helper.from_array(kernel, name) for name, kernel in kernels.items()]
+    graph = helper.make_graph(nodes, "both", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = {"x": generator.normal(size=(2, 3, 9, 9)).astype(np.float32)}
+    assert signal_to_noise(run(model, feed)["y"], run(quantize(model, lambda: [feed]), feed)["y"]) > 25
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["others first", "others last"])
 def test_what_a_dense_layer_reads_is_rounded_for_it_alone(last: bool) -> None:
     """A state is carried on, and the features of an ensemble are put together, in floats as they were made.
