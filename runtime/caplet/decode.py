@@ -86,25 +86,25 @@ def search(step: Step, encoded: Encoded, decoding: Decoding) -> list[list[Hypoth
         InferenceError: the decoder gives no usable probabilities.
     """
     repeats = _Repeats(decoding)
-    beams = [_Beam(photo, decoding, repeats) for photo in range(len(encoded.state))]
+    beams = [_Beam(decoding, repeats) for _ in encoded.state]
     attention: list[Floats] = []  # of each step
-    live, photos = beams, list(range(len(beams)))  # the photo of each row
+    photos = list(range(len(beams)))  # of each row
     features, keys, state = encoded
     token = np.full(len(photos), START, np.int64)
-    while live:
+    while photos:
         result = step(token, state, features, keys)
         attention.append(result.attention)
         choices = list(zip(result.tokens.tolist(), result.log_probs.tolist(), strict=True))
         row = 0
-        for beam in live:
-            width = len(beam.live)
-            beam.extend(row, choices[row : row + width])
-            row += width
-        live = [beam for beam in live if beam.live]
-        before, photos = photos, [beam.photo for beam in live for _ in beam.live]
+        for beam in beams:
+            if beam.live:
+                end = row + len(beam.live)
+                beam.extend(row, choices[row:end])
+                row = end
+        before, photos = photos, [photo for photo, beam in enumerate(beams) for _ in beam.live]
         if photos != before:
             features, keys = encoded.features[photos], encoded.keys[photos]
-        sentences = [sentence for beam in live for sentence in beam.live]
+        sentences = [sentence for beam in beams for sentence in beam.live]
         state = result.state[[sentence.rows[-1] for sentence in sentences]]
         token = np.array([sentence.words[-1] for sentence in sentences], np.int64)
     if not all(beam.finished for beam in beams):
@@ -139,8 +139,8 @@ class _Finished(NamedTuple):
 class _Beam:
     """The hypotheses of one photo, in plain Python: for so few, that costs less than arrays would."""
 
-    def __init__(self, photo: int, decoding: Decoding, repeats: _Repeats) -> None:
-        self.photo, self._decoding, self._repeats = photo, decoding, repeats
+    def __init__(self, decoding: Decoding, repeats: _Repeats) -> None:
+        self._decoding, self._repeats = decoding, repeats
         self.live = [_Sentence(0.0, (), (), ())]
         self.finished: list[_Finished] = []
 
@@ -168,7 +168,7 @@ class _Beam:
         elif len(self.live[0].words) == self._decoding.max_length:
             self._cut(self.live)
             self.live = []
-        elif not _can_still_win(self.live[0].total, self.finished, self._decoding):
+        elif len(self.finished) >= size and not _can_still_win(self.live[0].total, self.finished, self._decoding):
             self.live = []
 
     def _continuations(
@@ -224,11 +224,10 @@ def _score(log_prob: float, tokens: int, decoding: Decoding) -> float:
 
 
 def _can_still_win(total: float, finished: Sequence[_Finished], decoding: Decoding) -> bool:
-    """Whether a live hypothesis with this sum of log-probabilities may still get among the best.
+    """Whether a live hypothesis with this sum of log-probabilities may still get among the best; at least a beam of
+    them is finished.
 
     At best, its sum is still `total` at the length limit, where a negative sum is divided by the most words.
     """
-    if len(finished) < decoding.beam_size:
-        return True
     last = sorted(done.score for done in finished)[-decoding.beam_size]
     return last < _score(total, decoding.max_length, decoding)
