@@ -125,6 +125,14 @@ def is_folder(name: str) -> bool:
     return os.path.isdir(name)  # Path.is_dir raises for names that are too long
 
 
+def status_of(file: str | Path | int) -> os.stat_result | None:
+    """What the system says of a file, by path or descriptor; None if there is none, or no file can have that name."""
+    try:
+        return os.stat(file)
+    except (OSError, ValueError):
+        return None
+
+
 def is_descriptor(name: str) -> bool:
     """Whether a name stands for a file that a process has open, as a shell's `<(...)` does."""
     return _DESCRIPTOR.fullmatch(os.path.normpath(name)) is not None
@@ -194,10 +202,8 @@ def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]
 
 
 def _is_pipe(name: str) -> bool:
-    try:
-        return stat.S_ISFIFO(os.stat(name).st_mode)
-    except (OSError, ValueError):
-        return False
+    status = status_of(name)
+    return status is not None and stat.S_ISFIFO(status.st_mode)
 
 
 def _photos_in(folder: str, recursive: bool, drawings: str | None) -> Iterator[Input]:

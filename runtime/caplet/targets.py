@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from caplet.errors import CapletError
-from caplet.inputs import STDIN, SUFFIXES, is_folder
+from caplet.inputs import STDIN, SUFFIXES, is_folder, status_of
 
 _STDOUT = 1
 _PPM_HEADER = re.compile(rb"P.\s+(#|\d+\s+\d)")
@@ -47,11 +47,8 @@ def objection(arguments: argparse.Namespace) -> str | None:
 
 def identity(path: str | Path | int) -> tuple[int, int] | None:
     """Device and inode of a file, by path or descriptor: the same for all of its names. None if there is no file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
+    status = status_of(path)
+    return None if status is None else (status.st_dev, status.st_ino)
 
 
 def _same_file(one: str, other: str | int) -> bool:
@@ -74,11 +71,8 @@ def _lies_in(path: str, folder: str, recursive: bool) -> bool:
 
 def _holds_something(path: str) -> bool:
     """Whether there is a file of that name that is not empty. Pipes and devices do not count."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size > 0
+    status = status_of(path)
+    return status is not None and stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
 def _is_picture(path: str) -> bool:
