@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from caplet_export.bigrams import Bigrams
 from caplet_export.flickr8k import Dataset
 from caplet_export.text import END_TOKEN
-from caplet_export.tokenizer import tokenize
+from caplet_export.tokenizer import tokenize as tokenize  # one of the scorer's steps, offered here like the others
 
 Words = Sequence[str]
 References = Mapping[str, Sequence[Words]]
