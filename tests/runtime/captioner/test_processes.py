@@ -68,7 +68,7 @@ for used in (False, True):
         if time.monotonic() > deadline:
             os.kill(child, 9)
         time.sleep(0.02)
-    print(os.waitstatus_to_exitcode(ended[1]))
+    print(os.waitstatus_to_exitcode(ended[1]), flush=True)
 """
 
 
