@@ -626,17 +626,24 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_idling_begins_a_fifth_of_a_second_after_a_caption(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process that computes all the time until then, and a quarter of the time from then on."""
+    """In a process that computes all the time until then, and whose other threads compute a quarter of it from then on.
+
+    The thread that sleeps is charged for an eighth.
+    """
     slept: list[float] = []
 
     def process_time() -> float:
         passed = sum(slept)
-        return min(passed, 0.2) + max(passed - 0.2, 0) / 4
+        return min(passed, 0.2) + max(passed - 0.2, 0) / 4 + thread_time()
 
-    monkeypatch.setattr(probes, "time", SimpleNamespace(sleep=slept.append, process_time=process_time))
+    def thread_time() -> float:
+        return sum(slept) / 8
+
+    clock = SimpleNamespace(sleep=slept.append, process_time=process_time, thread_time=thread_time)
+    monkeypatch.setattr(probes, "time", clock)
     monkeypatch.setattr("caplet.Captioner", MagicMock())
     assert probes.idle_cpu("bundle", "cat.jpg") == {"cpu_share": pytest.approx(1 / 4)}
-    assert slept == [0.2, 2.0]
+    assert slept == [0.2, 5.0]
 
 
 @pytest.mark.usefixtures("little_memory")
