@@ -159,7 +159,7 @@ def _step(
     """`step` of M members at inference, fused wherever they do the same: every operator has a fixed overhead, and the
     products of one word are small.
 
-    The embedding and its projection to the GRU gates depend only on the word, so both are precomputed for every word
+    What a word adds to the gates and to the deep output depends only on the word, so it is precomputed for every word
     and looked up. Each member has three products of its own: with its state, its context and its next state. The output
     layer is one product for all members: the mean of their products is one product of their operands side by side. All
     else is computed on [N,M,...], or on [N,M*...] where that needs no transposition.
@@ -173,25 +173,23 @@ def _step(
     def side_by_side(stack: tf.Tensor) -> tf.Tensor:
         return stack if count == 1 else tf.reshape(stack, (-1, count * stack.shape[-1]))
 
-    embeddings, from_word = _word_tables(members)
     from_state = [_dense(own, member.from_state) for own, member in zip(_split(state, members), members, strict=True)]
     gate_sizes = [members[0].gate_size] if config.gated_context else []
     query, *gate, recurrent, recurrent_candidate = tf.split(
         stacked(_joined(from_state)), [config.attention_size, *gate_sizes, 2 * size, size], axis=-1
     )
 
-    context, attention = _attend(members, side_by_side(query), features, keys)
+    context, attention = _attend(members, query, features, keys)
     if gate:
         context = context * tf.sigmoid(side_by_side(gate[0]))
     from_context = [
         tf.matmul(own, tf.concat([reader.kernel for reader in _context_readers(member)], axis=1))
         for own, member in zip(_split(context, members), members, strict=True)
     ]
-    context_gates, *context_hidden = tf.split(
-        stacked(_joined(from_context)), [reader.units for reader in _context_readers(members[0])], axis=-1
+    deep_sizes = [reader.units for reader in _context_readers(members[0])[1:]]
+    gates, candidate, *deep = tf.split(
+        stacked(_joined(from_context) + tf.gather(_word_table(members), token)), [2 * size, size, *deep_sizes], axis=-1
     )
-    from_words = stacked(tf.gather(from_word, token))
-    gates, candidate = tf.split(from_words + context_gates, [2 * size, size], axis=-1)
     update, reset = tf.split(tf.sigmoid(gates + recurrent), 2, axis=-1)
     candidate = tf.tanh(candidate + reset * recurrent_candidate)
     # update * state + (1 - update) * candidate, with one product fewer.
@@ -199,8 +197,8 @@ def _step(
 
     own_states = zip(_split(next_state, members), members, strict=True)
     hidden = _joined([_dense(own, member.output_state) for own, member in own_states])
-    if context_hidden:
-        hidden = hidden + (tf.gather(embeddings, token) + side_by_side(context_hidden[0]))
+    if deep:
+        hidden = hidden + side_by_side(deep[0])
     tables = [_output_layer(member) for member in members]
     kernel = tf.concat([kernel for kernel, _ in tables], axis=0) / count
     bias = tf.add_n([bias for _, bias in tables]) / count
@@ -210,17 +208,17 @@ def _step(
 def _attend(
     members: Sequence[CaptionModel], query: tf.Tensor, features: tf.Tensor, keys: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The members' contexts side by side, [N,M*D], and their mean attention [N,L], from their queries [N,M*A]."""
+    """The members' contexts side by side, [N,M*D], and their mean attention [N,L], from their queries [N,M,A]."""
     count = len(members)
-    energies = tf.tanh(keys + tf.expand_dims(query, 1))
-    scores = [member.score.kernel for member in members]
-    if count == 1:
-        attention = tf.nn.softmax(tf.squeeze(tf.matmul(energies, tf.convert_to_tensor(scores[0])), 2))
-        return tf.squeeze(tf.matmul(tf.expand_dims(attention, 1), features), 1), attention
+    energies = tf.tanh(keys + tf.reshape(query, (-1, 1, keys.shape[-1])))
     # Every member's attention weighs all members' features; of the resulting blocks each member needs only its own.
-    attention = tf.nn.softmax(tf.transpose(tf.matmul(energies, _block_diagonal(scores)), (0, 2, 1)))
+    weights = tf.transpose(_block_diagonal([member.score.kernel for member in members]))
+    attention = tf.nn.softmax(tf.matmul(weights, energies, transpose_b=True))
+    contexts = tf.matmul(attention, features)
+    if count == 1:
+        return tf.squeeze(contexts, 1), tf.squeeze(attention, 1)
     own = _block_diagonal([tf.ones((1, features.shape[-1] // count))] * count)
-    return tf.reduce_sum(tf.matmul(attention, features) * own, axis=1), tf.reduce_mean(attention, axis=1)
+    return tf.reduce_sum(contexts * own, axis=1), tf.reduce_mean(attention, axis=1)
 
 
 def _block_diagonal(blocks: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -239,12 +237,15 @@ def _context_readers(model: CaptionModel) -> list[Any]:
     return [model.from_context] + ([model.output_context] if model.output_context is not None else [])
 
 
-def _word_tables(members: Sequence[CaptionModel]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Members' embeddings [V,M*E], and the projections of these to the GRUs' gates, [V,M*3H], as constants."""
+def _word_table(members: Sequence[CaptionModel]) -> NDArray[np.float32]:
+    """What each word adds to what the `_context_readers` of all members make of the context, [V,M*S], as a constant."""
     with tf.init_scope():  # computed now, not in what is traced
-        embeddings = [tf.convert_to_tensor(member.embedding.embeddings) for member in members]
-        from_word = [_dense(words, member.from_word) for words, member in zip(embeddings, members, strict=True)]
-        return _joined(embeddings).numpy(), _joined(from_word).numpy()
+        parts = []
+        for member in members:
+            embeddings = tf.convert_to_tensor(member.embedding.embeddings)
+            deep = [] if member.output_context is None else [embeddings]
+            parts += [_dense(embeddings, member.from_word), *deep]
+        return _joined(parts).numpy()
 
 
 def _output_layer(model: CaptionModel) -> tuple[tf.Tensor, tf.Tensor]:
