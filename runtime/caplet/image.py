@@ -13,6 +13,7 @@ undo what other threads do.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import os
@@ -20,7 +21,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,9 @@ from caplet.image_file import (
     refused,
     too_long,
 )
+
+if TYPE_CHECKING:
+    from PIL import ImageCms
 
 
 class BinaryReader(Protocol):
@@ -543,7 +547,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms  # only here: few pictures are LAB
 
     transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-    return cast("Image.Image", ImageCms.applyTransform(image, transform))  # None only when working in place
+    return _transformed(image, transform)
 
 
 def _squash(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -562,8 +566,9 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
     """sRGB pixels, if the source carries an RGB colour profile, or the gamma of a PNG (its gAMA chunk: PNG, third
     edition, section 11.3.2.2), that says something else.
 
-    Done on the small picture, where it costs a millisecond. Profiles of grey and CMYK pictures are left aside, and so
-    is a damaged one: a picture in slightly wrong colours is still the picture.
+    Done on the small picture, where it costs a millisecond, and three where the profile was not met lately. Profiles of
+    grey and CMYK pictures are left aside, and so is a damaged one: a picture in slightly wrong colours is still the
+    picture.
     """
     profile = source.info.get("icc_profile")
     gamma = source.info.get("gamma")
@@ -578,16 +583,30 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
     if b"inear" not in text and any(name in text for name in _SRGB_NAMES):
         return pixels
     try:
-        from PIL import ImageCms  # only here: Pillow can be built without it
-
-        transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), "RGB", "RGB")
-        probe, converted = (
-            cast("Image.Image", ImageCms.applyTransform(image, transform)) for image in (_PROBE, pixels)
-        )
-        difference = np.abs(np.asarray(probe).astype(np.int16) - np.asarray(_PROBE)).max()
-        return pixels if difference <= _SAME_COLOUR else converted
+        transform = _transform_to_srgb(profile)
+        return pixels if transform is None else _transformed(pixels, transform)
     except Exception:
         return pixels
+
+
+@functools.lru_cache(maxsize=4)
+def _transform_to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """Little CMS' transform from a colour profile, None if that is sRGB but for rounding.
+
+    It takes longer to make than to use, and all photos of a phone have the same profile. Threads may share it, as it
+    does not change in use. Raises one of several exceptions of Pillow's if the profile is damaged.
+    """
+    from PIL import ImageCms  # only here: Pillow can be built without it
+
+    transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), "RGB", "RGB")
+    probe = np.asarray(_transformed(_PROBE, transform)).astype(np.int16)
+    return None if np.abs(probe - np.asarray(_PROBE)).max() <= _SAME_COLOUR else transform
+
+
+def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    from PIL import ImageCms
+
+    return cast("Image.Image", ImageCms.applyTransform(image, transform))  # None only when working in place
 
 
 _SAME_GAMMA = 0.05

@@ -8,6 +8,7 @@ import itertools
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -558,6 +559,32 @@ def test_a_linear_profile_that_calls_itself_srgb_is_converted(photo: Image.Image
     profile = swapped_profile() + b"sRGB IEC61966-2.1 (Linear RGB Profile)"
     expected = load_pixels(encoded(photo, icc_profile=swapped_profile()))
     np.testing.assert_array_equal(load_pixels(encoded(photo, icc_profile=profile)), expected)
+
+
+def test_photos_of_one_camera_share_what_is_made_of_its_profile(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In threads as well, each of which has a photo of its own."""
+    made: list[bytes] = []
+    build = ImageCms.buildTransform
+
+    def counted(profile: io.BytesIO, *others: Any) -> Any:
+        made.append(profile.getvalue())
+        return build(profile, *others)
+
+    monkeypatch.setattr(ImageCms, "buildTransform", counted)
+    cameras = [swapped_profile("one camera  1"), srgb_profile().replace("sRGB".encode("utf-16-be"), b"\0o\0t\0h\0r")]
+    photos = [photo.rotate(10 * number) for number in range(9)]
+    files = {camera: [encoded(each, icc_profile=camera) for each in photos] for camera in cameras}
+    alone = {camera: load_pixels(files[camera][0]) for camera in cameras}
+    assert mean_difference(alone[cameras[0]], plain(photo)) > 5 and (alone[cameras[1]] == plain(photo)).all()
+    with ThreadPoolExecutor(4) as pool:
+        pixels = list(pool.map(load_pixels, itertools.chain(*files.values(), *files.values())))
+    assert made == cameras
+    for other, each in zip(photos, pixels, strict=False):
+        np.testing.assert_array_equal(each, load_pixels(encoded(other, icc_profile=swapped_profile("one camera  2"))))
+    for one, again in zip(pixels[:18], pixels[18:], strict=True):
+        np.testing.assert_array_equal(one, again)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P"])
