@@ -10,7 +10,7 @@ from caplet_export.text import UNKNOWN, Vocabulary
 
 _USUAL, _BEFORE_VOWELS = "a", "an"
 _LEAST = 2
-"""Fewest captions with "an" and a word, lest a slip of the pen make a rule."""
+"""Fewest times that people put "an" before a word, lest a slip of the pen make a rule."""
 
 
 def article_forms(captions: Iterable[Sequence[str]], vocabulary: Vocabulary) -> tuple[tuple[int, int, int], ...]:

@@ -16,6 +16,7 @@ def test_words_that_people_put_an_before_more_often_than_a() -> None:
     assert article_forms(captions, VOCABULARY) == ((A, AN, ORANGE),)
     assert article_forms([*captions, ("an", "atv")], VOCABULARY) == ((A, AN, ORANGE), (A, AN, ATV))
     assert article_forms([*captions, ("a", "orange")], VOCABULARY) == ()  # as often as "an"
+    assert article_forms([*captions, ("a", "orange"), ("an", "orange")], VOCABULARY) == ((A, AN, ORANGE),)
 
 
 def test_once_may_be_a_slip() -> None:

@@ -37,9 +37,9 @@ def test_a_caption_that_was_cut_off_may_end_anywhere(bigrams: Bigrams) -> None:
 
 
 def test_what_is_said_now_and_then_is_plausible() -> None:
-    """Of some 100 expected, one occurrence is fewer than a fiftieth; two, or three, are not."""
-    for found, implausible in ((1, True), (3, False)):
-        captions = [["a", "b"]] * 600 + [["c", "d"]] * 600 + [["a", "d"]] * found
+    """Of some 1005 expected, 20 occurrences are fewer than a fiftieth; 21 are not."""
+    for found, implausible in ((20, True), (21, False)):
+        captions = [["a", "b"]] * 6000 + [["c", "d"]] * 6000 + [["a", "d"]] * found
         assert bool(Bigrams(captions).implausible(["a", "d"])) == implausible
 
 
@@ -47,6 +47,7 @@ def test_what_chance_would_say_fewer_than_five_times_is_plausible() -> None:
     for count, implausible in ((30, True), (29, False)):  # of 3 pairs a caption, "a d" count² / 6 count times
         captions = [["a", "b"]] * count + [["c", "d"]] * count
         assert bool(Bigrams(captions).implausible(["a", "d"])) == implausible
+        assert Bigrams(captions).table(["a", "d"])[0, 1] == implausible
 
 
 def test_without_captions_nothing_is_implausible() -> None:

@@ -36,4 +36,4 @@ def test_a_word_three_times_in_a_caption_is_one_caption() -> None:
 
 
 def test_unknown_words_are_passed_over() -> None:
-    assert repeatable_ngrams([("a", "bird", "a", "bird")] * 20, VOCABULARY) == ((A,),)
+    assert repeatable_ngrams([("a", "bird", "a", "bird", "a")] * 20, VOCABULARY) == ((A,),)
