@@ -147,6 +147,7 @@ def test_opaque_modes_equal_pillows_conversion(photo: Image.Image, mode: str) ->
         ("JPEG", "RGB", {"progressive": True}),
         ("JPEG2000", "RGB", {}),
         ("JPEG2000", "L", {}),
+        ("JPEG2000", "RGBA", {}),
         ("MPO", "RGB", {}),
         ("TIFF", "1", {"compression": "group4"}),
         ("TIFF", "CMYK", {}),

@@ -156,12 +156,13 @@ def test_a_jpeg_2000_whose_header_hides_its_size_is_refused(photo: Image.Image) 
     assert peak_memory() - before < 8 << 20
 
 
-def codestream(side: int, tile: tuple[int, int], components: int = 3, segments: bytes = b"") -> bytes:
-    """A square picture as a JPEG 2000 codestream whose header states other tiles, components and segments."""
+def codestream(side: int, tile: tuple[int, int], components: int = 3, segments: bytes = b"", offset: int = 0) -> bytes:
+    """A square picture as a JPEG 2000 codestream whose header states other tiles, components, segments and offset."""
     picture = Image.new("RGB", (side, side), (9, 99, 199))
     data = encoded(picture, "JPEG2000", no_jp2=True)
     end = 4 + int.from_bytes(data[4:6], "big")
-    size = data[6:24] + struct.pack(">II", *tile) + data[32:40] + struct.pack(">H", components) + b"\7\1\1" * components
+    size = data[6:16] + struct.pack(">4I", offset, offset, *tile) + data[32:40]
+    size += struct.pack(">H", components) + b"\7\1\1" * components
     return b"\xff\x4f\xff\x51" + struct.pack(">H", len(size) + 2) + size + segments + data[end:]
 
 
@@ -172,11 +173,12 @@ def boxed(stream: bytes, kind: str) -> bytes:
     lengths = {"length": struct.pack(">I4s", 8 + len(stream), b"jp2c"), "to the end": b"\0\0\0\0jp2c"}
     lengths["long length"] = struct.pack(">I4sQ", 1, b"jp2c", 16 + len(stream))
     lengths["after a box"] = struct.pack(">I4s3s", 11, b"free", b"") + lengths["length"]
+    lengths["after an empty box"] = struct.pack(">I4s", 8, b"free") + lengths["length"]
     lengths["after a long box"] = struct.pack(">I4sQ3s", 1, b"free", 19, b"") + lengths["length"]
     return stream if kind == "bare" else header + lengths[kind] + stream
 
 
-BOXES = ["bare", "length", "to the end", "long length", "after a box", "after a long box"]
+BOXES = ["bare", "length", "to the end", "long length", "after a box", "after an empty box", "after a long box"]
 
 
 @pytest.mark.parametrize("kind", BOXES)
@@ -185,8 +187,9 @@ def test_a_jpeg_2000_is_measured_by_its_codestream_wherever_that_is(kind: str) -
     assert (expected == [9, 99, 199]).all()
     forged = {
         "too large: 2000x2000 is": boxed(codestream(2000, (2000, 2000)), kind),
-        "far more tiles than a picture needs": boxed(codestream(240, (1, 1)), kind),
-        "1500 components": boxed(codestream(32, (1, 1), components=1500), kind),
+        "far more tiles than a picture needs": boxed(codestream(33, (1, 1)), kind),
+        "has 5 components": boxed(codestream(32, (1, 1), components=5), kind),
+        "has 0 components": boxed(codestream(32, (1, 1), components=0), kind),
         "no pixels": boxed(codestream(32, (0, 1)), kind),
     }
     before = resident_memory()
@@ -208,10 +211,19 @@ def test_a_codestream_that_does_not_start_with_its_size_is_refused() -> None:
 def test_tables_that_each_tile_of_a_jpeg_2000_gets_a_copy_of_are_refused(unknown: bytes) -> None:
     tables = b"".join(struct.pack(">HHHHH", 0xFF74, 60_008, 0, 0x100 + n, 0) + bytes(60_000) for n in range(4))
     assert (load_pixels(codestream(32, (32, 32), segments=tables)) == [9, 99, 199]).all()
-    forged = codestream(32, (1, 1), segments=unknown + tables)
+    forged = [codestream(32, (1, 1), segments=unknown + tables)]
+    forged += [codestream(33, tile, segments=unknown + tables, offset=1) for tile in ((32, 33), (33, 32))]  # two tiles
     before = resident_memory()
-    assert "not a marker of the header of a tiled picture" in str(refusal(forged))
+    for data in forged:
+        assert "not a marker of the header of a tiled picture" in str(refusal(data))
     assert peak_memory() - before < 4 << 20
+
+
+def test_what_belongs_in_the_header_of_a_tiled_jpeg_2000_is_passed_over() -> None:
+    """By segments, whose content is no marker (ISO/IEC 15444-1, table A.2, and, for CAP and CPF, 15444-15)."""
+    codes = b"\x50\x52\x53\x55\x57\x59\x5c\x5d\x5e\x5f\x60\x63\x64"
+    segments = b"".join(struct.pack(">BBHH", 0xFF, code, 4, 0xFF74) for code in codes)
+    assert "too large" in str(refusal(codestream(64, (32, 32), segments=segments), max_pixels=1))
 
 
 @pytest.mark.parametrize("tile", [(16, 16), (32, 32), (64, 64), (1000, 16), (5000, 5000)], ids=str)
@@ -226,7 +238,7 @@ def test_tiles_as_encoders_make_them_are_read(
 def test_a_large_picture_may_have_tiles_of_32x32() -> None:
     picture = Image.new("L", (1500, 1300), 7)
     assert (load_pixels(encoded(picture, "JPEG2000", tile_size=(32, 32))) == 7).all()
-    assert "far more tiles" in str(refusal(encoded(picture, "JPEG2000", tile_size=(16, 16))))
+    assert "far more tiles" in str(refusal(encoded(picture, "JPEG2000", tile_size=(16, 28))))
 
 
 def tiled_tiff(side: int) -> bytes:
@@ -287,6 +299,12 @@ CANVASES = {
     "WebP lossless": (encoded(Image.new("RGB", (300, 520)), "WEBP", lossless=True), (300, 520)),
     "WebP of 28 bytes": (b"RIFF\x14\0\0\0WEBPVP8L\x08\0\0\0/\x2b\xc1\x81\0\x88\x88\x08", (300, 520)),  # of one colour
     "WebP lossy": (encoded(Image.new("RGB", (300, 520)), "WEBP"), (300, 520)),
+    "JPEG 2000 far off": (
+        encoded(
+            Image.new("RGB", (300, 520)), "JPEG2000", offset=(9007, 8005), tile_offset=(9000, 8000), tile_size=(64, 64)
+        ),
+        (300, 520),
+    ),
     "JPEG 2000": (encoded(Image.new("RGB", (300, 520)), "JPEG2000", offset=(3, 4), tile_size=(400, 600)), (300, 520)),
 }
 
