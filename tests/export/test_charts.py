@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,32 @@ def table(*rows: tuple[str, str, str]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def figure(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Gives the figure that was drawn last."""
+def figure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Gives the figure that was drawn last, which is closed only by the end of the test."""
     from matplotlib import pyplot
 
-    monkeypatch.setattr(pyplot, "close", lambda _: None)
-    return pyplot.gcf
+    closed: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pyplot, "close", closed.append)
+        yield pyplot.gcf
+    assert closed == [pyplot.gcf()]
+    pyplot.close()
 
 
 def test_curves_are_those_of_both_losses_and_of_the_dev_score(tmp_path: Path, figure: Any) -> None:
     epochs = [Epoch(number, 3.0 - number, 3.5 - number, 30.0 / number, 1.0) for number in (1, 2)]
+    (tmp_path / "curves.png").write_bytes(b"before")
+    (tmp_path / "link").hardlink_to(tmp_path / "curves.png")
     plot_history(epochs, epochs[0], tmp_path / "curves.png")
+    assert (tmp_path / "link").read_bytes() == b"before", "the old file stays until the new one is whole"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     losses, scores = ([line.get_xydata().tolist() for line in axes.lines] for axes in figure().axes)
     assert losses == [[[1, 2.0], [2, 1.0]], [[1, 2.5], [2, 1.5]]]
     assert scores == [[[1, 30.0], [2, 15.0]], [[1, 30.0]]]
+    left, right = figure().axes
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["train", "dev"]
+    assert [axes.get_ylabel() for axes in (left, right)] == ["loss", "dev CIDEr-D (greedy)"]
+    assert [(text.get_text(), text.xy) for text in right.texts] == [("30.0", (1, 30.0))]
 
 
 def test_cells_of_ablation_are_read() -> None:
@@ -42,6 +54,7 @@ def test_cells_of_ablation_are_read() -> None:
     assert measured("-0.4 (-2.1 to +1.2)") == (-0.4, -2.1, 1.2)
     assert measured("") is None
     assert measured("36.8") is None
+    assert measured("36.8 (34.2 to 39.5)*") is None
 
 
 def test_every_run_has_a_row_with_its_values_and_intervals(tmp_path: Path, figure: Any) -> None:
@@ -50,6 +63,7 @@ def test_every_run_has_a_row_with_its_values_and_intervals(tmp_path: Path, figur
         ("better", "45.1 (42.1 to 48.3)", "+4.8 (+3.1 to +6.5)"),
         ("as good", "39.9 (37.2 to 42.8)", "-0.4 (-2.1 to +1.2)"),
         ("silent", "0.0 (0.0 to 0.0)", "-40.3 (-43.5 to +0.0)"),
+        ("barely", "41.3 (37.6 to 45.5)", "+1.0 (+0.0 to +2.0)"),
     ]
     assert plot_ablations([table(*rows)], tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as chart:
@@ -57,12 +71,15 @@ def test_every_run_has_a_row_with_its_values_and_intervals(tmp_path: Path, figur
     scores, differences = figure().axes
     assert [label.get_text() for label in scores.get_yticklabels()] == [row[0] for row in rows]
     top, bottom = scores.get_ylim()
-    assert top > bottom  # the first row is drawn above the others
+    assert top > 4 > 0 > bottom  # the first row is drawn above the others
+    assert differences.get_ylim() == (top, bottom)
+    assert [axes.get_xlabel() for axes in (scores, differences)] == ["dev CIDEr-D (greedy)", "difference"]
     lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in scores.lines]
     assert lines[:4] == [([37.6, 43.5], [0, 0]), ([40.3], [0]), ([42.1, 48.3], [1, 1]), ([45.1], [1])]
     dots = [line for line in differences.lines if len(line.get_xdata()) == 1]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [(4.8, 1), (-0.4, 2), (-40.3, 3)]
-    assert [line.get_markerfacecolor() == "white" for line in dots] == [False, True, True]
+    drawn = [(line.get_xdata()[0], line.get_ydata()[0], line.get_markerfacecolor() == "white") for line in dots]
+    assert drawn == [(4.8, 1, False), (-0.4, 2, True), (-40.3, 3, True), (1.0, 4, True)]
+    assert list(differences.lines[-1].get_xdata()) == [0, 0]
     assert not any(line.get_markerfacecolor() == "white" for line in scores.lines)
 
 
@@ -73,7 +90,16 @@ def test_each_table_has_a_row_of_panels(tmp_path: Path, figure: Any) -> None:
     assert [axes.get_title(loc="left") for axes in figure().axes] == [one["title"], "", other["title"], ""]
 
 
-@pytest.mark.parametrize("tables", [[], [table()], [table(("first", "40.3", ""))], [{**table(), "columns": ["run"]}]])
+@pytest.mark.parametrize(
+    "tables",
+    [
+        [],
+        [table()],
+        [table(("first", "40.3", ""))],
+        [{**table(), "columns": ["run"]}],
+        [{**table(), "rows": [[40.3] * len(COLUMNS)]}],
+    ],
+)
 def test_without_scores_nothing_is_drawn(tables: list[dict[str, Any]], tmp_path: Path) -> None:
     assert not plot_ablations(tables, tmp_path / "chart.png")
     assert not list(tmp_path.iterdir())
