@@ -328,9 +328,9 @@ def test_the_card_claims_nothing_of_its_own_about_the_data(graphs: Path, golden:
 
 
 def test_the_card_says_what_it_is_told_of_terms_and_limits(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
-    licences = Licences(weights="MIT", data="my own photos.")  # the card has the full stop of one that is a sentence
+    licences = Licences(weights="MIT\n", data="my own photos.")  # the card has the full stop of one that is a sentence
     write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden, licences=licences, limits="Not for cats.\n")
-    assert load_bundle(tmp_path / "bundle").manifest.license == {"weights": "MIT", "data": "my own photos."}
+    assert load_bundle(tmp_path / "bundle").manifest.license == {"weights": "MIT\n", "data": "my own photos."}
     card = (tmp_path / "bundle/README.md").read_text()
     assert "## What it is not for\n\nNot for cats.\n\n## Licence\n\n- Weights: MIT.\n- Data: my own photos.\n" in card
 
@@ -700,3 +700,6 @@ def test_the_released_card_is_what_bundle_writes() -> None:
     card = (models / "flickr8k-gru-int8" / "README.md").read_text(encoding="utf-8")
     assert card == render_card(manifest, tables, *texts, chart=True)
     assert CHART in manifest["files"]
+    manifest |= {"preprocessing": {"height": 240, "width": 320}, "provenance": {}}
+    bare = render_card(manifest, [], None, None, None, chart=False, figure=False)
+    assert "uint8 RGB 240×320," in bare and "\n\n\n" not in bare
