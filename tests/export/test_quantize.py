@@ -343,18 +343,24 @@ def test_what_is_spread_evenly_is_not_clipped() -> None:
     assert mse_range(Histogram(-1.0, 3.0, np.full(BINS, 100))) == (-1.0, 3.0)
 
 
-def test_a_lone_outlier_is_clipped_to_where_the_rest_ends() -> None:
-    counts = np.where(np.arange(BINS) < 0.4 * BINS, 10**6, 0)
+@pytest.mark.parametrize(("end", "high"), [(0.4, 0.4), (0.3, 0.3), (0.2, 0.3)])
+def test_a_lone_outlier_is_clipped_to_where_the_rest_ends_but_not_to_less_than_three_tenths(
+    end: float, high: float
+) -> None:
+    counts = np.where(np.arange(BINS) < end * BINS, 10**6, 0)
     counts[-1] = 1
-    assert mse_range(Histogram(0.0, 1.0, counts)) == (0.0, pytest.approx(0.4, abs=0.001))
+    assert mse_range(Histogram(0.0, 1.0, counts)) == (0.0, pytest.approx(high, abs=0.001))
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("signed", [True, False])
-def test_mean_squared_error_is_as_small_as_brute_force_finds(signed: bool, zeros: float) -> None:
+@pytest.mark.parametrize("sign", ["any", "positive", "negative", "little negative"])
+def test_mean_squared_error_is_as_small_as_brute_force_finds(sign: str, zeros: float) -> None:
     random = np.random.default_rng(2)
     values = random.laplace(size=100_000).astype(np.float32) * (random.random(100_000) >= zeros)
-    values = values if signed else np.abs(values)
+    positive = np.abs(values)
+    values = {"any": values, "positive": positive, "negative": -positive, "little negative": values.clip(min=-0.5)}[
+        sign
+    ]
     histogram = Histogram(float(values.min()), float(values.max()), np.zeros(BINS, np.int64))
     histogram.add(values)
 
@@ -567,6 +573,19 @@ def test_what_is_always_zero_has_a_scale(method: str) -> None:
     # And zero is in the range of what never is.
     ranges = calibrate(model, {"y": "group"}, lambda: [{"x": np.array([5, 7], np.float32)}], method)
     assert ranges["group"] == (0.0, pytest.approx(7, rel=0.01))
+
+
+def test_a_group_has_the_range_of_all_its_values_in_all_batches() -> None:
+    x, *ends = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("x", "low", "high"))
+    nodes = [helper.make_node("Neg", ["x"], ["low"]), helper.make_node("Exp", ["x"], ["high"])]
+    graph = helper.make_graph(nodes, "two", [x], ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = [{"x": np.array([number], np.float32)} for number in (1, 3, 2)]
+    for method in ("minmax", "percentile"):
+        ranges = calibrate(model, {"low": "group", "high": "group"}, lambda: feeds, method)
+        assert ranges["group"] == pytest.approx((-3, np.exp(3)), abs=0.01)
+    low, high = calibrate(model, {"low": "group"}, lambda: feeds, "percentile")["group"]
+    assert -3 < low < -2.99 and high == 0  # the middle of a bin, though no value is positive
 
 
 def test_what_a_decoder_reads_are_its_own_words(graphs: Graphs) -> None:
