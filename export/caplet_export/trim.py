@@ -54,7 +54,7 @@ def trim_run(checkpoint: Checkpoint, kept: Iterable[int], reason: str, folder: P
     Raises:
         ConfigurationError: none of these words can be said.
     """
-    ids = np.array(sorted({*range(len(SPECIALS)), *map(int, kept)}))
+    ids = np.array(sorted({*range(len(SPECIALS)), *kept}))
     if len(ids) == len(SPECIALS):
         raise ConfigurationError(f"{checkpoint.folder}: no word would be left that can be said; keep more words")
     config = replace(checkpoint.config, model=replace(checkpoint.config.model, vocabulary_size=len(ids)))
