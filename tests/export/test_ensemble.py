@@ -64,7 +64,7 @@ def runs(tmp_path: Path, written: list[Path]) -> list[Path]:
 def test_together_they_say_the_mean_of_what_each_says(runs: list[Path], tmp_path: Path) -> None:
     assert main(["join", *map(str, runs), "-o", str(tmp_path / "joined")]) == 0
     joined = load_checkpoint(tmp_path / "joined")
-    assert joined.config.model.members == 3
+    assert (joined.config.model.members, joined.config.model.feature_block) == (3, CONFIG.feature_block)
     random = np.random.default_rng(0)
     photos = random.normal(size=(2, CONFIG.locations, CONFIG.channels)).astype(np.float32)
     singles = [load_checkpoint(run).model for run in runs]
@@ -177,9 +177,10 @@ def test_what_was_trained_of_inception_is_averaged_too(
     with np.load(tmp_path / "mean" / "extractor.npz") as arrays:
         np.testing.assert_allclose(arrays["2"] * arrays["2.scale"], [[3.2, 4.0], [1.0, -25.4]], atol=0.11)
         assert arrays["2"].dtype == np.int8 and int(arrays["base"]) == 7
-    for others, said in (([str(runs[2])], "blocks of its own"), ([], "other Inception weights or blocks")):
+    own = f"{tuned[0]}: trained Inception blocks of its own"
+    for others, said in (([str(runs[2])], own), ([], "other Inception weights or blocks")):
         write_extractor_part(tuned[1], 8, np.zeros((2, 2), np.int8))
-        assert main([*command, *others, "-o", str(tmp_path / "new")]) == 1
+        assert main([*command[:2], *others, *command[2:], "-o", str(tmp_path / "new")]) == 1
         assert said in capsys.readouterr().err
     np.savez(tuned[1] / "extractor.npz", base=np.array(7), **{"3": np.zeros(2, np.float32)})
     assert main([*command, "-o", str(tmp_path / "new")]) == 1
@@ -212,14 +213,16 @@ def test_what_does_not_fit_is_not_joined(
     runs: list[Path], tmp_path: Path, change: dict, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_run(tmp_path / "other", 4, **change)
-    assert main(["join", str(runs[0]), str(other), "-o", str(tmp_path / "joined")]) == 1
+    assert main(["join", *map(str, runs[:2]), str(other), "-o", str(tmp_path / "joined")]) == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "joined").exists()
 
 
 def test_dropout_may_differ(runs: list[Path], tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other", 4, dataclasses.replace(CONFIG, dropout=0.1))
+    other = write_run(tmp_path / "other", 4, dataclasses.replace(CONFIG, dropout=0.1, channel_dropout=0.2))
     assert main(["join", str(runs[0]), str(other), "-o", str(tmp_path / "joined")]) == 0
+    assert main(["join", "--average", str(runs[0]), str(other), "-o", str(tmp_path / "mean")]) == 0
+    assert load_checkpoint(tmp_path / "mean").config == load_checkpoint(other).config
 
 
 def test_a_run_is_not_replaced_by_what_it_is_joined_to(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,6 +294,8 @@ def test_the_mean_of_ensembles_is_of_all_their_captioners(runs: list[Path], tmp_
     (tmp_path / "mean").mkdir()
     average_runs([tmp_path / "one", tmp_path / "other"], tmp_path / "mean")
     assert read_stages(tmp_path / "mean")[-1].member == ALL
+    with pytest.raises(ConfigurationError, match=r"model\.\* switches"):
+        average_runs([runs[0], tmp_path / "one"], tmp_path / "mean")
 
 
 def test_two_runs_of_one_name_are_two(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from caplet_export.features import StoredFeatures, open_store
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.model import members_of
 from caplet_export.prune import SIZES, prune_run, unit_importances
-from caplet_export.stages import read_stages
+from caplet_export.stages import ALL, read_stages
 from caplet_export.text import END
 from test_ensemble import write_run
 from test_train import CHANNELS, LOCATIONS, tiny_stores
@@ -158,6 +158,7 @@ def test_captioners_that_speak_as_one_are_pruned_each_by_its_own(tmp_path: Path,
     for after, before in zip(two_steps(pruned, photos), two_steps(joined, photos), strict=True):
         np.testing.assert_allclose(after, before, atol=2e-2)
     assert all(member.config.state_size == 11 for member in members_of(load_checkpoint(pruned).model))
+    assert read_stages(pruned)[-1].member == ALL
 
 
 def test_the_command_prunes_what_it_is_told(
