@@ -118,6 +118,9 @@ def test_importance_is_what_the_likelihood_loses_to_first_order(tmp_path: Path, 
 
     [one], [other] = (unit_importances(load_checkpoint(run), store, [name] * 24, seed) for seed in (1, 2))
     assert (other["attention_size"] != one["attention_size"]).any()
+    dataclasses.replace(config, text=dataclasses.replace(config.text, max_length=2)).save(run / "config.json")
+    [longer] = unit_importances(load_checkpoint(run), store, [name] * 24, seed=1)
+    assert (longer["attention_size"] != one["attention_size"]).any()
 
     photo, little = store[name][None].astype(np.float32), 1e-3
 
