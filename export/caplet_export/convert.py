@@ -245,7 +245,8 @@ def _word_table(members: Sequence[CaptionModel]) -> NDArray[np.float32]:
             embeddings = tf.convert_to_tensor(member.embedding.embeddings)
             deep = [] if member.output_context is None else [embeddings]
             parts += [_dense(embeddings, member.from_word), *deep]
-        return _joined(parts).numpy()
+        table: NDArray[np.float32] = _joined(parts).numpy()
+    return table
 
 
 def _output_layer(model: CaptionModel) -> tuple[tf.Tensor, tf.Tensor]:
