@@ -48,6 +48,7 @@ def idle_cpu(bundle: str, photo: str) -> dict[str, Any]:
     time.sleep(_QUIET_SECONDS)
     process, thread = time.process_time(), time.thread_time()
     time.sleep(_WATCHED_SECONDS)
+    # The process' clock is read before and after this thread's, so that the difference is never negative.
     thread, process = time.thread_time() - thread, time.process_time() - process
     return {"cpu_share": (process - thread) / _WATCHED_SECONDS}
 

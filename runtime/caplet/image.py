@@ -21,7 +21,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -547,7 +547,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms  # only here: few pictures are LAB
 
     transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-    return _transformed(image, transform)
+    return transform.apply(image)
 
 
 def _squash(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -584,7 +584,7 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
         return pixels
     try:
         transform = _transform_to_srgb(profile)
-        return pixels if transform is None else _transformed(pixels, transform)
+        return pixels if transform is None else transform.apply(pixels)
     except Exception:
         return pixels
 
@@ -599,14 +599,8 @@ def _transform_to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     from PIL import ImageCms  # only here: Pillow can be built without it
 
     transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), "RGB", "RGB")
-    probe = np.asarray(_transformed(_PROBE, transform)).astype(np.int16)
+    probe = np.asarray(transform.apply(_PROBE)).astype(np.int16)
     return None if np.abs(probe - np.asarray(_PROBE)).max() <= _SAME_COLOUR else transform
-
-
-def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
-    from PIL import ImageCms
-
-    return cast("Image.Image", ImageCms.applyTransform(image, transform))  # None only when working in place
 
 
 _SAME_GAMMA = 0.05
