@@ -97,7 +97,7 @@ def locate_bundle(path: str | os.PathLike[str] | None = None) -> Path:
         root = default_bundle() if named is None else Path(os.fsdecode(named))
     except TypeError:
         raise ArgumentError("model", f"{named!r} is not a path", "give the directory of a bundle") from None
-    if not os.path.isdir(root):  # Path.is_dir raises for names that are too long
+    if not os.path.isdir(root):
         raise BundleNotFoundError(str(root), f"no such directory{source}", "give a directory with a manifest.json")
     try:
         (root / MANIFEST).stat()

@@ -17,7 +17,7 @@ import numpy as np
 from caplet.captioner import Caption, Captioner, Decoded, decode_photo
 from caplet.errors import ArgumentError, CapletError, InferenceError
 from caplet.image import MAX_PIXELS, ImageSource, load_pixels
-from caplet.inputs import STDIN, Input, find_inputs, is_descriptor, is_folder, with_contents
+from caplet.inputs import STDIN, Input, find_inputs, is_descriptor, with_contents
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Origin, Record, Written, as_line, header, resume
@@ -95,12 +95,12 @@ def _spare_listed_photos(arguments: argparse.Namespace) -> None:
 def _several(arguments: argparse.Namespace) -> bool:
     """Whether there may be more than one photo, so that each line needs to say which it is about."""
     only = arguments.photos[0] if len(arguments.photos) == 1 and arguments.files_from is None else None
-    return only is None or (only != STDIN and is_folder(only))
+    return only is None or (only != STDIN and os.path.isdir(only))
 
 
 def _progress(arguments: argparse.Namespace, output: Output, done: Counter[str]) -> Progress:
     """A progress line on standard error for photos not in `done`, unless captions appear on the terminal themselves."""
-    countable = arguments.files_from is None and not any(map(is_folder, arguments.photos))
+    countable = arguments.files_from is None and not any(map(os.path.isdir, arguments.photos))
     total = (Counter(arguments.photos) - done).total() if countable else None
     return Progress(None if arguments.quiet or output.is_terminal else sys.stderr, total)
 
@@ -131,7 +131,7 @@ class _Drawings:
         """Make the folder, if there is to be one. Raises OSError, and ArgumentError as `find_inputs` does."""
         path = arguments.attention
         self._path = None if path is None else Path(path)
-        self._folder = path is not None and (several or is_folder(path) or path.endswith(("/", os.sep)))
+        self._folder = path is not None and (several or os.path.isdir(path) or path.endswith(("/", os.sep)))
         self._photos: Counter[str] = Counter()
         self._taken: set[str] = set()
         if self._path is not None and self._folder:

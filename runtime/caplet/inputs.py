@@ -120,11 +120,6 @@ def _stdin() -> contextlib.AbstractContextManager[BinaryIO]:
     return contextlib.nullcontext(sys.stdin.buffer)  # which stays open
 
 
-def is_folder(name: str) -> bool:
-    """Whether there is a folder of that name; False for names that no file can have."""
-    return os.path.isdir(name)  # Path.is_dir raises for names that are too long
-
-
 def status_of(file: str | Path | int) -> os.stat_result | None:
     """What the system says of a file, by path or descriptor; None if there is none, or no file can have that name."""
     try:
@@ -189,7 +184,7 @@ def _next_chunk(file: BufferedReader) -> bytes:
 
 def _expand(name: str, recursive: bool, drawings: str | None) -> Iterator[Input]:
     """A file as it is, a folder as the photos in it."""
-    if not is_folder(name):
+    if not os.path.isdir(name):
         yield Input(name, piped=_is_pipe(name))
         return
     empty = True
@@ -227,7 +222,7 @@ def _found_in(folder: str, visited: set[tuple[int, int]], drawings: str | None) 
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))
-        if drawings is not None and is_folder(drawings) and os.path.samestat(status, Path(drawings).stat()):
+        if drawings is not None and os.path.isdir(drawings) and os.path.samestat(status, Path(drawings).stat()):
             yield Input(folder, ImageError(folder, "is where the drawings go", "draw into another folder"))
             return
         with os.scandir(folder) as listing:
@@ -238,7 +233,7 @@ def _found_in(folder: str, visited: set[tuple[int, int]], drawings: str | None) 
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and is_folder(entry.path)):
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
             yield entry.path
         elif _is_photo(entry):
             yield Input(entry.path)

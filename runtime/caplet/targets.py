@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from caplet.errors import CapletError
-from caplet.inputs import STDIN, SUFFIXES, is_folder, status_of
+from caplet.inputs import STDIN, SUFFIXES, status_of
 
 _STDOUT = 1
 _PPM_HEADER = re.compile(rb"P.\s+(#|\d+\s+\d)")
@@ -36,11 +36,11 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "-o and --attention are the same file"
     if drawings and not output and os.path.isfile(_STDOUT) and _same_file(drawings, _STDOUT):
         return "--attention is where the results go"
-    if drawings and not is_folder(drawings) and any(_same_file(drawings, photo) for photo in photos):
+    if drawings and not os.path.isdir(drawings) and any(_same_file(drawings, photo) for photo in photos):
         return "--attention would overwrite a photo"
     if drawings and _holds_something(drawings) and not _is_drawing(drawings):
         return "--attention would overwrite a file that is not a drawing"
-    if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in photos if is_folder(folder)):
+    if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in photos if os.path.isdir(folder)):
         return "--attention would put drawings among the photos"
     return None
 
