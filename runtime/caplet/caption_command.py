@@ -17,12 +17,11 @@ import numpy as np
 from caplet.captioner import Caption, Captioner, Decoded, decode_photo
 from caplet.errors import ArgumentError, CapletError, InferenceError
 from caplet.image import MAX_PIXELS, ImageSource, load_pixels
-from caplet.inputs import STDIN, Input, find_inputs, is_descriptor, with_contents
+from caplet.inputs import STDIN, Input, find_inputs, identity, is_descriptor, with_contents
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Origin, Record, Written, as_line, header, resume
 from caplet.sessions import Sessions
-from caplet.targets import identity
 
 _LONGEST_FILE_NAME = 255  # bytes, on the file systems there are
 

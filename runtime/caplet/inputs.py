@@ -128,6 +128,12 @@ def status_of(file: str | Path | int) -> os.stat_result | None:
         return None
 
 
+def identity(file: str | Path | int) -> tuple[int, int] | None:
+    """Device and inode of a file, by path or descriptor: the same for all of its names. None if there is no file."""
+    status = status_of(file)
+    return None if status is None else (status.st_dev, status.st_ino)
+
+
 def is_descriptor(name: str) -> bool:
     """Whether a name stands for a file that a process has open, as a shell's `<(...)` does."""
     return _DESCRIPTOR.fullmatch(os.path.normpath(name)) is not None
@@ -219,10 +225,11 @@ def _found_in(folder: str, visited: set[tuple[int, int]], drawings: str | None) 
     """In order of names, a folder's photos as inputs and its folders as paths; nothing if it was visited before."""
     try:
         status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in visited:
+        found = status.st_dev, status.st_ino
+        if found in visited:
             return
-        visited.add((status.st_dev, status.st_ino))
-        if drawings is not None and os.path.isdir(drawings) and os.path.samestat(status, Path(drawings).stat()):
+        visited.add(found)
+        if drawings is not None and identity(drawings) == found:
             yield Input(folder, ImageError(folder, "is where the drawings go", "draw into another folder"))
             return
         with os.scandir(folder) as listing:

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from caplet.errors import CapletError
-from caplet.inputs import STDIN, SUFFIXES, status_of
+from caplet.inputs import STDIN, SUFFIXES, identity, status_of
 
 _STDOUT = 1
 _PPM_HEADER = re.compile(rb"P.\s+(#|\d+\s+\d)")
@@ -43,12 +43,6 @@ def objection(arguments: argparse.Namespace) -> str | None:
     if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in photos if os.path.isdir(folder)):
         return "--attention would put drawings among the photos"
     return None
-
-
-def identity(path: str | Path | int) -> tuple[int, int] | None:
-    """Device and inode of a file, by path or descriptor: the same for all of its names. None if there is no file."""
-    status = status_of(path)
-    return None if status is None else (status.st_dev, status.st_ino)
 
 
 def _same_file(one: str, other: str | int) -> bool:
