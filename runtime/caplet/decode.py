@@ -159,7 +159,7 @@ class _Beam:
         for total, sentence, row, token, log_prob in found[:size]:
             _, words, word_scores, rows = sentence
             if token == END:
-                self._finish(total, len(words) + 1, sentence, ended=True)
+                self._finish(total, sentence, ended=True)
             else:
                 self.live.append(_Sentence(total, (*words, token), (*word_scores, log_prob), (*rows, row)))
         if not self.live:
@@ -184,10 +184,11 @@ class _Beam:
         """Set sentences aside as they stand; before the first word there are none."""
         for sentence in sentences:
             if sentence.words:
-                self._finish(sentence.total, len(sentence.words), sentence, ended=False)
+                self._finish(sentence.total, sentence, ended=False)
 
-    def _finish(self, total: float, tokens: int, sentence: _Sentence, *, ended: bool) -> None:
-        self.finished.append(_Finished(_score(total, tokens, self._decoding), sentence, ended))
+    def _finish(self, total: float, sentence: _Sentence, *, ended: bool) -> None:
+        score = _score(total, len(sentence.words) + ended, self._decoding)
+        self.finished.append(_Finished(score, sentence, ended))
 
     def best(self, attention: Sequence[Floats]) -> list[Hypothesis]:
         """The best sentences set aside; `attention` is that of each step."""
