@@ -216,8 +216,8 @@ class _Repeats:
             pair = (words[-1], token)
             if (token,) not in self._repeatable or (pair not in self._repeatable and pair in pairwise(words)):
                 return True
-        trigram: tuple[int, ...] = (*words[-2:], token)
-        return self._trigrams and any(trigram == said for said in zip(words, words[1:], words[2:], strict=False))
+        said: Iterator[tuple[int, ...]] = zip(words, words[1:], words[2:], strict=False)
+        return self._trigrams and (*words[-2:], token) in said
 
 
 def _score(log_prob: float, tokens: int, decoding: Decoding) -> float:
