@@ -84,10 +84,8 @@ def take(items: Iterator[T], count: int) -> tuple[list[T], Exception | None]:
     """The next items, at most `count`, and the error that cut them short, if any: what was drawn before is not lost."""
     taken: list[T] = []
     try:
-        for item in items:
+        for item in itertools.islice(items, count):
             taken.append(item)
-            if len(taken) == count:
-                break
     except Exception as error:
         return taken, error
     return taken, None
