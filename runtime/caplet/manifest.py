@@ -182,14 +182,13 @@ class _Fields:
 
     def integer(self, key: str, low: int, high: int) -> int:
         value = self._get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        if type(value) is not int or not low <= value <= high:
             self.fail(key, f"is not a whole number from {low} to {high}")
         return value
 
     def number(self, key: str, low: float, high: float) -> float:
         value = self._get(key)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:
             self.fail(key, f"is not a number from {low:g} to {high:g}")
         return float(value)
 
@@ -204,7 +203,6 @@ class _Fields:
         value = self._get(key)
         if value is None:
             return None
-
         if not isinstance(value, list) or not all(_are_ids(entry, range(words), 1, longest) for entry in value):
             self.fail(key, f"is neither null nor a list of lists of 1 to {longest} ids below {words}")
         return tuple(map(tuple, value))
