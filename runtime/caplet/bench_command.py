@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def _golden_photo(bundle: Bundle) -> str:
 
 def _check_photo(photo: str, captioner: Captioner) -> None:
     """Raise CapletError for a photo that cannot be captioned, or is not a file: a pipe could be read only once."""
-    if Path(photo).exists() and not Path(photo).is_file():
+    if os.path.exists(photo) and not os.path.isfile(photo):
         raise ArgumentError("PHOTO", f"{photo} is not a file", "give one")
     captioner.caption(photo)
 

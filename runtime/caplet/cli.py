@@ -16,7 +16,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from caplet import __version__
@@ -293,7 +292,7 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
     if arguments.attention == STDOUT:
         parser.error("--attention draws into files; for one called -, write ./-")
     only = arguments.photos[0] if len(arguments.photos) == 1 else None
-    if only in _VERBS and not Path(only).exists():
+    if only in _VERBS and not os.path.exists(only):
         parser.error(f"there is no photo {only}, and the verb comes before its options: caplet {only} ...")
     if arguments.null and arguments.files_from is None:
         parser.error("--null needs --files-from")

@@ -514,6 +514,15 @@ def test_bench_of_a_pipe_is_refused(bundle: Path, tmp_path: Path, capfd: pytest.
     assert (status, err) == (2, f"caplet: PHOTO: {tmp_path / 'pipe'} is not a file; give one\n")
 
 
+def test_bench_of_a_name_that_no_file_can_have_says_what_its_caption_would(
+    bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = 300 * "a"
+    told = run("bench", name, "--model", bundle, capfd=capfd)
+    assert told == run(name, "--model", bundle, capfd=capfd)
+    assert told[0] == 1
+
+
 def test_bench_of_a_file_called_like_standard_input(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
