@@ -8,7 +8,7 @@ import importlib
 import io
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
@@ -483,8 +483,7 @@ def _is_unknown_variant(error: Exception) -> bool:
 
 def _is_blank(image: Image.Image) -> bool:
     """Whether all pixels are equal, as they are when a file breaks off before the first of them."""
-    extrema = cast("Iterable[Any]", image.getextrema())
-    return bool((np.ptp(np.reshape(list(extrema), (-1, 2)), axis=1) == 0).all())
+    return not np.diff(np.reshape(image.getextrema(), (-1, 2))).any()
 
 
 def _truncated(file_format: _Format, subject: str, allow_truncated: bool) -> ImageError:
