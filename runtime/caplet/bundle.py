@@ -10,7 +10,7 @@ from pathlib import Path
 
 from caplet.errors import NO_MEMORY, ArgumentError, BundleError, BundleNotFoundError
 from caplet.graphfile import check_self_contained
-from caplet.manifest import Manifest, parse_manifest
+from caplet.manifest import FileEntry, Manifest, parse_manifest
 from caplet.prefetch import beside
 
 DEFAULT_BUNDLE = "flickr8k-gru-int8"
@@ -70,11 +70,11 @@ def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = Tr
         content = _read(root, MANIFEST, _LARGEST_MANIFEST)
         manifest = parse_manifest(content, str(root / MANIFEST))
         graphs = (manifest.encoder_file, manifest.decoder_file)
-        for name in manifest.files:
+        for name, entry in manifest.files.items():
             if name in graphs:
-                _check_graph(root, name, manifest, verify=verify)
+                _check_graph(root, name, entry, verify=verify)
             elif verify:
-                _check_hash(root, name, manifest)
+                _check_hash(root, name, entry)
         words = _read_vocabulary(root, manifest)
     except OSError as error:
         raise _unreadable(root, error) from error
@@ -157,40 +157,40 @@ def _read(root: Path, name: str, limit: int = _LARGEST_FILE) -> bytes:
     return content
 
 
-def _check_graph(root: Path, name: str, manifest: Manifest, *, verify: bool) -> None:
+def _check_graph(root: Path, name: str, entry: FileEntry, *, verify: bool) -> None:
     """Check that a graph uses no other files and, if `verify`, its hash. It is read only once, as graphs are large."""
     if not verify:
         check_self_contained(_read(root, name), str(root / name))
         return
-    _check_size(root, name, manifest)
+    _check_size(root, name, entry)
     content = _read(root, name)
 
     with beside(lambda: hashlib.sha256(content).hexdigest()) as digest:  # which releases the GIL
         try:
             check_self_contained(content, str(root / name))
         finally:  # an altered file is reported as altered, whatever else is wrong with it
-            _compare_hash(root, name, digest(), manifest)
+            _compare_hash(root, name, entry, digest())
 
 
-def _check_hash(root: Path, name: str, manifest: Manifest) -> None:
-    path = _check_size(root, name, manifest)
+def _check_hash(root: Path, name: str, entry: FileEntry) -> None:
+    path = _check_size(root, name, entry)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for chunk in iter(lambda: file.read(2**20), b""):
             digest.update(chunk)
-    _compare_hash(root, name, digest.hexdigest(), manifest)
+    _compare_hash(root, name, entry, digest.hexdigest())
 
 
-def _check_size(root: Path, name: str, manifest: Manifest) -> Path:
+def _check_size(root: Path, name: str, entry: FileEntry) -> Path:
     path = _inside(root, name)
-    size, expected = path.stat().st_size, manifest.files[name].bytes
-    if size != expected:
-        raise BundleError(str(root / name), f"has {size} bytes, the manifest says {expected}", _GET_AGAIN)
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(str(root / name), f"has {size} bytes, the manifest says {entry.bytes}", _GET_AGAIN)
     return path
 
 
-def _compare_hash(root: Path, name: str, found: str, manifest: Manifest) -> None:
-    if found != manifest.files[name].sha256:
+def _compare_hash(root: Path, name: str, entry: FileEntry, found: str) -> None:
+    if found != entry.sha256:
         raise BundleError(str(root / name), "has been altered (its sha256 is not the manifest's)", _GET_AGAIN)
 
 
