@@ -159,8 +159,8 @@ def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float |
     # The new process imports from the same places as this one; `-c` alone would also import from the current folder.
     path = [entry for entry in sys.path if entry]
     command = [sys.executable, "-c", f"import sys\nsys.path[:] = {path!r}\n{_FRESH}"]
-    for option, value in (("--model", arguments.model), ("--threads", arguments.threads), ("--beam", arguments.beam)):
-        command += [f"{option}={value}"] if value is not None else []
+    options = {"--model": arguments.model, "--threads": arguments.threads, "--beam": arguments.beam}
+    command += [f"{option}={value}" for option, value in options.items() if value is not None]
     command += ["--", "./-" if photo == STDIN else photo]
     seconds, peaks = [], []
     for _ in range(_FRESH_STARTS):
