@@ -393,7 +393,7 @@ def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.Imag
             remedy = "pip install pi-heif, or convert it to JPEG"
             raise ImageError(subject, "is a HEIC photo, which Pillow does not read", remedy) from error
         raise ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow") from error
-    image = cast("ImageFile.ImageFile", getattr(plugin, f"{file_format.stem}ImageFile")(reader))
+    image: ImageFile.ImageFile = getattr(plugin, f"{file_format.stem}ImageFile")(reader)
     if decoder_of(image) in IN_PYTHON:
         variant, alternative = IN_PYTHON[decoder_of(image)]
         raise ImageError(subject, f"is a {variant}, which caplet does not read", f"save it as {alternative}")
