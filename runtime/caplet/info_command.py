@@ -65,7 +65,7 @@ def describe_machine(asked_threads: int | None) -> dict[str, Any]:
 
 
 def _as_text(information: dict[str, Any]) -> str:
-    model = information["model"]
+    model, files = information["model"], information["files"]
     decoding = model["decoding"]
     about_versions, *about_machine = _machine_rows(information)
     rows = [
@@ -76,7 +76,7 @@ def _as_text(information: dict[str, Any]) -> str:
         ("created with", ", ".join(f"{name} {version}" for name, version in model["created_with"].items())),
         ("search", f"beam {decoding['beam_size']}, at most {decoding['max_length']} words"),
         *((f"license of {what}", text) for what, text in information["license"].items()),
-        *((f"file {name}", _size_and_hash(entry)) for name, entry in information["files"].items()),
+        *((f"file {name}", f"{file['bytes']:,} bytes, {file['sha256']}") for name, file in files.items()),
         ("scores", _scores(information["metrics"], decoding["beam_size"])),
         *about_machine,
     ]
@@ -97,10 +97,6 @@ def _table(rows: list[tuple[str, str]]) -> str:
     cells = [(printable(name), printable(text)) for name, text in rows]  # so that a bundle's strings cannot forge rows
     width = max(len(name) for name, _ in cells)
     return "".join(f"{name.ljust(width)}  {text}\n" for name, text in cells)
-
-
-def _size_and_hash(entry: dict[str, Any]) -> str:
-    return f"{entry['bytes']:,} bytes, {entry['sha256']}"
 
 
 def _scores(metrics: Mapping[str, Any], beam_size: int) -> str:
