@@ -88,6 +88,6 @@ def _varint(model: bytes, position: int, end: int, bits: int) -> tuple[int, int]
             raise ValueError("cut off")
         byte = model[position + count]
         value |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80 and value >> bits == 0:
+        if byte < _LONG and value >> bits == 0:
             return value, position + count + 1
     raise ValueError("a number that is too long")
