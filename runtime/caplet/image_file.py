@@ -233,6 +233,15 @@ def _correct_key(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] *= _WIDENED[rawmode]
 
 
+def _clear_around_frame(image: ImageFile.ImageFile) -> None:
+    """Make a GIF transparent around its first frame, as browsers do; Pillow shows the palette's first colour there."""
+    frame = cast(Any, image).dispose_extent
+    if frame != (0, 0, *image.size) and "transparency" not in image.info:
+        drawn = Image.new("L", image.size)
+        drawn.paste(255, frame)
+        image.putalpha(drawn)
+
+
 def _read_as(rawmode: str, tile: Any) -> Any:
     """A tile of an image that is yet to be decoded, with another raw mode."""
     args = (rawmode, *tile[3][1:])
@@ -359,11 +368,8 @@ def decode_file(
         if file_format is _JPEG:
             drafted = image.draft(None, (least_side, least_side))
         _load(image, reader, file_format, subject, allow_truncated)
-        frame = cast(Any, image).dispose_extent if file_format is _GIF else None
-        if frame not in (None, (0, 0, *image.size)) and "transparency" not in image.info:
-            drawn = Image.new("L", image.size)
-            drawn.paste(255, frame)
-            image.putalpha(drawn)  # as browsers do, where Pillow has the first colour of the palette
+        if file_format is _GIF:
+            _clear_around_frame(image)
         return image, None if drafted is None or image.size == full else drafted[1]
     except (CapletError, Warning, ImportError, MemoryError):
         raise
