@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
     # Opening the file locks it against other runs; only then is it read.
     with Output(arguments.output) as output:
         written = resume(arguments.output, origin) if arguments.resume else Written()
-        drawings.leave(written.drawings)
+        drawings.spare(written.drawings)
         results = _results(captioner, arguments, photos, drawings, written, early)
         progress = _progress(arguments, output, written.paths)
         failed = False
@@ -123,7 +123,7 @@ class _Drawings:
     """Where the drawings go: to the path itself for one photo, into it as a folder for several, nowhere without a path.
 
     In a folder, a drawing is named after its photo, with a number from the second photo of that name on. A file there
-    is overwritten only if caplet drew it before this run, it is not an input, and `leave` was not told to spare it.
+    is overwritten only if caplet drew it before this run, it is not an input, and it was not given to `spare`.
     """
 
     def __init__(self, arguments: argparse.Namespace, *, several: bool) -> None:
@@ -143,8 +143,8 @@ class _Drawings:
                 names = ("/dev/stdin" if photo.piped else photo.name for photo in _inputs(arguments))
                 self._replaceable.difference_update(_identities(names))
 
-    def leave(self, files: Iterable[str]) -> None:
-        """Spare these files, the drawings of the run that is resumed."""
+    def spare(self, files: Iterable[str]) -> None:
+        """Draw over none of these files, the drawings of the run that is resumed."""
         self._taken.update(map(_folded, files))
 
     def job(self, photo: Input) -> _Job:
