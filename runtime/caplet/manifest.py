@@ -114,16 +114,17 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     files = top.fields("files")
     graphs, vocabulary = top.fields("graphs"), top.fields("vocabulary")
     words = vocabulary.integer("size", 5, 2**24)
-    for graph in ("encoder", "decoder"):
-        graphs.fields(graph).integer("opset", 1, 2**31 - 1)  # for people; nothing here depends on it
+    encoder, decoder = graphs.fields("encoder"), graphs.fields("decoder")
+    for graph in (encoder, decoder):
+        graph.integer("opset", 1, 2**31 - 1)  # for people; nothing here depends on it
     manifest = Manifest(
         name=top.label("name"),
         created_with=top.fields("created_with").data,
         files={files.checked_file_name(name): _file_entry(files.fields(name)) for name in files.data},
-        encoder_file=graphs.fields("encoder").file("file"),
-        decoder_file=graphs.fields("decoder").file("file"),
+        encoder_file=encoder.file("file"),
+        decoder_file=decoder.file("file"),
         # A list, so that both are checked, whatever the first says.
-        saturates=True in [graphs.fields(graph).flag("saturates", True) for graph in ("encoder", "decoder")],
+        saturates=True in [graph.flag("saturates", True) for graph in (encoder, decoder)],
         vocabulary_file=vocabulary.file("file"),
         vocabulary_size=words,
         **_image_size(top.fields("preprocessing")),
