@@ -25,7 +25,7 @@ class Progress:
         """Count one more photo as done."""
         self._done += 1
         now = time.monotonic()
-        if self._stream is not None and now - self._shown >= _INTERVAL:
+        if now - self._shown >= _INTERVAL:
             self._shown = now
             rate = self._done / (now - self._started)
             total = f"/{self._total}" if self._total is not None else ""
