@@ -198,6 +198,11 @@ def test_a_jpeg_2000_is_measured_by_its_codestream_wherever_that_is(kind: str) -
     assert peak_memory() - before < 4 << 20
 
 
+def test_a_jpeg_2000_whose_last_box_holds_no_codestream_is_not_searched_over_and_over() -> None:
+    data = boxed(codestream(32, (32, 32)), "to the end").replace(b"jp2c", b"free")
+    assert "its header does not end" not in str(refusal(data))
+
+
 def test_a_codestream_that_does_not_start_with_its_size_is_refused() -> None:
     """OpenJPEG would skip what it does not know, two bytes at a time, until it finds the size."""
     data = boxed(codestream(240, (1, 1)), "to the end")
