@@ -147,14 +147,14 @@ class _Drawings:
         """Draw over none of these files, the drawings of the run that is resumed."""
         self._taken.update(map(_folded, files))
 
-    def job(self, photo: Input) -> _Job:
-        """The next photo with the file for its drawing. Raises ArgumentError if that can only be a file to spare."""
+    def file_for(self, photo: Input) -> Path | None:
+        """The file for the next photo's drawing, if any. Raises ArgumentError if that can only be a file to spare."""
         if self._path is None:
-            return _Job(photo, None)
+            return None
         if not self._folder:
             if _folded(self._path) in self._taken:
                 raise ArgumentError("--attention", f"{self._path} is the drawing of another photo", "give another PATH")
-            return _Job(photo, self._path)
+            return self._path
         stem = Path(photo.name).stem if photo.name != STDIN else "stdin"
         while True:
             self._photos[stem] += 1
@@ -162,7 +162,7 @@ class _Drawings:
             name = _folded(file)
             if name not in self._taken and self._may_be_drawn_over(file):
                 self._taken.add(name)
-                return _Job(photo, file)
+                return file
 
     def _may_be_drawn_over(self, file: Path) -> bool:
         """Whether there is no such file, or it is a drawing that was there when the run began.
@@ -254,7 +254,7 @@ def _results(
             if written.take(photo.name):
                 continue
             opened = with_contents(photo, reading["max_pixels"])
-            waiting.append(drawings.job(opened))
+            waiting.append(_Job(opened, drawings.file_for(opened)))
             yield decoded or (opened.source if opened.problem is None else Decoded(opened.problem, 0.0))
             decoded = None
 
