@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.operators import FOLDERS
 from benchmarks.outputs import RESULTS
 from benchmarks.peers import REFERENCE, ROOT
@@ -52,14 +54,6 @@ class Target:
             value = f"{self.value:.6g}"
         value = value if self.value is None else f"{value}{self.unit}"
         return self.quantity, value, f"{'≥' if self.at_least else '≤'} {limit}{self.unit}", self.verdict
-
-
-def percentile(values: Iterable[float], percent: float) -> float:
-    """A percentile, interpolated between neighbours as by `numpy.percentile`."""
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * percent / 100
-    low, high = math.floor(position), math.ceil(position)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 def read(folder: Path, *names: str) -> list[Results]:
@@ -202,7 +196,7 @@ def markdown(
         for name, peer in peers["peers"].items():
             runs = milliseconds(peers, name, task)
             if runs:
-                figures = [_number(percentile(runs, percent)) for percent in (50, 90, 99)]
+                figures = map(_number, np.percentile(runs, (50, 90, 99)))
                 rows.append((peer["label"], *figures, str(len(runs))))
         lines += [f"### {task}", "", *_table(("engine", "p50", "p90", "p99", "runs"), rows), ""]
     lines += ["### Size, memory, and whether they say the same", "", *_facts(peers), ""]
@@ -236,15 +230,15 @@ def chart(peers: Results, path: Path) -> None:
     measured = [name for name in peers["peers"] if milliseconds(peers, name, "caption")][::-1]
     runs = [milliseconds(peers, name, "caption") for name in measured]
     medians = [statistics.median(values) for values in runs]
-    upwards = [percentile(values, 90) - median for values, median in zip(runs, medians, strict=True)]
+    ends = [np.percentile(values, 90) for values in runs]
     figure, axes = pyplot.subplots(figsize=(8, 0.7 + 0.38 * len(measured)))
     colors = ["#d9480f" if name.startswith("caplet") else "#868e96" for name in measured]
     labels = [peers["peers"][name]["label"].replace("`", "") for name in measured]
-    axes.hlines(labels, medians, [median + up for median, up in zip(medians, upwards, strict=True)], color=colors)
+    axes.hlines(labels, medians, ends, color=colors)
     axes.scatter(medians, labels, color=colors, zorder=2)
-    for label, median, up in zip(labels, medians, upwards, strict=True):
+    for label, median, end in zip(labels, medians, ends, strict=True):
         axes.annotate(
-            _number(median), (median + up, label), xytext=(7, 0), textcoords="offset points", verticalalignment="center"
+            _number(median), (end, label), xytext=(7, 0), textcoords="offset points", verticalalignment="center"
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -288,7 +282,7 @@ def _captions(peers: Results) -> list[str]:
             (
                 peer["label"],
                 _number(statistics.median(runs)),
-                _number(percentile(runs, 90)),
+                _number(np.percentile(runs, 90)),
                 "–" if share is None else f"{_number(share)}×",
                 _number(peer["memory_mb"]["peak"]),
                 f"{_number(peer['installed_mb'])} + {_number(peer['model_mb'])}" if "model_mb" in peer else "–",

@@ -8,7 +8,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import report
@@ -71,12 +70,6 @@ def operators() -> dict[str, Any]:
         "created": "2026-01-03T00:00:00+00:00", "machine": MACHINE, "threads": 1, "runs": 40, "quick": False,
         "graphs": {"encoder": {"plain-qdq": before, "int8": after}},
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("percent", [0, 50, 90, 99, 100])
-def test_percentiles_are_numpys(percent: int) -> None:
-    values = np.random.default_rng(3).exponential(size=37)
-    assert report.percentile(values.tolist(), percent) == pytest.approx(np.percentile(values, percent))
 
 
 def test_a_ratio_is_that_of_medians_within_the_run(peers: dict[str, Any]) -> None:
