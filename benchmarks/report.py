@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from benchmarks.operators import FOLDERS
 from benchmarks.outputs import RESULTS
 from benchmarks.peers import REFERENCE, ROOT
 from benchmarks.roster import PLAIN_OPENVINO_FP32, PLAIN_OPENVINO_INT8, WITHOUT_AMX
+from caplet_export.card import markdown_table
 
 Results = dict[str, Any]
 _ROUNDS_TEXT = "one process per engine, alternating bursts"
@@ -170,7 +171,7 @@ def readme_table(peers: Results) -> str:
             f"Photo (640×480 JPEG) → caption, {by}{plan['threads']} threads, {_ROUNDS_TEXT}; "
             f"{_machine(peers['machine'])}. [How, and everything else](benchmarks/README.md).",
             "",
-            *_captions(peers),
+            _captions(peers),
         ]
     )
 
@@ -181,7 +182,7 @@ def markdown(
     """The whole text of results.md; `others` are peers and product of other machines, by their names."""
     sources = "peers.json, product.json and operators.json"
     lines = ["# Results", "", f"Written by `python -m benchmarks.report` from {sources}.", ""]
-    lines += [*_quick_warning(peers, product, operators), "## Targets", "", *_targets(peers, product)]
+    lines += [*_quick_warning(peers, product, operators), "## Targets", "", _targets(peers, product)]
     lines += ["", "## Peers", "", _measured(peers), ""]
     plan = peers["plan"]
     lines += [
@@ -198,9 +199,9 @@ def markdown(
             if runs:
                 figures = map(_number, np.percentile(runs, (50, 90, 99)))
                 rows.append((peer["label"], *figures, str(len(runs))))
-        lines += [f"### {task}", "", *_table(("engine", "p50", "p90", "p99", "runs"), rows), ""]
-    lines += ["### Size, memory, and whether they say the same", "", *_facts(peers), ""]
-    lines += ["## caplet as a product", "", _measured(product), "", *_product(product), ""]
+        lines += [f"### {task}", "", markdown_table(("engine", "p50", "p90", "p99", "runs"), rows), ""]
+    lines += ["### Size, memory, and whether they say the same", "", _facts(peers), ""]
+    lines += ["## caplet as a product", "", _measured(product), "", _product(product), ""]
     lines += ["## Where each millisecond goes", "", _measured(operators), ""]
     lines += [
         f"onnxruntime's profile after its own fusions, threads: {operators['threads']}, one photo or one word. Number "
@@ -208,11 +209,11 @@ def markdown(
         "",
     ]
     for graph, profiles in operators["graphs"].items():
-        lines += [f"### {graph}", "", *_operators(profiles), ""]
+        lines += [f"### {graph}", "", _operators(profiles), ""]
     for name, (their_peers, their_product) in (others or {}).items():
         lines += [f"## On another machine: {name}", "", *_quick_warning(their_peers, their_product)]
         lines += [f"Peers: {_measured(their_peers)}", "", f"caplet as a product: {_measured(their_product)}", ""]
-        lines += [*_targets(their_peers, their_product), "", *_captions(their_peers), ""]
+        lines += [_targets(their_peers, their_product), "", _captions(their_peers), ""]
     return "\n".join(lines)
 
 
@@ -265,11 +266,11 @@ def insert(text: str, table: str, section: str = "benchmark") -> str:
     return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
 
 
-def _targets(peers: Results, product: Results) -> list[str]:
-    return _table(("quantity", "measured", "bound", ""), [target.row for target in targets(peers, product)])
+def _targets(peers: Results, product: Results) -> str:
+    return markdown_table(("quantity", "measured", "bound", ""), [target.row for target in targets(peers, product)])
 
 
-def _captions(peers: Results) -> list[str]:
+def _captions(peers: Results) -> str:
     """A row per peer: photo to caption, memory, sizes."""
     rows = []
     for name, peer in peers["peers"].items():
@@ -288,10 +289,10 @@ def _captions(peers: Results) -> list[str]:
                 f"{_number(peer['installed_mb'])} + {_number(peer['model_mb'])}" if "model_mb" in peer else "–",
             )
         )
-    return _table(("engine", "p50 ms", "p90 ms", "÷ caplet", "peak RSS MB", "packages + model MB"), rows)
+    return markdown_table(("engine", "p50 ms", "p90 ms", "÷ caplet", "peak RSS MB", "packages + model MB"), rows)
 
 
-def _facts(peers: Results) -> list[str]:
+def _facts(peers: Results) -> str:
     """Sizes, memory, and how many captions are those of the tutorial's loop, word for word."""
     expected = peers["peers"].get("keras-predict", {}).get("captions", {})
     rows = []
@@ -313,10 +314,10 @@ def _facts(peers: Results) -> list[str]:
             )
         )
     heads = ("engine", "packages MB", "model MB", "peak RSS MB", "load s", "captions as the tutorial's loop")
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
-def _operators(profiles: Results) -> list[str]:
+def _operators(profiles: Results) -> str:
     """A row per operator type that takes time anywhere, a column per form of the graph."""
     names = [name for name in FOLDERS if name in profiles]
 
@@ -334,10 +335,12 @@ def _operators(profiles: Results) -> list[str]:
         others = [entry for kind, entry in profiles[name]["operators"].items() if kind not in worth]
         rest.append(cell({key: sum(entry[key] for entry in others) for key in ("count", "milliseconds")}))
     totals = [f"**{cell(profiles[name])}**" for name in names]
-    return _table(("operator", *(FOLDERS[name] for name in names)), [*rows, ("others", *rest), ("**all**", *totals)])
+    return markdown_table(
+        ("operator", *(FOLDERS[name] for name in names)), [*rows, ("others", *rest), ("**all**", *totals)]
+    )
 
 
-def _product(product: Results) -> list[str]:
+def _product(product: Results) -> str:
     sizes, cold, jpeg = product["sizes"], product["cold_start"], product["large_jpeg"]
     rows = [
         ("fresh process → first caption", f"{cold['caption_seconds']:.2f} s"),
@@ -362,7 +365,7 @@ def _product(product: Results) -> list[str]:
         for name, size in sizes.items()
         if name.endswith("_mb")
     ]
-    return _table(("quantity", "measured"), rows)
+    return markdown_table(("quantity", "measured"), rows)
 
 
 def _quick_warning(*results: Results) -> list[str]:
@@ -383,11 +386,6 @@ def _machine(machine: Results) -> str:
     features = ", ".join(cpu["features"])
     noise = f"; {100 * busy:.0f} % busy with something else before" if busy > 0.05 else ""
     return f"{cpu['name']}, {machine['usable_threads']['count']} CPUs ({features}), {machine['memory_gb']} GB{noise}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    alignment = ["---", *["---:"] * (len(heads) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, alignment, *rows)]
 
 
 def _number(value: float | None) -> str:
