@@ -6,7 +6,6 @@ The graphs are those that `benchmarks.prepare` wrote: as exported and as caplet 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import sys
@@ -20,7 +19,7 @@ import numpy as np
 
 from benchmarks.engine import START, plain_pixels
 from benchmarks.machine import describe_machine
-from benchmarks.outputs import add_output, output_file, write_results
+from benchmarks.outputs import add_output, now, output_file, write_results
 from caplet.arguments import count
 
 FOLDERS = {
@@ -108,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = output_file(parser, arguments.output, "operators.json", whole=not arguments.quick)
     runs = 2 if arguments.quick else arguments.runs
     results = {
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": now(),
         "machine": describe_machine(),
         "threads": arguments.threads,
         "runs": runs,

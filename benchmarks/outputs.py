@@ -1,8 +1,9 @@
-"""Where results go."""
+"""Where results go, and when they were made."""
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 from pathlib import Path
@@ -29,6 +30,11 @@ def output_file(parser: argparse.ArgumentParser, given: Path | None, name: str, 
     if not writable:
         parser.error(f"{path}: cannot be written to")
     return path
+
+
+def now() -> str:
+    """The time of day in UTC, as results record it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import hashlib
 import json
 import math
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, disk_mb, distributions, installed_mb
-from benchmarks.outputs import add_output, output_file, write_results
+from benchmarks.outputs import add_output, now, output_file, write_results
 from benchmarks.roster import PEERS, ROSTER, Peer
 from caplet.arguments import count
 
@@ -219,7 +218,7 @@ def compare(
     finally:
         contest.close()
     return {
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": now(),
         "machine": machine,
         "plan": dataclasses.asdict(plan),
         "decoded_words": DECODED_WORDS,

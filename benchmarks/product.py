@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, distributions, installed_mb
-from benchmarks.outputs import add_output, output_file, write_results
+from benchmarks.outputs import add_output, now, output_file, write_results
 from benchmarks.peers import ROOT, bundle_identity
 from benchmarks.prepare import write_photos
 from caplet.arguments import count
@@ -32,7 +31,7 @@ def measure(bundle: Path, wheel: Path | None, *, repetitions: int, photos: int) 
         files = [str(path) for path in write_photos(Path(work, "photos"))]
         first = files[0]
         return {
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "created": now(),
             "machine": describe_machine(),
             **bundle_identity(bundle),
             "repetitions": repetitions,
