@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,7 @@ class StepwiseEngine(StagedEngine):
             token, state = self.step(token, state, encoded)
 
 
-def plain_pixels(photo: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+def plain_pixels(photo: Path | BinaryIO, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A photo read by Pillow as most people do: uint8 [1,height,width,3]; `size` is width and height."""
     with Image.open(photo) as image:
         return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))[None]

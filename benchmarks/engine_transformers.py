@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from benchmarks.engine import Engine
+from benchmarks.engine import Engine, plain_pixels
 
 
 class _Transformers(Engine):
@@ -33,9 +32,8 @@ class _Transformers(Engine):
         raise NotImplementedError
 
     def caption(self, photo: Path, words: int) -> None:
-        with Image.open(photo) as image:
-            resized = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
-        values = (np.asarray(resized, np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+        pixels = plain_pixels(photo, (self.size, self.size))
+        values = (pixels.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2)
         tokens = words + 1  # one more, which ends the sentence
         with self._torch.inference_mode():
             self._model.generate(

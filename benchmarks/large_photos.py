@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from benchmarks.engine import plain_pixels
 from caplet import CapletError
 from caplet.arguments import count
 from caplet_export.errors import ExportError
@@ -47,10 +47,8 @@ def compare(data: Path, bundle: Path | None, photos: int) -> dict[str, Any]:
     captions: dict[str, dict[str, list[str]]] = {"caplet": {}, "pillow": {}}
     for name in names:
         jpeg = enlarge(dataset.path(name))
-        with Image.open(io.BytesIO(jpeg)) as image:
-            plain = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
         captions["caplet"][name] = list(captioner.caption(jpeg).words)
-        captions["pillow"][name] = list(captioner.caption(plain).words)
+        captions["pillow"][name] = list(captioner.caption(plain_pixels(io.BytesIO(jpeg), size)[0]).words)
     quick, whole = (ImageStatistics.of(captions[way], references) for way in ("caplet", "pillow"))
     difference = paired_bootstrap(whole, quick)["cider_d"]
     return {

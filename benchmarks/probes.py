@@ -76,6 +76,7 @@ def large_jpeg(folder: str, repetitions: str, *photos: str) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
+    from benchmarks.engine import plain_pixels
     from caplet.image import load_pixels
 
     mosaic = Image.new("RGB", _LARGE)
@@ -89,12 +90,9 @@ def large_jpeg(folder: str, repetitions: str, *photos: str) -> dict[str, Any]:
     path = Path(folder, "twelve-megapixels.jpg")
     mosaic.save(path, quality=90)
 
-    def plain() -> Any:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((299, 299), Image.Resampling.BILINEAR))
-
+    plain = functools.partial(plain_pixels, path, (299, 299))
     seconds = _in_turns({"caplet": lambda: load_pixels(path), "pillow": plain}, int(repetitions))
-    difference = np.abs(load_pixels(path).astype(int) - plain().astype(int))
+    difference = np.abs(load_pixels(path).astype(int) - plain()[0])
     return {
         **{f"{name}_ms": 1000 * statistics.median(values) for name, values in seconds.items()},
         "mean_difference": float(difference.mean()),
