@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import keras
     import onnx
 
-    from caplet_export.model import CaptionModel
+    from caplet_export.model import Captioner
 
 Feeds = Sequence[dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def write_random_run(folder: Path) -> Path:
 
 
 def prepare(
-    folder: Path, run: Path, extractor: keras.Model, model: CaptionModel, bundle: Path | None, photos: Sequence[Path]
+    folder: Path, run: Path, extractor: keras.Model, model: Captioner, bundle: Path | None, photos: Sequence[Path]
 ) -> None:
     """Write every form of a captioner; if it has no bundle, one is quantised on the photos."""
     import onnx
@@ -107,15 +108,17 @@ def prepare(
     _write_graphs(folder / "int8-ungrouped", ungrouped, onnx.load(folder / "int8/decoder.onnx"))
 
 
-def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> None:
+def _write_litert(folder: Path, extractor: keras.Model, model: Captioner) -> None:
     """Both graphs for one photo at a time, because LiteRT's XNNPACK wants to know all shapes."""
     import tensorflow as tf
+
+    from caplet_export.inception import scale
 
     config = model.config
     height, width = extractor.input_shape[1:3]
 
     def encode(pixels: Any) -> Any:
-        grid = extractor(tf.cast(pixels, tf.float32) / 127.5 - 1.0, training=False)
+        grid = extractor(scale(pixels), training=False)
         outputs = model.encode(tf.reshape(grid, (1, config.locations, config.extractor_channels)))
         return dict(zip(("features", "keys", "state"), outputs, strict=True))
 
@@ -137,8 +140,6 @@ def _write_litert(folder: Path, extractor: keras.Model, model: CaptionModel) -> 
 
 def _convert_to_litert(path: Path, function: Any, inputs: Sequence[Any]) -> None:
     """Write a file with one signature, whose outputs have the names in the dictionary that the function returns."""
-    import tempfile
-
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -158,8 +159,6 @@ def _convert_to_litert(path: Path, function: Any, inputs: Sequence[Any]) -> None
 
 def _quantize_plainly(encoder: Path, feeds: Feeds) -> onnx.ModelProto:
     """onnxruntime's own static quantisation, by channel and with unsigned activations, which on x86 are the faster."""
-    import tempfile
-
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -198,8 +197,6 @@ def _write_bundle(
     folder: Path, encoder: onnx.ModelProto, decoder: onnx.ModelProto, words: Path, bundle: Path | None, photo: Path
 ) -> None:
     """Write a bundle named after its folder; it decodes as `bundle` does, if there is one."""
-    import tempfile
-
     from caplet.bundle import load_bundle
     from caplet_export.bundle import write_bundle
     from caplet_export.config import DEFAULT_DECODING
