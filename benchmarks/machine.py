@@ -33,7 +33,8 @@ def busy(stat: Path = Path("/proc/stat")) -> float:
     """Share of the processors' time, 0 to 1, that all programs of this machine take during a second."""
 
     def times() -> tuple[int, int]:
-        fields = [int(field) for field in stat.read_text().splitlines()[0].split()[1:]]
+        # Eight fields; the two after them, of guests, are counted in the first two already.
+        fields = [int(field) for field in stat.read_text().splitlines()[0].split()[1:9]]
         return sum(fields), fields[3] + fields[4]  # idle, and waiting for disks
 
     total, idle = times()
