@@ -323,14 +323,11 @@ def weights_digest(weights: str) -> str:
     """sha256 of a weights file; `imagenet` (Keras' own download) as it is. Raises a StoreError if it cannot be read."""
     if weights == "imagenet":
         return weights
-    digest = hashlib.sha256()
     try:
         with open(weights, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            return hashlib.sha256(file.read()).hexdigest()
     except OSError as error:
         raise StoreError(f"{weights}: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def _read_source(folder: Path) -> StoreSource:
