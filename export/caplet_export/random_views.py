@@ -1,4 +1,4 @@
-"""Random views of photos, drawn anew each time on the accelerator: crops, tints, erased rectangles, mixtures."""
+"""Random views of photos, drawn anew each time on the accelerator: crops, colour jitter, erased rectangles, mixup."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def random_views(pixels: Array, key: Array, settings: TrainConfig) -> Array:
     mirrored = uniform(0, 1)[:, None, None] < 0.5
     columns = jnp.where(mirrored, columns[:, ::-1], columns)
     # 0 to 255 are exact in bfloat16, in which interpolation loses no more than a step or two of 8 bits.
-    half = jnp.bfloat16
-    image = jnp.einsum("nyh,nhwc->nywc", rows.astype(half), pixels.astype(half))
-    image = jnp.einsum("nxw,nywc->nyxc", columns.astype(half), image).astype(jnp.float32) / 255.0
+    rows, columns, pixels = (array.astype(jnp.bfloat16) for array in (rows, columns, pixels))
+    image = jnp.einsum("nyh,nhwc->nywc", rows, pixels)
+    image = jnp.einsum("nxw,nywc->nyxc", columns, image).astype(jnp.float32) / 255.0
 
-    def tinted(image: Array, towards: Array) -> Array:
+    def jittered(image: Array, towards: Array) -> Array:
         strength = uniform(1 - settings.color_jitter, 1 + settings.color_jitter, 1, 1, 1)
         return jnp.clip(towards + (image - towards) * strength, 0.0, 1.0)
 
-    image = tinted(image, jnp.zeros(()))
-    image = tinted(image, jnp.mean(_grey(image), axis=(1, 2), keepdims=True))
-    image = tinted(image, _grey(image))
+    image = jittered(image, jnp.zeros(()))
+    image = jittered(image, jnp.mean(_grey(image), axis=(1, 2), keepdims=True))
+    image = jittered(image, _grey(image))
     erased = _rectangles(uniform(0, 1, 5), size, settings.random_erasing)
     return jnp.where(erased[..., None], 0.5, image) * 2.0 - 1.0
 

@@ -1,5 +1,5 @@
-"""Views of a photo: as it is, mirrored, or cropped and tinted at random. The more there are, the later a captioner
-overfits to the photos.
+"""Views of a photo: as it is, mirrored, or cropped at random with colour jitter. The more there are, the later a
+captioner overfits to the photos.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PLAIN, FLIP = "plain", "flip"
 _CROP = re.compile(r"crop([1-9]\d*)")
 _SMALLEST_AREA = 0.4
 _ASPECT = 4 / 3
-_TINT = 0.4
+_COLOR_JITTER = 0.4
 
 
 def check_view(view: str) -> str:
@@ -56,5 +56,5 @@ def apply_view(view: str, name: str, pixels: NDArray[np.uint8]) -> NDArray[np.ui
     if random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = enhance(image).enhance(random.uniform(1 - _TINT, 1 + _TINT))
+        image = enhance(image).enhance(random.uniform(1 - _COLOR_JITTER, 1 + _COLOR_JITTER))
     return np.asarray(image)

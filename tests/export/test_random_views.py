@@ -36,7 +36,7 @@ def test_interpolation_is_that_of_a_bilinear_resize() -> None:
     np.testing.assert_allclose(halves, np.interp(centres, np.arange(SIZE), row), atol=1e-5)
 
 
-def test_the_largest_crop_without_tint_is_the_photo_or_its_mirror_image() -> None:
+def test_the_largest_crop_without_color_jitter_is_the_photo_or_its_mirror_image() -> None:
     given = photos()
     seen = (np.asarray(random_views(given, jax.random.key(0), PLAIN)) + 1) * 127.5
     assert seen.dtype == np.float32 and seen.shape == given.shape
@@ -64,7 +64,7 @@ def test_a_crop_is_any_part_of_the_photo_that_is_large_enough() -> None:
     assert (abs(place.mean(axis=1) - 0.5) < 0.05).all() and abs(np.corrcoef(place)[0, 1]) < 0.1
 
 
-def test_tints_are_brightness_then_contrast_then_saturation() -> None:
+def test_color_jitter_is_brightness_then_contrast_then_saturation() -> None:
     """Of photos of one colour above and another below, which no mirror changes, a view tells how strong each was."""
     darker = np.random.default_rng(2).integers(0, 20, (COUNT, 1, 1))
     before = np.array([[70, 50, 40], [100, 80, 60]]) + darker
@@ -84,7 +84,7 @@ def test_tints_are_brightness_then_contrast_then_saturation() -> None:
     assert abs(np.corrcoef(strengths)[np.triu_indices(3, 1)]).max() < 0.15
 
 
-def test_tints_stay_in_range() -> None:
+def test_color_jitter_stays_in_range() -> None:
     seen = np.asarray(random_views(photos(), jax.random.key(2), replace(PLAIN, color_jitter=0.4)))
     assert seen.min() >= -1 and seen.max() <= 1
 

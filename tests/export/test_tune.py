@@ -303,7 +303,7 @@ def test_cross_entropy_counts_by_its_weight_and_is_smoothed(
     np.testing.assert_allclose(between - plain, 0.4 * (smooth - plain), rtol=1e-3)
 
 
-def test_photos_are_cropped_tinted_erased_and_mixed_as_the_switches_say(
+def test_photos_are_cropped_jittered_erased_and_mixed_as_the_switches_say(
     tmp_path: Path, on_jax: On, data: Path, start: Path, tuned: Path
 ) -> None:
     cases: list[dict[str, float]] = [

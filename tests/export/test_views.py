@@ -1,4 +1,4 @@
-"""Views of a photo: mirrored, cropped and tinted at random, but the same at every call."""
+"""Views of a photo: mirrored, or cropped at random with colour jitter, but the same at every call."""
 
 from __future__ import annotations
 
