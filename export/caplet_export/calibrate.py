@@ -1,6 +1,6 @@
 """Ranges of activations, observed on photos, from which static quantisation takes its scales.
 
-Statistics are kept per group of values that will share a scale, and updated photo by photo, so memory does not grow
+Statistics are kept per group of values that will share a scale, and updated batch by batch, so memory does not grow
 with the calibration set.
 """
 
@@ -47,7 +47,7 @@ def calibrate(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, m
 
 
 def greedy_feeds(
-    encoder: onnx.ModelProto, decoder: onnx.ModelProto, photos: Iterable[Feed], max_length: int
+    encoder: onnx.ModelProto, decoder: onnx.ModelProto, batches: Iterable[Feed], max_length: int
 ) -> Iterator[Feed]:
     """The inputs that a decoder reads, step by step, while it writes greedy captions of batches of photos.
 
@@ -55,8 +55,8 @@ def greedy_feeds(
     Each feed holds the encoder's outputs and `token` int64 [N].
     """
     encode, step = Session(encoder), Session(decoder)
-    for photo in photos:
-        encoded = encode(photo)
+    for photos in batches:
+        encoded = encode(photos)
         feed = {**encoded, "token": np.full(len(encoded["state"]), START, np.int64)}
         for _ in range(max_length):
             yield feed

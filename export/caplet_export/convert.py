@@ -37,7 +37,7 @@ OPSET = 17
 IR_VERSION = 8
 TOP_K = 16
 
-Shape = Sequence["int | str"]
+Shape = Sequence[int | str]
 _TYPES = {"pixels": tf.uint8, "token": tf.int64}
 """Types of the inputs that are not float32."""
 

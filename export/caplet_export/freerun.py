@@ -1,4 +1,4 @@
-"""Free-running decoding in Keras, in which the model reads its own words. Used while training."""
+"""Free-running decoding in TensorFlow, in which the model reads its own words."""
 
 from __future__ import annotations
 

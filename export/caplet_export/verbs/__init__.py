@@ -62,7 +62,7 @@ def open_training_photos(checkpoint: Checkpoint, arguments: argparse.Namespace) 
 
 
 def shown_by(bar: ProgressBar) -> Callable[[int, int, float], None]:
-    """A function of step, number of steps and mean loss so far, which shows them on a progress bar."""
+    """A function of step, number of steps and loss, which shows them on a progress bar."""
 
     def show(step: int, steps: int, loss: float) -> None:
         bar.total = steps
