@@ -115,8 +115,7 @@ class Trainer(Run):
         self.model = build_model(self.config.model, settings.precision)
         if start_from:
             load_weights(self.model, start_from / DECODER)
-        self._extractor = extractor
-        self.upper = self._upper_blocks(start_from)
+        self.upper = self._upper_blocks(extractor, start_from)
         shape = extractor.output_shape[1:] if extractor else (source.locations, source.channels)
         require_shape(config.model, shape, folder)
         self._teacher = self._load_teacher(teacher)
@@ -383,16 +382,16 @@ class Trainer(Run):
             raise ConfigurationError(f"{run}: reads {blocks}, but its pupil reads {' '.join(self.config.model.blocks)}")
         return teacher.model
 
-    def _upper_blocks(self, start_from: Path | None) -> keras.Model | None:
+    def _upper_blocks(self, extractor: keras.Model | None, start_from: Path | None) -> keras.Model | None:
         layer = self.config.train.extractor_layer
         if not self.config.trains_extractor:
             return None
-        if self._extractor is None:
+        if extractor is None:
             raise ConfigurationError(f"train.extractor_layer={layer} needs --encoder-weights")
-        upper = upper_blocks(self._extractor, layer)
-        self._part = ExtractorPart(self._extractor, upper.trainable_variables)
+        upper = upper_blocks(extractor, layer)
+        self._part = ExtractorPart(extractor, upper.trainable_variables)
         if start_from:
-            self._part.take_over(self._extractor, start_from)
+            self._part.take_over(extractor, start_from)
         return upper
 
 
