@@ -446,7 +446,7 @@ class Tuner(Run):
         plan = []
         for epoch in epochs:
             order = np.random.default_rng([self.config.train.seed, epoch]).permutation(len(self._train))
-            plan += [order[step * self._batch :][: self._batch] for step in range(self.steps_an_epoch)]
+            plan += np.split(order[: self.steps_an_epoch * self._batch], self.steps_an_epoch)
 
         def load(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
             return rows, self._photos.load([self._train[row] for row in rows])
