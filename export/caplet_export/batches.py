@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,33 +25,24 @@ _Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
 """The images of a batch, and the view of each."""
 
 
-@dataclass(frozen=True)
-class CaptionIds:
-    """Captions of one image as ids: the tokens that are read at each step, and the targets to be said there.
+def caption_ids(
+    captions: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary, max_length: int, group: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Captions by image as ids: the tokens that are read at each step, and the targets to be said there.
 
-    Both are int32 [G,T+1], padded with 0, where T is the length limit: tokens `<start> w1 … wn`, targets
-    `w1 … wn <end>`. A caption longer than T words is cut, and has no `<end>` to learn.
+    Both are int32 [images,group,T+1], padded with 0, where T is the length limit: tokens `<start> w1 … wn`, targets
+    `w1 … wn <end>`. A caption longer than T words is cut, and has no `<end>` to learn. Rows without a caption are
+    padding, which weighs nothing.
     """
-
-    tokens: NDArray[np.int32]
-    targets: NDArray[np.int32]
-
-    @property
-    def length(self) -> int:
-        """Steps of the longest caption, its `<end>` included."""
-        return int((self.targets != PAD).sum(axis=1).max())
-
-
-def caption_ids(captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_length: int, group: int) -> CaptionIds:
-    """Ids of an image's captions in exactly `group` rows; those without a caption are padding, which weighs nothing."""
-    tokens = np.zeros((group, max_length + 1), np.int32)
-    targets = np.zeros((group, max_length + 1), np.int32)
-    for row, words in enumerate(captions[:group]):
-        ids = vocabulary.encode(words)[:max_length]
-        said = ids if len(words) > max_length else [*ids, END]
-        targets[row, : len(said)] = said
-        tokens[row, : len(said)] = [START, *ids][: len(said)]
-    return CaptionIds(tokens, targets)
+    tokens = np.zeros((len(captions), group, max_length + 1), np.int32)
+    targets = np.zeros_like(tokens)
+    for image, of_image in enumerate(captions):
+        for row, words in enumerate(of_image[:group]):
+            ids = vocabulary.encode(words)[:max_length]
+            said = ids if len(words) > max_length else [*ids, END]
+            targets[image, row, : len(said)] = said
+            tokens[image, row, : len(said)] = [START, *ids][: len(said)]
+    return tokens, targets
 
 
 def not_learned(
@@ -136,7 +126,9 @@ class Batches:
         self._views = views
         self._seed = seed
         self._size = min(batch_images, len(names))
-        self._ids = [caption_ids(captions[name], vocabulary, max_length, self.group) for name in names]
+        of_names = [captions[name] for name in names]
+        self._tokens, self._targets = caption_ids(of_names, vocabulary, max_length, self.group)
+        self._lengths = (self._targets != PAD).sum(axis=2).max(axis=1)  # of the longest captions, `<end>` included
 
     def __len__(self) -> int:
         return -(-len(self.names) // self._size)
@@ -153,11 +145,10 @@ class Batches:
 
     def _plan(self, random: np.random.Generator) -> Iterator[_Rows]:
         order = random.permutation(len(self.names))
-        lengths = np.array([ids.length for ids in self._ids])
         batches = []
         for first in range(0, len(order), _POOL * self._size):
             pool = order[first : first + _POOL * self._size]
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            pool = pool[np.argsort(self._lengths[pool], kind="stable")]
             batches += [pool[start : start + self._size] for start in range(0, len(pool), self._size)]
         for index in random.permutation(len(batches)):
             yield batches[index], random.integers(len(self._views), size=len(batches[index]))
@@ -169,8 +160,6 @@ class Batches:
     def _batch(self, planned: _Rows) -> Batch:
         rows, views = planned
         features = np.stack([self._views[view][self.names[row]] for row, view in zip(rows, views, strict=True)])
-        longest = max(self._ids[row].length for row in rows)
-        length = padded_length(longest, self._ids[0].tokens.shape[1])
-        tokens = np.concatenate([self._ids[row].tokens[:, :length] for row in rows])
-        targets = np.concatenate([self._ids[row].targets[:, :length] for row in rows])
+        length = padded_length(self._lengths[rows].max(), self._tokens.shape[2])
+        tokens, targets = (ids[rows, :, :length].reshape(-1, length) for ids in (self._tokens, self._targets))
         return Batch(features, tokens, targets, rows)

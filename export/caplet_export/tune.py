@@ -255,11 +255,12 @@ class Tuner(Run):
         self._train, self._dev = (self._photos.readable(list(words[split])) for split in ("train", "dev"))
         self._origin["--data"] = data_digest(dataset, self._train, self._dev)
         group = settings.captions_per_image
-        self._tokens, self._targets = _ids([words["train"][name] for name in self._train], vocabulary, config, group)
+        ids = partial(caption_ids, vocabulary=vocabulary, max_length=config.text.max_length)
+        self._tokens, self._targets = ids([words["train"][name] for name in self._train], group=group)
+        self._dev_ids = ids([words["dev"][name] for name in self._dev], group=DEV_CAPTIONS)
         read = settings.objective == "self_critical" and settings.cross_entropy_weight
         said = words["train"].values()
         self.not_learned = not_learned(said, vocabulary, config.text.max_length, group if read else None)
-        self._dev_ids = _ids([words["dev"][name] for name in self._dev], vocabulary, config, DEV_CAPTIONS)
         self._scorer = CiderD(references_of(dataset, self._dev))
         self._reward: CaptionReward | None = None
         if settings.objective == "self_critical":
@@ -480,11 +481,3 @@ class Tuner(Run):
                 raise ValueError(f"an array is {new.shape}, not {old.shape}")
         arrays = [jnp.asarray(value) for value in state]
         self._values, self._moments, self._average = jax.tree.unflatten(jax.tree.structure(whole), arrays)
-
-
-def _ids(
-    captions: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary, config: Config, group: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Tokens and targets int32 [photos,group,T] of captions by photo, where T is max_length+1."""
-    ids = [caption_ids(of_photo, vocabulary, config.text.max_length, group) for of_photo in captions]
-    return np.stack([each.tokens for each in ids]), np.stack([each.targets for each in ids])

@@ -157,12 +157,14 @@ def test_captions_of_which_much_is_left_out_are_told(
 def test_what_is_read_and_what_is_said() -> None:
     vocabulary = Vocabulary.build([["a", "dog", "runs"]], minimum_count=1)
     captions = [["a", "dog"], ["a", "cat", "runs", "a"], ["a", "dog", "runs"]]
-    ids = caption_ids(captions, vocabulary, max_length=3, group=4)
+    tokens, targets = caption_ids([captions, captions[:1]], vocabulary, max_length=3, group=4)
     a, dog, runs = vocabulary.encode(["a", "dog", "runs"])
-    assert ids.tokens.tolist() == [[START, a, dog, PAD], [START, a, UNKNOWN, PAD], [START, a, dog, runs], [PAD] * 4]
+    assert tokens[0].tolist() == [[START, a, dog, PAD], [START, a, UNKNOWN, PAD], [START, a, dog, runs], [PAD] * 4]
     # The second caption is cut at the limit, so there is no end to learn from it.
-    assert ids.targets.tolist() == [[a, dog, END, PAD], [a, UNKNOWN, runs, PAD], [a, dog, runs, END], [PAD] * 4]
-    assert caption_ids(captions, vocabulary, max_length=3, group=2).tokens.tolist() == ids.tokens[:2].tolist()
+    assert targets[0].tolist() == [[a, dog, END, PAD], [a, UNKNOWN, runs, PAD], [a, dog, runs, END], [PAD] * 4]
+    for ids, first in ((tokens, [START, a, dog, PAD]), (targets, [a, dog, END, PAD])):
+        assert ids[1].tolist() == [first, *[[PAD] * 4] * 3]
+    assert caption_ids([captions], vocabulary, max_length=3, group=2)[0].tolist() == tokens[:1, :2].tolist()
 
 
 def test_batches_have_few_lengths() -> None:
@@ -186,12 +188,12 @@ def test_an_epoch_holds_every_image_once_with_its_own_captions(dataset: Dataset,
         for feature, row in zip(features, rows, strict=True):
             np.testing.assert_array_equal(feature, stores.plain[data.names[row]])
         length = targets.shape[1]
-        for ids, said in ((tokens, "tokens"), (targets, "targets")):
-            own = np.concatenate([getattr(data._ids[row], said) for row in rows])
+        for ids, said in ((tokens, data._tokens), (targets, data._targets)):
+            own = np.concatenate([said[row] for row in rows])
             np.testing.assert_array_equal(ids, own[:, :length])
             assert not own[:, length:].any(), "nothing but padding is cut off"
         seen += rows.tolist()
-        lengths.append(sorted(data._ids[row].length for row in rows))
+        lengths.append(sorted((data._targets[rows] != PAD).sum(axis=2).max(axis=1)))
     assert all(one[-1] <= other[0] for one, other in pairwise(sorted(lengths))), "long captions are with long ones"
     assert sorted(seen) == list(range(16))
     assert len(data) == 4
