@@ -1,4 +1,4 @@
-"""Where results go, and when they were made."""
+"""The root of the repository, where results go, and when they were made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
 
 
 def add_output(parser: argparse.ArgumentParser, name: str) -> None:

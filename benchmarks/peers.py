@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, disk_mb, distributions, installed_mb
-from benchmarks.outputs import add_output, now, output_file, write_results
+from benchmarks.outputs import ROOT, add_output, now, output_file, write_results
 from benchmarks.roster import PEERS, ROSTER, Peer
 from caplet.arguments import count
 
-ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("caption", "encode", "decode")
 DECODED_WORDS = 12
 REFERENCE = "caplet-int8"  # its captions set the length for engines with random weights

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from benchmarks.engine import plain_pixels
+from benchmarks.outputs import ROOT
 
 if TYPE_CHECKING:
     import keras
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from caplet_export.model import Captioner
 
 Feeds = Sequence[dict[str, Any]]
-ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT / "tests/photos"
 RELEASED = ROOT / "models/checkpoints/flickr8k-gru"
 PHOTO_SIZE = (640, 480)

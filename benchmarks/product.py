@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, distributions, installed_mb
-from benchmarks.outputs import add_output, now, output_file, write_results
-from benchmarks.peers import ROOT, bundle_identity
+from benchmarks.outputs import ROOT, add_output, now, output_file, write_results
+from benchmarks.peers import bundle_identity
 from benchmarks.prepare import write_photos
 from caplet.arguments import count
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.peers import ROOT
+from benchmarks.outputs import ROOT
 from benchmarks.report import insert
 from caplet.bundle import DEFAULT_BUNDLE
 from caplet_export.card import render_summary

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.operators import FOLDERS
-from benchmarks.outputs import RESULTS
-from benchmarks.peers import REFERENCE, ROOT
+from benchmarks.outputs import RESULTS, ROOT
+from benchmarks.peers import REFERENCE
 from benchmarks.roster import PLAIN_OPENVINO_FP32, PLAIN_OPENVINO_INT8, WITHOUT_AMX
 from caplet_export.card import markdown_table
 
