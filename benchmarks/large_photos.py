@@ -17,9 +17,11 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.engine import plain_pixels
-from caplet import CapletError
+from caplet import CapletError, Captioner
 from caplet.arguments import count
 from caplet_export.errors import ExportError
+from caplet_export.flickr8k import read_dataset
+from caplet_export.metrics import ImageStatistics, paired_bootstrap, references_of
 
 _MEGAPIXELS = 12e6
 
@@ -36,10 +38,6 @@ def enlarge(photo: Path) -> bytes:
 
 def compare(data: Path, bundle: Path | None, photos: int) -> dict[str, Any]:
     """All scores both ways, the 95% interval of the difference in CIDEr-D, and how many captions are the same."""
-    from caplet import Captioner
-    from caplet_export.flickr8k import read_dataset
-    from caplet_export.metrics import ImageStatistics, paired_bootstrap, references_of
-
     captioner, dataset = Captioner(bundle), read_dataset(data)
     names = list(dataset.split("dev"))[:photos]
     references = references_of(dataset, names)

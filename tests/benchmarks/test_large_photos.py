@@ -52,7 +52,7 @@ def test_captions_of_the_file_are_compared_with_those_of_its_pixels(
         def caption(self, photo: Any) -> SimpleNamespace:
             return SimpleNamespace(words=next(of_files if isinstance(photo, bytes) else of_pixels))
 
-    monkeypatch.setattr("caplet.Captioner", Partial)
+    monkeypatch.setattr(large_photos, "Captioner", Partial)
     result = large_photos.compare(data, None, 3)
     assert result["same_captions"] == 2
     assert result["caplet"]["cider_d"] > result["pillow"]["cider_d"]
