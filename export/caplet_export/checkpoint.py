@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from caplet_export.config import Config, ModelConfig, load_config
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, in_one_line
 from caplet_export.extractor_part import EXTRACTOR, extractor_digest, load_extractor_part
 from caplet_export.features import StoredFeatures, open_store, weights_digest
 from caplet_export.inputs import DAMAGED
@@ -164,8 +164,9 @@ def load_weights(model: keras.Model, path: Path) -> None:
     try:
         model.load_weights(path)
     except DAMAGED as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigurationError(f"{path}: weights of another configuration, or damaged: {reason}") from error
+        raise ConfigurationError(
+            f"{path}: weights of another configuration, or damaged: {in_one_line(error)}"
+        ) from error
 
 
 def save_weights(model: keras.Model, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from caplet_export.config import INCEPTION_BLOCKS
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, in_one_line
 from caplet_export.scopes import computing_in, loaded_later
 
 INPUT_SIZE = 299
@@ -43,9 +43,8 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
                 include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
             )
     except Exception as error:  # Keras' download raises a bare Exception
-        reason = " ".join(str(error).split())[:200]
         told = "Keras' weights cannot be had" if weights == "imagenet" else "not weights of InceptionV3 without top"
-        raise ConfigurationError(f"{weights}: {told}: {reason}") from error
+        raise ConfigurationError(f"{weights}: {told}: {in_one_line(error)}") from error
     outputs = [_block(whole, block) for block in blocks]
     joined = outputs[0] if len(outputs) == 1 else keras.layers.Concatenate(name=JOINED)(outputs)
     return keras.Model(whole.input, joined, name=NAME)

@@ -19,7 +19,7 @@ import numpy as np
 
 from caplet_export.checkpoint import DECODER, Checkpoint, is_half_saved, load_checkpoint, run_digest
 from caplet_export.config import Config, TrainConfig, changed_switches, inherit, load_config
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import ConfigurationError, DataError, in_one_line
 from caplet_export.extractor_part import EXTRACTOR, copy_extractor_part
 from caplet_export.flickr8k import Dataset
 from caplet_export.inputs import DAMAGED
@@ -192,8 +192,9 @@ class Run(ABC):
                 self._set_state([arrays[f"{index}"] for index in range(len(self._state()))])
                 self.history = [Epoch(**epoch) for epoch in json.loads(str(arrays["history"]))]
         except DAMAGED as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigurationError(f"{path}: damaged ({reason}); delete {self.folder} to start again") from error
+            raise ConfigurationError(
+                f"{path}: damaged ({in_one_line(error)}); delete {self.folder} to start again"
+            ) from error
         if not isinstance(origin, dict) or origin.get("format") != _ORIGIN_FORMAT:
             raise ConfigurationError(f"{self.folder}: begun by an earlier release; use another folder, and --from")
         for option, value in self._origin.items():

@@ -27,7 +27,7 @@ from caplet_export.batches import Batches, not_learned, padded_length
 from caplet_export.bigrams import Bigrams
 from caplet_export.checkpoint import DECODER, load_weights, require_features_of, require_shape
 from caplet_export.config import Config, TrainConfig
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import ConfigurationError, DataError, in_one_line
 from caplet_export.extractor_part import ExtractorPart
 from caplet_export.features import StoredFeatures
 from caplet_export.flickr8k import Dataset
@@ -176,8 +176,7 @@ class Trainer(Run):
         try:
             value = float(compute())
         except tf.errors.InvalidArgumentError as error:  # for example, no word can be drawn from logits that are NaN
-            reason = " ".join(error.message.split())[:200]
-            cause = f"{where}: the loss cannot be computed ({reason}); lower train.learning_rate"
+            cause = f"{where}: the loss cannot be computed ({in_one_line(error.message)}); lower train.learning_rate"
             raise ConfigurationError(cause) from error
         if not math.isfinite(value):
             raise ConfigurationError(f"{where}: the loss is {value}; lower train.learning_rate")
