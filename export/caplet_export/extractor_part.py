@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, in_one_line
 from caplet_export.inputs import DAMAGED
 from caplet_export.outputs import whole_file
 
@@ -125,7 +125,7 @@ def _read_differences(path: Path) -> tuple[dict[int, NDArray[np.float32]], int]:
                 differences[position] = value * arrays[f"{position}.scale"] if value.ndim > 1 else value
             return differences, int(arrays[_BASE])
     except DAMAGED as error:
-        raise ConfigurationError(f"{path}: damaged: {error}") from error
+        raise ConfigurationError(f"{path}: damaged: {in_one_line(error)}") from error
 
 
 def checksum(values: Iterable[NDArray[Any]]) -> int:

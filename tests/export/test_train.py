@@ -970,8 +970,9 @@ def test_what_was_trained_of_inception_is_kept_as_differences_in_eight_bits(tmp_
         (b"(100, 64), }", b"(100, 64x, }"),
         (b"'<f4'", b"',f4'"),
         (b"64), }          ", b"64000000000), }\n"),
+        (b"\x05\x00\x14\x000.npy", b"\x05\x20\x14\x000.npy"),
     ],
-    ids=["a bracket without its other half", "no type", "more than any memory"],
+    ids=["a bracket without its other half", "no type", "more than any memory", "a name of 8 kB, quoted by zipfile"],
 )
 def test_an_array_whose_header_is_damaged_is_said_in_a_line(tmp_path: Path, sound: bytes, damaged: bytes) -> None:
     """NumPy hands the header to Python's parser, before the archive's checksum can tell of the damage."""
@@ -980,7 +981,7 @@ def test_an_array_whose_header_is_damaged_is_said_in_a_line(tmp_path: Path, soun
     whole = path.read_bytes()
     assert whole.count(sound) == 1
     path.write_bytes(whole.replace(sound, damaged))
-    with pytest.raises(ConfigurationError, match=r"extractor\.npz: damaged"):
+    with pytest.raises(ConfigurationError, match=r"extractor\.npz: damaged: [^\n]{1,200}$"):
         load_extractor_part(small_extractor(), tmp_path)
 
 
