@@ -8,6 +8,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -314,11 +315,8 @@ def _versions() -> dict[str, str]:
     # caplet's by itself: its metadata, in an editable installation, are of the day when it was installed.
     versions = {"python": platform.python_version(), "caplet": __version__}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # TensorFlow is installed under one of two names
             versions[package] = version(package)
-        except PackageNotFoundError:
-            # TensorFlow is installed under one of two names.
-            continue
     return versions
 
 

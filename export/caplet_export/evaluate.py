@@ -29,6 +29,7 @@ from caplet_export.metrics import (
     TITLES,
     ImageStatistics,
     Interval,
+    References,
     Scores,
     bigrams_of,
     bootstrap_interval,
@@ -75,10 +76,7 @@ class BeamResult:
 
     @classmethod
     def of(
-        cls,
-        captions: Mapping[str, CaptionRecord],
-        references: Mapping[str, Sequence[Sequence[str]]],
-        bigrams: Bigrams | None = None,
+        cls, captions: Mapping[str, CaptionRecord], references: References, bigrams: Bigrams | None = None
     ) -> BeamResult:
         """Score captions by image name against tokenised references of the same images."""
         hypotheses = {name: tokenize(record.text) for name, record in captions.items()}
@@ -271,9 +269,7 @@ def evaluate(
     )
 
 
-def statistics_of(
-    captions: Mapping[str, CaptionRecord], references: Mapping[str, Sequence[Sequence[str]]]
-) -> ImageStatistics:
+def statistics_of(captions: Mapping[str, CaptionRecord], references: References) -> ImageStatistics:
     """Per-image statistics of captions by image name."""
     return ImageStatistics.of({name: tokenize(record.text) for name, record in captions.items()}, references)
 
