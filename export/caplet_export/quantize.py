@@ -157,7 +157,7 @@ def activation_scale(limits: Range) -> tuple[float, int]:
     """Scale and zero point of unsigned 8-bit values that cover a range in which zero lies."""
     low, high = limits
     scale = float(np.float32(max(high - low, 1e-8) / (LEVELS - 1)))
-    return scale, round(min(max(-low / scale, 0), LEVELS - 1))
+    return scale, round(-low / scale)
 
 
 def quantize_weights(

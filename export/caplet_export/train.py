@@ -429,7 +429,7 @@ def _optimizer(rate: float, steps: int, settings: TrainConfig) -> keras.optimize
         warmup = warmup_steps(settings, steps)
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0 if warmup else rate,
-            max(steps - warmup, 1),
+            steps - warmup,
             warmup_target=rate if warmup else None,
             warmup_steps=warmup,
         )

@@ -345,7 +345,7 @@ class Tuner(Run):
     def _rates(self, step: int) -> dict[str, np.float32]:
         """Learning rates of this step, and the decay of the average."""
         settings = self.config.train
-        steps = max(settings.epochs * self.steps_an_epoch, 1)
+        steps = settings.epochs * self.steps_an_epoch
         factor = min(1.0, (step + 1) / max(warmup_steps(settings, steps), 1))
         if settings.decay == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * step / steps))
