@@ -103,7 +103,7 @@ def open_features(checkpoint: Checkpoint, folder: Path) -> StoredFeatures:
     return store
 
 
-def require_shape(config: ModelConfig, shape: Sequence[int], run: Path | str) -> None:
+def require_shape(config: ModelConfig, shape: Sequence[int], run: Path) -> None:
     """Raise a ConfigurationError if a run's model cannot read features of this shape, channels last and without N."""
     *sides, channels = shape
     found, expected = (math.prod(sides), channels), (config.locations, config.extractor_channels)
@@ -186,10 +186,11 @@ def load_extractor(folder: Path | str, weights: str | None, dtype: str = "float3
     """
     from caplet_export.inception import build_extractor
 
+    folder = Path(folder)
     if weights is not None:
-        require_encoder_weights(Path(folder), weights_digest(weights), f"--encoder-weights {weights}")
-    model = load_config(Path(folder) / "config.json").model
+        require_encoder_weights(folder, weights_digest(weights), f"--encoder-weights {weights}")
+    model = load_config(folder / "config.json").model
     extractor = build_extractor(weights, dtype, model.blocks)
     require_shape(model, extractor.output_shape[1:], folder)
-    load_extractor_part(extractor, Path(folder))
+    load_extractor_part(extractor, folder)
     return extractor

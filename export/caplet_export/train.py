@@ -117,7 +117,7 @@ class Trainer(Run):
             load_weights(self.model, start_from / DECODER)
         self.upper = self._upper_blocks(extractor, start_from)
         shape = extractor.output_shape[1:] if extractor else (source.locations, source.channels)
-        require_shape(config.model, shape, folder)
+        require_shape(config.model, shape, self.folder)
         self._teacher = self._load_teacher(teacher)
         self._plain = stores.plain
         if len({store.source.made_by for store in (*stores.train, stores.plain)}) > 1:
