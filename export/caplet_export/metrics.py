@@ -333,17 +333,18 @@ def _bleu_statistics(words: Words, references: Sequence[Words]) -> list[int]:
     clip: Counter[_Gram] = Counter()
     for reference in references:
         clip |= _count_grams(reference)
-    matched = [0] * 4
+    matched = [0] * ORDERS
     for gram, count in _count_grams(words).items():
         matched[len(gram) - 1] += min(count, clip[gram])
     closest = min((abs(len(reference) - len(words)), len(reference)) for reference in references)[1]
-    return [len(words), closest, *(max(len(words) - k, 0) for k in range(4)), *matched]
+    return [len(words), closest, *(max(len(words) - k, 0) for k in range(ORDERS)), *matched]
 
 
 def _bleu(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     """BLEU-1..4 from summed statistics [..., 10], as fractions [..., 4], with coco-caption's guards against 0/0."""
     small, tiny = 1e-9, 1e-15
-    length, closest, guessed, matched = totals[..., 0], totals[..., 1], totals[..., 2:6], totals[..., 6:10]
+    length, closest = totals[..., 0], totals[..., 1]
+    guessed, matched = np.split(totals[..., 2:], 2, axis=-1)
     log_precisions = np.log((matched + tiny) / (guessed + small))
     geometric_means = np.exp(np.cumsum(log_precisions, axis=-1) / np.arange(1, ORDERS + 1))
     ratio = (length + tiny) / (closest + small)
