@@ -17,7 +17,7 @@ def render_card(
     findings: str | None,
     limits: str | None,
     *,
-    figure: bool = True,
+    figure: bool,
     chart: bool,
 ) -> str:
     """The card as Markdown.

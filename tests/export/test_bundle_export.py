@@ -698,8 +698,8 @@ def test_the_released_card_is_what_bundle_writes() -> None:
     tables = [read_ablation(parts / f"{name}.json") for name in ("stages", "switches")]
     texts = [(parts / f"{name}.md").read_text(encoding="utf-8") for name in ("comparison", "findings", "limits")]
     card = (models / "flickr8k-gru-int8" / "README.md").read_text(encoding="utf-8")
-    assert card == render_card(manifest, tables, *texts, chart=True)
+    assert card == render_card(manifest, tables, *texts, figure=True, chart=True)
     assert CHART in manifest["files"]
     manifest |= {"preprocessing": {"height": 240, "width": 320}, "provenance": {}}
-    bare = render_card(manifest, [], None, None, None, chart=False, figure=False)
+    bare = render_card(manifest, [], None, None, None, figure=False, chart=False)
     assert "uint8 RGB 240×320," in bare and "\n\n\n" not in bare
