@@ -23,6 +23,6 @@ class ParityError(ExportError, ArithmeticError):
     """The converted or rewritten graph does not say what the original says."""
 
 
-def in_one_line(error: object) -> str:
-    """What another library's error says, in one line that is not too long to be quoted."""
-    return " ".join(str(error).split())[:200]
+def in_one_line(text: object) -> str:
+    """What a file or another library's error says, in one line that is not too long to be quoted."""
+    return " ".join(str(text).split())[:200]

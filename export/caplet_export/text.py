@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import ConfigurationError, DataError, in_one_line
 from caplet_export.inputs import read_text
 from caplet_export.outputs import write_whole
 from caplet_export.tokenizer import BRACKETS, tokenize
@@ -55,15 +56,15 @@ class Vocabulary:
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
         if tuple(self.words[: len(SPECIALS)]) != SPECIALS:
-            found = " ".join(self.words[: len(SPECIALS)])
+            found = in_one_line(" ".join(self.words[: len(SPECIALS)]))
             raise ConfigurationError(f"a vocabulary starts with {' '.join(SPECIALS)}, not {found}")
         for word in self.words:
             if not word or not word.isprintable() or " " in word:  # which no bundle may hold
-                raise ConfigurationError(f"a vocabulary holds printable words without spaces, not {word!r}")
+                raise ConfigurationError(f"a vocabulary holds printable words without spaces, not {reprlib.repr(word)}")
         self._ids = {word: number for number, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             word = next(word for word, count in Counter(self.words).items() if count > 1)
-            raise ConfigurationError(f"a vocabulary holds each word once, but {word!r} is there twice")
+            raise ConfigurationError(f"a vocabulary holds each word once, but {reprlib.repr(word)} is there twice")
 
     def __len__(self) -> int:
         return len(self.words)

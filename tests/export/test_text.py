@@ -68,6 +68,13 @@ def test_a_vocabulary_survives_its_file(tmp_path: Path) -> None:
         assert Vocabulary.load(tmp_path / "vocabulary.txt").words == vocabulary.words
 
 
+@pytest.mark.parametrize("lines", [["x " * 9000], [*SPECIALS, "x " * 9000], [*SPECIALS, "x" * 9000, "x" * 9000]])
+def test_a_file_of_something_else_is_not_quoted_whole(lines: list[str], tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("\n".join(lines))
+    with pytest.raises(ConfigurationError, match=r"words\.txt: a vocabulary [^\n]{20,290}$"):
+        Vocabulary.load(tmp_path / "words.txt")
+
+
 def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="starts with"):
         Vocabulary(["dog"])
