@@ -234,15 +234,15 @@ class Run(ABC):
     def _stage(self) -> Stage:
         assert self.kept is not None
         return Stage(
-            run_name(self.folder),
-            of_all(self.config.model.members),
-            self.history[-1].epoch,
-            self.kept.epoch,
-            self.kept.dev_cider,
-            round(sum(epoch.seconds for epoch in self.history), 1),
-            changed_switches(self.config) | self._taught_by,
-            self.device,
-            self._encoder_weights,
+            run=run_name(self.folder),
+            member=of_all(self.config.model.members),
+            epochs=self.history[-1].epoch,
+            kept=self.kept.epoch,
+            dev_cider=self.kept.dev_cider,
+            seconds=round(sum(epoch.seconds for epoch in self.history), 1),
+            switches=changed_switches(self.config) | self._taught_by,
+            device=self.device,
+            encoder_weights=self._encoder_weights,
         )
 
     def _write_records(self) -> None:

@@ -142,13 +142,17 @@ def average_stages(runs: Sequence[Path], members: int) -> list[Stage]:
             key = _identity(stage)
             if key not in before or before[key].epochs <= stage.epochs:
                 before[key] = stage
-    mean = Stage(f"mean of the weights of {names}", of_all(members), 0, 0, None, 0.0, {})
-    return [*before.values(), mean]
+    return [*before.values(), _untrained(f"mean of the weights of {names}", members)]
 
 
 def cut_stages(run: Path, cut: str, members: int) -> list[Stage]:
     """The stages of a run with `members` captioners, and one more, called `cut`, in which nothing was trained."""
-    return [*read_stages(run), Stage(cut, of_all(members), 0, 0, None, 0.0, {})]
+    return [*read_stages(run), _untrained(cut, members)]
+
+
+def _untrained(name: str, members: int) -> Stage:
+    """A stage of a run with `members` captioners in which nothing was trained."""
+    return Stage(name, of_all(members), epochs=0, kept=0, dev_cider=None, seconds=0.0, switches={})
 
 
 def join_stages(runs: Sequence[Path], members: Sequence[int]) -> list[Stage]:
