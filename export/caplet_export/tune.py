@@ -87,19 +87,19 @@ class StatelessCaptioner:
             "decoder": [jnp.array(variable) for variable in self.variables],
         }
 
-    def fixed(self) -> list[list[Array]]:
+    def frozen(self) -> list[list[Array]]:
         """The extractor's weights that are not trained: arguments of jitted functions, lest they become constants."""
         parts = [self.upper.non_trainable_variables]
         if self._lower is not None:
             parts += [self._lower.trainable_variables, self._lower.non_trainable_variables]
         return [[jnp.array(variable) for variable in part] for part in parts]
 
-    def extract_features(self, fixed: Sequence[list[Array]], values: Values, photos: Array) -> Array:
+    def extract_features(self, frozen: Sequence[list[Array]], values: Values, photos: Array) -> Array:
         """Features float32 [N,L,C] of photos float32 [N,S,S,3] in [-1,1]."""
         if self._lower is not None:
-            photos, _ = self._lower.stateless_call(fixed[1], fixed[2], photos, training=False)
+            photos, _ = self._lower.stateless_call(frozen[1], frozen[2], photos, training=False)
             photos = jax.lax.stop_gradient(photos)
-        features, _ = self.upper.stateless_call(values["extractor"], fixed[0], photos, training=False)
+        features, _ = self.upper.stateless_call(values["extractor"], frozen[0], photos, training=False)
         return jnp.reshape(features, (features.shape[0], -1, features.shape[-1])).astype(jnp.float32)
 
     def encode(self, values: Values, features: Array, key: Array | None = None) -> tuple[Array, ...]:
@@ -108,10 +108,10 @@ class StatelessCaptioner:
             return tuple(self.model.encode(features, training=key is not None))
 
     def encode_photos(
-        self, fixed: Sequence[list[Array]], values: Values, photos: Array, key: Array | None = None
+        self, frozen: Sequence[list[Array]], values: Values, photos: Array, key: Array | None = None
     ) -> tuple[Array, ...]:
         """`encode` of the features of photos float32 [N,S,S,3] in [-1,1]."""
-        return self.encode(values, self.extract_features(fixed, values, photos), key)
+        return self.encode(values, self.extract_features(frozen, values, photos), key)
 
     def teacher_forced(
         self, values: Values, encoded: Sequence[Array], tokens: Array, key: Array | None = None
@@ -249,7 +249,7 @@ class Tuner(Run):
         self._part.take_over(extractor, start_from)
         self._size = extractor.input_shape[1]
         self._teachers = [self._load_teacher(run, build) for run in teachers]
-        self._teacher_values = [(teacher.values(), teacher.fixed()) for teacher in self._teachers]
+        self._teacher_values = [(teacher.values(), teacher.frozen()) for teacher in self._teachers]
 
         self._photos = PhotoCache(dataset, [*words["train"], *words["dev"]], self._size)
         self._train, self._dev = (self._photos.readable(list(words[split])) for split in ("train", "dev"))
@@ -272,7 +272,7 @@ class Tuner(Run):
                 penalty=settings.bigram_penalty,
             )
         self._batch = min(settings.batch_images, len(self._train))
-        self._fixed = self._captioner.fixed()
+        self._frozen = self._captioner.frozen()
         self._values = self._captioner.values()
         self._average = jax.tree.map(jnp.copy, self._values)
         self._optimizer = optax.chain(
@@ -324,7 +324,7 @@ class Tuner(Run):
         losses: list[Array] = []
         for step, (rows, pixels) in enumerate(self._batches(range(done, last)), first):
             self._values, self._moments, self._average, loss = self._step(
-                self._values, self._moments, self._average, self._fixed, self._teacher_values, tables,
+                self._values, self._moments, self._average, self._frozen, self._teacher_values, tables,
                 (pixels, jnp.asarray(rows), self._tokens[rows], self._targets[rows]),
                 jax.random.fold_in(self._key, step), self._rates(step),
             )  # fmt: skip
@@ -356,14 +356,14 @@ class Tuner(Run):
         }
 
     def _descend(
-        self, values: Values, moments: Any, average: Values, fixed: Any, teachers: Any, tables: Any, batch: Any,
+        self, values: Values, moments: Any, average: Values, frozen: Any, teachers: Any, tables: Any, batch: Any,
         key: Array, rates: Mapping[str, Array],
     ) -> tuple[Values, Any, Values, Array]:  # fmt: skip
         """One step of Adam; returns values, moments, average and loss."""
         if self._teachers:
-            objective = partial(self._distillation_loss, fixed=fixed, teachers=teachers, batch=batch, key=key)
+            objective = partial(self._distillation_loss, frozen=frozen, teachers=teachers, batch=batch, key=key)
         else:
-            objective = partial(self._self_critical_loss, fixed=fixed, tables=tables, batch=batch, key=key)
+            objective = partial(self._self_critical_loss, frozen=frozen, tables=tables, batch=batch, key=key)
         loss, gradients = jax.value_and_grad(objective)(values)
         updates, moments = self._optimizer.update(gradients, moments)
         values = {
@@ -374,7 +374,7 @@ class Tuner(Run):
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, values)
         return values, moments, average, loss
 
-    def _self_critical_loss(self, values: Values, *, fixed: Any, tables: Any, batch: Any, key: Array) -> Array:
+    def _self_critical_loss(self, values: Values, *, frozen: Any, tables: Any, batch: Any, key: Array) -> Array:
         """Minus the expected reward of sampled captions, to first order, and some cross-entropy of people's captions.
 
         Captions are drawn without dropout in the steps of the decoder, and their gradients are taken with it.
@@ -384,7 +384,7 @@ class Tuner(Run):
         group, count = settings.captions_per_image, pixels.shape[0]
         views, encoding, drawing, reading = jax.random.split(key, 4)
         photos = random_views(pixels, views, settings)
-        encoded = self._captioner.encode_photos(fixed, values, photos, encoding)
+        encoded = self._captioner.encode_photos(frozen, values, photos, encoding)
         detached = jax.lax.stop_gradient((values, encoded))
         length = self.config.text.max_length
         ids, _ = generate_captions([self._captioner], [detached[0]], [detached[1]], length, group, drawing)
@@ -400,27 +400,27 @@ class Tuner(Run):
         losses = cross_entropy(of_people, targets, settings.label_smoothing)
         return loss + settings.cross_entropy_weight * mean_over_words(losses, targets)
 
-    def _distillation_loss(self, values: Values, *, fixed: Any, teachers: Any, batch: Any, key: Array) -> Array:
+    def _distillation_loss(self, values: Values, *, frozen: Any, teachers: Any, batch: Any, key: Array) -> Array:
         """Mean Kullback-Leibler divergence of the next word from the teachers', along captions that they draw."""
         settings, (pixels, *_) = self.config.train, batch
         views, mixing, encoding, drawing, reading = jax.random.split(key, 5)
         photos = mix_photos(random_views(pixels, views, settings), mixing, settings.mixup)
         encoded = [
-            teacher.encode_photos(own_fixed, own, photos)
-            for teacher, (own, own_fixed) in zip(self._teachers, teachers, strict=True)
+            teacher.encode_photos(own_frozen, own, photos)
+            for teacher, (own, own_frozen) in zip(self._teachers, teachers, strict=True)
         ]
         length, group = self.config.text.max_length, settings.captions_per_image
         ids, teacher_logits = jax.lax.stop_gradient(
             generate_captions(self._teachers, [own for own, _ in teachers], encoded, length, group, drawing)
         )
-        own_encoded = self._captioner.encode_photos(fixed, values, photos, encoding)
+        own_encoded = self._captioner.encode_photos(frozen, values, photos, encoding)
         logits = self._captioner.teacher_forced(values, own_encoded, words_before(ids), reading)
         return distillation_loss(logits, teacher_logits, ids)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def _dev_batch(self, values: Values, fixed: Any, pixels: Array, tokens: Array, targets: Array) -> Any:
-        encoded = self._captioner.encode_photos(fixed, values, scale(pixels))
+    def _dev_batch(self, values: Values, frozen: Any, pixels: Array, tokens: Array, targets: Array) -> Any:
+        encoded = self._captioner.encode_photos(frozen, values, scale(pixels))
         ids, _ = generate_captions([self._captioner], [values], [encoded], self.config.text.max_length)
         logits = self._captioner.teacher_forced(values, encoded, tokens.reshape(-1, tokens.shape[-1]))
         logits = logits.reshape(*tokens.shape, -1)
@@ -436,7 +436,7 @@ class Tuner(Run):
             new = (np.arange(start, start + size) < len(self._dev))[:, None, None]
             pixels = self._photos.load([self._dev[row] for row in rows])
             counted = np.where(new, targets[rows], PAD)
-            ids, loss = self._evaluate_batch(self._average, self._fixed, pixels, tokens[rows], counted)
+            ids, loss = self._evaluate_batch(self._average, self._frozen, pixels, tokens[rows], counted)
             total += float(loss)
             captions += [self.vocabulary.decode(row, self.config.text.max_length) for row in ids.tolist()]
         scores = self._scorer.score_many(self._dev, captions[: len(self._dev)])

@@ -148,7 +148,7 @@ def batch_losses(
     for changes in of:
         run.config = replace(config, train=replace(config.train, **changes))
         key = jax.random.key(3)
-        found.append(float(jax.jit(partial(loss, fixed=run._fixed, batch=batch, key=key))(run._values)))
+        found.append(float(jax.jit(partial(loss, frozen=run._frozen, batch=batch, key=key))(run._values)))
     return found
 
 
@@ -272,7 +272,7 @@ def greedy(run: Path, data: Path) -> np.ndarray:
     dataset, values = read_dataset(data), captioner.values()
     names = list(dataset.split("dev"))
     photos = scale(PhotoCache(dataset, names, SIZE).load(names))
-    encoded = captioner.encode_photos(captioner.fixed(), values, photos)
+    encoded = captioner.encode_photos(captioner.frozen(), values, photos)
     return np.asarray(generate_captions([captioner], [values], [encoded], CONFIG.text.max_length)[0])
 
 
