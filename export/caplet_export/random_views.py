@@ -53,7 +53,7 @@ def random_views(pixels: Array, key: Array, settings: TrainConfig) -> Array:
     return jnp.where(erased[..., None], 0.5, image) * 2.0 - 1.0
 
 
-def mix_photos(photos: Array, key: Array, share: float) -> Array:
+def mixup(photos: Array, key: Array, share: float) -> Array:
     """Photos float [N,...] of which this share is mixed with up to half of the photo before it in the batch (mixup,
     Zhang et al., ICLR 2018).
     """

@@ -47,7 +47,7 @@ from caplet_export.stages import require_encoder_weights
 from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
 _EVALUATION_BATCH = 200
-_CAPTIONS, _MIXING = range(2)
+_CAPTIONS, _MIXUP = range(2)
 """Purposes of random numbers, see `Trainer._seed`."""
 
 
@@ -264,17 +264,17 @@ class Trainer(Run):
         if self.config.train.teacher_view == "plain":
             shown = self._plain.gather([self._train.names[row] for row in rows])
         if self.config.train.mixup:
-            inputs, shown = self._mixed(inputs, shown)
+            inputs, shown = self._mixup(inputs, shown)
         ids, logits = self._sample_teacher(shown)
         more = padded_length(ids.shape[1], self.config.text.max_length + 1) - ids.shape[1]
         ids, logits = tf.pad(ids, ((0, 0), (0, more))), tf.pad(logits, ((0, 0), (0, more), (0, 0)))
         return self._distillation_update(inputs, ids, logits)
 
     @tf.function(autograph=False)
-    def _mixed(self, *views: Any) -> list[Any]:
+    def _mixup(self, *views: Any) -> list[Any]:
         """Views [B,L,C] of a batch's photos, some mixed with up to half of another photo, the same in each view."""
         count = tf.shape(views[0])[0]
-        which, how_much, order = tf.unstack(tf.random.split(self._seed(_MIXING), 3))
+        which, how_much, order = tf.unstack(tf.random.split(self._seed(_MIXUP), 3))
         some = tf.random.stateless_uniform((count, 1, 1), which) < self.config.train.mixup
         own = tf.where(some, tf.random.stateless_uniform((count, 1, 1), how_much, 0.5, 1.0), 1.0)
         others = tf.random.experimental.stateless_shuffle(tf.range(count), order)

@@ -44,7 +44,7 @@ from caplet_export.objectives import (
     self_critical_loss,
 )
 from caplet_export.photos import PhotoCache
-from caplet_export.random_views import mix_photos, random_views
+from caplet_export.random_views import mixup, random_views
 from caplet_export.rewards import CaptionReward, words_before
 from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, early_decay, split_words, warmup_steps
 from caplet_export.stages import require_encoder_weights
@@ -404,7 +404,7 @@ class Tuner(Run):
         """Mean Kullback-Leibler divergence of the next word from the teachers', along captions that they draw."""
         settings, (pixels, *_) = self.config.train, batch
         views, mixing, encoding, drawing, reading = jax.random.split(key, 5)
-        photos = mix_photos(random_views(pixels, views, settings), mixing, settings.mixup)
+        photos = mixup(random_views(pixels, views, settings), mixing, settings.mixup)
         encoded = [
             teacher.encode_photos(own_frozen, own, photos)
             for teacher, (own, own_frozen) in zip(self._teachers, teachers, strict=True)

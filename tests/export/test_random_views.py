@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from caplet_export.config import TrainConfig
-from caplet_export.random_views import _interpolation, mix_photos, random_views
+from caplet_export.random_views import _interpolation, mixup, random_views
 
 PLAIN = TrainConfig(smallest_crop=1.0, color_jitter=0.0, random_erasing=0.0)
 SIZE = 24
@@ -111,11 +111,11 @@ def test_a_share_of_views_has_a_grey_rectangle(share: float) -> None:
 
 def test_up_to_half_of_the_photo_before_is_mixed_in() -> None:
     given = np.eye(300, dtype=np.float32)  # each photo is a place of its own
-    mixed = np.asarray(mix_photos(given, jax.random.key(4), 0.3))
+    mixed = np.asarray(mixup(given, jax.random.key(4), 0.3))
     own = np.diag(mixed)
     np.testing.assert_allclose(mixed, own[:, None] * given + (1 - own[:, None]) * np.roll(given, 1, 0), atol=1e-6)
     assert abs((own < 1).mean() - 0.3) < 0.07 and own.min() >= 0.5 and own[own < 1].max() > 0.95
-    np.testing.assert_array_equal(mix_photos(given, jax.random.key(4), 0.0), given)
+    np.testing.assert_array_equal(mixup(given, jax.random.key(4), 0.0), given)
 
 
 def test_another_key_is_another_view() -> None:

@@ -1150,7 +1150,7 @@ def test_photos_are_mixed_alike_in_all_views(tmp_path: Path, trained: Path, data
     config = with_train(objective="distillation", mixup=0.5)
     trainer = Trainer(tmp_path / "run", config, dataset, stores, teacher=trained)
     photos = np.eye(400, dtype=np.float16)[:, None, :]  # each of a channel of its own
-    mixed, twice = (np.asarray(view)[:, 0] for view in trainer._mixed(photos, 2 * photos))
+    mixed, twice = (np.asarray(view)[:, 0] for view in trainer._mixup(photos, 2 * photos))
     np.testing.assert_array_equal(twice, 2 * mixed)
     np.testing.assert_allclose(mixed.sum(axis=1), 1, atol=1e-6)
     own = np.diag(mixed)
