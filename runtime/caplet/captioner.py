@@ -166,7 +166,8 @@ class Captioner:
         self._asked = (threads, self._sessions.providers, bundle.verified)
         self._forms = {(word, following): form for word, form, following in bundle.manifest.decoding.forms}
         if bundle.manifest.decoding.beam_size > widest:
-            raise BundleError(str(bundle.path), f"decoding.beam_size is above the decoder's limit of {widest}")
+            cause = f"decoding.beam_size is above the decoder's limit of {widest}"
+            raise BundleError(str(bundle.path), cause, "export the bundle again")
         milliseconds = 1000 * (time.perf_counter() - started)
         name, digest = bundle.manifest.name, bundle.digest[:12]
         _log.info("loaded %s (%s) with %d threads in %.0f ms", name, digest, self.threads, milliseconds)

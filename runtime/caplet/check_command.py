@@ -48,7 +48,8 @@ def check_golden(captioner: Captioner) -> list[GoldenResult]:
     results = []
     bundle, widest = captioner.bundle, captioner.sessions.widest_beam
     if any(golden.beam_size > widest for golden in bundle.manifest.golden):
-        raise BundleError(str(bundle.path), f"a golden caption's beam_size is above the decoder's limit of {widest}")
+        cause = f"a golden caption's beam_size is above the decoder's limit of {widest}"
+        raise BundleError(str(bundle.path), cause, "export the bundle again")
     for golden in bundle.manifest.golden:
         try:
             caption = captioner.caption(bundle.path / golden.file, beam_size=golden.beam_size)

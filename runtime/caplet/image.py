@@ -20,7 +20,6 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
@@ -242,7 +241,7 @@ def _as_file(source: Any, subject: str, max_pixels: int) -> BinaryIO:
     if not isinstance(source, (str, os.PathLike)):
         return _read_stream(source, subject, max_pixels)
     try:
-        file = Path(os.fsdecode(source)).open("rb")  # noqa: SIM115 (the caller closes it)
+        file = open(os.fsdecode(source), "rb")  # noqa: SIM115 - the caller closes it; Path("") would be a folder
     except ValueError as error:  # a null byte, or characters that cannot be in a name here
         raise ImageNotFoundError(subject) from error
     if file.seekable():

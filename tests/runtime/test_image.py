@@ -344,6 +344,8 @@ def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
     error = refusal(tmp_path / "none.jpg")
     assert isinstance(error, ImageNotFoundError) and isinstance(error, FileNotFoundError)
     assert str(error) == f"{tmp_path / 'none.jpg'}: no such file; check the path"
+    assert isinstance(refusal(""), FileNotFoundError)
+    assert str(refusal("")) == "<empty path>: no such file; check the path"
 
 
 def test_urls_are_not_fetched() -> None:
@@ -455,7 +457,7 @@ def test_a_stream_that_does_not_block_is_neither_empty_nor_truncated(there: int)
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
-@pytest.mark.parametrize("place", ["pathlib.Path.open", "importlib.import_module"])
+@pytest.mark.parametrize("place", ["builtins.open", "importlib.import_module"])
 def test_what_the_system_lacks_is_not_called_damage(place: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError(code, os.strerror(code))

@@ -258,7 +258,8 @@ def test_check_of_a_golden_caption_that_the_decoder_cannot_search_for(
     rehash(bundle, lambda manifest: manifest["golden"][2].update(beam_size=17))
     status, out, err = run("check", "--model", bundle, capfd=capfd)
     assert (status, out) == (1, "")
-    assert err == f"caplet: {bundle}: a golden caption's beam_size is above the decoder's limit of 16\n"
+    said = f"{bundle}: a golden caption's beam_size is above the decoder's limit of 16; export the bundle again"
+    assert err == f"caplet: {said}\n"
 
 
 # bench
