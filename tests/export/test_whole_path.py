@@ -6,6 +6,8 @@ set of coloured shapes; only weights and switches are added that make this a mat
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import re
@@ -14,7 +16,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,10 @@ import pytest
 
 from caplet import Captioner
 from caplet_export.cli import VERBS, main
-from caplet_export.config import Config
+from caplet_export.config import Config, changed_switches, inherit, load_config, override, require_effect
 from caplet_export.features import FeatureStore
 from caplet_export.recipes import RECIPES
+from caplet_export.stages import read_stages
 from tiny_flickr8k import COLOURS, SHAPES, write_split, write_tiny_flickr8k
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
@@ -237,6 +240,92 @@ def test_the_page_says_what_each_recipe_changes() -> None:
         row = re.search(rf"^\| `{name}` \| (.*) \|$", text, re.M)
         said = re.findall(r"`(\w+\.\w+)=([^`]+)`", row[1]) if row else []
         assert {key: json_value(value) for key, value in said} == changed, name
+
+
+CHECKPOINT = PAGE.parents[1] / "models" / "checkpoints" / "flickr8k-gru"
+
+
+def calls_in(mark: str, folder: Path) -> list[argparse.Namespace]:
+    """How the blocks with this mark call `caplet-export`, with their shell variables filled in; no verb runs."""
+    blocks = re.findall(rf"^<!-- test: {mark} -->\n```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    script = "caplet-export() { printf '%s\\0' \"$@\"; echo; }\n" + "".join(blocks)
+    done = subprocess.run(["bash", "-euc", script], cwd=folder, capture_output=True, text=True, check=True)
+    calls = []
+    for verb, *words in (line.split("\0")[:-1] for line in done.stdout.splitlines()):
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        importlib.import_module(f"caplet_export.verbs.{verb}").add_arguments(parser)
+        calls.append(parser.parse_args(words, argparse.Namespace(verb=verb)))
+    return calls
+
+
+def test_the_commands_of_the_released_model_are_the_stages_that_it_records(tmp_path: Path) -> None:
+    """Each by its switches, what it began with and who taught it; what was averaged; and how it was made smaller."""
+    recorded = {stage.run: stage for stage in read_stages(CHECKPOINT)}
+    last = {f"{name}-{stage.epochs}": name for name, stage in recorded.items()}  # copies taken after all epochs
+    configs: dict[str, Config] = {}
+    for call in calls_in("skip, hours", tmp_path):
+        if call.verb in ("train", "tune"):
+            recipe = call.recipe if call.verb == "train" else "tune_distillation" if call.teacher else "tune"
+            config = RECIPES[recipe]
+            if call.start_from:
+                config = inherit(config, configs[call.start_from.name])
+            config = override(config, call.set)
+            require_effect(call.set, call.verb, config)
+            switches = changed_switches(config)
+            stage = recorded.pop(call.run.name)
+            if call.run.name == "tuned5":
+                assert "`tuned5` after 35 of 60" in " ".join(PAGE.read_text(encoding="utf-8").split())
+                assert (switches["train.epochs"], stage.epochs) == (35, 35)
+                switches["train.epochs"] = 60
+            if call.teacher:
+                teachers = call.teacher if call.verb == "tune" else [call.teacher]
+                switches["teacher"] = " ".join(run.name for run in teachers)
+            if "from" in stage.switches:  # only where it is not the stage before
+                switches["from"] = call.start_from.name
+            assert switches == stage.switches, call.run
+            configs[call.run.name] = config
+        elif call.verb == "join":
+            names = [last.get(run.name, run.name) for run in call.runs]
+            config = configs[names[-1]]
+            if call.average:
+                mean = next(name for name in recorded if name.startswith("mean of the weights of "))
+                averaged = mean.removeprefix("mean of the weights of ").split(", ")
+                assert names == [last.get(name, name) for name in averaged]
+                del recorded[mean]
+            else:
+                blocks = " ".join(configs[name].model.feature_block for name in names)
+                config = replace(config, model=replace(config.model, members=len(names), feature_block=blocks))
+            configs[call.output.name] = config
+        elif call.verb in ("trim", "prune"):
+            config, cut = configs[call.run.name], "vocabulary: "
+            if call.verb == "prune":
+                sizes = {name: getattr(call, name) for name in ("state_size", "feature_size", "attention_size")}
+                config = replace(config, model=replace(config.model, **sizes))
+                cut = "pruned to " + ", ".join(f"{name} {size}" for name, size in sizes.items())
+            del recorded[next(name for name in recorded if name.startswith(cut))]
+            configs[call.output.name] = config
+    assert recorded == {}, "stages without a command"
+    model = replace(configs["released"].model, vocabulary_size=0)
+    assert model == replace(load_config(CHECKPOINT / "config.json").model, vocabulary_size=0)
+
+
+def test_the_commands_for_single_switches_change_what_the_cards_table_says(tmp_path: Path) -> None:
+    table = json.loads((CHECKPOINT / "card" / "switches.json").read_text(encoding="utf-8"))
+    calls = calls_in("skip, (?:hours|an hour)", tmp_path)
+    options = {call.run.name: call.set for call in calls if call.verb == "train"}
+    said = {row[0]: row[-1] for row in table["rows"]}
+    configs = {name: override(Config(), options[name]) for name in said}
+    first = configs["short"]
+    changed = {name: changed_switches(config, first) for name, config in configs.items() if name != "short"}
+    told = {}
+    for name, switches in changed.items():
+        ((switch, value),) = switches.items()
+        told[name] = f"{switch.partition('.')[2]} {value}"
+    assert {"short": "(the baseline)", **told} == said
+    assert changed_switches(first).pop("train.epochs") == 4
+    for switch, value in changed_switches(first).items():
+        name = switch.partition(".")[2]
+        assert f" {value} {name}" in table["note"] or f" {name} {value}" in table["note"]
 
 
 def json_value(text: str) -> object:
