@@ -195,8 +195,9 @@ def test_the_report_shows_the_largest_gains_and_losses_with_thumbnails(
     backwards = compare(evaluation(dataset, mixed), evaluation(dataset, vague), dataset)
     text = write_report(backwards, dataset, tmp_path / "backwards", shown=3).read_text()
     assert (text.count("### +"), text.count("### -")) == (1, 3)
-    as_good = replace(comparison, changes=[replace(ranked[0], gain=0.0)])
-    assert "### " not in write_report(as_good, dataset, tmp_path / "as-good").read_text()
+    little = replace(comparison, changes=[replace(ranked[0], gain=gain) for gain in (-0.6, 0.0, 0.6)])
+    text = write_report(little, dataset, tmp_path / "little").read_text()
+    assert (text.count("### +"), text.count("### -")) == (1, 1)
 
 
 def test_photos_stay_out_of_repositories(
