@@ -656,7 +656,7 @@ def test_memory_grows_over_as_many_photos_as_asked_for(monkeypatch: pytest.Monke
             asked.append(photo)
             yield
 
-    monkeypatch.setattr(probes, "time", SimpleNamespace(perf_counter=lambda: float(len(asked))))
+    monkeypatch.setattr(probes, "time", SimpleNamespace(perf_counter=lambda: 7.0 + len(asked)))
     monkeypatch.setattr("caplet.Captioner", lambda bundle: SimpleNamespace(caption_many=caption_many))
     found = probes.growth("bundle", "5", "cat.jpg", "dog.jpg")
     assert asked == ["cat.jpg", "dog.jpg", "cat.jpg", "dog.jpg", "cat.jpg"]

@@ -109,6 +109,7 @@ def test_a_large_photo_has_twelve_megapixels_and_takes_milliseconds(
     monkeypatch.setattr(clock, "perf_counter", itertools.count(0, 0.5).__next__)
     found = probes.large_jpeg(str(tmp_path), "1", str(photos / "cat.jpg"))
     assert (found["caplet_ms"], found["pillow_ms"]) == (500, 500)
+    assert 0 < found["mean_difference"] < 1
     with Image.open(tmp_path / "twelve-megapixels.jpg") as image:
         assert image.size == (4000, 3000)
 
