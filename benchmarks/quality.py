@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+from collections.abc import Sequence
 
 from benchmarks.outputs import ROOT
 from benchmarks.report import insert
@@ -16,11 +19,13 @@ def with_scores(readme: str) -> str:
     return insert(readme, render_summary(manifest["metrics"], manifest["decoding"]), "metrics")
 
 
-def main() -> None:
-    """Rewrite the README's scores."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rewrite the README's scores; returns the exit status."""
+    argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__).parse_args(argv)
     readme = ROOT / "README.md"
     readme.write_text(with_scores(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
