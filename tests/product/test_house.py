@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import io
 import re
+import shutil
+import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +19,7 @@ import pytest
 
 import caplet
 import caplet_export
+from caplet.bundle import load_bundle
 
 HERE = Path(__file__).resolve().parent
 ROOT = next((folder for folder in HERE.parents if (folder / "docs").is_dir()), HERE.parent)
@@ -75,3 +80,15 @@ def test_the_map_names_no_test_that_is_gone() -> None:
     named = set(re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)`", page))
     assert len(named) >= 10
     assert named <= {file.name for file in (ROOT / "tests").rglob("*.py")}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="not a checkout of Git's")
+def test_a_clone_on_windows_has_the_model_as_it_is(tmp_path: Path) -> None:
+    as_on_windows = ("git", "-C", str(ROOT), "-c", "core.autocrlf=true")  # the choice of Git's installer there
+    folder = "models/flickr8k-gru-int8"
+    archive = subprocess.check_output(
+        [*as_on_windows, "archive", "--format=zip", "--worktree-attributes", "HEAD", folder]
+    )
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        files.extractall(tmp_path)
+    assert load_bundle(tmp_path / folder).verified
