@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = "install caplet again"
         if "failed to map segment" in str(error):  # for want of memory, or on a disk that programs may not run from
             remedy = "free some memory, or allow programs on that disk"
+        elif "DLL load failed" in str(error):  # Windows; onnxruntime's wheels lack the C++ library that they need
+            remedy = "install Microsoft's newest Visual C++ Redistributable, or caplet again"
         return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); {remedy}", 1)
     except BrokenPipeError:
         return 1  # whoever read the output has had enough

@@ -310,6 +310,21 @@ def test_a_library_that_memory_does_not_suffice_for_is_not_called_a_broken_insta
     assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
 
 
+def test_a_library_that_windows_cannot_load_is_not_called_a_broken_installation(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where the C++ library is missing, which neither Python nor onnxruntime brings along."""
+    cause = "DLL load failed while importing onnxruntime_pybind11_state: The specified module could not be found."
+
+    def break_off(*_: Any) -> int:
+        raise ImportError(cause, name="onnxruntime_pybind11_state")
+
+    monkeypatch.setattr(caplet.caption_command, "run", break_off)
+    remedy = "install Microsoft's newest Visual C++ Redistributable, or caplet again"
+    told = f"caplet: onnxruntime_pybind11_state cannot be imported ({cause}); {remedy}\n"
+    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
+
+
 @pytest.mark.parametrize("linked", [True, False])  # NumPy 2.2, the last for Python 3.10, raises it without `from`
 def test_a_dependency_for_another_python_is_told_without_the_advice_that_numpy_puts_around_it(
     linked: bool, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
