@@ -13,6 +13,7 @@ undo what other threads do.
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import io
@@ -244,6 +245,11 @@ def _as_file(source: Any, subject: str, max_pixels: int) -> BinaryIO:
         file = open(os.fsdecode(source), "rb")  # noqa: SIM115 - the caller closes it; Path("") would be a folder
     except ValueError as error:  # a null byte, or characters that cannot be in a name here
         raise ImageNotFoundError(subject) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL or os.path.exists(source):
+            raise
+        # So Windows says of characters that no name may have, such as those of patterns and URLs.
+        raise FileNotFoundError(subject) from error
     if file.seekable():
         return file
     with file:  # a pipe

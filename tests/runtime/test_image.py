@@ -352,6 +352,23 @@ def test_urls_are_not_fetched() -> None:
     assert "download it first" in str(refusal("https://example.org/cat.jpg"))
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("*.jpg", "check the path"), ("https://example.org/cat.jpg", "caplet reads no URLs: download")]
+)
+def test_a_name_that_windows_gives_to_no_file_is_that_of_a_missing_one(
+    name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    error = refusal(name)
+    assert isinstance(error, ImageNotFoundError)
+    assert str(error).startswith(f"{name}: no such file; {remedy}")
+    there = str(refusal(tmp_path))  # some devices say so, too
+    assert there.startswith(f"{tmp_path}: cannot be read (Invalid argument)")
+
+
 def test_folders_and_unreadable_paths_say_so(tmp_path: Path) -> None:
     assert str(tmp_path) in str(refusal(tmp_path)) and "directory" in str(refusal(tmp_path)).lower()
     for impossible in ("a\0b", "a\ud800b"):
