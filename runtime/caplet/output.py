@@ -30,7 +30,7 @@ class Output:
             CapletError: another run is writing to the file.
             OSError: it cannot be opened.
         """
-        self._is_file = False
+        self._is_file = self._is_pipe = False
         self._file: io.FileIO | _Lines
         if path is not None:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
@@ -46,6 +46,7 @@ class Output:
             try:
                 # Not FileIO by itself: `open` knows a console of Windows, which takes other bytes than a file.
                 self._file = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
+                self._is_pipe = stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode)
             except io.UnsupportedOperation:  # no file: `contextlib.redirect_stdout`, IDLE, pytest's `capsys`
                 self._file = _Lines(sys.stdout)
         self._name = path or "<standard output>"
@@ -70,6 +71,8 @@ class Output:
             try:
                 left = left[self._file.write(left) :]
             except OSError as error:
+                if self._is_pipe and error.errno == errno.EINVAL:  # as Windows tells that its reader has left
+                    raise BrokenPipeError from error
                 error.filename = self._name
                 raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -232,6 +233,26 @@ def test_a_reader_that_leaves(photos: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(60) == 1
+
+
+@pytest.mark.parametrize(("piped", "told"), [(True, ""), (False, "caplet: <standard output>: Invalid argument\n")])
+def test_a_reader_that_leaves_on_windows(
+    piped: bool, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Where writing to its pipe often raises another error (https://github.com/python/cpython/issues/79935)."""
+
+    class Refusing(io.FileIO):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(
+        caplet.output, "open", lambda file, *_, **__: Refusing(file, "wb", closefd=False), raising=False
+    )
+    read, written = os.pipe()
+    with open(read, "rb"), open(written, "w") as pipe, open(tmp_path / "out", "w") as file:
+        monkeypatch.setattr(sys, "stdout", pipe if piped else file)
+        assert main(["--version"]) == 1
+    assert capfd.readouterr().err == told
 
 
 @needs_bytes_in_names
