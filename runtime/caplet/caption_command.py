@@ -17,7 +17,16 @@ import numpy as np
 from caplet.captioner import Caption, Captioner, Decoded, decode_photo
 from caplet.errors import ArgumentError, CapletError, InferenceError
 from caplet.image import MAX_PIXELS, ImageSource, load_pixels
-from caplet.inputs import STDIN, Input, find_inputs, identity, is_descriptor, with_contents
+from caplet.inputs import (
+    STDIN,
+    STDIN_DESCRIPTOR,
+    Identity,
+    Input,
+    find_inputs,
+    identity,
+    is_descriptor,
+    with_contents,
+)
 from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Origin, Record, Written, as_line, header, resume
@@ -140,8 +149,8 @@ class _Drawings:
                 self._replaceable.clear()  # any of these files may come further down the list
             if self._replaceable:  # otherwise there is no need to go through all inputs
                 # Standard input may be a drawing, too; other pipes are not.
-                names = ("/dev/stdin" if photo.piped else photo.name for photo in _inputs(arguments))
-                self._replaceable.difference_update(_identities(names))
+                files = (STDIN_DESCRIPTOR if photo.piped else photo.name for photo in _inputs(arguments))
+                self._replaceable.difference_update(_identities(files))
 
     def spare(self, files: Iterable[str]) -> None:
         """Draw over none of these files, the drawings of the run that is resumed."""
@@ -189,7 +198,7 @@ def _folded(file: str | Path) -> str:
     return unicodedata.normalize("NFC", absolute).casefold()
 
 
-def _identities(files: Iterable[str | Path]) -> Iterator[tuple[int, int]]:
+def _identities(files: Iterable[str | Path | int]) -> Iterator[Identity]:
     return (found for file in files if (found := identity(file)) is not None)
 
 

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from caplet.errors import ArgumentError, CapletError, ImageError
 from caplet.output import make_blocking
 
 STDIN = "-"
+STDIN_DESCRIPTOR = 0
 _STDIN_STREAM = "<standard input>"  # for messages about the stream itself, not about a photo on it
 SUFFIXES = frozenset(
     """
@@ -29,6 +30,7 @@ SUFFIXES = frozenset(
 """Suffixes of files that count as photos in a folder. HEIC needs a package of its own, but an error that says so is
 better than silence."""
 _DESCRIPTOR = re.compile(r"/dev/(std(in|out|err)|fd/\d+)|/proc/[^/]+/fd/\d+")
+Identity: TypeAlias = tuple[int, int] | str
 _CHUNK = 2**16
 _LONGEST_NAME = 2**16  # bytes; no system takes a path of more than half of that
 
@@ -128,10 +130,19 @@ def status_of(file: str | Path | int) -> os.stat_result | None:
         return None
 
 
-def identity(file: str | Path | int) -> tuple[int, int] | None:
-    """Device and inode of a file, by path or descriptor: the same for all of its names. None if there is no file."""
+def identity(file: str | Path | int) -> Identity | None:
+    """What is the same for all names of a file, by path or descriptor. None if there is no file."""
     status = status_of(file)
-    return None if status is None else (status.st_dev, status.st_ino)
+    return None if status is None else _identity(file, status)
+
+
+def _identity(file: str | Path | int, status: os.stat_result) -> Identity | None:
+    """Device and inode of a file, or its real path where it has no inode: on Windows, some drives number no files, such
+    as those of WebDAV and SSHFS. None for a descriptor there.
+    """
+    if status.st_ino:
+        return status.st_dev, status.st_ino
+    return None if isinstance(file, int) else os.path.normcase(os.path.realpath(file))
 
 
 def is_descriptor(name: str) -> bool:
@@ -209,7 +220,7 @@ def _is_pipe(name: str) -> bool:
 
 def _photos_in(folder: str, recursive: bool, drawings: str | None) -> Iterator[Input]:
     """The photos of a folder. What is left of each folder waits in a list: folders may nest deeper than calls."""
-    visited: set[tuple[int, int]] = set()
+    visited: set[Identity | None] = set()
     waiting = [_found_in(folder, visited, drawings)]
     while waiting:
         found = next(waiting[-1], None)
@@ -221,11 +232,10 @@ def _photos_in(folder: str, recursive: bool, drawings: str | None) -> Iterator[I
             waiting.append(_found_in(found, visited, drawings))
 
 
-def _found_in(folder: str, visited: set[tuple[int, int]], drawings: str | None) -> Iterator[Input | str]:
+def _found_in(folder: str, visited: set[Identity | None], drawings: str | None) -> Iterator[Input | str]:
     """In order of names, a folder's photos as inputs and its folders as paths; nothing if it was visited before."""
     try:
-        status = Path(folder).stat()
-        found = status.st_dev, status.st_ino
+        found = _identity(folder, os.stat(folder))
         if found in visited:
             return
         visited.add(found)

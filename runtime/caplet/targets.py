@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from caplet.errors import CapletError
-from caplet.inputs import STDIN, SUFFIXES, identity, status_of
+from caplet.inputs import STDIN, STDIN_DESCRIPTOR, SUFFIXES, identity, status_of
 
 _STDOUT = 1
 _PPM_HEADER = re.compile(rb"P.\s+(#|\d+\s+\d)")
@@ -21,7 +21,8 @@ def objection(arguments: argparse.Namespace) -> str | None:
     They may not overwrite what they are made of, or each other, or be taken for photos the next time.
     """
     output, drawings = arguments.output, arguments.attention
-    *photos, listing = ("/dev/stdin" if name == STDIN else name for name in (*arguments.photos, arguments.files_from))
+    names = (*arguments.photos, arguments.files_from)
+    *photos, listing = (STDIN_DESCRIPTOR if name == STDIN else name for name in names)
     if output and any(_same_file(output, photo) for photo in photos):
         return "-o would overwrite a photo"
     if output and _is_picture(output):
@@ -30,7 +31,7 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "-o would overwrite a file that is not text"
     if arguments.resume and os.path.exists(output) and not os.path.isfile(output):
         return "--resume: what -o names is not a file"
-    if output and listing and _same_file(output, listing):
+    if output and listing is not None and _same_file(output, listing):
         return "-o would overwrite the list of files"
     if output and drawings and (_real(output) == _real(drawings) or _same_file(output, drawings)):
         return "-o and --attention are the same file"
@@ -40,7 +41,8 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "--attention would overwrite a photo"
     if drawings and _holds_something(drawings) and not _is_drawing(drawings):
         return "--attention would overwrite a file that is not a drawing"
-    if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in photos if os.path.isdir(folder)):
+    folders = [photo for photo in photos if isinstance(photo, str) and os.path.isdir(photo)]
+    if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in folders):
         return "--attention would put drawings among the photos"
     return None
 

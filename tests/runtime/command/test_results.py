@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,77 @@ def test_one_file_is_not_taken_for_two(
     (tmp_path / "link").hardlink_to("list")
     monkeypatch.setattr("caplet.targets._STDOUT", os.devnull)
     assert objection(argparse.Namespace(**{**NOTHING, **changes})) == expected
+
+
+WITHOUT_DEV_STDIN = """
+import os, sys
+from caplet.cli import main
+
+def stat(file, *arguments, there=os.stat, **options):
+    if file == "/dev/stdin":
+        raise FileNotFoundError(file)
+    return there(file, *arguments, **options)
+
+os.stat = stat
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--files-from", "-", "-o"], "-o would overwrite the list of files"),
+        (["-", "-o"], "-o would overwrite a photo"),
+        (["-", "--attention"], "--attention would overwrite a photo"),
+    ],
+    ids=str,
+)
+def test_the_file_on_standard_input_is_not_overwritten_where_that_has_no_name(
+    arguments: list[str], expected: str, tmp_path: Path
+) -> None:
+    """As on Windows."""
+    (tmp_path / "file").write_text("cat.jpg\n")
+    command = [sys.executable, "-c", WITHOUT_DEV_STDIN, *arguments, str(tmp_path / "file")]
+    with (tmp_path / "file").open() as file:
+        done = subprocess.run(command, stdin=file, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"caplet: error: {expected}; see caplet --help\n")
+    assert (tmp_path / "file").read_text() == "cat.jpg\n"
+
+
+def test_the_drawing_on_standard_input_is_not_drawn_over_where_that_has_no_name(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "drawings").mkdir()
+    drawing = tmp_path / "drawings" / "stdin.png"
+    command = [sys.executable, "-c", WITHOUT_DEV_STDIN, "-", "--attention", str(tmp_path / "drawings")]
+    for photo, found in ((photos / "cat.jpg", {"stdin.png"}), (drawing, {"stdin.png", "stdin-2.png"})):
+        with photo.open("rb") as file:
+            subprocess.run(command, stdin=file, check=True)
+        assert {path.name for path in (tmp_path / "drawings").iterdir()} == found
+
+
+@pytest.mark.parametrize("device", [0, 7])
+def test_a_drive_that_numbers_no_files(
+    device: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """As WebDAV (https://github.com/python/cpython/issues/74665) and SSHFS on Windows."""
+
+    def without_inode(*arguments: Any, there: Any = os.stat, **options: Any) -> os.stat_result:
+        found = there(*arguments, **options)
+        return os.stat_result((found.st_mode, 0, device, *found[3:]))
+
+    monkeypatch.setattr(os, "stat", without_inode)
+    for folder in ("a", "b"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        shutil.copyfile(photos / "cat.jpg", tmp_path / "photos" / folder / "cat.jpg")
+    (tmp_path / "captions").write_text("of an earlier run\n")
+    (tmp_path / "list").write_text(f"{tmp_path / 'photos'}\n")
+    written = ("-o", tmp_path / "captions", "--attention", tmp_path / "drawings")
+    for _ in range(2):
+        assert run("--files-from", tmp_path / "list", "--recursive", *written, capfd=capfd) == (0, "", "")
+        assert len((tmp_path / "captions").read_text().splitlines()) == 2
+        assert len(list((tmp_path / "drawings").iterdir())) == 2
+    (tmp_path / "scan").write_bytes(b"what is left of a picture")
+    status, _, err = run(tmp_path / "scan", "-o", tmp_path / "photos" / ".." / "scan", capfd=capfd)
+    assert status == 2 and "-o would overwrite a photo" in err
 
 
 def test_a_file_that_cannot_be_read_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
