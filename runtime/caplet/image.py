@@ -251,6 +251,7 @@ def _as_file(source: Any, subject: str, max_pixels: int) -> BinaryIO:
         # So Windows says of characters that no name may have, such as those of patterns and URLs.
         raise FileNotFoundError(subject) from error
     if file.seekable():
+        file.seek(0)  # macOS opens /dev/stdin where it has been read to
         return file
     with file:  # a pipe
         return _read_stream(file, subject, max_pixels)

@@ -192,6 +192,15 @@ def test_a_path_may_be_a_named_pipe(tmp_path: Path) -> None:
     writer.join()
 
 
+def test_the_name_of_an_open_file_may_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on macOS, where opening such a name duplicates the descriptor, and so shares its position: fd(4)."""
+    expected = load_pixels(PHOTOS[0]).tobytes()
+    with PHOTOS[0].open("rb") as stdin:
+        monkeypatch.setattr(Path, "open", lambda *_: os.fdopen(os.dup(stdin.fileno()), "rb"))
+        for _ in range(2):
+            assert load_pixels("/dev/stdin").tobytes() == expected
+
+
 @pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="no /dev/stdin here")
 def test_a_path_may_be_a_pipe() -> None:
     code = "import caplet.image, sys; sys.stdout.buffer.write(caplet.image.load_pixels('/dev/stdin').tobytes())"
