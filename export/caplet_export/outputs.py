@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from caplet.inputs import identity
 from caplet_export.errors import ExportError
 
 ATTENTION, CHART = "attention.jpg", "ablations.png"
@@ -36,10 +37,10 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
             the working folder, one of the `inputs`, a folder around these, or a folder that is not of this kind.
     """
     resolved = check_place(target)
-    if Path.cwd().is_relative_to(resolved):
+    if _leads_into(Path.cwd(), resolved):
         raise ExportError(f"{target}: the working folder, or one around it, is not replaced")
     for source in inputs:
-        if _followed(source).is_relative_to(resolved):
+        if _leads_into(_followed(source), resolved):
             raise ExportError(f"{target}: would replace what is read, {source}")
     if not resolved.exists():
         return resolved
@@ -77,7 +78,7 @@ def check_file(target: Path, keys: frozenset[str], inputs: Iterable[Path] = ()) 
     resolved = check_place(target)
     if resolved.is_dir():
         raise ExportError(f"{target}: is a folder, not a file")
-    if resolved in map(_followed, inputs):
+    if any(_leads_into(_followed(source), resolved) for source in inputs):
         raise ExportError(f"{target}: would replace what is read")
     if resolved.exists() and not _has_keys(resolved, keys):
         raise foreign(target)
@@ -106,6 +107,14 @@ def _has_keys(path: Path, keys: frozenset[str]) -> bool:
 def _followed(path: Path) -> Path:
     """Where symbolic links lead. Unlike `Path.resolve`, no error if that is a circle, which `check_place` tells."""
     return Path(os.path.realpath(path))
+
+
+def _leads_into(path: Path, place: Path) -> bool:
+    """Whether a path without links is that of a place or of something in it, in whatever case: macOS takes `Run` for
+    `run`.
+    """
+    found = identity(place)
+    return path.is_relative_to(place) or (found is not None and found in map(identity, (path, *path.parents)))
 
 
 def check_place(target: Path) -> Path:

@@ -318,6 +318,24 @@ def test_an_interruption_when_a_folder_has_just_been_moved_leaves_one_in_place(
         assert list(old_run.parent.iterdir()) == [old_run]
 
 
+def test_what_is_read_is_not_replaced_under_its_name_in_another_case(
+    old_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS; here by links that are not followed."""
+    (tmp_path / "TMP").symlink_to(tmp_path)
+    (tmp_path / "Config.json").hardlink_to(old_run / "config.json")
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    other = tmp_path / "TMP" / "run"
+    for source in (old_run, old_run / "config.json"):
+        with pytest.raises(ExportError, match="would replace what is read"):
+            check_folder(other, RUN, [source])
+    with pytest.raises(ExportError, match="would replace what is read"):
+        check_file(tmp_path / "Config.json", frozenset(), [old_run / "config.json"])
+    monkeypatch.chdir(old_run)
+    with pytest.raises(ExportError, match="the working folder"):
+        check_folder(other, RUN)
+
+
 def test_a_run_with_what_a_killed_process_has_left_in_it_is_still_one(tmp_path: Path) -> None:
     for name in ("config.json", "vocabulary.txt", "decoder.weights.h5", ".resume.npz"):
         (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
