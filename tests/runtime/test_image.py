@@ -196,7 +196,7 @@ def test_the_name_of_an_open_file_may_be_read_twice(monkeypatch: pytest.MonkeyPa
     """Also on macOS, where opening such a name duplicates the descriptor, and so shares its position: fd(4)."""
     expected = load_pixels(PHOTOS[0]).tobytes()
     with PHOTOS[0].open("rb") as stdin:
-        monkeypatch.setattr(Path, "open", lambda *_: os.fdopen(os.dup(stdin.fileno()), "rb"))
+        monkeypatch.setattr("caplet.image.open", lambda *_: os.fdopen(os.dup(stdin.fileno()), "rb"), raising=False)
         for _ in range(2):
             assert load_pixels("/dev/stdin").tobytes() == expected
 
@@ -367,10 +367,10 @@ def test_urls_are_not_fetched() -> None:
 def test_a_name_that_windows_gives_to_no_file_is_that_of_a_missing_one(
     name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, *_: object) -> None:
-        raise OSError(errno.EINVAL, "Invalid argument", str(path))
+    def refuse(path: str, *_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument", path)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("caplet.image.open", refuse, raising=False)
     error = refusal(name)
     assert isinstance(error, ImageNotFoundError)
     assert str(error).startswith(f"{name}: no such file; {remedy}")
