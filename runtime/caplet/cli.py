@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = "install caplet again"
         if "failed to map segment" in str(error):  # for want of memory, or on a disk that programs may not run from
             remedy = "free some memory, or allow programs on that disk"
+        elif "cannot open shared object file" in str(error):  # as libstdc++, which wheels expect of any system
+            remedy = "install that library, or caplet again"
         elif "DLL load failed" in str(error):  # Windows; onnxruntime's wheels lack the C++ library that they need
             remedy = "install Microsoft's newest Visual C++ Redistributable, or caplet again"
         return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); {remedy}", 1)
@@ -87,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("not enough memory; free some, or try --threads 1", 1)
     except RecursionError:  # `info --json`: Python can read a manifest that is nested deeper than it can write
         return _complain("what was read is nested too deeply", 1)
+    except RuntimeError as error:
+        if "baseline optimizations" not in str(error):
+            raise
+        # From 2.4 on, NumPy's wheels need more of an x86 processor than those of onnxruntime and Pillow.
+        return _complain(f"numpy cannot be imported ({' '.join(str(error).split())}); install numpy<2.4", 1)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
 

@@ -310,6 +310,20 @@ def test_a_library_that_memory_does_not_suffice_for_is_not_called_a_broken_insta
     assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
 
 
+def test_a_library_that_the_system_lacks_is_not_called_a_broken_installation(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As libstdc++, which wheels do not bring, in small containers and on NixOS."""
+    cause = "libstdc++.so.6: cannot open shared object file: No such file or directory"
+
+    def break_off(*_: Any) -> int:
+        raise ImportError(cause)
+
+    monkeypatch.setattr(caplet.caption_command, "run", break_off)
+    told = f"caplet: a dependency cannot be imported ({cause}); install that library, or caplet again\n"
+    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
+
+
 def test_a_library_that_windows_cannot_load_is_not_called_a_broken_installation(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,6 +337,31 @@ def test_a_library_that_windows_cannot_load_is_not_called_a_broken_installation(
     remedy = "install Microsoft's newest Visual C++ Redistributable, or caplet again"
     told = f"caplet: onnxruntime_pybind11_state cannot be imported ({cause}); {remedy}\n"
     assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
+
+
+def test_a_processor_that_numpy_does_not_run_on_is_told_in_one_line(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As NumPy 2.4 says of kvm64, the processor of many virtual machines."""
+
+    def break_off(*_: Any) -> int:
+        raise RuntimeError(
+            "NumPy was built with baseline optimizations: \n(X86_V2) but your machine doesn't support:\n(X86_V2)."
+        )
+
+    monkeypatch.setattr(caplet.caption_command, "run", break_off)
+    cause = "NumPy was built with baseline optimizations: (X86_V2) but your machine doesn't support: (X86_V2)."
+    told = f"caplet: numpy cannot be imported ({cause}); install numpy<2.4\n"
+    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
+
+
+def test_an_error_of_the_program_is_not_taken_for_one_of_numpy(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(*_: Any) -> int:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(caplet.caption_command, "run", break_off)
+    with pytest.raises(RuntimeError, match="odd"):
+        main([str(photos / "cat.jpg")])
 
 
 @pytest.mark.parametrize("linked", [True, False])  # NumPy 2.2, the last for Python 3.10, raises it without `from`
