@@ -152,9 +152,10 @@ def _throughput(captioner: Captioner, photo: str, arguments: argparse.Namespace,
 def _fresh_start(arguments: argparse.Namespace, photo: str) -> dict[str, float | None]:
     """Seconds that a new process takes for one caption (the median of a few), and its peak memory in MB, if known.
 
-    Both are unknown within an app by PyInstaller, whose executable is no Python.
+    Both are unknown within an app by PyInstaller, whose executable is no Python, or by Nuitka, which names one that is
+    not there.
     """
-    if getattr(sys, "frozen", False):
+    if getattr(sys, "frozen", False) or not os.path.exists(sys.executable or ""):
         return {"first_caption_seconds": None, "peak_rss_mb": None}
     # The new process imports from the same places as this one; `-c` alone would also import from the current folder.
     path = [entry for entry in sys.path if entry]
