@@ -17,6 +17,8 @@ from caplet_export.model import CaptionModel, build_model, members_of
 from caplet_export.objectives import cross_entropy, mean_over_words
 from caplet_export.scopes import loaded_later
 
+RELEASED = Path(__file__).parents[2] / "models" / "checkpoints" / "flickr8k-gru"
+
 SMALL = ModelConfig(
     vocabulary_size=11, locations=6, channels=10, feature_size=8, attention_size=5, embedding_size=7, state_size=9
 )
@@ -170,9 +172,10 @@ def test_gradients_in_bfloat16_are_those_in_float32(variant: str) -> None:
         assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected), variable.path
 
 
+@pytest.mark.skipif(not (RELEASED / "decoder.weights.h5").exists(), reason="not in the source distribution")
 def test_the_released_checkpoint_is_still_read() -> None:
     """Its file calls layers by their classes, so a class that takes another name would leave it unreadable."""
-    checkpoint = load_checkpoint(Path(__file__).parents[2] / "models" / "checkpoints" / "flickr8k-gru")
+    checkpoint = load_checkpoint(RELEASED)
     biases = [member.output_bias.numpy() for member in members_of(checkpoint.model)]
     assert [bias.shape for bias in biases] == [(1117,)] * 2
     assert all(np.ptp(bias) > 1 for bias in biases)  # drawn at random, they would all be 0
