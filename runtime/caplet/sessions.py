@@ -189,6 +189,8 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
         without_frames(error)  # they hold a session, which must not be left to a forked child
         if _is_out_of_memory(error):
             raise BundleError(str(path), NO_MEMORY, "free some") from error
+        if _is_from_elsewhere(error):
+            raise
         remedy = "get the bundle again" if providers == _CPU else "use other providers, or get the bundle again"
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", remedy) from error
     _alive.add(session)
@@ -197,6 +199,15 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
     if lost:
         raise ArgumentError("providers", f"onnxruntime cannot start {lost[0]}", "install what it needs, or use others")
     return session
+
+
+def _is_from_elsewhere(error: Exception) -> bool:
+    """Whether a signal handler, such as that of a time limit, raised it meanwhile; it says nothing about the graphs.
+
+    What onnxruntime raises is of its own types, or built in: pybind11 translates what is of C++.
+    """
+    its_own = {"builtins", "onnxruntime"} & set(type(error).__module__.split("."))
+    return not its_own or isinstance(error, TimeoutError)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -242,6 +253,8 @@ def _run(session: onnxruntime.InferenceSession, outputs: list[str], feeds: dict[
         except Exception as error:  # onnxruntime's exceptions share no base class
             if _is_out_of_memory(error):
                 raise InferenceError("onnxruntime", NO_MEMORY, "free some") from error
+            if _is_from_elsewhere(error):
+                raise
             raise InferenceError("onnxruntime", _brief(error), RUN_CHECK) from error
 
 

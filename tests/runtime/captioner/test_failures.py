@@ -164,6 +164,38 @@ def test_a_photo_whose_search_fails_costs_the_others_nothing(
     assert [str(result) for result in results[:1] + results[2:]] == texts[:1] + texts[2:]
 
 
+class TimeLimit(Exception):
+    """What Celery raises is neither a built-in exception nor one of onnxruntime's, either."""
+
+
+@pytest.mark.parametrize("failure", [TimeLimit(), TimeoutError()], ids=lambda failure: type(failure).__name__)
+def test_a_time_limit_is_raised_as_it_is(
+    failure: Exception, tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler raises it while a graph runs. With several photos, the search began again without it."""
+    captioner = Captioner(tiny_bundle)
+    run, raised = captioner.sessions._decoder.run, iter([failure])
+
+    class Session:
+        def run(self, *arguments: Any) -> Any:
+            for error in raised:
+                raise error
+            return run(*arguments)
+
+    monkeypatch.setattr(captioner.sessions, "_decoder", Session())
+    with pytest.raises(type(failure)):
+        list(captioner.caption_many(paths, on_error="return"))
+
+
+def test_a_time_limit_is_not_blamed_on_the_bundle(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise TimeLimit
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    with pytest.raises(TimeLimit):
+        Captioner(tiny_bundle)
+
+
 def say(captioner: Captioner, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the decoder propose nothing but this token."""
     step = captioner.sessions.step
