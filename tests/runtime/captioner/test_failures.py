@@ -164,11 +164,11 @@ def test_a_photo_whose_search_fails_costs_the_others_nothing(
     assert [str(result) for result in results[:1] + results[2:]] == texts[:1] + texts[2:]
 
 
-class TimeLimit(Exception):
-    """What Celery raises is neither a built-in exception nor one of onnxruntime's, either."""
+class TimeLimitError(Exception):
+    """Of a class of its own, like Celery's."""
 
 
-@pytest.mark.parametrize("failure", [TimeLimit(), TimeoutError()], ids=lambda failure: type(failure).__name__)
+@pytest.mark.parametrize("failure", [TimeLimitError(), TimeoutError()], ids=lambda failure: type(failure).__name__)
 def test_a_time_limit_is_raised_as_it_is(
     failure: Exception, tiny_bundle: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,10 +189,10 @@ def test_a_time_limit_is_raised_as_it_is(
 
 def test_a_time_limit_is_not_blamed_on_the_bundle(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise TimeLimit
+        raise TimeLimitError
 
     monkeypatch.setattr("onnxruntime.InferenceSession", fail)
-    with pytest.raises(TimeLimit):
+    with pytest.raises(TimeLimitError):
         Captioner(tiny_bundle)
 
 
