@@ -6,6 +6,7 @@ import bisect
 import errno
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -153,7 +154,7 @@ class _Layout:
         self.bar = max(panel // 70, 2)
 
     def font(self, size: int) -> _Font:
-        return _font(self.typeface, size)
+        return _fonts.sized(self.typeface, size)
 
 
 def _check(words: Sequence[str], attention: ArrayLike, probabilities: Sequence[float]) -> NDArray[np.float32]:
@@ -307,11 +308,10 @@ def _typeface(letters: Iterable[str]) -> str | None:
 
 def _has(name: str, letters: Sequence[str]) -> bool:
     """Whether the system has the font, and the font the letters: one that it lacks looks like U+FFFF."""
-    font = _system_font(name)
+    font = _fonts.of_system(name)
     return font is not None and _drawn(font, "\uffff") not in {_drawn(font, letter) for letter in letters}
 
 
-@functools.cache
 def _system_font(name: str) -> ImageFont.FreeTypeFont | None:
     try:
         return ImageFont.truetype(name, 16)
@@ -324,9 +324,19 @@ def _drawn(font: ImageFont.FreeTypeFont, letter: str) -> tuple[tuple[int, int], 
     return mask.size, bytes(mask)
 
 
-@functools.lru_cache(maxsize=16)
 def _font(typeface: str | None, size: int) -> _Font:
     return ImageFont.load_default(size=size) if typeface is None else ImageFont.truetype(typeface, size)
+
+
+class _Fonts(threading.local):
+    """Fonts that have been read, each thread's own: without the GIL, Pillow before 12.2 crashes where two share one."""
+
+    def __init__(self) -> None:
+        self.of_system = functools.cache(_system_font)
+        self.sized = functools.lru_cache(maxsize=16)(_font)
+
+
+_fonts = _Fonts()
 
 
 def _wrap(text: str, font: _Font, width: int) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,24 @@ def test_up_to_three_words_are_side_by_side() -> None:
         for count in (1, 2, 3, 4)
     ]
     assert widths[0] < widths[1] < widths[2] == widths[3]
+
+
+def test_threads_share_no_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the GIL, Pillow before 12.2 crashes where they do."""
+    used: dict[int, list[Any]] = {}
+    write = ImageDraw.ImageDraw.text
+
+    def note(draw: Any, place: Any, text: str, fill: Any, font: Any, **options: Any) -> None:
+        used.setdefault(threading.get_ident(), []).append(font)
+        write(draw, place, text, fill, font, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
+    arguments = PHOTOS / "cat.jpg", ["word"], looking_at((2, 5)), [0.5]
+    plot_attention(*arguments)
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(plot_attention, *arguments).result()
+    mine, theirs = (set(map(id, fonts)) for fonts in used.values())
+    assert mine and theirs and not mine & theirs
 
 
 def test_a_caption_without_words_is_just_the_photo() -> None:
