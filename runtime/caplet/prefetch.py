@@ -76,8 +76,10 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         yield from map(work, source)  # what is left where no thread could be started
     finally:
         del failure
-        # Not waited for: a worker may be stuck on a slow disk, and closing must not be.
-        executor.shutdown(wait=False, cancel_futures=True)
+        # A worker may be stuck on a slow disk, and closing must not be. But workers without work are waited for: in a
+        # thread of gevent's pool they are greenlets, which could not end later, and the process would wait for them.
+        idle = os.getpid() == process and all(future.done() for future in pending)
+        executor.shutdown(wait=idle, cancel_futures=True)
 
 
 def take(items: Iterator[T], count: int) -> tuple[list[T], Exception | None]:
@@ -114,10 +116,10 @@ def beside(work: Callable[[], R]) -> Iterator[Callable[[], R]]:
     can be started, the function does the work. Leaving the block waits for nothing.
     """
     executor = ThreadPoolExecutor(1, thread_name_prefix="caplet-beside")
-    result = work
+    future: Future[R] | None = None
     try:
         with contextlib.suppress(RuntimeError):  # no thread can be started: at a limit, or at shutdown
-            result = executor.submit(work).result
-        yield result
+            future = executor.submit(work)
+        yield work if future is None else future.result
     finally:
-        executor.shutdown(wait=False)
+        executor.shutdown(wait=future is None or future.done())  # as in `in_order`

@@ -286,6 +286,20 @@ def test_threads_end_with_the_iterator(how: str, captioner: Captioner, paths: li
     assert not photo_threads() - others
 
 
+def test_threads_without_work_are_waited_for() -> None:
+    """In a thread of gevent's pool they are greenlets, which could not end later."""
+
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("caplet-")}
+
+    others = threads()
+    for _ in range(20):
+        assert list(in_order(range(6), abs, workers=3, ahead=4)) == list(range(6))
+        with beside(lambda: 1) as result:
+            result()
+        assert threads() <= others
+
+
 def test_closing_waits_for_no_work_and_begins_none() -> None:
     begun: queue.SimpleQueue[int] = queue.SimpleQueue()
     closed = threading.Event()
