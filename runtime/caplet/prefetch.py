@@ -78,8 +78,9 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         del failure
         # A worker may be stuck on a slow disk, and closing must not be. But workers without work are waited for: in a
         # thread of gevent's pool they are greenlets, which could not end later, and the process would wait for them.
-        idle = os.getpid() == process and all(future.done() for future in pending)
-        executor.shutdown(wait=idle, cancel_futures=True)
+        ours = os.getpid() == process  # else a future's lock may be held by a thread that is not here
+        busy = [future for future in pending if ours and not (future.cancel() or future.done())]
+        executor.shutdown(wait=ours and not busy, cancel_futures=True)
 
 
 def take(items: Iterator[T], count: int) -> tuple[list[T], Exception | None]:

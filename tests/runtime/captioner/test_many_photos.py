@@ -300,6 +300,31 @@ def test_threads_without_work_are_waited_for() -> None:
         assert threads() <= others
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_closing_waits_for_threads_without_work(busy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[bool] = []
+
+    class Executor:
+        """Does the first item at once, begins the second if it is busy, and leaves the others waiting."""
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def submit(self, run: Any, future: Any, work: Any, item: int) -> None:
+            if item == 0:
+                run(future, work, item)
+            elif item == 1 and busy:
+                future.set_running_or_notify_cancel()
+
+        def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
+            waited.append(wait)
+
+    monkeypatch.setattr("caplet.prefetch.ThreadPoolExecutor", Executor)
+    results = in_order(itertools.count(), abs, workers=2, ahead=6)
+    assert next(results) == 0
+    results.close()
+    assert waited == [not busy]
+
+
 def test_closing_waits_for_no_work_and_begins_none() -> None:
     begun: queue.SimpleQueue[int] = queue.SimpleQueue()
     closed = threading.Event()
