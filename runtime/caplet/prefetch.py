@@ -70,6 +70,7 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
                         source = itertools.chain(drawn, source)
             if not pending:
                 break
+            pending[0].exception()  # waited for while it is still known to be busy
             yield pending.popleft().result()
         if failure is not None:
             raise failure
@@ -80,7 +81,8 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         # thread of gevent's pool they are greenlets, which could not end later, and the process would wait for them.
         ours = os.getpid() == process  # else a future's lock may be held by a thread that is not here
         busy = [future for future in pending if ours and not (future.cancel() or future.done())]
-        executor.shutdown(wait=ours and not busy, cancel_futures=True)
+        with contextlib.suppress(RuntimeError):  # it cannot wait for itself, where garbage is collected in a worker
+            executor.shutdown(wait=ours and not busy, cancel_futures=True)
 
 
 def take(items: Iterator[T], count: int) -> tuple[list[T], Exception | None]:

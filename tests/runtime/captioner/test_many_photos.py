@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -317,12 +318,34 @@ def test_closing_waits_for_threads_without_work(busy: bool, monkeypatch: pytest.
 
         def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
             waited.append(wait)
+            if wait:
+                raise RuntimeError("cannot join current thread")  # as if this were garbage, found in a worker
 
     monkeypatch.setattr("caplet.prefetch.ThreadPoolExecutor", Executor)
     results = in_order(itertools.count(), abs, workers=2, ahead=6)
     assert next(results) == 0
     results.close()
     assert waited == [not busy]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
+def test_an_interrupt_waits_for_no_work() -> None:
+    """Whatever the signal's handler raises, while the first result is waited for and its worker is busy."""
+    release = threading.Event()
+    results = in_order(range(2), lambda _: release.wait(30), workers=1, ahead=2)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before, started = signal.signal(signal.SIGALRM, interrupt), time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        release.set()
+    assert time.monotonic() - started < 20
 
 
 def test_closing_waits_for_no_work_and_begins_none() -> None:
