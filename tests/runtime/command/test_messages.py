@@ -286,73 +286,46 @@ def test_how_a_run_ends(
     assert run(photos / "cat.jpg", capfd=capfd) == (status, "", message)
 
 
-def test_a_broken_installation_is_told_in_one_line(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ImportError("cannot import name 'get_all_providers'", name="onnxruntime"),
+            "onnxruntime cannot be imported (cannot import name 'get_all_providers'); install caplet again",
+        ),
+        (
+            ImportError("libtiff.so: failed to map segment from shared object", name="_imaging"),
+            "_imaging cannot be imported (libtiff.so: failed to map segment from shared object); free some memory, or "
+            "allow programs on that disk",
+        ),
+        (  # wheels do not bring it, and small containers and NixOS do not have it where they look
+            ImportError("libstdc++.so.6: cannot open shared object file: No such file or directory"),
+            "a dependency cannot be imported (libstdc++.so.6: cannot open shared object file: No such file or "
+            "directory); install that library, or caplet again",
+        ),
+        (  # neither Python nor onnxruntime brings Microsoft's C++ library along
+            ImportError(
+                "DLL load failed while importing _state: The specified module could not be found.", name="_state"
+            ),
+            "_state cannot be imported (DLL load failed while importing _state: The specified module could not be "
+            "found.); install Microsoft's newest Visual C++ Redistributable, or caplet again",
+        ),
+        (  # as NumPy 2.4 says of kvm64, the processor of many virtual machines
+            RuntimeError("NumPy was built with baseline optimizations: \n(X86_V2) but your machine doesn't support:\n"),
+            "numpy cannot be imported (NumPy was built with baseline optimizations: (X86_V2) but your machine doesn't "
+            "support:); install numpy<2.4",
+        ),
+    ],
+    ids=["broken installation", "memory or noexec", "library of the system", "library of Windows", "old processor"],
+)
+def test_what_cannot_be_imported_is_told_in_one_line(
+    error: Exception, said: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def break_off(*_: Any) -> int:
-        raise ImportError("libonnxruntime.so: cannot open shared object file", name="onnxruntime")
+    def fail(*_: Any) -> int:
+        raise error
 
-    monkeypatch.setattr(caplet.caption_command, "run", break_off)
-    status, _, err = run(photos / "cat.jpg", capfd=capfd)
-    assert (status, err.count("\n")) == (1, 1)
-    assert err.startswith("caplet: onnxruntime cannot be imported (libonnxruntime.so")
-
-
-def test_a_library_that_memory_does_not_suffice_for_is_not_called_a_broken_installation(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def break_off(*_: Any) -> int:
-        raise ImportError("libtiff.so: failed to map segment from shared object", name="_imaging")
-
-    monkeypatch.setattr(caplet.caption_command, "run", break_off)
-    cause = "_imaging cannot be imported (libtiff.so: failed to map segment from shared object)"
-    told = f"caplet: {cause}; free some memory, or allow programs on that disk\n"
-    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
-
-
-def test_a_library_that_the_system_lacks_is_not_called_a_broken_installation(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """As libstdc++, which wheels do not bring, in small containers and on NixOS."""
-    cause = "libstdc++.so.6: cannot open shared object file: No such file or directory"
-
-    def break_off(*_: Any) -> int:
-        raise ImportError(cause)
-
-    monkeypatch.setattr(caplet.caption_command, "run", break_off)
-    told = f"caplet: a dependency cannot be imported ({cause}); install that library, or caplet again\n"
-    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
-
-
-def test_a_library_that_windows_cannot_load_is_not_called_a_broken_installation(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """As where the C++ library is missing, which neither Python nor onnxruntime brings along."""
-    cause = "DLL load failed while importing onnxruntime_pybind11_state: The specified module could not be found."
-
-    def break_off(*_: Any) -> int:
-        raise ImportError(cause, name="onnxruntime_pybind11_state")
-
-    monkeypatch.setattr(caplet.caption_command, "run", break_off)
-    remedy = "install Microsoft's newest Visual C++ Redistributable, or caplet again"
-    told = f"caplet: onnxruntime_pybind11_state cannot be imported ({cause}); {remedy}\n"
-    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
-
-
-def test_a_processor_that_numpy_does_not_run_on_is_told_in_one_line(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """As NumPy 2.4 says of kvm64, the processor of many virtual machines."""
-
-    def break_off(*_: Any) -> int:
-        raise RuntimeError(
-            "NumPy was built with baseline optimizations: \n(X86_V2) but your machine doesn't support:\n(X86_V2)."
-        )
-
-    monkeypatch.setattr(caplet.caption_command, "run", break_off)
-    cause = "NumPy was built with baseline optimizations: (X86_V2) but your machine doesn't support: (X86_V2)."
-    told = f"caplet: numpy cannot be imported ({cause}); install numpy<2.4\n"
-    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
+    monkeypatch.setattr(caplet.caption_command, "run", fail)
+    assert run(photos / "cat.jpg", capfd=capfd) == (1, "", f"caplet: {said}\n")
 
 
 def test_an_error_of_the_program_is_not_taken_for_one_of_numpy(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
