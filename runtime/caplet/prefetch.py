@@ -79,10 +79,10 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         del failure
         # A worker may be stuck on a slow disk, and closing must not be. But workers without work are waited for: in a
         # thread of gevent's pool they are greenlets, which could not end later, and the process would wait for them.
-        ours = os.getpid() == process  # else a future's lock may be held by a thread that is not here
-        busy = [future for future in pending if ours and not (future.cancel() or future.done())]
+        # In a forked child, none are looked at: a future's lock may be held by a thread that is not there.
+        idle = os.getpid() == process and all(future.cancel() or future.done() for future in pending)
         with contextlib.suppress(RuntimeError):  # it cannot wait for itself, where garbage is collected in a worker
-            executor.shutdown(wait=ours and not busy, cancel_futures=True)
+            executor.shutdown(wait=idle, cancel_futures=True)
 
 
 def take(items: Iterator[T], count: int) -> tuple[list[T], Exception | None]:
