@@ -73,7 +73,7 @@ def plot_attention(
     photo = Image.fromarray(
         load_picture(image, longest_side=layout.photo, max_pixels=max_pixels, allow_truncated=allow_truncated)
     )
-    peak = float(shares.max(initial=0.0)) or 1.0
+    peak = float(np.max(shares, initial=0.0)) or 1.0
     photo_column = _photo_column(photo, sentence, peak, layout)
     scale = panel / max(photo.size)
     small = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS)

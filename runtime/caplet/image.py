@@ -534,12 +534,12 @@ _WHITE_IS_ZERO = 0
 def _scaled_to_8_bits(image: Image.Image, bits: int, unsigned: bool) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         sixteen: NDArray[np.uint16] = np.asarray(image)
-        return (sixteen >> bits - 8 if bits < 16 or sixteen.max() > 255 else sixteen).astype(np.uint8)
+        return (sixteen >> bits - 8 if bits < 16 or np.max(sixteen) > 255 else sixteen).astype(np.uint8)
     stored = np.asarray(image)
     samples = (stored.view(np.uint32) if unsigned else stored).astype(np.float32)  # ours: the rest is done in place
     np.nan_to_num(samples, copy=False, posinf=0.0, neginf=0.0)
     np.clip(samples, -1e37, 1e37, out=samples)
-    low, high = float(samples.min()), float(samples.max())
+    low, high = float(np.min(samples)), float(np.max(samples))
     if low < 0 or high > 65535:
         samples -= np.float32(low)
         white = (high - low) or 1.0
