@@ -95,10 +95,13 @@ def test_an_app_that_pyinstaller_makes_has_the_model_and_every_module() -> None:
 
     (folder,) = hook_dirs()
     told = runpy.run_path(str(Path(folder) / "hook-caplet.py"))
-    ((model, place),) = told["datas"]
+    (model, place), *licence = told["datas"]
     assert (Path(model) / "manifest.json").exists()
     assert place == f"caplet/models/{Path(model).name}"  # where caplet looks for it in an installation
     modules = {file.stem for file in Path(package.__file__ or "").parent.glob("*.py")} - {"__init__"}
+    installed = list(importlib.metadata.distributions(name="caplet"))
+    assert [(Path(file).name, folder) for file, folder in licence] == [("LICENSE", "caplet")] * len(installed)
+    assert all(Path(file).exists() for file, _ in licence)
     readers = {package for package in ("pi_heif", "pillow_heif") if importlib.util.find_spec(package)}
     assert {f"caplet.{module}" for module in modules} | readers == set(told["hiddenimports"])
 
