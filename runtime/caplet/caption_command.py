@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
                 progress.advance()
                 drawing = job.drawing if problem is None else None
                 record = Record(job.photo.name, caption, origin, drawing, problem)
-                output.write(as_line(record, arguments.format, with_path=several))
+                output.write(as_line(record, arguments.format, with_path=several, on_terminal=output.is_terminal))
                 if problem is not None:
                     failed = True
                     if not arguments.quiet:

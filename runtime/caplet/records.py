@@ -31,7 +31,10 @@ FIELDS = (
 )
 _RECORD_START = b'{"path": "'
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-_LINE_ESCAPES = {code: printable(chr(code)) for code in (*range(32), *range(127, 160))}  # what a terminal may obey
+_OBEYED = (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+"""Control characters, which steer a terminal; Unicode's ends of lines, and its signs that turn text around: after one
+of these in a name, the caption would be shown backwards."""
+_LINE_ESCAPES = {code: printable(chr(code)) for code in _OBEYED}
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,14 @@ def header(form: str) -> str:
     return {"csv": ",".join(FIELDS) + "\n", "tsv": "\t".join(FIELDS) + "\n"}.get(form, "")
 
 
-def as_line(record: Record, form: str, *, with_path: bool) -> str:
+def as_line(record: Record, form: str, *, with_path: bool, on_terminal: bool) -> str:
     """The record as a line of this format; an empty string for an error in text, which stands on standard error only.
 
-    `with_path` says whether text starts with the photo's path.
+    Args:
+        record: the record.
+        form: one of FORMATS.
+        with_path: whether text starts with the photo's path.
+        on_terminal: whether tables are for eyes, too, so that a name in them must not steer the terminal.
     """
     if form == "text":
         if record.caption is None:
@@ -105,7 +112,11 @@ def as_line(record: Record, form: str, *, with_path: bool) -> str:
         fields["words"] = " ".join(f"{entry['word']}={entry['log_prob']}" for entry in fields["words"])
     columns = [str(fields.get(name, "")) for name in FIELDS]
     if form == "tsv":
-        return "\t".join(column.translate(_TSV_ESCAPES) for column in columns) + "\n"
+        columns = [column.translate(_TSV_ESCAPES) for column in columns]
+    if on_terminal:
+        columns = [column.translate(_LINE_ESCAPES) for column in columns]
+    if form == "tsv":
+        return "\t".join(columns) + "\n"
     line = io.StringIO()
     csv.writer(line).writerow(columns)  # with another line terminator Pythons before 3.13 leave "\r" unquoted
     return line.getvalue().removesuffix("\r\n") + "\n"

@@ -117,11 +117,23 @@ def test_a_name_with_a_carriage_return_stays_one_record(
     assert (tmp_path / "out").read_bytes().count(b"\r") == returns
 
 
-def test_a_name_does_not_steer_the_terminal(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\x07\x1f\x7f\x9b\x9f\xa0é.jpg")
-    status, out, err = run(tmp_path, capfd=capfd)
+@pytest.mark.parametrize("form", ["text", "csv", "tsv"])
+def test_a_name_does_not_steer_the_terminal(
+    form: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("caplet.output.Output.is_terminal", form != "text")  # in text, it does so nowhere
+    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\x07\x1f\x7f\x9b\x9f\xa0\n\u2028\u202e\u2066é\u200d\u200f.jpg")
+    status, out, err = run(tmp_path, "--format", form, capfd=capfd)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{tmp_path}/\\x1b[2J\\x07\\x1f\\x7f\\x9b\\x9f\xa0é.jpg\t")
+    name = "\\x1b[2J\\x07\\x1f\\x7f\\x9b\\x9f\xa0\\n\\u2028\\u202e\\u2066é\u200d\u200f.jpg"
+    assert out.removesuffix("\n").split("\n")[-1].startswith(f"{tmp_path}/{name}{',' if form == 'csv' else chr(9)}")
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_a_table_in_a_file_has_the_name_as_it_is(form: str, photos: Path, tmp_path: Path, capfd: Any) -> None:
+    shutil.copy(photos / "cat.jpg", tmp_path / "\x1b[2J\u2028\u202eé.jpg")
+    assert run(tmp_path, "--format", form, "-o", tmp_path / "out", capfd=capfd) == (0, "", "")
+    assert f"{tmp_path}/\x1b[2J\u2028\u202eé.jpg" in (tmp_path / "out").read_text(encoding="utf-8")
 
 
 def test_a_backslash_in_a_name_is_escaped_in_a_table(
