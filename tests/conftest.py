@@ -12,6 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # also for tests that import onnxruntime before caplet
+os.environ["TERM"] = "xterm"  # which shows progress, wherever the tests run
 sys.path.insert(0, str(HERE))  # test folders import `tiny_bundle` by name
 
 from tiny_bundle import write_tiny_bundle  # noqa: E402

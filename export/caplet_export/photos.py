@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +14,7 @@ from caplet.threads import usable_threads
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset
 from caplet_export.memory import usable_memory
-from caplet_export.progress import ProgressBar
+from caplet_export.progress import ProgressBar, tell
 
 _BATCH_SIZE = 8
 _SMALL = (8, 8)  # for photos that are read only to find out whether they can be
@@ -41,7 +40,7 @@ def photo_batches(
             pixels.append(read_photo(dataset, name, size))
             read.append(name)
         except ImageError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            tell(f"left out: {error}")
         if len(read) == _BATCH_SIZE:
             yield read, np.stack(pixels)
             read, pixels = [], []

@@ -14,8 +14,8 @@ class Progress:
     """Counts photos on a terminal: how many, of how many if that is known, how fast."""
 
     def __init__(self, stream: TextIO | None, total: int | None) -> None:
-        """Nothing is shown if `stream` is None or not a terminal. `total` None is an unknown number of photos."""
-        self._stream = stream if stream is not None and stream.isatty() else None
+        """Nothing is shown unless `stream` `shows_progress`. `total` None is an unknown number of photos."""
+        self._stream = stream if shows_progress(stream) else None
         self._total = total
         self._started = self._shown = time.monotonic()
         self._done = 0
@@ -43,6 +43,13 @@ class Progress:
                 self._stream.write("\r" + line + ("" if text else "\r"))
                 self._stream.flush()
             self._width = len(text)
+
+
+def shows_progress(stream: TextIO | None) -> bool:
+    """Whether progress is shown on `stream`: it is a terminal, and `TERM` does not call it dumb, as Emacs does, and
+    people whose screen reader would read out each state of a line.
+    """
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _room(terminal: TextIO) -> int | None:

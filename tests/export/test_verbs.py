@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import shlex
@@ -16,10 +17,12 @@ from matplotlib.figure import Figure
 
 from caplet.errors import CapletError, ImageError, InferenceError
 from caplet_export.cli import VERBS, main
+from caplet_export.progress import ProgressBar, tell
 from caplet_export.ranges import METHODS
 from caplet_export.runs import Epoch
 from caplet_export.stages import Stage
-from caplet_export.verbs import tell_end, tell_epoch
+from caplet_export.verbs import read_data, tell_end, tell_epoch
+from command_line import Terminal
 from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 
@@ -171,6 +174,28 @@ cli.command()
     assert process.returncode == 7, process.stderr
     assert process.stdout == ("" if "1" in closed else "caf\\xe9 \\udce9\n" * 3)
     assert process.stderr == ("" if "2" in closed else "caf\\xe9\n")
+
+
+@pytest.mark.parametrize(("term", "before"), [("xterm", "\r"), ("dumb", "")])
+def test_a_line_stands_above_the_bar_and_does_not_steer_the_terminal(
+    term: str, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with ProgressBar(total=2) as bar:
+        bar.update()
+        tell("left out \x1b[2J.jpg")
+    assert f"{before}left out \\x1b[2J.jpg\n{before}" in terminal.getvalue()
+    assert ("/2" in terminal.getvalue()) == (term != "dumb")
+
+
+def test_names_in_a_data_set_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_flickr8k(tmp_path, train=2, dev=2)
+    with (tmp_path / "Flickr8k.token.txt").open("a") as file:
+        file.write("\x1b[2J.jpg#0\ta dog\n")
+    read_data(argparse.Namespace(data=tmp_path, verb="train"))
+    err = capsys.readouterr().err
+    assert "caplet-export train: Flickr8k.token.txt:" in err and "\\x1b[2J.jpg\n" in err
 
 
 def refusal(capsys: pytest.CaptureFixture[str], verb: str, *arguments: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,12 +34,14 @@ def read_data(arguments: argparse.Namespace) -> Dataset:
     Raises:
         DataError: as `read_dataset`.
     """
+    from caplet_export.progress import tell
+
     dataset = read_dataset(arguments.data)
     for defect in dataset.defects:
-        print(f"caplet-export {arguments.verb}: {defect}", file=sys.stderr)
+        tell(f"caplet-export {arguments.verb}: {defect}")
     if len(dataset.defects) > 1:
         count = f"{arguments.data}: {len(dataset.defects)} defects in all, named above"
-        print(f"caplet-export {arguments.verb}: {count}", file=sys.stderr)
+        tell(f"caplet-export {arguments.verb}: {count}")
     return dataset
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +76,7 @@ def _evaluate(
 ) -> Evaluation:
     """Evaluate a bundle and save the result in `json_path`; captions are kept beside it, to continue from."""
     from caplet_export.evaluate import evaluate
+    from caplet_export.progress import tell
 
     evaluation = evaluate(
         bundle,
@@ -88,7 +88,7 @@ def _evaluate(
         journal_path=json_path and _journal(json_path),
     )
     for name, reason in evaluation.data["unreadable"].items():
-        print(f"caplet-export evaluate: left out: {name}: {reason}", file=sys.stderr)
+        tell(f"caplet-export evaluate: left out: {name}: {reason}")
     if json_path:
         evaluation.save(json_path)
     return evaluation

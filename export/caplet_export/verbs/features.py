@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fill the stores: `BLOCK-plain` with every split, and `BLOCK-VIEW` with training photos for each further view."""
     from caplet_export.photos import read_photo  # first, so that a plain installation is told at once what it lacks
-    from caplet_export.progress import ProgressBar
+    from caplet_export.progress import ProgressBar, tell
 
     if all((arguments.output / name).exists() for name in RUN[0]):
         raise ConfigurationError(f"{arguments.output}: is a run; give the stores a folder of their own")
@@ -119,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
             stored += problem is None
             if problem and name not in unreadable:
                 unreadable.add(name)
-                print(f"caplet-export features: left out {name}: {problem}", file=sys.stderr)
+                tell(f"caplet-export features: left out {name}: {problem}")
         for folder in stores:
             print(f"{folder}: {stored} of {len(names)} photos")
     if unreadable and len(unreadable) == len(plan[0][1]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line for each epoch."""
-    from caplet_export.progress import ProgressBar  # first, so that a plain installation is told at once what it lacks
+    from caplet_export.progress import ProgressBar, tell  # first: a plain installation is told at once what it lacks
 
     config = load_config(arguments.config) if arguments.config else RECIPES[arguments.recipe]
     if arguments.start_from and not arguments.config:
@@ -75,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         teacher=arguments.teacher,
     )
     for sentence in trainer.not_learned:
-        print(f"caplet-export train: {sentence}", file=sys.stderr)
+        tell(f"caplet-export train: {sentence}")
     while not trainer.finished:
         number = len(trainer.history) + 1
         with ProgressBar(desc=f"epoch {number}", unit="batch") as bar:

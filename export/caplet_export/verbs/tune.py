@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from caplet_export.config import inherit, load_config, override, require_effect
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line for each evaluation."""
-    from caplet_export.progress import ProgressBar  # first, so that a plain installation is told at once what it lacks
+    from caplet_export.progress import ProgressBar, tell  # first: a plain installation is told at once what it lacks
 
     if arguments.config:
         config = load_config(arguments.config)
@@ -63,9 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(f"on {tuner.device}", flush=True)
     for name, problem in tuner.unreadable.items():
-        print(f"caplet-export tune: left out {name}: {problem}", file=sys.stderr)
+        tell(f"caplet-export tune: left out {name}: {problem}")
     for sentence in tuner.not_learned:
-        print(f"caplet-export tune: {sentence}", file=sys.stderr)
+        tell(f"caplet-export tune: {sentence}")
     while not tuner.finished:
         with ProgressBar(unit="batch") as bar:
             tuner.run_epochs(shown_by(bar))

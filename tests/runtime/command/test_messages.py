@@ -149,19 +149,26 @@ def test_help_and_version(arguments: list[str], capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("options", "kind", "shown"),
-    [([], Terminal, True), (["--quiet"], Terminal, False), ([], io.StringIO, False)],
-    ids=["", "quiet", "no terminal"],
+    ("options", "kind", "term", "shown"),
+    [
+        ([], Terminal, "xterm", True),
+        (["--quiet"], Terminal, "xterm", False),
+        ([], io.StringIO, "xterm", False),
+        ([], Terminal, "dumb", False),
+    ],
+    ids=["", "quiet", "no terminal", "dumb"],
 )
 def test_progress_is_for_terminals(
     options: list[str],
     kind: type[io.StringIO],
+    term: str,
     shown: bool,
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("caplet.progress._INTERVAL", 0)
+    monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(sys, "stderr", terminal := kind())
     paths = [str(photos / f"{name}.jpg") for name in NAMES]
     assert main([*paths, "nowhere.jpg", "-o", str(tmp_path / "out"), *options]) == 1
