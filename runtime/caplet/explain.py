@@ -27,7 +27,7 @@ _Colour: TypeAlias = tuple[int, int, int]
 _SMALLEST_PANEL, _LARGEST_PANEL = 64, 4096  # pixels
 _PAPER: _Colour = (255, 255, 255)
 _INK: _Colour = (28, 28, 32)
-_SOFT_INK: _Colour = (122, 122, 132)
+_SOFT_INK: _Colour = (108, 108, 118)  # on paper, a contrast of 5.2; WCAG asks for 4.5
 _TRACK: _Colour = (232, 232, 236)
 
 
@@ -154,7 +154,12 @@ class _Layout:
         self.bar = max(panel // 70, 2)
 
     def font(self, size: int) -> _Font:
+        """The font of the caption and its words."""
         return _fonts.sized(self.typeface, size)
+
+    def note_font(self, size: int) -> _Font:
+        """The font of the percentages and the scale, Pillow's own: some alphabets' have no digits and Latin letters."""
+        return _fonts.sized(None, size)
 
 
 def _check(words: Sequence[str], attention: ArrayLike, probabilities: Sequence[float]) -> NDArray[np.float32]:
@@ -197,7 +202,7 @@ def _on_paper(parts: Sequence[tuple[Image.Image, int, int]], layout: _Layout) ->
 def _photo_column(photo: Image.Image, caption: str, peak: float, layout: _Layout) -> Image.Image:
     """The photo as it is, the whole caption under it, and the scale of the heat maps."""
     width = max(photo.width, layout.panel, 14 * layout.note_size)  # the words of the scale need that much
-    font, note = layout.font(layout.caption_size), layout.font(layout.note_size)
+    font, note = layout.font(layout.caption_size), layout.note_font(layout.note_size)
     lines = _wrap(caption, font, width)
     line_height = round(1.3 * layout.caption_size)
     caption_top = photo.height + layout.gap
@@ -225,7 +230,7 @@ def _word_panel(
     panel = Image.new("RGB", (width, photo.height + round(2.4 * layout.word_size)), _PAPER)
     panel.paste(_heated(photo, share), ((width - photo.width) // 2, 0))
     draw = ImageDraw.Draw(panel)
-    number, small = _percent(probability), layout.font(round(0.72 * layout.word_size))
+    number, small = _percent(probability), layout.note_font(round(0.72 * layout.word_size))
     room = width - round(draw.textlength(number, font=small)) - layout.gap // 2
     baseline = photo.height + round(1.4 * layout.word_size)
     fitting, font = _fit(word, layout, room)
@@ -289,10 +294,15 @@ def _heat_table() -> NDArray[np.uint8]:
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
+_ALPHABETS_OF_NOTO = """
+    Devanagari Bengali Gurmukhi Gujarati Oriya Tamil Telugu Kannada Malayalam Sinhala Thai Lao Khmer Myanmar Ethiopic
+    Georgian Armenian Hebrew Arabic
+    """.split()  # noqa: SIM905
 _SYSTEM_FONTS = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "arial.ttf", "Arial.ttf", "Arial Unicode.ttf"),
-    *("NotoSansCJK-Regular.ttc", "msyh.ttc", "malgun.ttf", "PingFang.ttc", "NotoSansDevanagari-Regular.ttf"),
-    *("Nirmala.ttc", "Nirmala.ttf", "NotoSansThai-Regular.ttf", "LeelawUI.ttf"),
+    *("NotoSansCJK-Regular.ttc", "msyh.ttc", "malgun.ttf", "PingFang.ttc"),
+    *("Nirmala.ttc", "Nirmala.ttf", "LeelawUI.ttf"),
+    *(f"NotoSans{alphabet}-Regular.ttf" for alphabet in _ALPHABETS_OF_NOTO),
 )
 """Files in which Linux, Windows and macOS keep the letters of most languages; Pillow looks where each keeps fonts."""
 
@@ -300,10 +310,14 @@ _SYSTEM_FONTS = (
 def _typeface(letters: Iterable[str]) -> str | None:
     """The file of a font that has the letters; None for Pillow's own, which has ASCII's, and is better than no other.
 
-    It is looked for only where there are other letters, so that usual captions are drawn alike everywhere.
+    It is looked for only where there are other letters, so that usual captions are drawn alike everywhere. A font that
+    has all letters is preferred to one of another alphabet that lacks ASCII's.
     """
-    others = [letter for letter in letters if not letter.isascii()]
-    return next((name for name in _SYSTEM_FONTS if _has(name, others)), None) if others else None
+    wanted = [letter for letter in letters if not letter.isspace()]
+    others = [letter for letter in wanted if not letter.isascii()]
+    if not others:
+        return None
+    return next((name for asked in (wanted, others) for name in _SYSTEM_FONTS if _has(name, asked)), None)
 
 
 def _has(name: str, letters: Sequence[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import threading
 import time
@@ -401,6 +402,38 @@ def test_letters_that_pillows_own_font_lacks_are_drawn_with_one_of_the_systems(m
     assert drawn("ö") == drawn("ж")  # boxes
     monkeypatch.setattr(explain, "_SYSTEM_FONTS", fonts)
     assert len({drawn("ö"), drawn("ж"), drawn("o")}) == 3
+
+
+def test_a_font_without_latin_letters_writes_only_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Noto's fonts of Thai and Devanagari."""
+    whole = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    alone = shutil.copy(whole, str(tmp_path / "alone.ttf"))
+    write, used = ImageDraw.ImageDraw.text, {}
+
+    def note(draw: Any, place: Any, text: str, fill: Any, font: Any, **options: Any) -> None:
+        used[text] = getattr(font, "path", None)
+        write(draw, place, text, fill, font, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
+    monkeypatch.setattr(explain, "_has", lambda name, letters: name == whole or not any(map(str.isascii, letters)))
+    for fonts, word, expected in (
+        ((alone, whole), "жук", alone),
+        ((alone, whole), "bmx", whole),
+        ((alone,), "bmx", alone),  # the others would be boxes instead
+    ):
+        monkeypatch.setattr(explain, "_SYSTEM_FONTS", fonts)
+        plot_attention(PHOTOS / "cat.jpg", ["жук", word], looking_at((0, 0), (1, 1)), [0.5, 0.004])
+        assert used[word] == expected
+        assert {alone, whole}.isdisjoint(used[text] for text in ("0 %", "share of attention", "90 %", "50 %", "<1 %"))
+
+
+def test_all_that_is_written_can_be_read_by_people_with_low_vision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text has a contrast of at least 4.5 (WCAG 2.2, 1.4.3)."""
+    inks = set()
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *arguments, **_: inks.add(arguments[3]))
+    plot_attention(PHOTOS / "cat.jpg", ["cat"], looking_at((0, 0)), [0.5])
+    luminance = skimage_color.rgb2xyz(np.array([[explain._PAPER, *inks]], np.uint8))[0, :, 1]
+    assert len(inks) == 2 and (luminance[0] + 0.05) / (luminance[1:].max() + 0.05) >= 4.5
 
 
 def test_ascii_captions_are_drawn_alike_whatever_fonts_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
