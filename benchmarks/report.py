@@ -246,10 +246,11 @@ def chart(peers: Results, path: Path) -> None:
     axes.grid(axis="x", color="#dee2e6")
     axes.set_axisbelow(True)
     threads = peers["plan"]["threads"]
-    axes.set_xlabel(f"ms from photo to caption (logarithmic), median to 90th percentile, {threads} threads")
+    measure = f"ms from photo to caption (logarithmic), median to 90th percentile, {threads} threads"
+    axes.set_xlabel(measure)
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None, "Title": measure})
     pyplot.close(figure)
 
 

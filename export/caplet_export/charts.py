@@ -15,7 +15,7 @@ from caplet_export.outputs import whole_file
 if TYPE_CHECKING:
     from caplet_export.runs import Epoch
 
-_BLUE, _RED, _GREY = "#1f5fa8", "#d1495b", "#8899aa"
+_BLUE, _RED, _GREY = "#1f5fa8", "#d1495b", "#788898"  # a contrast of at least 3 with white, as WCAG asks
 _MEASURED = re.compile(r"([+-]?\d+\.\d+) \(([+-]?\d+\.\d+) to ([+-]?\d+\.\d+)\)")
 _INCHES_A_ROW = 0.22
 _PANELS = {"CIDEr-D": "dev CIDEr-D (greedy)", "difference": "difference"}
@@ -77,8 +77,9 @@ def plot_ablations(tables: Sequence[Mapping[str, Any]], path: Path) -> bool:
         constrained_layout=True,
     )
     for table, pair in zip(drawn, panels, strict=True):
-        pair[0].set_title(table["title"], loc="left", fontsize=10)
-        pair[0].set_yticks(range(len(table["rows"])), [row[0] for row in table["rows"]], fontsize=8)
+        # Names may have two dollar signs, between which Matplotlib would look for mathematics.
+        pair[0].set_title(table["title"], loc="left", fontsize=10, parse_math=False)
+        pair[0].set_yticks(range(len(table["rows"])), [row[0] for row in table["rows"]], fontsize=8, parse_math=False)
         pair[0].set_ylim(len(table["rows"]) - 0.5, -0.5)  # the first row on top
         for axes, (column, label) in zip(pair, _PANELS.items(), strict=True):
             for row, point in enumerate(_points(table, column)):

@@ -253,6 +253,7 @@ def test_the_command_writes_all_three(
     assert "| BLIP | not installed: torch |" in (tmp_path / "results.md").read_text()
     first = (tmp_path / "captions.svg").read_bytes()
     report.chart(peers, tmp_path / "captions.svg")
+    assert b"<title>ms from photo to caption" in first  # for screen readers: its letters are drawn as paths
     assert first.startswith(b"<?xml") and first == (tmp_path / "captions.svg").read_bytes()
 
 

@@ -63,7 +63,7 @@ def test_every_run_has_a_row_with_its_values_and_intervals(tmp_path: Path, figur
         ("better", "45.1 (42.1 to 48.3)", "+4.8 (+3.1 to +6.5)"),
         ("as good", "39.9 (37.2 to 42.8)", "-0.4 (-2.1 to +1.2)"),
         ("silent", "0.0 (0.0 to 0.0)", "-40.3 (-43.5 to +0.0)"),
-        ("barely", "41.3 (37.6 to 45.5)", "+1.0 (+0.0 to +2.0)"),
+        ("$\\barely$", "41.3 (37.6 to 45.5)", "+1.0 (+0.0 to +2.0)"),
     ]
     assert plot_ablations([table(*rows)], tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as chart:
