@@ -110,11 +110,8 @@ def as_line(record: Record, form: str, *, with_path: bool, on_terminal: bool) ->
         return json.dumps(fields) + "\n"
     if "words" in fields:
         fields["words"] = " ".join(f"{entry['word']}={entry['log_prob']}" for entry in fields["words"])
-    columns = [str(fields.get(name, "")) for name in FIELDS]
-    if form == "tsv":
-        columns = [column.translate(_TSV_ESCAPES) for column in columns]
-    if on_terminal:
-        columns = [column.translate(_LINE_ESCAPES) for column in columns]
+    escapes = (_TSV_ESCAPES if form == "tsv" else {}) | (_LINE_ESCAPES if on_terminal else {})
+    columns = [str(fields.get(name, "")).translate(escapes) for name in FIELDS]
     if form == "tsv":
         return "\t".join(columns) + "\n"
     line = io.StringIO()
