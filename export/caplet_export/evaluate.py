@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ from caplet_export.progress import ProgressBar
 
 SCORER = "caplet_export.metrics (equal to pycocoevalcap 1.2); CIDEr-D document frequencies from the split's references"
 _FORMAT = 3
+_TURN = 64
+"""Photos that one beam captions before the next one does."""
 
 
 @dataclass(frozen=True)
@@ -308,11 +311,15 @@ def format_table(evaluation: Evaluation) -> str:
 def _caption(
     captioner: Captioner, dataset: Dataset, names: Sequence[str], beam_sizes: Sequence[int], journal: CaptionJournal
 ) -> None:
-    """Fill the journal with captions of the photos that it does not hold yet."""
+    """Fill the journal with captions of the photos that it does not hold yet.
+
+    The beams take turns, as a machine's speed changes within minutes and the card compares their times.
+    """
+    turns = [names[start : start + _TURN] for start in range(0, len(names), _TURN)]
     with ProgressBar(total=len(names) * len(beam_sizes), unit="caption", leave=True) as progress:
-        for beam_size in beam_sizes:
-            wanted = [name for name in names if (beam_size, name) not in journal.captions]
-            progress.update(len(names) - len(wanted))
+        for turn, beam_size in product(turns, beam_sizes):
+            wanted = [name for name in turn if (beam_size, name) not in journal.captions]
+            progress.update(len(turn) - len(wanted))
             paths = [dataset.path(name) for name in wanted]
             captions = captioner.caption_many(paths, beam_size=beam_size, on_error="return")
             for name, caption in zip(wanted, captions, strict=True):

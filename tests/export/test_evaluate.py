@@ -90,6 +90,18 @@ def test_every_photo_of_the_split_gets_the_models_caption_for_every_beam(tiny_bu
     assert texts(evaluation, 1) != texts(evaluation, 3)
 
 
+def test_beams_take_turns_so_that_a_machine_that_slows_down_slows_them_all(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caplet_export.evaluate._TURN", 2)
+    journal = tmp_path / "captions.jsonl"
+    dataset = read_dataset(made_up_data)
+    evaluation = evaluate(tiny_bundle, dataset, "dev", limit=5, beam_sizes=[1, 3], journal_path=journal)
+    made = [json.loads(line)["beam"] for line in journal.read_text().splitlines()[1:]]
+    assert made == [1, 1, 3, 3, 1, 1, 3, 3, 1, 3]
+    assert [list(result.captions) for result in evaluation.results.values()] == 2 * [list(dataset.split("dev")[:5])]
+
+
 def test_what_people_say_is_not_learned_from_the_captions_that_are_scored_against(
     tiny_bundle: Path, made_up_data: Path
 ) -> None:
