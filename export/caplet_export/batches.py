@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.prefetch import in_order
-from caplet_export.errors import DataError
+from caplet_export.errors import DataError, in_one_line
 from caplet_export.features import StoredFeatures
 from caplet_export.text import END, PAD, START, Vocabulary
 
@@ -17,6 +18,8 @@ _AHEAD = 2
 """Batches that are read while one is computed."""
 _POOL = 16
 """Number of batches whose images are sorted by caption length together, so that little of a batch is padding."""
+_NAMED = 5
+"""Words that are named of those not in the vocabulary."""
 _STEP = 3
 """Batches are padded to 1 + a multiple of this, or to the greatest length: few shapes, few compiled functions."""
 
@@ -56,7 +59,9 @@ def not_learned(
     beyond = 0 if group is None else sum(max(len(of_image) - group, 0) for of_image in of_images)
     cut = sum(length > max_length for length in lengths)
     words = sum(lengths)
-    unknown = sum(word not in vocabulary for of_image in of_images for caption in of_image for word in caption)
+    unknown = Counter(
+        word for of_image in of_images for caption in of_image for word in caption if word not in vocabulary
+    )
     told = []
     if beyond > len(lengths) / 10:
         told.append(
@@ -65,8 +70,12 @@ def not_learned(
         )
     if cut > len(lengths) / 10:
         told.append(f"{cut} of {len(lengths)} training captions are cut after {max_length} words (text.max_length)")
-    if unknown > words / 10:
-        told.append(f"{unknown} of {words} words of the training captions are not in the vocabulary, so never said")
+    if (count := unknown.total()) > words / 10:
+        often = in_one_line(", ".join(word for word, _ in unknown.most_common(_NAMED)))
+        told.append(
+            f"{count} of {words} words of the training captions are not in the vocabulary, so never said; most often: "
+            f"{often}"
+        )
     return told
 
 

@@ -17,7 +17,7 @@ import re
 import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from caplet_export.errors import DataError
 from caplet_export.text import SPECIALS
@@ -123,7 +123,8 @@ def read_dataset(root: Path | str) -> Dataset:
     token_file = _token_file(root)
     captions, first_lines, defects = read_captions(token_file)
     present = {entry.name for entry in images.iterdir() if entry.is_file()}
-    alike = {_loose(name): name for name in sorted(present)}
+    names = sorted(present)
+    alike = {_loose(_stem(name)): name for name in names} | {_loose(name): name for name in names}
     for name, number in first_lines.items():
         if name not in present:
             problem = f"captions of an image that is not there: {name}{_hint(name, alike)}"
@@ -147,7 +148,7 @@ def _read_splits(
         root: where the lists are.
         folder: name of the folder of images.
         present: names of the images in it.
-        alike: these names, by what `_loose` makes of them.
+        alike: these names, by what `_loose` makes of them, with and without their suffix.
         captions: names of the images with captions.
     """
     splits: dict[str, list[str]] = {}
@@ -215,8 +216,13 @@ def _loose(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip().casefold()
 
 
+def _stem(name: str) -> str:
+    """An image's name without folder and suffix, by which the lists of Flickr30k Entities name it."""
+    return PurePosixPath(name).stem
+
+
 def _hint(name: str, alike: Mapping[str, str]) -> str:
-    there = alike.get(_loose(name))
+    there = alike.get(_loose(name)) or alike.get(_loose(_stem(name)))
     return f"; there is {there!a}" if there else ""
 
 

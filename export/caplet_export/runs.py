@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,21 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
     if settings.objective == "self_critical" and len(words["train"]) == 1 and not other_rewards:
         raise DataError("self-critical training needs two training photos or more: with one, CIDEr-D is always 0")
     return words
+
+
+def wordless(dataset: Dataset, words: Mapping[str, Mapping[str, Sequence[Sequence[str]]]]) -> list[str]:
+    """A sentence for each split of `words`, as `split_words` gives them, that has lost captions of which cleaning left
+    no word, and the photos that have no other.
+    """
+    told = []
+    for split, of_photos in words.items():
+        given = {name: len(dataset.captions[name]) for name in dataset.split(split)}
+        lost = {name: more for name, count in given.items() if (more := count - len(of_photos.get(name, ())))}
+        if lost:
+            captions = f"{sum(lost.values())} of {sum(given.values())} {split} captions"
+            photos = f"{len(given) - len(of_photos)} of {len(given)} photos"
+            told.append(f"without a word after cleaning: {captions}, first of {next(iter(lost))}; left out: {photos}")
+    return told
 
 
 def warmup_steps(settings: TrainConfig, steps: int) -> int:

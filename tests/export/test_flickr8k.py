@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,19 +135,102 @@ def test_a_photos_name_may_hold_what_numbers_its_captions(data: Path) -> None:
     assert len(dataset.captions["no #0.jpg"]) == 5
 
 
+PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+SCRIPT, *READERS = (part.partition("```")[0] for part in PAGE.split("```python\n")[1:])
+"""The page's lines that make the layout of a CSV file, and those that read other files in its place."""
+
+
 def test_the_pages_lines_make_the_layout_of_a_csv_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "Images").mkdir()
     for number in range(20):
         (tmp_path / "Images" / f"a, {number}.jpg").touch()
     rows = [f'"a, {number}.jpg","A ""red"" dog,\n{word}."\r\n' for number in range(20) for word in ("runs", "läuft")]
-    (tmp_path / "captions.txt").write_bytes("".join(["\ufeffimage,caption\r\n", *rows]).encode())
-    page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    (tmp_path / "captions.txt").write_bytes("".join(["\ufeffimage,caption\r\n", *rows, "a 20.jpg\r\n"]).encode())
     monkeypatch.chdir(tmp_path)
-    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    exec(SCRIPT, {})
     dataset = read_dataset(tmp_path)
-    assert dataset.defects == ()
     assert {split: len(names) for split, names in dataset.splits.items()} == {"train": 16, "dev": 2, "test": 2}
     assert set(map(tuple, dataset.captions.values())) == {('A "red" dog, runs.', 'A "red" dog, läuft.')}
+    assert "my.token.txt:41: not '<file>#<n>TAB<caption>': 'a 20.jpg#0\\t'" in map(str, dataset.defects)
+
+
+FILES: list[tuple[str, Any]] = [
+    (
+        "results.csv",
+        "image_name| comment_number| comment\n"
+        '0.jpg| 0| Two young guys , "with" hair .\n0.jpg| 1   A dog runs .\n1.jpg| 0| A cat\u2028sits .\n',
+    ),
+    (
+        "dataset_flickr30k.json",
+        {
+            "images": [
+                {"filename": f"{number}.jpg", "split": split, "sentences": [{"raw": text} for text in texts]}
+                for number, (split, texts) in enumerate(
+                    [("train", ["A dog .", "Two\ndogs ."]), ("restval", ["A cat ."]), ("val", ["Süß"]), ("test", ["A"])]
+                )
+            ]
+        },
+    ),
+    (
+        "annotations/captions_train2017.json",
+        {
+            "images": [{"id": 7, "file_name": "0.jpg"}, {"id": 5, "file_name": "1.jpg"}],
+            "annotations": [
+                {"image_id": id, "caption": text} for id, text in ((5, "A cat ."), (7, "A dog ."), (7, "Two\ndogs ."))
+            ],
+        },
+    ),
+    (
+        "annotations/captions_val2017.json",
+        {"images": [{"id": 9, "file_name": "2.jpg"}], "annotations": [{"image_id": 9, "caption": "Süß"}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("reader", "splits", "captions"),
+    [
+        (
+            0,
+            None,
+            {"0.jpg": ['Two young guys , "with" hair .', "1 A dog runs ."], "1.jpg": ["A cat sits ."]},
+        ),
+        (
+            1,
+            {"train": ["0.jpg", "1.jpg"], "dev": ["2.jpg"], "test": ["3.jpg"]},
+            {"0.jpg": ["A dog .", "Two dogs ."], "1.jpg": ["A cat ."], "2.jpg": ["Süß"], "3.jpg": ["A"]},
+        ),
+        (
+            2,
+            {"train": ["0.jpg", "1.jpg"], "dev": ["2.jpg"]},
+            {"0.jpg": ["A dog .", "Two dogs ."], "1.jpg": ["A cat ."], "2.jpg": ["Süß"]},
+        ),
+    ],
+)
+def test_the_pages_lines_make_the_layout_of_other_data_sets(
+    reader: int,
+    splits: dict[str, list[str]] | None,
+    captions: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations").mkdir()
+    for name, content in FILES:
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    for name in captions:
+        (tmp_path / "images" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    start, end = SCRIPT.index("# Read."), SCRIPT.index("# Split by photo")
+    assert len(READERS) == 3
+    exec(SCRIPT[:start] + READERS[reader] + SCRIPT[end:], {})
+    dataset = read_dataset(tmp_path)
+    assert dataset.captions == captions
+    assert dataset.defects == ()
+    if splits:
+        assert dataset.splits == splits
+    else:
+        assert sorted(name for names in dataset.splits.values() for name in names) == sorted(captions)
 
 
 def test_absent_uncaptioned_and_doubly_listed_images_are_named(data: Path) -> None:
@@ -167,7 +252,14 @@ def test_captions_of_an_absent_image_are_reported(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("listed", "there"), [("süß.jpg", "su\u0308ß.jpg"), ("0000_square.jpg", "0000_Square.JPG"), ("a.jpg", " a.jpg")]
+    ("listed", "there"),
+    [
+        ("süß.jpg", "su\u0308ß.jpg"),
+        ("0000_square.jpg", "0000_Square.JPG"),
+        ("a.jpg", " a.jpg"),
+        ("a", "a.jpg"),
+        ("a.jpg", "A.png"),
+    ],
 )
 def test_a_name_that_differs_only_in_what_is_easily_overlooked_is_told(data: Path, listed: str, there: str) -> None:
     tokens, photos = data / "Flickr8k.token.txt", data / "Flicker8k_Dataset"

@@ -34,7 +34,7 @@ from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
 from caplet_export.model import CaptionModel
 from caplet_export.outputs import GRAPHS, RUN, check_folder
-from caplet_export.runs import Epoch, Run, data_digest, split_words
+from caplet_export.runs import Epoch, Run, data_digest, split_words, wordless
 from caplet_export.stages import ALL, Stage, read_stages
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer, _optimizer
@@ -137,7 +137,11 @@ def run(tmp_path: Path, trained: Path) -> Path:
         (1, 2, 2, 3, []),
         (3, 1, 3, None, []),
         (3, 1, 2, 3, ["3 of 10 training captions are cut after 2 words (text.max_length)"]),
-        (3, 2, 3, 3, ["3 of 23 words of the training captions are not in the vocabulary, so never said"]),
+        (
+            3, 2, 3, 3,
+            ["3 of 23 words of the training captions are not in the vocabulary, so never said; most often: runs, sits, "
+             "digs"],
+        ),
         (
             3, 1, 3, 2,
             ["3 of 10 training captions are not read: of each image only the first 2 are (train.captions_per_image)"],
@@ -317,12 +321,16 @@ def test_a_word_said_often_takes_no_larger_step(tmp_path: Path, dataset: Dataset
         np.testing.assert_allclose(second.numpy(), (1 - optimizer.beta_2) * gradient**2, rtol=1e-3, atol=1e-12)
 
 
-def test_captions_without_words_teach_nothing(dataset: Dataset) -> None:
+def test_captions_without_words_teach_nothing_and_are_told(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     first, second, *_ = dataset.split("train")
     captions = {**dataset.captions, first: ["123", "a dog"], second: ["4", "..."]}
-    words = split_words(dataclasses.replace(dataset, captions=captions), CONFIG)["train"]
-    assert words[first] == [["a", "dog"]]
-    assert second not in words
+    spoiled = dataclasses.replace(dataset, captions=captions)
+    words = split_words(spoiled, CONFIG)
+    assert words["train"][first] == [["a", "dog"]]
+    assert second not in words["train"]
+    told = f"without a word after cleaning: 3 of 74 train captions, first of {first}; left out: 1 of 16 photos"
+    assert wordless(spoiled, words) == Trainer(tmp_path, CONFIG, spoiled, stores).not_learned[:1] == [told]
+    assert wordless(dataset, split_words(dataset, CONFIG)) == []
 
 
 @pytest.mark.usefixtures("untraced")

@@ -324,6 +324,14 @@ def test_captions_that_are_not_read_are_told_where_people_s_captions_are_learned
         (tmp_path / "run").rmdir()
 
 
+def test_captions_without_words_are_told(tmp_path: Path, on_jax: On, data: Path, start: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    tokens = tmp_path / "data" / "Flickr8k.token.txt"
+    tokens.write_text(tokens.read_text().replace("\tA red square on a white wall .", "\t123", 1))
+    told = "without a word after cleaning: 1 of 80 train captions, first of 0000_square.jpg; left out: 0 of 16 photos"
+    assert on_jax(tune_cases.not_learned, tmp_path / "run", tmp_path / "data", start) == [told]
+
+
 def test_the_command_tunes_as_it_is_told(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
