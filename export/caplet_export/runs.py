@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from caplet_export.text import Vocabulary, clean
 
 RESUME = "resume.npz"
 _ORIGIN_FORMAT = 2
+_WITH_DIGIT = re.compile(r"\S*\d\S*")
 DEV_CAPTIONS = 5
 """Most captions of a dev photo that count in the dev loss: as many as Flickr8k has of each."""
 
@@ -285,9 +287,9 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
     return words
 
 
-def wordless(dataset: Dataset, words: Mapping[str, Mapping[str, Sequence[Sequence[str]]]]) -> list[str]:
-    """A sentence for each split of `words`, as `split_words` gives them, that has lost captions of which cleaning left
-    no word, and the photos that have no other.
+def lost_to_cleaning(dataset: Dataset, words: Mapping[str, Mapping[str, Sequence[Sequence[str]]]]) -> list[str]:
+    """Sentences on what cleaning took from the splits of `words`, as `split_words` gives them: captions of which no
+    word is left, with the photos that have no other; and words with a digit, if these are more than a tenth.
     """
     told = []
     for split, of_photos in words.items():
@@ -297,6 +299,12 @@ def wordless(dataset: Dataset, words: Mapping[str, Mapping[str, Sequence[Sequenc
             captions = f"{sum(lost.values())} of {sum(given.values())} {split} captions"
             photos = f"{len(given) - len(of_photos)} of {len(given)} photos"
             told.append(f"without a word after cleaning: {captions}, first of {next(iter(lost))}; left out: {photos}")
+    learned = [caption for name in dataset.split("train") for caption in dataset.captions[name]]
+    count = sum(len(caption.split()) for caption in learned)
+    with_digit = [word for caption in learned for word in _WITH_DIGIT.findall(caption)]
+    if len(with_digit) > count / 10:
+        which = f"{len(with_digit)} of {count} words of the training captions"
+        told.append(f"{which} are dropped for a digit, first {in_one_line(with_digit[0])}")
     return told
 
 

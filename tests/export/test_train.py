@@ -34,7 +34,7 @@ from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
 from caplet_export.model import CaptionModel
 from caplet_export.outputs import GRAPHS, RUN, check_folder
-from caplet_export.runs import Epoch, Run, data_digest, split_words, wordless
+from caplet_export.runs import Epoch, Run, data_digest, lost_to_cleaning, split_words
 from caplet_export.stages import ALL, Stage, read_stages
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer, _optimizer
@@ -329,8 +329,28 @@ def test_captions_without_words_teach_nothing_and_are_told(tmp_path: Path, datas
     assert words["train"][first] == [["a", "dog"]]
     assert second not in words["train"]
     told = f"without a word after cleaning: 3 of 74 train captions, first of {first}; left out: 1 of 16 photos"
-    assert wordless(spoiled, words) == Trainer(tmp_path, CONFIG, spoiled, stores).not_learned[:1] == [told]
-    assert wordless(dataset, split_words(dataset, CONFIG)) == []
+    assert lost_to_cleaning(spoiled, words) == Trainer(tmp_path, CONFIG, spoiled, stores).not_learned[:1] == [told]
+    assert lost_to_cleaning(dataset, split_words(dataset, CONFIG)) == []
+
+
+@pytest.mark.parametrize(
+    ("caption", "told"),
+    [
+        ("a sheet of A4 with a hole and another hole", []),
+        (
+            "a sheet of A4 with a hole and another",
+            ["1 of 9 words of the training captions are dropped for a digit, first A4"],
+        ),
+        ("2人の男性。 犬", ["1 of 2 words of the training captions are dropped for a digit, first 2人の男性。"]),
+    ],
+)
+def test_many_words_with_a_digit_are_told(dataset: Dataset, caption: str, told: list[str]) -> None:
+    """As in names of products, or where Japanese has no spaces, so that a digit costs the sentence."""
+    (name, *_), dev = dataset.split("train"), dataset.split("dev")
+    few = dataclasses.replace(
+        dataset, captions={**dataset.captions, name: [caption]}, splits={"train": [name], "dev": dev}
+    )
+    assert lost_to_cleaning(few, split_words(few, CONFIG)) == told
 
 
 @pytest.mark.usefixtures("untraced")
