@@ -82,7 +82,9 @@ class Vocabulary:
         counts = Counter(word for caption in captions for word in caption)
         kept = [word for word, count in counts.items() if count >= minimum_count]
         if not kept:
-            raise DataError(f"no word occurs {minimum_count} times in the training captions; lower text.minimum_count")
+            often = max(counts, key=lambda word: counts[word], default="")
+            cause = f"no word occurs {minimum_count} times in the training captions; most often: {reprlib.repr(often)}"
+            raise DataError(f"{cause}; lower text.minimum_count, or insert the spaces that a language does not write")
         return cls([*SPECIALS, *sorted(kept, key=lambda word: (-counts[word], word))])
 
     def encode(self, words: Iterable[str]) -> list[int]:

@@ -89,5 +89,5 @@ def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(ConfigurationError, match="not UTF-8"):
         Vocabulary.load(tmp_path / "vocabulary.txt")
-    with pytest.raises(DataError, match=r"lower text\.minimum_count"):
-        Vocabulary.build([["dog"]], minimum_count=2)
+    with pytest.raises(DataError, match=r"no word occurs 3 .*; most often: 'dog'; lower text\.minimum_count, or"):
+        Vocabulary.build([["a", "dog"], ["dog"]], minimum_count=3)
