@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import report
@@ -224,10 +225,34 @@ def test_the_table_goes_between_the_markers_and_nothing_else_changes() -> None:
     assert report.insert(once, "new") == once
 
 
-@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", 2 * f"{BEGIN}{END}"])
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", f"{BEGIN}{END}{END}"])
 def test_a_readme_without_the_markers_is_left_alone(text: str) -> None:
     with pytest.raises(ValueError):
         report.insert(text, "new")
+
+
+def check_chart(svg: str, peers: dict[str, Any]) -> None:
+    """A row for each engine: label and median in letters, a dot at the median, a line to the 90th percentile."""
+    names = [name for name in peers["peers"] if report.milliseconds(peers, name, "caption")][::-1]
+    runs = [report.milliseconds(peers, name, "caption") for name in names]
+    ends = [[statistics.median(values), np.percentile(values, 90)] for values in runs]
+    labels = [peers["peers"][name]["label"].replace("`", "") for name in names]
+    # Letters are drawn as paths, each text after a comment that says it.
+    texts = re.findall("<!-- (.+?) -->", svg)
+    assert texts[-2 * len(names) :] == labels + [report._number(median) for median, _ in ends]
+    lines = re.findall(r'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) \2 \n".*stroke: (#\w+)', after(svg, "LineCollection_1"))
+    dots = re.findall(r'x="([\d.]+)" y="([\d.]+)" style="fill: (#\w+)', after(svg, "PathCollection_1"))
+    assert [(left, y, color) for left, y, _, color in lines] == dots
+    assert [color == "#d9480f" for *_, color in lines] == [name.startswith("caplet") for name in names]
+    places, logarithms = np.array([[left, right] for left, _, right, _ in lines], float), np.log(ends)
+    slope, start = np.polyfit(logarithms.ravel(), places.ravel(), 1)
+    np.testing.assert_allclose(places, start + slope * logarithms, atol=1e-3)
+    assert sorted((float(y) for _, y, _, _ in lines), reverse=True) == [float(y) for _, y, _, _ in lines]
+
+
+def after(svg: str, part: str) -> str:
+    """What the group of this name holds, up to the next group's name."""
+    return svg.partition(f'<g id="{part}">')[2].partition("<g id=")[0]
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -252,9 +277,26 @@ def test_the_command_writes_all_three(
     assert report.readme_table(peers) in readme.read_text()
     assert "| BLIP | not installed: torch |" in (tmp_path / "results.md").read_text()
     first = (tmp_path / "captions.svg").read_bytes()
+    check_chart(first.decode(), peers)
     report.chart(peers, tmp_path / "captions.svg")
     assert b"<title>ms from photo to caption" in first  # for screen readers: its letters are drawn as paths
     assert first.startswith(b"<?xml") and first == (tmp_path / "captions.svg").read_bytes()
+
+
+def test_results_elsewhere_are_for_no_readme_but_one_that_is_named(
+    peers: dict[str, Any],
+    product: dict[str, Any],
+    operators: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, results in (("peers", peers), ("product", product), ("operators", operators)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "chart", lambda *_: None)
+    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    assert report.main(["--results", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text() == f"{BEGIN}\n{END}\n"
 
 
 def test_readme_results_and_chart_hold_what_the_json_in_the_repository_says() -> None:
@@ -264,9 +306,4 @@ def test_readme_results_and_chart_hold_what_the_json_in_the_repository_says() ->
     results = (report.RESULTS / "results.md").read_text(encoding="utf-8")
     others = report.other_machines(report.RESULTS)
     assert report.markdown(peers, product, operators, others) == results, "python -m benchmarks.report"
-    # The texts of the chart are letters drawn as paths, each after a comment that says it.
-    names = [name for name in peers["peers"] if report.milliseconds(peers, name, "caption")][::-1]
-    labels = [peers["peers"][name]["label"].replace("`", "") for name in names]
-    medians = [report._number(statistics.median(report.milliseconds(peers, name, "caption"))) for name in names]
-    texts = re.findall("<!-- (.+?) -->", (report.RESULTS / "captions.svg").read_text(encoding="utf-8"))
-    assert texts[-2 * len(names) :] == labels + medians, "python -m benchmarks.report"
+    check_chart((report.RESULTS / "captions.svg").read_text(encoding="utf-8"), peers)

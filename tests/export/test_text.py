@@ -43,8 +43,8 @@ def test_coco_rules_are_the_scorers_tokens_that_a_caption_may_hold(caption: str,
 
 
 def test_vocabulary_orders_by_frequency_then_alphabet_after_the_specials() -> None:
-    vocabulary = Vocabulary.build([["b", "a", "c"], ["a", "b"], ["d"]], minimum_count=1)
-    assert vocabulary.words == [*SPECIALS, "a", "b", "c", "d"]
+    vocabulary = Vocabulary.build([["d", "b", "c"], ["c", "d"], ["a", "d"]], minimum_count=1)
+    assert vocabulary.words == [*SPECIALS, "d", "c", "a", "b"]
 
 
 def test_rare_words_become_unknown() -> None:
