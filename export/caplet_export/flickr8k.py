@@ -60,8 +60,7 @@ class Dataset:
     def split(self, name: str) -> Sequence[str]:
         """The image names of a split. Raises a DataError if the data set has no such list."""
         if name not in self.splits:
-            have = ", ".join(self.splits) or "none"
-            raise DataError(f"the data set has no {name!r} split (it has: {have})")
+            raise DataError(f"the data set has no {name!r} split (it has: {', '.join(self.splits)})")
         return self.splits[name]
 
 

@@ -276,7 +276,7 @@ def test_a_name_that_differs_only_in_what_is_easily_overlooked_is_told(data: Pat
 @pytest.mark.parametrize(
     ("remove", "said"),
     [
-        ("Flickr8k.token.txt", "no files match"),
+        ("Flickr8k.token.txt", r"no files match \*\.token\.txt; exactly one is needed"),
         ("Flicker8k_Dataset", "no image folder"),
         ("splits", "no split list"),
         ("everything", "no such folder"),

@@ -41,8 +41,11 @@ def test_cross_entropy(smoothing: float) -> None:
     assert float(objectives.mean_over_words(found, IDS)) == pytest.approx(expected[WORDS].mean(), rel=1e-5)
 
 
-def test_the_mean_over_no_words_is_nothing() -> None:
-    assert float(objectives.mean_over_words(np.ones((2, 3), np.float32), np.full((2, 3), PAD))) == 0
+def test_the_mean_over_no_words_is_nothing_and_over_one_word_its_own() -> None:
+    ids = np.full((2, 3), PAD)
+    for words in range(2):
+        ids[0, :words] = END
+        assert float(objectives.mean_over_words(np.ones((2, 3), np.float32), ids)) == words
 
 
 def sampled_by(logits: np.ndarray) -> np.ndarray:

@@ -181,8 +181,16 @@ def test_of_files_that_belong_together_a_failure_leaves_all_old_ones(tmp_path: P
     paths = [tmp_path / "one", tmp_path / "other"]
     for path in paths:
         path.write_text("old")
+
+    def interrupted() -> None:
+        with whole_files(*paths) as (one, _):
+            one.write_text("new")
+            raise KeyboardInterrupt
+
     with pytest.raises(FileNotFoundError), whole_files(*paths) as (one, _):
         one.write_text("new")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [path.read_text() for path in paths] == ["old", "old"]
     assert sorted(tmp_path.iterdir()) == paths
 
