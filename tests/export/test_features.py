@@ -32,7 +32,7 @@ from caplet_export.features import (
     whole_in_another_precision,
 )
 from caplet_export.outputs import RUN
-from tiny_flickr8k import write_tiny_flickr8k
+from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 SOURCE = StoreSource("digest", locations=2, channels=3)
 NAMES = [f"{number}.jpg" for number in range(10)]
@@ -390,6 +390,55 @@ def test_the_command_computes_in_the_precision_and_the_batches_it_is_told(
     assert sizes == [7, 7]
     stores = {path.name for folder in ("features", "by-run") for path in (tmp_path / folder).iterdir()}
     assert stores == {"mixed10-plain", "mixed9-plain"}
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_the_command_mixes_no_features_of_other_weights_or_of_a_runs_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from caplet_export import inception
+
+    monkeypatch.setattr(checkpoint, "load_extractor", lambda *_: inception.build_extractor())
+    (run := tmp_path / "run").mkdir()
+    Config().save(run / "config.json")
+    for path in (run / "extractor.npz", tmp_path / "others.h5"):
+        path.write_bytes(b"weights")
+    data, folder = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1), tmp_path / "features"
+    command = ["features", str(folder), "--data", str(data)]
+    assert main(command) == 0
+    for option, said in (("--encoder-weights", "weights=imagenet"), ("--run", "extractor=none")):
+        given = run if option == "--run" else tmp_path / "others.h5"
+        assert main([*command, option, str(given)]) == 1
+        told = f"{folder}/mixed10-plain: holds features of another source, {said}; use another folder\n"
+        assert capsys.readouterr().err == f"caplet-export features: {told}"
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_defects_of_the_data_are_reported_with_their_lines_and_stop_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_tiny_flickr8k(tmp_path / "data", train=8, dev=4)
+    photos = data / "Flicker8k_Dataset"
+    token_file = data / "Flickr8k.token.txt"
+    token_file.write_text("no caption\n" + token_file.read_text() + "gone.jpg#0\tA dog .\nno tab#0 A dog\n")
+    first = sorted(photos.iterdir())[0].name
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    token_file.write_text(token_file.read_text() + "broken.jpg#0\tA dog .\n")
+    names = (data / "Flickr_8k.trainImages.txt").read_text().split()
+    write_split(data, "train", [*names, "absent.jpg", first, "broken.jpg"])
+    assert main(["features", str(tmp_path / "features"), "--data", str(data)]) == 0
+    errors = capsys.readouterr().err
+    for said in (
+        "Flickr8k.token.txt:1: not '<file>#<n>TAB<caption>'",
+        "Flickr8k.token.txt:63: not '<file>#<n>TAB<caption>'",
+        "Flickr_8k.trainImages.txt:9: image is not in",
+        f"Flickr_8k.trainImages.txt:10: image is already in train: {first}",
+        "gone.jpg",
+        "left out broken.jpg",
+    ):
+        assert errors.count(said) == 1, f"{said}\n{errors}"
+    assert "Traceback" not in errors
+    assert FeatureStore(tmp_path / "features" / "mixed10-plain").skipped == {"broken.jpg"}
 
 
 def test_a_run_is_no_folder_for_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
