@@ -660,12 +660,13 @@ def test_a_run_that_another_process_began_in_the_meantime_is_left_alone(
         Slow(folder, with_train(epochs=1, seed=2), dataset, stores)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_what_was_refused_or_lost_claims_no_folder(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """So that the command can be put right and given again."""
     with pytest.raises(ConfigurationError, match="a teacher is needed"):
         Trainer(tmp_path, with_train(objective="distillation"), dataset, stores)
     with pytest.raises(ConfigurationError, match=r"lower train\.learning_rate"):
-        finish(Trainer(tmp_path, with_train(learning_rate=1e30), dataset, stores))
+        finish(Trainer(tmp_path, with_train(learning_rate=1e30, batch_images=8), dataset, stores))
     assert not Trainer(tmp_path, ONE_EPOCH, dataset, stores).history
 
 
