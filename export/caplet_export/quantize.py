@@ -282,7 +282,7 @@ def _quantize_factors(graph: Graph, node: onnx.NodeProto) -> None:
 def _is_scaling(graph: Graph, node: onnx.NodeProto) -> bool:
     """Whether a node multiplies by positive constants."""
     factors = graph.constants.get(node.input[1]) if node.op_type == "Mul" else None
-    return factors is not None and factors.dtype == np.float32 and bool((factors > 0).all())
+    return factors is not None and bool((factors > 0).all())
 
 
 def _is_dense(graph: Graph, node: onnx.NodeProto) -> bool:
