@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import ctypes
 import os
@@ -113,7 +114,7 @@ class Sessions:
             with _reopening:
                 if self._process != os.getpid():
                     self._check_unchanged()
-                    _keep_for_ever(self._encoder, self._decoder)  # where a fork runs no hooks of Python's: uWSGI
+                    _keep_inherited()  # where a fork runs no hooks of Python's: uWSGI
                     self._open()
 
     def _check_unchanged(self) -> None:
@@ -122,28 +123,32 @@ class Sessions:
             raise BundleError(str(self.bundle.path), "is not the model that was loaded", "make a new Captioner")
 
 
-_alive: weakref.WeakSet[onnxruntime.InferenceSession] = weakref.WeakSet()
+_alive: weakref.WeakKeyDictionary[onnxruntime.InferenceSession, int] = weakref.WeakKeyDictionary()
+"""The sessions, each with the process that opened it."""
 _reopening = threading.Lock()
 
 
-def _keep_for_ever(*sessions: onnxruntime.InferenceSession) -> None:
-    """Give each session a reference that is never given back.
+def _keep_inherited() -> None:
+    """Give each session of another process a reference that is never given back.
 
     In a forked child its threads do not exist; if it were destroyed there, onnxruntime would wait for them for ever.
     """
-    for session in sessions:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    for reference in _alive.keyrefs():  # a list, as other threads may open sessions meanwhile
+        session = reference()
+        if session is not None and _alive.get(session) != os.getpid():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
 def _after_fork() -> None:
     """In a forked child, keep the inherited sessions from being destroyed."""
     global _reopening
-    _keep_for_ever(*_alive)
+    _keep_inherited()
     _reopening = threading.Lock()  # a thread that is not here may have it
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_keep_inherited)  # where a fork runs no hooks of Python's: uWSGI's workers that have had no photo
 
 
 def _known_providers(providers: Sequence[Provider] | None) -> list[Provider]:
@@ -193,7 +198,7 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
             raise
         remedy = "get the bundle again" if providers == _CPU else "use other providers, or get the bundle again"
         raise BundleError(str(path), f"onnxruntime cannot load it ({_brief(error)})", remedy) from error
-    _alive.add(session)
+    _alive[session] = os.getpid()
     # Where CUDA's libraries are missing, for one, onnxruntime silently uses the CPU alone.
     lost = [name for name in map(_provider_name, providers) if name not in session.get_providers()]
     if lost:
