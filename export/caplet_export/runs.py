@@ -287,7 +287,7 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
     return words
 
 
-def lost_to_cleaning(dataset: Dataset, words: Mapping[str, Mapping[str, Sequence[Sequence[str]]]]) -> list[str]:
+def dropped(dataset: Dataset, words: Mapping[str, Mapping[str, Sequence[Sequence[str]]]]) -> list[str]:
     """Sentences on what cleaning took from the splits of `words`, as `split_words` gives them: captions of which no
     word is left, with the photos that have no other; and words with a digit, if these are more than a tenth.
     """

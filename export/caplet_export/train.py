@@ -42,16 +42,7 @@ from caplet_export.objectives import (
     mean_over_words,
     self_critical_loss,
 )
-from caplet_export.runs import (
-    DEV_CAPTIONS,
-    Epoch,
-    Run,
-    data_digest,
-    early_decay,
-    lost_to_cleaning,
-    split_words,
-    warmup_steps,
-)
+from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, dropped, early_decay, split_words, warmup_steps
 from caplet_export.stages import require_encoder_weights
 from caplet_export.text import END, END_TOKEN, PAD, START, Vocabulary
 
@@ -81,7 +72,7 @@ class Trainer(Run):
         teacher: the run to learn from in distillation, which must have the same vocabulary and read the same blocks.
 
     Attributes:
-        not_learned: what it leaves out of the captions, see `lost_to_cleaning` and `batches.not_learned`.
+        not_learned: what it leaves out of the captions, see `dropped` and `batches.not_learned`.
 
     Raises:
         ConfigurationError: the folder holds a run of another configuration; or the configuration, the start, the
@@ -150,7 +141,7 @@ class Trainer(Run):
         self._origin["--data"] = data_digest(dataset, self._train.names, self._dev.names)
         group = settings.captions_per_image if settings.objective == "cross_entropy" else None
         said = words["train"].values()
-        self.not_learned = lost_to_cleaning(dataset, words)
+        self.not_learned = dropped(dataset, words)
         self.not_learned += not_learned(said, self.vocabulary, config.text.max_length, group)
         self._dev_scorer = CiderD(references_of(dataset, self._dev.names))
         self._reward: CiderD | None = None

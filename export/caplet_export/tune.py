@@ -46,16 +46,7 @@ from caplet_export.objectives import (
 from caplet_export.photos import PhotoCache
 from caplet_export.random_views import mixup, random_views
 from caplet_export.rewards import CaptionReward, words_before
-from caplet_export.runs import (
-    DEV_CAPTIONS,
-    Epoch,
-    Run,
-    data_digest,
-    early_decay,
-    lost_to_cleaning,
-    split_words,
-    warmup_steps,
-)
+from caplet_export.runs import DEV_CAPTIONS, Epoch, Run, data_digest, dropped, early_decay, split_words, warmup_steps
 from caplet_export.stages import require_encoder_weights
 from caplet_export.text import END, PAD, START, Vocabulary
 
@@ -214,7 +205,7 @@ class Tuner(Run):
         teachers: the runs to learn from in distillation, as one ensemble.
 
     Attributes:
-        not_learned: what it leaves out of the captions, see `lost_to_cleaning` and `batches.not_learned`.
+        not_learned: what it leaves out of the captions, see `dropped` and `batches.not_learned`.
 
     Raises:
         ConfigurationError: the folder holds a run of another configuration; the start or a teacher does not fit; a
@@ -269,7 +260,7 @@ class Tuner(Run):
         self._dev_ids = ids([words["dev"][name] for name in self._dev], group=DEV_CAPTIONS)
         read = settings.objective == "self_critical" and settings.cross_entropy_weight
         said = words["train"].values()
-        self.not_learned = lost_to_cleaning(dataset, words)
+        self.not_learned = dropped(dataset, words)
         self.not_learned += not_learned(said, vocabulary, config.text.max_length, group if read else None)
         self._scorer = CiderD(references_of(dataset, self._dev))
         self._reward: CaptionReward | None = None

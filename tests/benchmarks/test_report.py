@@ -73,6 +73,14 @@ def operators() -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.fixture
+def folder(peers: dict[str, Any], product: dict[str, Any], operators: dict[str, Any], tmp_path: Path) -> Path:
+    """A folder with the results as the benchmarks leave them."""
+    for name, results in (("peers", peers), ("product", product), ("operators", operators)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    return tmp_path
+
+
 def test_a_ratio_is_that_of_medians_within_the_run(peers: dict[str, Any]) -> None:
     assert report.ratio(peers, ("caplet-int8", "caption"), ("keras-predict", "caption")) == 20 / 500
     assert report.ratio(peers, ("caplet-int8", "encode"), ("keras-predict", "encode")) is None
@@ -257,46 +265,31 @@ def after(svg: str, part: str) -> str:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_the_command_writes_all_three(
-    named: bool,
-    peers: dict[str, Any],
-    product: dict[str, Any],
-    operators: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    named: bool, peers: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Into the folder and the README that are named, or else into the repository's, which here is another."""
     pytest.importorskip("matplotlib")
-    for name, results in (("peers", peers), ("product", product), ("operators", operators)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(results))
-    readme = tmp_path / "README.md"
+    readme = folder / "README.md"
     readme.write_text(f"{BEGIN}\n{END}\n")
     if not named:
-        monkeypatch.setattr(report, "RESULTS", tmp_path)
-        monkeypatch.setattr(report, "ROOT", tmp_path)
-    assert report.main(["--results", str(tmp_path), "--readme", str(readme)] if named else []) == 0
+        monkeypatch.setattr(report, "RESULTS", folder)
+        monkeypatch.setattr(report, "ROOT", folder)
+    assert report.main(["--results", str(folder), "--readme", str(readme)] if named else []) == 0
     assert report.readme_table(peers) in readme.read_text()
-    assert "| BLIP | not installed: torch |" in (tmp_path / "results.md").read_text()
-    first = (tmp_path / "captions.svg").read_bytes()
+    assert "| BLIP | not installed: torch |" in (folder / "results.md").read_text()
+    first = (folder / "captions.svg").read_bytes()
     check_chart(first.decode(), peers)
-    report.chart(peers, tmp_path / "captions.svg")
+    report.chart(peers, folder / "captions.svg")
     assert b"<title>ms from photo to caption" in first  # for screen readers: its letters are drawn as paths
-    assert first.startswith(b"<?xml") and first == (tmp_path / "captions.svg").read_bytes()
+    assert first.startswith(b"<?xml") and first == (folder / "captions.svg").read_bytes()
 
 
-def test_results_elsewhere_are_for_no_readme_but_one_that_is_named(
-    peers: dict[str, Any],
-    product: dict[str, Any],
-    operators: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name, results in (("peers", peers), ("product", product), ("operators", operators)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(results))
-    monkeypatch.setattr(report, "ROOT", tmp_path)
+def test_results_elsewhere_are_for_no_readme_but_a_named_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ROOT", folder)
     monkeypatch.setattr(report, "chart", lambda *_: None)
-    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
-    assert report.main(["--results", str(tmp_path)]) == 0
-    assert (tmp_path / "README.md").read_text() == f"{BEGIN}\n{END}\n"
+    (folder / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    assert report.main(["--results", str(folder)]) == 0
+    assert (folder / "README.md").read_text() == f"{BEGIN}\n{END}\n"
 
 
 def test_readme_results_and_chart_hold_what_the_json_in_the_repository_says() -> None:

@@ -34,7 +34,7 @@ from caplet_export.freerun import FreeRunner, sample
 from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
 from caplet_export.model import CaptionModel
 from caplet_export.outputs import GRAPHS, RUN, check_folder
-from caplet_export.runs import Epoch, Run, data_digest, lost_to_cleaning, split_words
+from caplet_export.runs import Epoch, Run, data_digest, dropped, split_words
 from caplet_export.stages import ALL, Stage, read_stages
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
 from caplet_export.train import Stores, Trainer, _optimizer
@@ -329,8 +329,8 @@ def test_captions_without_words_teach_nothing_and_are_told(tmp_path: Path, datas
     assert words["train"][first] == [["a", "dog"]]
     assert second not in words["train"]
     told = f"without a word after cleaning: 3 of 74 train captions, first of {first}; left out: 1 of 16 photos"
-    assert lost_to_cleaning(spoiled, words) == Trainer(tmp_path, CONFIG, spoiled, stores).not_learned[:1] == [told]
-    assert lost_to_cleaning(dataset, split_words(dataset, CONFIG)) == []
+    assert dropped(spoiled, words) == Trainer(tmp_path, CONFIG, spoiled, stores).not_learned[:1] == [told]
+    assert dropped(dataset, split_words(dataset, CONFIG)) == []
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_many_words_with_a_digit_are_told(dataset: Dataset, caption: str, told: 
     few = dataclasses.replace(
         dataset, captions={**dataset.captions, name: [caption]}, splits={"train": [name], "dev": dev}
     )
-    assert lost_to_cleaning(few, split_words(few, CONFIG)) == told
+    assert dropped(few, split_words(few, CONFIG)) == told
 
 
 @pytest.mark.usefixtures("untraced")
