@@ -284,7 +284,6 @@ class _Reader(io.RawIOBase):
         self._scans_left = _MOST_SCANS if count_scans else None
         self._reads_left, self._bytes_left = _MOST_READS, self._most
         self._too_many_reads = "it has far more chunks than a picture needs"
-        self.ran_dry = False
 
     def readable(self) -> bool:
         return True

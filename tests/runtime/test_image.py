@@ -150,7 +150,7 @@ def test_a_large_jpeg_that_was_decoded_already_differs_by_less_than_a_level(larg
     np.testing.assert_array_equal(load_pixels(np.asarray(decoded)), load_pixels(decoded))
 
 
-def test_what_the_caller_did_to_an_opened_jpeg_counts(large: Path) -> None:
+def test_what_the_caller_did_to_an_opened_image_counts(large: Path) -> None:
     upright = Image.open(large)
     upright.getexif()[0x0112] = 1
     assert np.abs(load_pixels(upright).astype(int) - load_pixels(large)).mean() > 5
@@ -162,6 +162,9 @@ def test_what_the_caller_did_to_an_opened_jpeg_counts(large: Path) -> None:
     assert load_pixels(second)[0, 0].argmax() == 0
     second.seek(1)
     assert load_pixels(second)[0, 0].argmax() == 2
+    painted = Image.open(io.BytesIO(encoded(frames[0], "TIFF", compression="tiff_lzw")))
+    painted.paste("blue", (0, 0, 8, 8))  # after which Pillow still has its file
+    assert load_pixels(painted, allow_truncated=True)[0, 0].argmax() == 2
 
 
 def test_a_truncated_jpeg_is_truncated_also_when_pillow_opened_it(large: Path) -> None:
@@ -482,7 +485,7 @@ def test_a_stream_that_does_not_block_is_neither_empty_nor_truncated(there: int)
     os.close(writing)
 
 
-@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EIO])
 @pytest.mark.parametrize("place", ["builtins.open", "importlib.import_module"])
 def test_what_the_system_lacks_is_not_called_damage(place: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
@@ -491,7 +494,7 @@ def test_what_the_system_lacks_is_not_called_damage(place: str, code: int, monke
     with monkeypatch.context() as patch:
         patch.setattr(place, fail)
         error = refusal(PHOTOS[0])
-    remedy = "close some, or raise their limit" if code == errno.EMFILE else "check the path and its permissions"
+    remedy = "check the path and its permissions" if code == errno.EIO else "close some, or raise their limit"
     assert str(error) == f"{PHOTOS[0]}: cannot be read ({os.strerror(code)}); {remedy}"
 
 
@@ -544,6 +547,20 @@ def test_a_file_object_that_fails_is_an_image_error() -> None:
     error = refusal(TooLong())
     assert str(error) == "<file object>: cannot be read (413 Request Entity Too Large); pass it as a file"
     assert isinstance(error.__cause__, ValueError)
+
+    class Raises:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def closed(self) -> bool:  # of a kind of its own, which tells nothing
+            return False
+
+        def read(self, size: int) -> bytes:
+            raise self.error
+
+    assert "cannot be read (TimeoutError); pass it as a file" in str(refusal(Raises(TimeoutError())))
+    assert "more memory than there is" in str(refusal(Raises(MemoryError())))
+    assert "warnings are errors in this process" in str(refusal(Raises(DeprecationWarning("old"))))
     closed = io.BytesIO(PHOTOS[0].read_bytes())
     closed.close()
     assert str(refusal(closed)) == "<file object>: was closed; pass it before you close it"
@@ -674,3 +691,16 @@ def test_a_file_object_that_does_not_say_that_it_is_seekable_is_put_back() -> No
     first = load_pixels(source)
     assert source.tell() == 7
     assert np.array_equal(load_pixels(source), first)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_file_object_that_cannot_be_put_back_is_read_from_where_it_is(missing: bool) -> None:
+    def seek(*_: int) -> None:
+        raise OSError(errno.ESPIPE, "Illegal seek")
+
+    source: Any = WithoutSeekable(PHOTOS[0].read_bytes())
+    if missing:
+        del source.seek
+    else:
+        source.seek = seek
+    np.testing.assert_array_equal(load_pixels(source), load_pixels(PHOTOS[0]))

@@ -498,7 +498,7 @@ def test_what_follows_a_picture_is_not_read_and_does_no_harm(
     np.testing.assert_array_equal(load_pixels(path, max_pixels=200 * 160), load_pixels(alone))
 
 
-def test_pixels_may_take_as_many_reads_as_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_may_take_as_many_reads_and_bytes_as_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)))
     start, end = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
     part = lambda byte: b"\0\0\0\1IDAT" + byte + zlib.crc32(b"IDAT" + byte).to_bytes(4, "big")  # noqa: E731
@@ -506,6 +506,10 @@ def test_pixels_may_take_as_many_reads_as_the_header(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("caplet.image_file._MOST_READS", 1000)  # of which a chunk takes three
     again = data[:start] + NOTHING * 250 + parts + data[end:]
     np.testing.assert_array_equal(load_pixels(again), load_pixels(data))
+    content = b"teSt" + bytes(700_000)  # of all bytes, a megabyte more than the pixels' may be read
+    much = struct.pack(">I", 700_000) + content + struct.pack(">I", zlib.crc32(content))
+    again = data[:start] + much + data[start:end] + much + data[end:]
+    np.testing.assert_array_equal(load_pixels(again, max_pixels=81), load_pixels(data))
 
 
 def progressive(width: int, height: int, scans: int) -> bytes:
@@ -672,11 +676,11 @@ def test_truncated_files_are_an_error(
 def test_the_message_names_file_cause_and_remedy(photo: Image.Image, file_format: str, tmp_path: Path) -> None:
     path = tmp_path / "half"
     data = encoded(photo, file_format)
-    path.write_bytes(data[: len(data) // 2])
-    assert (
-        str(refusal(path))
-        == f"{path}: the {file_format} file is truncated; get a complete copy, or allow truncated images"
-    )
+    pixels = data.index(b"\xff\xda") if file_format == "JPEG" else 26
+    for end in (26, pixels, len(data) // 2):  # in the header, at its end, and in the pixels
+        path.write_bytes(data[:end])
+        expected = f"{path}: the {file_format} file is truncated; get a complete copy, or allow truncated images"
+        assert str(refusal(path)) == expected
 
 
 @pytest.mark.parametrize(("file_format", "options"), SEQUENTIAL, ids=str)
@@ -707,6 +711,16 @@ def test_the_part_of_a_truncated_file_can_be_had_also_when_pillow_opened_it(
     np.testing.assert_array_equal(load_pixels(image, allow_truncated=True), expected)  # it is left as it was
     whole_image = Image.open(io.BytesIO(whole))
     np.testing.assert_array_equal(load_pixels(whole_image, allow_truncated=True), load_pixels(whole))
+
+
+def test_of_a_png_whose_pixels_end_before_its_last_chunk_too(photo: Image.Image) -> None:
+    whole = encoded(photo)
+    pixels = b"".join(iter_idat(whole))
+    part = b"IDAT" + pixels[: len(pixels) // 2]
+    data = whole[:33] + struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+    assert "truncated" in str(refusal(data + whole[-12:]))
+    expected = load_pixels(data, allow_truncated=True)
+    np.testing.assert_array_equal(load_pixels(data + whole[-12:], allow_truncated=True), expected)
 
 
 @pytest.mark.parametrize(("maxval", "more"), [(254, 0), (1023, 1), (1023, 5)])
