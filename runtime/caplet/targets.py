@@ -85,7 +85,8 @@ def _is_picture(path: str) -> bool:
     except CapletError:
         return False
     # BMP and PPM start with two letters, and so may a file of captions that begins with a photo's name: "P1 cat.jpg".
-    return not head.startswith((b"BM", b"P")) or b"\0" in head or _PPM_HEADER.match(head) is not None
+    # A BMP has null bytes, by which `_is_binary` knows it.
+    return not head.startswith((b"BM", b"P")) or _PPM_HEADER.match(head) is not None
 
 
 def _is_binary(path: str) -> bool:

@@ -444,7 +444,11 @@ def test_a_picture_is_known_by_its_name(content: bytes, photos: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "picture", [b"P3\n1 1\n255\n9 9 9\n", b"P2 # by hand\n1 1 9 9", b"P5 2 1 255\n\1\2", b"BM\x46\0\0\0\0\0\0\0"]
+    "picture",
+    [
+        *(b"P3\n1 1\n255\n9 9 9\n", b"P2 # by hand\n1 1 9 9", b"P5 2 1 255\n\1\2"),
+        *(b"BM\x46\0\0\0\0\0\0\0", b"GIF89a,\1,\1\x91\1\1"),
+    ],
 )
 def test_a_picture_that_starts_like_a_caption_is_not_overwritten(
     picture: bytes, photos: Path, tmp_path: Path, capfd: Any
