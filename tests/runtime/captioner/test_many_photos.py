@@ -416,6 +416,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.no_cover  # which would take four times as long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_memory_stays_flat(captioner: Captioner, photos: Path) -> None:
     content = (photos / "cat.jpg").read_bytes()
