@@ -616,19 +616,25 @@ def test_profiles_of_other_colour_spaces_are_left_aside(photo: Image.Image) -> N
 # -- large JPEG -------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1)  # tests of one shape follow each other
+# Tests of one shape follow each other.
+@functools.lru_cache(maxsize=1)
 def noise(shape: tuple[int, int]) -> NDArray[np.float64]:
     return np.random.default_rng(0).normal(0, 12, (shape[1], shape[0], 1))
 
 
+@functools.lru_cache(maxsize=1)
+def noisy(path: Path, shape: tuple[int, int]) -> Image.Image:
+    image = Image.open(path).convert("RGB").resize(shape, Image.Resampling.LANCZOS)
+    return Image.fromarray((np.asarray(image) + noise(shape)).clip(0, 255).astype(np.uint8))
+
+
 def large_photo(path: Path, shape: tuple[int, int], **options: Any) -> bytes:
     """A photo with detail down to single pixels, which decoding at a reduced size could get wrong."""
-    image = Image.open(path).convert("RGB").resize(shape, Image.Resampling.LANCZOS)
-    return encoded(Image.fromarray((np.asarray(image) + noise(shape)).clip(0, 255).astype(np.uint8)), "JPEG", **options)
+    return encoded(noisy(path, shape), "JPEG", **options)
 
 
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.name)
-@pytest.mark.parametrize("shape", [(1196, 1196), (2000, 1500), (4000, 3000), (5200, 1300)], ids=str)
+@pytest.mark.parametrize("shape", [(1196, 1196), (2000, 1500), (2400, 2392), (4800, 1200)], ids=str)
 def test_large_jpegs_differ_by_less_than_a_level_from_the_plain_path(path: Path, shape: tuple[int, int]) -> None:
     data = large_photo(path, shape, quality=90)
     difference = np.abs(load_pixels(data).astype(int) - plain(Image.open(io.BytesIO(data))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -156,6 +157,7 @@ def test_a_jpeg_2000_whose_header_hides_its_size_is_refused(photo: Image.Image) 
     assert peak_memory() - before < 8 << 20
 
 
+@functools.cache
 def codestream(side: int, tile: tuple[int, int], components: int = 3, segments: bytes = b"", offset: int = 0) -> bytes:
     """A square picture as a JPEG 2000 codestream whose header states other tiles, components, segments and offset."""
     picture = Image.new("RGB", (side, side), (9, 99, 199))
@@ -166,10 +168,16 @@ def codestream(side: int, tile: tuple[int, int], components: int = 3, segments: 
     return b"\xff\x4f\xff\x51" + struct.pack(">H", len(size) + 2) + size + segments + data[end:]
 
 
+@functools.cache
+def jp2_header(size: tuple[int, int]) -> bytes:
+    """All of a JP2 before the box of its codestream."""
+    whole = encoded(Image.new("RGB", size), "JPEG2000")
+    return whole[: whole.index(b"jp2c") - 4]
+
+
 def boxed(stream: bytes, kind: str) -> bytes:
     """A codestream bare, or in a box of a JP2."""
-    whole = encoded(Image.new("RGB", struct.unpack_from(">II", stream, 8)), "JPEG2000")
-    header = whole[: whole.index(b"jp2c") - 4]
+    header = jp2_header(struct.unpack_from(">II", stream, 8))
     lengths = {"length": struct.pack(">I4s", 8 + len(stream), b"jp2c"), "to the end": b"\0\0\0\0jp2c"}
     lengths["long length"] = struct.pack(">I4sQ", 1, b"jp2c", 16 + len(stream))
     lengths["after a box"] = struct.pack(">I4s3s", 11, b"free", b"") + lengths["length"]

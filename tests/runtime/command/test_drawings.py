@@ -212,17 +212,6 @@ def test_a_drawing_that_is_captioned_is_not_drawn_over(
     assert (tmp_path / "cat-2.png").exists()
 
 
-def test_a_drawing_on_standard_input_is_not_drawn_over(photos: Path, tmp_path: Path, capfd: Any) -> None:
-    shutil.copy(photos / "cat.jpg", tmp_path / "stdin.jpg")
-    drawings = tmp_path / "drawings"
-    assert run(tmp_path / "stdin.jpg", "--attention", f"{drawings}/", capfd=capfd)[0] == 0
-    before = (drawings / "stdin.png").read_bytes()
-    with (drawings / "stdin.png").open("rb") as stdin:
-        assert start("-", "--attention", drawings, stdin=stdin).wait() == 0
-    assert (drawings / "stdin.png").read_bytes() == before
-    assert (drawings / "stdin-2.png").exists()
-
-
 @pytest.mark.parametrize("way", ["list", "standard input", "device", "pipe", "link"])
 def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
     way: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
