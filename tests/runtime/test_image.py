@@ -402,6 +402,8 @@ def test_folders_and_unreadable_paths_say_so(tmp_path: Path) -> None:
         (b"\0\0\0\x14ftypmif1\0\0\0\0mif1heic" + bytes(100), "AVIF"),
         (b"\0\0\0\x18metaavif\0\0\0\0avif" + bytes(100), "not an image"),
         (b"\0\0\0\x18metaheic\0\0\0\0heic" + bytes(100), "not an image"),
+        (b"RIFF\x24\0\0\0WAVEfmt " + bytes(100), "not an image"),
+        (b"RIFX\x24\0\0\0WEBPVP8 " + bytes(100), "not an image"),
     ],
 )
 def test_bytes_that_are_not_an_image_say_so(data: bytes, cause: str) -> None:

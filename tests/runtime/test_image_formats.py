@@ -704,6 +704,13 @@ def test_small_and_narrow_pictures_are_stretched(shape: tuple[int, int]) -> None
     assert np.abs(load_pixels(picture).astype(int) - plain(Image.fromarray(picture))).max() <= 1
 
 
+@pytest.mark.parametrize(("longest_side", "least"), [(80, 10), (7, 1)])
+def test_a_strip_is_shown_no_narrower_than_an_eighth_of_its_length(longest_side: int, least: int) -> None:
+    strip = np.zeros((3, 500, 3), np.uint8)
+    assert load_picture(strip, longest_side=longest_side).shape == (least, longest_side, 3)
+    assert load_picture(strip.swapaxes(0, 1), longest_side=longest_side).shape == (longest_side, least, 3)
+
+
 def test_all_corners_of_the_size_range_combine() -> None:
     for width, height in itertools.product((1, 2, 300), repeat=2):
         assert load_pixels(PHOTOS[0], size=(width, height)).shape == (height, width, 3)
