@@ -157,7 +157,7 @@ def test_no_beam_beats_the_widest_and_every_score_is_what_the_words_are_worth(
         assert hypothesis.score == pytest.approx(worth[hypothesis.tokens], rel=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(("beam_size", "length_penalty"), [(1, 1.0), (2, 1.0), (3, 0.0), (3, 1.0), (5, 0.7), (9, 1.0)])
 def test_search_equals_a_search_in_plain_lists(seed: int, beam_size: int, length_penalty: float) -> None:
     model = TinyModel.random(seed)
