@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from caplet.image import ImageSource
 
-__version__ = "0.15.3"
+__version__ = "0.15.4"
 __all__ = [
     "Alternative",
     "ArgumentError",
