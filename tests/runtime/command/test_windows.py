@@ -15,7 +15,7 @@ fcntl = pytest.importorskip("fcntl")
 
 ON_WINDOWS = """
 import os, signal, sys, types
-import fcntl, subprocess, numpy, onnxruntime, PIL.Image  # which find out for themselves where they are
+import fcntl, shutil, subprocess, numpy, onnxruntime, PIL.Image  # which find out for themselves where they are
 
 def locking(descriptor, mode, length):
     assert mode == 2
