@@ -478,11 +478,11 @@ def _is_metadata_limit(error: Exception) -> bool:
 
 def _is_unknown_variant(error: Exception) -> bool:
     """Whether Pillow does not know this variant of the format: the mode of a TIFF, its compression (then the number of
-    that is the whole message), the header of a BMP, the bits of a JPEG.
+    that is the whole message), a raw photo that is a TIFF without a size, the header of a BMP, the bits of a JPEG.
     """
     words = str(error).lower()
     return words.isdigit() or words.startswith(
-        ("unknown pixel mode", "unknown raw mode", "unsupported bmp", "cannot handle")
+        ("unknown pixel mode", "unknown raw mode", "missing dimensions", "unsupported bmp", "cannot handle")
     )
 
 

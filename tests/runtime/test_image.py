@@ -622,6 +622,16 @@ def test_a_whole_file_of_a_kind_that_pillow_does_not_know_is_not_called_damaged(
         assert str(refusal(data)) == expected
 
 
+def test_a_raw_photo_whose_first_picture_states_no_size_is_not_called_damaged() -> None:
+    """Sony's ARW: a JPEG at 513, of 514 bytes, and nothing of its width."""
+    tags = {254: 1, 259: 6, 274: 1, 513: 100, 514: 100}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    error = refusal(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(150))
+    if "NoneType" in str(error):
+        pytest.skip("this Pillow does not say what is missing")
+    assert "is a kind of TIFF (Missing dimensions), which caplet does not read" in str(error)
+
+
 def test_a_decoder_this_pillow_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL.AvifImagePlugin", None)  # as in Pillow before 11.3
     assert "this Pillow cannot read AVIF; update Pillow" in str(refusal(b"\0\0\0\x20ftypavif" + bytes(30)))
