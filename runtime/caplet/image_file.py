@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import struct
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImagePalette
 
 from caplet.errors import NO_MEMORY, CapletError, ImageError
-from caplet.image_header import gif_canvas, jpeg_2000_canvas, webp_canvas
+from caplet.image_header import ARITHMETIC, LOSSLESS, gif_canvas, jpeg_2000_canvas, jpeg_frame, webp_canvas
 
 
 class _Format(NamedTuple):
@@ -365,7 +366,12 @@ def decode_file(
             _correct_key(image)
         full, drafted = image.size, None
         if file_format is _JPEG:
-            drafted = image.draft(None, (least_side, least_side))
+            reader.seek(0)
+            frame = jpeg_frame(reader)
+            if frame in ARITHMETIC:
+                image.decodermaxblock = sys.maxsize  # libjpeg cannot wait for more within such a scan
+            if frame not in LOSSLESS:  # which libjpeg cannot decode at a part of its size
+                drafted = image.draft(None, (least_side, least_side))
         _load(image, reader, file_format, subject, allow_truncated)
         if file_format is _GIF:
             _clear_around_frame(image)

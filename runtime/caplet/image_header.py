@@ -1,4 +1,4 @@
-"""Sizes from the headers of image files, for formats for which Pillow allocates memory before it tells the size.
+"""What the headers of image files say and Pillow does not, or not before it allocates memory: mostly the size.
 
 Each function takes a file that stands at its start.
 """
@@ -39,6 +39,25 @@ def gif_canvas(file: io.RawIOBase) -> tuple[int, int]:
             while (length := file.read(1)) not in (b"", b"\0"):
                 file.seek(length[0], os.SEEK_CUR)
     return width, height
+
+
+LOSSLESS, ARITHMETIC = (0xC3, 0xC7, 0xCB, 0xCF), (0xC9, 0xCA, 0xCD, 0xCE)
+"""Frames of JPEGs: without loss; with loss, but with arithmetic coding in place of Huffman's."""
+
+
+def jpeg_frame(file: io.RawIOBase) -> int:
+    """The second byte of the marker of a JPEG's frame, which tells how it is coded (ITU-T T.81, table B.1); or 0."""
+    file.seek(2, os.SEEK_CUR)
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] >= 0xC0:
+        if head[1] == 0xFF:  # markers may follow any number of these
+            file.seek(-3, os.SEEK_CUR)
+        elif 0xD0 <= head[1] <= 0xDA:  # has no length, or the pixels follow
+            return 0
+        elif head[1] < 0xD0 and head[1] not in (0xC4, 0xC8, 0xCC):
+            return head[1]
+        else:
+            file.seek(int.from_bytes(head[2:], "big") - 2, os.SEEK_CUR)
+    return 0
 
 
 _TILE = 512

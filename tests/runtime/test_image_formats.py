@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 from skimage import color as skimage_color
 
 import caplet.image
@@ -693,6 +693,37 @@ def test_of_a_12_megapixel_jpeg_a_sixteenth_is_decoded(monkeypatch: pytest.Monke
     monkeypatch.setattr(caplet.image, "decode_file", noted)
     load_pixels(large_photo(PHOTOS[0], (4000, 3000), quality=90))
     assert [image.size for image, _ in decoded] == [(1000, 750)]
+
+
+ARITHMETIC = bytes.fromhex(
+    "ffd8ffe000104a46494600010100000100010000ffdb0043000d090a0b0a080d0b0a0b0e0e0d0f13201513121213271c1e17"
+    "202e2931302e292d2c333a4a3e333646372c2d405741464c4e525352323e5a615a50604a51524fffc9000b08001000100101"
+    "1100ffcc000600101005ffda0008010100003f00dd118e3516b00518137f4a1c0248fead1ee066cfbb7ef6078a5f73ea1f1a"
+    "edb8fb5e8b6352e873d3bf738830a61e7854e5fd3243af0ef2edf3f242bea1f7ed966957ccc0511ad7ae163bfbb72fa2ddd5"
+    "35b4ef0a8617d9936312f1ec27c3141ccf9909c577041cfbe883d384d938fa0d82464bec81d5ab8314ab13157551021b44ff"
+    "d9"
+)
+"""16x16 grey pixels, by `cjpeg -grayscale -arithmetic` of libjpeg-turbo 2.1."""
+
+
+def test_a_jpeg_with_arithmetic_coding_may_be_longer_than_a_block() -> None:
+    """Within its pixels, libjpeg cannot wait for the next 64 KiB of a file."""
+    tables = ARITHMETIC[2:]
+    for length in (65_500, 65_400):  # of a comment before them
+        comment = b"\xff\xfe" + struct.pack(">H", length - 2) + bytes(length - 4) + b"\xff"  # and a byte to fill up
+        np.testing.assert_array_equal(load_pixels(b"\xff\xd8" + comment + tables), load_pixels(ARITHMETIC))
+
+
+def test_a_large_jpeg_without_loss_is_decoded_in_full() -> None:
+    """libjpeg decodes no part of its size. In this one, every pixel is what is predicted of it, which takes one bit."""
+    if int((features.version("libjpeg_turbo") or "0").split(".")[0]) < 3:
+        pytest.skip("this libjpeg reads no JPEGs without loss")
+    side = 1200
+    frame = b"\xff\xc3" + struct.pack(">HBHHB3B", 11, 8, side, side, 1, 1, 0x11, 0)
+    table = b"\xff\xc4" + struct.pack(">HB", 20, 0) + b"\1" + bytes(15) + b"\0"
+    scan = b"\xff\xda" + struct.pack(">H6B", 8, 1, 1, 0, 1, 0, 0)
+    pixels = load_pixels(b"\xff\xd8" + frame + table + scan + bytes(side * side // 8) + b"\xff\xd9")
+    assert (pixels == 128).all()
 
 
 # -- extreme shapes ---------------------------------------------------------------------------------------------------
