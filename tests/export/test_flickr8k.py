@@ -151,7 +151,10 @@ def test_the_pages_lines_make_the_layout_of_a_csv_file(tmp_path: Path, monkeypat
     dataset = read_dataset(tmp_path)
     assert {split: len(names) for split, names in dataset.splits.items()} == {"train": 16, "dev": 2, "test": 2}
     assert set(map(tuple, dataset.captions.values())) == {('A "red" dog, runs.', 'A "red" dog, läuft.')}
-    assert "my.token.txt:41: not '<file>#<n>TAB<caption>': 'a 20.jpg#0\\t'" in map(str, dataset.defects)
+    assert list(map(str, dataset.defects)) == [
+        "my.token.txt:41: not '<file>#<n>TAB<caption>': 'a 20.jpg#0\\t'",
+        "trainImages.txt:3: image is not in Images: 'a 20.jpg'",
+    ]
 
 
 FILES: list[tuple[str, Any]] = [
