@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,11 +25,10 @@ from caplet_export.flickr8k import Dataset
 from caplet_export.inputs import DAMAGED
 from caplet_export.outputs import check_place, lock_path, require_space, whole_file, whole_files, write_whole
 from caplet_export.stages import STAGES, Stage, of_all, read_stages, run_name, write_stages
-from caplet_export.text import Vocabulary, clean
+from caplet_export.text import Vocabulary, clean, has_digit
 
 RESUME = "resume.npz"
 _ORIGIN_FORMAT = 2
-_WITH_DIGIT = re.compile(r"\S*\d\S*")
 DEV_CAPTIONS = 5
 """Most captions of a dev photo that count in the dev loss: as many as Flickr8k has of each."""
 
@@ -299,11 +297,10 @@ def dropped(dataset: Dataset, words: Mapping[str, Mapping[str, Sequence[Sequence
             captions = f"{sum(lost.values())} of {sum(given.values())} {split} captions"
             photos = f"{len(given) - len(of_photos)} of {len(given)} photos"
             told.append(f"without a word after cleaning: {captions}, first of {next(iter(lost))}; left out: {photos}")
-    learned = [caption for name in dataset.split("train") for caption in dataset.captions[name]]
-    count = sum(len(caption.split()) for caption in learned)
-    with_digit = [word for caption in learned for word in _WITH_DIGIT.findall(caption)]
-    if len(with_digit) > count / 10:
-        which = f"{len(with_digit)} of {count} words of the training captions"
+    written = " ".join(caption for name in dataset.split("train") for caption in dataset.captions[name]).split()
+    with_digit = [word for word in written if has_digit(word)]
+    if len(with_digit) > len(written) / 10:
+        which = f"{len(with_digit)} of {len(written)} words of the training captions"
         told.append(f"{which} are dropped for a digit, first {in_one_line(with_digit[0])}")
     return told
 

@@ -38,8 +38,13 @@ def clean(caption: str, rules: str) -> list[str]:
     return [word for word in tokenize(caption) if _can_be_said(word)]
 
 
+def has_digit(word: str) -> bool:
+    """Whether a word has a digit, for which `clean` drops it under all rules."""
+    return any(character.isdigit() for character in word)
+
+
 def _can_be_said(word: str) -> bool:
-    if not word.isprintable() or any(character.isdigit() for character in word):
+    if not word.isprintable() or has_digit(word):
         return False
     if word in BRACKETS or not word.strip("!?"):
         return False
