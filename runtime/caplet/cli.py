@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from caplet import __version__
 from caplet.arguments import Parser, count
 from caplet.errors import ArgumentError, CapletError
-from caplet.inputs import STDIN
+from caplet.inputs import STDIN, matching
 from caplet.output import INTERRUPTED, Output, complain, end_process, is_watched, was_interrupted
 from caplet.records import FORMATS
 from caplet.targets import objection
@@ -285,7 +285,8 @@ def _parse_caption_arguments(parser: argparse.ArgumentParser, words: Sequence[st
     if unknown:  # argparse counts all photos after an unknown option as unknown, too
         options = [word for word in unknown if word.startswith("-") and word != STDIN]
         parser.error(f"unrecognized arguments: {' '.join(options)}")
-    arguments.photos += words[options_end + 1 :]
+    given = arguments.photos + words[options_end + 1 :]
+    arguments.photos = [name for argument in given for name in matching(argument)]
     _check_caption_arguments(parser, arguments)
     return arguments
 

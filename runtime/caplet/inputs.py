@@ -53,6 +53,18 @@ class Input:
         return self.name if self.contents is None else self.contents
 
 
+def matching(given: str) -> list[str]:
+    """The names that an argument with wildcards stands for, which Windows leaves to each program; else itself.
+
+    There, no file's name has `*` or `?`, and one may have `[`.
+    """
+    if sys.platform != "win32" or not {"*", "?"}.intersection(os.path.splitdrive(given)[1]):  # `\\?\C:` is a drive
+        return [given]
+    from glob import glob
+
+    return sorted(glob(given.replace("[", "[[]"))) or [given]  # noqa: PTH207 - Path would change how names are written
+
+
 def find_inputs(
     photos: Sequence[str],
     files_from: str | None,

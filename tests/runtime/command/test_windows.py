@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,17 @@ def test_photos_are_captioned_and_drawn(photos: Path, tmp_path: Path, texts: dic
     captions = [json.loads(line)["caption"] for line in out.read_text().splitlines()]
     assert captions == [texts[name] for name in sorted(NAMES)]
     assert {path.name for path in (tmp_path / "drawings").iterdir()} == {f"{name}.png" for name in NAMES}
+
+
+def test_wildcards_are_expanded_as_no_shell_does_it_there(photos: Path, tmp_path: Path, texts: dict[str, str]) -> None:
+    folder = tmp_path / "[1]"
+    folder.mkdir()
+    for name in ("rocket", "cat", "coffee"):
+        shutil.copy(photos / f"{name}.jpg", folder)
+    expected = "".join(f"{folder / name}.jpg\t{texts[name]}\n" for name in ("cat", "coffee"))
+    assert on_windows(folder / "c*.jp?") == (0, expected, "")
+    status, out, err = on_windows(folder / "*.png", photos / "cat.jpg")
+    assert (status, out) == (1, f"{photos / 'cat.jpg'}\t{texts['cat']}\n") and "*.png: no such file" in err
 
 
 def test_two_runs_do_not_write_one_file(photos: Path, tmp_path: Path, texts: dict[str, str]) -> None:
