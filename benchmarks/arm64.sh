@@ -32,42 +32,13 @@ dotprod="fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid a
 cpuinfo cortex-a76 "$dotprod" 0xd0b  # Raspberry Pi 5
 cpuinfo max "$dotprod sve svei8mm svebf16 i8mm bf16" 0xd40  # servers
 
-cat >"$work/say.py" <<'EOF'
-import sys
-import numpy as np
-from caplet import Captioner
-from caplet.image import load_pixels
-from caplet.machine import describe_cpu
-
-captioner = Captioner(threads=2)
-print(*describe_cpu()["features"], flush=True)
-captions = [captioner.caption(photo) for photo in sys.argv[2:]]
-pixels = np.stack([load_pixels(photo, size=(299, 299)) for photo in sys.argv[2:]])
-features, keys, state = captioner.sessions.encode(pixels)
-np.savez(sys.argv[1], text=[caption.text for caption in captions], score=[caption.score for caption in captions],
-         pixels=pixels, features=features, keys=keys, state=state)
-EOF
-cat >"$work/compare.py" <<'EOF'
-import sys
-import numpy as np
-
-here, there = map(np.load, sys.argv[1:])
-for name in here:
-    if name == "text":
-        print("captions:", sum(here[name] == there[name]), "of", len(here[name]), "the same")
-        assert (here[name] == there[name]).all(), (here[name], there[name])
-    else:
-        apart = np.abs(here[name].astype(float) - there[name]).max()
-        print(f"{name}: at most {apart:.1g} apart" if apart else f"{name}: the same to the last bit")
-        assert apart <= 1e-4
-EOF
-
+same=$PWD/benchmarks/same_elsewhere.py
 cd "$work"
-"$python" say.py here.npz "${photos[@]}"
+"$python" "$same" run here.npz "${photos[@]}"
 for processor in cortex-a72 cortex-a76 max; do
     echo "-- $processor"
     unshare --mount bash -c 'mount --bind "$0" /proc/cpuinfo && exec "$@"' "$work/$processor" \
         env QEMU_CPU="$processor" PYTHONPATH="$work/site" \
-        qemu-aarch64-static -L "$root" "$root/usr/bin/python3.11" say.py there.npz "${photos[@]}"
-    "$python" compare.py here.npz there.npz
+        qemu-aarch64-static -L "$root" "$root/usr/bin/python3.11" "$same" run there.npz "${photos[@]}"
+    "$python" "$same" compare here.npz there.npz
 done

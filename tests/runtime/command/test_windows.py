@@ -1,4 +1,4 @@
-"""The command without what Windows lacks, as far as that can be taken away: it has never been run there."""
+"""The command without what Windows lacks, as far as that can be taken away; `benchmarks/windows.sh` runs it there."""
 
 from __future__ import annotations
 
