@@ -23,14 +23,10 @@ def run(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, s
 
 def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "caplet", *map(str, arguments)]
-    # A shell's background jobs ignore interrupts; if the tests are one, the command would inherit that.
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,
-    )
+    if sys.platform != "win32":
+        # A shell's background jobs ignore interrupts; if the tests are one, the command would inherit that.
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 class Terminal(io.StringIO):

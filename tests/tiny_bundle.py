@@ -328,7 +328,7 @@ def write_tiny_bundle(
     (folder / "golden").mkdir(parents=True, exist_ok=True)
     (folder / "encoder.onnx").write_bytes(model.encoder_graph().SerializeToString())
     (folder / "decoder.onnx").write_bytes(model.decoder_graph().SerializeToString())
-    (folder / "vocabulary.txt").write_text("".join(word + "\n" for word in words), encoding="utf-8")
+    (folder / "vocabulary.txt").write_text("".join(word + "\n" for word in words), encoding="utf-8", newline="\n")
     (folder / "README.md").write_text("# A tiny bundle\n\nRandom weights, for tests.\n", encoding="utf-8")
     golden = []
     for number, name in enumerate(GOLDEN_PHOTOS):

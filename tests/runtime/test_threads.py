@@ -85,7 +85,7 @@ def test_a_group_around_this_one_may_be_the_narrow_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text on this system")
-@pytest.mark.parametrize("group", ["jöb", "名前", "a\x85b", os.fsdecode(b"\xff\xfe"), "a b", "a:b"])
+@pytest.mark.parametrize("group", ["jöb", "名前", "a\x85b", "\udcff\udcfe", "a b", "a:b"])
 def test_a_group_may_have_any_name(group: str, tmp_path: Path) -> None:
     machine(tmp_path, f"0::/{group}\n", {f"{group}/cpu.max": "50000 100000"})
     assert usable_threads(environ={}, root=tmp_path) == ThreadCount(1, "CPU quota of 0.5")
