@@ -108,7 +108,7 @@ def write_bundle(
         photos = _store_photos(folder, golden, size)
         chart = plot_ablations(ablations, folder / CHART)
         card = render_card(manifest, ablations, comparison, findings, limits, figure=bool(golden), chart=chart)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
         manifest["files"] = _hashes(folder)
         # Captions need a bundle that can be loaded, so the manifest is written twice.
         _write_manifest(folder, manifest)
@@ -308,7 +308,7 @@ def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    (folder / "manifest.json").write_text(text, encoding="utf-8", newline="\n")
 
 
 def _versions() -> dict[str, str]:
