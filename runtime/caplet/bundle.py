@@ -18,7 +18,6 @@ MODEL_VARIABLE = "CAPLET_MODEL"
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 4 * 2**20
 _LARGEST_FILE = 2**31 - 1  # protobuf's own limit for a graph
-_GET_AGAIN = "get the bundle again"
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,10 @@ def _unreadable(root: Path, error: OSError) -> BundleError:
     return BundleError(subject, f"cannot be read ({error.strerror or error})", "check its permissions")
 
 
+def _damaged(path: Path, cause: str) -> BundleError:
+    return BundleError(str(path), cause, "get the bundle again")
+
+
 def default_bundle() -> Path:
     """The bundle that comes with caplet: inside an installed wheel, or in the repository of an editable install.
 
@@ -136,13 +139,13 @@ def _inside(root: Path, name: str) -> Path:
         real = path.resolve()  # not strictly: on some RAM disks, Windows cannot say what a path really is
         mode = real.stat().st_mode
     except FileNotFoundError:
-        raise BundleError(str(path), "is missing", _GET_AGAIN) from None
+        raise _damaged(path, "is missing") from None
     except RuntimeError:  # a loop of links, before Python 3.13
-        raise BundleError(str(path), "is a loop of links", _GET_AGAIN) from None
+        raise _damaged(path, "is a loop of links") from None
     if not real.is_relative_to(root.resolve()):
         raise BundleError(str(path), "is a link that leads out of the bundle", "copy the file into the bundle")
     if not stat.S_ISREG(mode):
-        raise BundleError(str(path), "is not a file", _GET_AGAIN)
+        raise _damaged(path, "is not a file")
     return real
 
 
@@ -150,10 +153,11 @@ def _read(root: Path, name: str, limit: int = _LARGEST_FILE) -> bytes:
     path = _inside(root, name)
     size = path.stat().st_size
     with path.open("rb") as file:
-        content = file.read(size) if size <= limit else b""  # Python allocates as much memory as is asked for
+        if size > limit:
+            raise _damaged(root / name, f"is larger than {limit} bytes")
+        content = file.read(size)  # Python allocates as much memory as is asked for
     if not content:
-        cause = f"is larger than {limit} bytes" if size > limit else "is empty"
-        raise BundleError(str(root / name), cause, _GET_AGAIN)
+        raise _damaged(root / name, "is empty")
     return content
 
 
@@ -185,35 +189,31 @@ def _check_size(root: Path, name: str, entry: FileEntry) -> Path:
     path = _inside(root, name)
     size = path.stat().st_size
     if size != entry.bytes:
-        raise BundleError(str(root / name), f"has {size} bytes, the manifest says {entry.bytes}", _GET_AGAIN)
+        raise _damaged(root / name, f"has {size} bytes, the manifest says {entry.bytes}")
     return path
 
 
 def _compare_hash(root: Path, name: str, entry: FileEntry, found: str) -> None:
     if found != entry.sha256:
-        raise BundleError(str(root / name), "has been altered (its sha256 is not the manifest's)", _GET_AGAIN)
+        raise _damaged(root / name, "has been altered (its sha256 is not the manifest's)")
 
 
 def _read_vocabulary(root: Path, manifest: Manifest) -> tuple[str, ...]:
-    where = str(root / manifest.vocabulary_file)
-
-    def fail(cause: str) -> BundleError:
-        return BundleError(where, cause, _GET_AGAIN)
-
+    path = root / manifest.vocabulary_file
     try:
         text = _read(root, manifest.vocabulary_file).decode("utf-8")
     except UnicodeDecodeError:
-        raise fail("is not UTF-8") from None
+        raise _damaged(path, "is not UTF-8") from None
     words = tuple(text.removesuffix("\n").split("\n"))
     if len(words) != manifest.vocabulary_size:
-        raise fail(f"has {len(words)} words, the manifest says {manifest.vocabulary_size}")
+        raise _damaged(path, f"has {len(words)} words, the manifest says {manifest.vocabulary_size}")
     if words[:4] != manifest.specials:
-        raise fail(f"starts with {' '.join(words[:4])!r}, the manifest says {' '.join(manifest.specials)!r}")
+        raise _damaged(path, f"starts with {' '.join(words[:4])!r}, the manifest says {' '.join(manifest.specials)!r}")
     seen: set[str] = set()
     for line, word in enumerate(words, start=1):
         if not word or not word.isprintable() or " " in word:
-            raise fail(f"line {line} is not one printable word")
+            raise _damaged(path, f"line {line} is not one printable word")
         if word in seen:
-            raise fail(f"has the word {word!r} twice")
+            raise _damaged(path, f"has the word {word!r} twice")
         seen.add(word)
     return words
