@@ -168,7 +168,7 @@ class _Beam:
         elif len(self.live[0].words) == self._decoding.max_length:
             self._cut(self.live)
             self.live = []
-        elif len(self.finished) >= size and not _can_still_win(self.live[0].total, self.finished, self._decoding):
+        elif len(self.finished) >= size and not self._can_still_win():
             self.live = []
 
     def _continuations(
@@ -187,8 +187,19 @@ class _Beam:
                 self._finish(sentence.total, sentence, ended=False)
 
     def _finish(self, total: float, sentence: _Sentence, *, ended: bool) -> None:
-        score = _score(total, len(sentence.words) + ended, self._decoding)
+        score = self._score(total, len(sentence.words) + ended)
         self.finished.append(_Finished(score, sentence, ended))
+
+    def _score(self, total: float, tokens: int) -> float:
+        return total / float(tokens**self._decoding.length_penalty)
+
+    def _can_still_win(self) -> bool:
+        """Whether a live hypothesis may still get among the best; at least a beam of them is finished.
+
+        At best, the likeliest has the same sum at the length limit, where a negative sum is divided by the most words.
+        """
+        last = sorted(done.score for done in self.finished)[-self._decoding.beam_size]
+        return last < self._score(self.live[0].total, self._decoding.max_length)
 
     def best(self, attention: Sequence[Floats]) -> list[Hypothesis]:
         """The best sentences set aside; `attention` is that of each step."""
@@ -218,17 +229,3 @@ class _Repeats:
                 return True
         said: Iterator[tuple[int, ...]] = zip(words, words[1:], words[2:], strict=False)
         return self._trigrams and (*words[-2:], token) in said
-
-
-def _score(log_prob: float, tokens: int, decoding: Decoding) -> float:
-    return log_prob / float(tokens**decoding.length_penalty)
-
-
-def _can_still_win(total: float, finished: Sequence[_Finished], decoding: Decoding) -> bool:
-    """Whether a live hypothesis with this sum of log-probabilities may still get among the best; at least a beam of
-    them is finished.
-
-    At best, its sum is still `total` at the length limit, where a negative sum is divided by the most words.
-    """
-    last = sorted(done.score for done in finished)[-decoding.beam_size]
-    return last < _score(total, decoding.max_length, decoding)

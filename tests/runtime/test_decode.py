@@ -391,7 +391,7 @@ def test_stopping_early_changes_nothing(seed: int, monkeypatch: pytest.MonkeyPat
     early = search(decoder, decoder.encoded(2), options)
     early_calls = len(decoder.calls)
     decoder.calls.clear()
-    monkeypatch.setattr("caplet.decode._can_still_win", lambda *_: True)
+    monkeypatch.setattr("caplet.decode._Beam._can_still_win", lambda *_: True)
     assert_same(search(decoder, decoder.encoded(2), options), early)
     assert early_calls <= len(decoder.calls)
 
