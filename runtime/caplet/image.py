@@ -111,7 +111,7 @@ def load_pixels(
         ImageError: the image is unreadable, damaged, truncated, empty, too large, or in a format caplet does not read.
         ArgumentError: `size` or `max_pixels` makes no sense.
     """
-    size, max_pixels = _checked_size(size), whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
+    size = _checked_size(size)
     return _load(source, lambda width, height: size, max(size), max_pixels, allow_truncated)
 
 
@@ -129,7 +129,6 @@ def load_picture(
         ImageNotFoundError, ImageTypeError, ImageError, ArgumentError: as `load_pixels`.
     """
     longest_side = whole_number("longest_side", longest_side, _LONGEST_SIDE)
-    max_pixels = whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
 
     def fit(width: float, height: float) -> tuple[int, int]:
         scale, least = longest_side / max(width, height), max(longest_side // 8, 1)
@@ -146,26 +145,27 @@ def _load(
     source: ImageSource, fit: _Fit, longest_side: int, max_pixels: int, allow_truncated: bool
 ) -> NDArray[np.uint8]:
     """Pixels of any source; no side of the result is longer than `longest_side`."""
+    max_pixels = whole_number("max_pixels", max_pixels, LARGEST_LIMIT)
     subject = _subject(source)
     try:
         if isinstance(source, np.ndarray):
             _check_array(source, max_pixels)
             samples = source[:, :, 0] if source.shape[2:] == (1,) else source
             return _finish(Image.fromarray(np.ascontiguousarray(samples)), fit)
-        opened = source if isinstance(source, Image.Image) else None
-        content: Any = source
-        if opened is not None:
-            check_size(opened.size, max_pixels, subject)
-            content = _contents_or_decode(opened, subject, max_pixels, allow_truncated)
-            if content is None:
-                return _finish(opened, fit)
-        with _as_file(content, subject, max_pixels) as file:
+        if isinstance(source, Image.Image):
+            check_size(source.size, max_pixels, subject)
+            file = _file_or_decode(source, subject, max_pixels, allow_truncated)
+            if file is None:
+                return _finish(source, fit)
+            like = None if source.format == "TIFF" else source  # Pillow turns a TIFF while decoding
+        else:
+            file, like = _as_file(source, subject, max_pixels), None
+        with file:
             # Twice the longest side both ways, as the orientation, known only later, may swap them.
             image, box = decode_file(
                 file, subject, least_side=2 * longest_side, max_pixels=max_pixels, allow_truncated=allow_truncated
             )
-            turned = opened is not None and opened.format == "TIFF"  # Pillow has turned it while decoding
-            return _finish(image, fit, like=None if turned else opened, box=box)
+            return _finish(image, fit, like=like, box=box)
     except CapletError:
         raise
     except FileNotFoundError as error:
@@ -342,11 +342,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it at the fork
 
 
-def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow_truncated: bool) -> bytes | None:
+def _file_or_decode(image: Image.Image, subject: str, max_pixels: int, allow_truncated: bool) -> BinaryIO | None:
     """Decode the image in place and return None; or, for a JPEG, a GIF, a BMP or a TIFF on its side that is opened but
-    not decoded yet, return the contents of its file.
+    not decoded yet, return its file, read into memory.
 
-    Decoded as a file, they give the pixels that the path would give, even where a large photo is decoded at a part of
+    Decoded as a file, it gives the pixels that the path would give, even where a large photo is decoded at a part of
     its size, and the caller's image stays undecoded. (A TIFF on its side that was opened by its path would be decoded
     as if it had the width of the upright picture.) An image that the caller has drafted, or that stands at another
     frame than the first, is not the picture that its file gives, so it is decoded in place. With `allow_truncated`,
@@ -365,14 +365,14 @@ def _contents_or_decode(image: Image.Image, subject: str, max_pixels: int, allow
             and decoder_of(image) not in IN_PYTHON
             and _is_as_opened(image)
         ):
-            contents = _read_stream(image.fp, subject, max_pixels).getvalue()
+            file = _read_stream(image.fp, subject, max_pixels)
         else:
             if image.format == "TIFF" and isinstance(image, ImageFile.ImageFile):
                 correct_samples(image)
             image.load()
-            contents = None
+            file = None
         _orientation(image)  # parsed here once, which threads may not do side by side either
-        return contents
+        return file
 
 
 def _is_as_opened(image: ImageFile.ImageFile) -> bool:
