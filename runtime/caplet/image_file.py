@@ -357,6 +357,7 @@ def decode_file(
             reader.seek(0)
         image = _open(reader, file_format, subject)
         check_size(image.size, max_pixels, subject)
+        box = None
         if file_format is _TIFF:
             check_size(_tile_size(image), max(max_pixels, _TILE_ALLOWED), subject)
             correct_samples(image)
@@ -364,18 +365,12 @@ def decode_file(
             _correct_palette(image, reader)
         elif file_format is _PNG:
             _correct_key(image)
-        full, drafted = image.size, None
-        if file_format is _JPEG:
-            reader.seek(0)
-            frame = jpeg_frame(reader)
-            if frame in ARITHMETIC:
-                image.decodermaxblock = sys.maxsize  # libjpeg cannot wait for more within such a scan
-            if frame not in LOSSLESS:  # which libjpeg cannot decode at a part of its size
-                drafted = image.draft(None, (least_side, least_side))
+        elif file_format is _JPEG:
+            box = _draft(image, reader, least_side)
         _load(image, reader, file_format, subject, allow_truncated)
         if file_format is _GIF:
             _clear_around_frame(image)
-        return image, None if drafted is None or image.size == full else drafted[1]
+        return image, box
     except (CapletError, Warning, ImportError, MemoryError):
         raise
     except Exception as error:
@@ -409,6 +404,19 @@ def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.Imag
         variant, alternative = IN_PYTHON[decoder_of(image)]
         raise ImageError(subject, f"is a {variant}, which caplet does not read", f"save it as {alternative}")
     return image
+
+
+def _draft(image: ImageFile.ImageFile, reader: _Reader, least_side: int) -> Box | None:
+    """Have a JPEG decoded at a part of its size, if it is large enough; returns the box that the picture then fills."""
+    reader.seek(0)
+    frame = jpeg_frame(reader)
+    if frame in ARITHMETIC:
+        image.decodermaxblock = sys.maxsize  # libjpeg cannot wait for more within such a scan
+    if frame in LOSSLESS:  # which libjpeg cannot decode at a part of its size
+        return None
+    full = image.size
+    drafted = image.draft(None, (least_side, least_side))
+    return None if drafted is None or image.size == full else drafted[1]
 
 
 def decoder_of(image: ImageFile.ImageFile) -> str:
