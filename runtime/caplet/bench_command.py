@@ -23,7 +23,7 @@ from caplet.errors import ArgumentError, CapletError, printable
 from caplet.image import load_pixels
 from caplet.inputs import STDIN
 from caplet.machine import describe_cpu, versions
-from caplet.output import Output
+from caplet.output import tell
 from caplet.threads import usable_threads
 
 _WARM_UP = 3  # captions before measuring; the first ones set up memory
@@ -48,8 +48,7 @@ _PEAK = re.compile(rb"^peak kilobytes: (\d+)\r?$", re.MULTILINE)  # Windows ends
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print; returns the exit status. Raises CapletError."""
     report = measure(arguments)
-    with Output() as output:
-        output.write(json.dumps(report, indent=2) + "\n" if arguments.json else _as_text(report))
+    tell(json.dumps(report, indent=2) + "\n" if arguments.json else _as_text(report))
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from caplet.captioner import Captioner
 from caplet.errors import RUN_CHECK, BundleError, InferenceError
-from caplet.output import Output
+from caplet.output import tell
 
 # Other CPUs and versions of onnxruntime may round 8-bit arithmetic differently, which moves scores by hundredths.
 SCORE_TOLERANCE = 0.1
@@ -35,11 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Check and print; returns 0 if all is well, 1 if a caption differs. Raises CapletError for a damaged model."""
     captioner = Captioner(arguments.model, threads=arguments.threads)
     results = check_golden(captioner)
-    with Output() as output:
-        if arguments.json:
-            output.write(json.dumps(_as_json(captioner, results), indent=2) + "\n")
-        else:
-            output.write(_as_text(captioner, results))
+    if arguments.json:
+        tell(json.dumps(_as_json(captioner, results), indent=2) + "\n")
+    else:
+        tell(_as_text(captioner, results))
     return 0 if all(result.same for result in results) else 1
 
 

@@ -22,7 +22,7 @@ from caplet import __version__
 from caplet.arguments import Parser, count
 from caplet.errors import ArgumentError, CapletError
 from caplet.inputs import STDIN, matching
-from caplet.output import INTERRUPTED, Output, complain, end_process, is_watched, was_interrupted
+from caplet.output import INTERRUPTED, complain, end_process, is_watched, tell, was_interrupted
 from caplet.records import FORMATS
 from caplet.targets import objection
 
@@ -146,8 +146,7 @@ def _run(words: list[str]) -> int:
             arguments = parser.parse_args(words) if verb else _parse_caption_arguments(parser, words)
     except SystemExit as stop:
         if not stop.code:  # help or version, which argparse would lose in silence on a full disk
-            with Output() as output:
-                output.write(told.getvalue())
+            tell(told.getvalue())
         return int(stop.code or 0)
     if verb:
         with _interrupts_held_back():

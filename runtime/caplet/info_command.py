@@ -10,7 +10,7 @@ from typing import Any
 from caplet.bundle import load_bundle
 from caplet.errors import BundleError, printable
 from caplet.machine import describe_cpu, versions
-from caplet.output import Output
+from caplet.output import tell
 from caplet.threads import usable_threads
 
 _TITLES = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
@@ -26,11 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
         information = describe(arguments.model, arguments.threads)
     except BundleError:
         if not arguments.json:
-            with Output() as output:
-                output.write(_table(_machine_rows(describe_machine(arguments.threads))))
+            tell(_table(_machine_rows(describe_machine(arguments.threads))))
         raise
-    with Output() as output:
-        output.write(json.dumps(information, indent=2) + "\n" if arguments.json else _as_text(information))
+    tell(json.dumps(information, indent=2) + "\n" if arguments.json else _as_text(information))
     return 0
 
 

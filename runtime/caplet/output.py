@@ -179,6 +179,12 @@ def was_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
+def tell(text: str) -> None:
+    """Write text on standard output. Raises OSError."""
+    with Output() as output:
+        output.write(text)
+
+
 def complain(message: str) -> None:
     """Write one line on standard error, if it is open."""
     if sys.stderr is not None:  # with None, print would take standard output
