@@ -139,11 +139,10 @@ def _occupy_standard_streams() -> None:
 
 def _run(words: list[str]) -> int:
     verb = words.pop(0) if words and words[0] in _VERBS else None
-    parser = _verb_parser(verb) if verb else _caption_parser()
     told = io.StringIO()
     try:
         with contextlib.redirect_stdout(told):
-            arguments = parser.parse_args(words) if verb else _parse_caption_arguments(parser, words)
+            arguments = _verb_parser(verb).parse_args(words) if verb else _parse_caption_arguments(words)
     except SystemExit as stop:
         if not stop.code:  # help or version, which argparse would lose in silence on a full disk
             tell(told.getvalue())
@@ -277,8 +276,9 @@ def _caption_parser() -> argparse.ArgumentParser:
     return _add_model_options(parser, may_skip_hashes=True)
 
 
-def _parse_caption_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+def _parse_caption_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse options and photos in any order; after "--" come only photos, which `parse_intermixed_args` would lose."""
+    parser = _caption_parser()
     options_end = words.index("--") if "--" in words else len(words)
     arguments, unknown = parser.parse_known_intermixed_args(words[:options_end])
     if unknown:  # argparse counts all photos after an unknown option as unknown, too
