@@ -88,8 +88,7 @@ class Sessions:
             decoder = decoder_opened()
             _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):
-            cause = f"gives {sizes['K']} words a step, more than the vocabulary has"
-            raise BundleError(str(bundle.decoder), cause, "export the bundle again")
+            raise _off_contract(bundle.decoder, f"gives {sizes['K']} words a step, more than the vocabulary has")
         self.widest_beam: int = sizes["K"]
         self._encoder_shapes, self._decoder_shapes = _numbers(_FEATURES, sizes), _numbers(_DECODER_OUTPUTS, sizes)
         self._encoder, self._decoder, self._process = encoder, decoder, os.getpid()
