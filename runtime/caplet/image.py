@@ -451,6 +451,11 @@ def _orientation_in(exif: bytes) -> int:
     return next((value for tag, _, _, value in entries if tag == _ORIENTATION), 1)
 
 
+_PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 262, 320, 339
+"""Tags of a TIFF (TIFF 6.0, sections 8, 5 and 19)."""
+_WHITE_IS_ZERO = 0  # a value of the first
+
+
 def _to_rgb_or_grey(image: Image.Image) -> Image.Image:
     """Mode RGB or L from every mode Pillow has, over white where it is transparent; the image itself if it is so."""
     if image.mode.startswith("I") or image.mode == "F":
@@ -525,12 +530,6 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
 
 
-_COLOUR_MAP = 320
-_SAMPLE_FORMAT = 339
-_PHOTOMETRIC = 262
-_WHITE_IS_ZERO = 0
-
-
 def _scaled_to_8_bits(image: Image.Image, bits: int, unsigned: bool) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         sixteen: NDArray[np.uint16] = np.asarray(image)
@@ -568,6 +567,15 @@ def _squash(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
+_SAME_GAMMA = 0.05
+"""Relative difference to sRGB's gamma, taken as 1 / 2.2, that is passed over, as libpng does."""
+
+_SRGB_NAMES = (b"sRGB IEC61966-2", b"sRGB built-in", b"sRGB Gamut with sRGB Transfer")
+"""What most profiles that are sRGB are called, so that it need not be measured. In full: those of other colour spaces
+speak of sRGB too, such as "DCI-P3 D65 Gamut with sRGB Transfer" in the photos of phones. "sRGB IEC61966-2.1 (Linear RGB
+Profile)" is another one, so what speaks of that is measured."""
+
+
 def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
     """sRGB pixels, if the source carries an RGB colour profile, or the gamma of a PNG (its gAMA chunk: PNG, third
     edition, section 11.3.2.2), that says something else.
@@ -595,6 +603,13 @@ def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
         return pixels
 
 
+_PROBE = Image.fromarray(
+    np.stack(np.meshgrid(*[np.linspace(0, 255, 9)] * 3), axis=-1).reshape(27, 27, 3).astype(np.uint8)
+)
+_SAME_COLOUR = 4
+"""Levels by which sRGB profiles under other names (camera makers', Facebook's "c2") differ from sRGB by rounding."""
+
+
 @functools.lru_cache(maxsize=4)
 def _transform_to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """Little CMS' transform from a colour profile, None if that is sRGB but for rounding.
@@ -609,24 +624,7 @@ def _transform_to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     return None if np.abs(probe - np.asarray(_PROBE)).max() <= _SAME_COLOUR else transform
 
 
-_SAME_GAMMA = 0.05
-"""Relative difference to sRGB's gamma, taken as 1 / 2.2, that is passed over, as libpng does."""
-
-
 def encode_srgb(light: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Samples of linear light, 0 to 1, any shape: the transfer function of IEC 61966-2-1."""
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return np.asarray(np.rint(255 * encoded), np.uint8)
-
-
-_SRGB_NAMES = (b"sRGB IEC61966-2", b"sRGB built-in", b"sRGB Gamut with sRGB Transfer")
-"""What most profiles that are sRGB are called, so that it need not be measured. In full: those of other colour spaces
-speak of sRGB too, such as "DCI-P3 D65 Gamut with sRGB Transfer" in the photos of phones. "sRGB IEC61966-2.1 (Linear RGB
-Profile)" is another one, so what speaks of that is measured."""
-
-
-_PROBE = Image.fromarray(
-    np.stack(np.meshgrid(*[np.linspace(0, 255, 9)] * 3), axis=-1).reshape(27, 27, 3).astype(np.uint8)
-)
-_SAME_COLOUR = 4
-"""Levels by which sRGB profiles under other names (camera makers', Facebook's "c2") differ from sRGB by rounding."""

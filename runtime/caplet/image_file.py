@@ -178,18 +178,18 @@ def too_long(subject: str, most: int) -> ImageError:
     return ImageError(subject, f"longer than {most:,} bytes", "raise max_pixels if you trust it")
 
 
+BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323
+"""Tags of a TIFF (TIFF 6.0, sections 8 and 15)."""
+
 _TILE_ALLOWED = 2**20
 """Pixels of a TIFF's tile that no limit refuses: small pictures have tiles larger than themselves."""
 
 
 def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
-    """Width and height of a TIFF's tiles (TIFF 6.0, section 15), each decoded whole; (1, 1) where it has none."""
+    """Width and height of a TIFF's tiles, each decoded whole; (1, 1) where it has none."""
     tags = cast(Any, image).tag_v2
-    return max(tags.get(322, 1), 1), max(tags.get(323, 1), 1)
+    return max(tags.get(_TILE_WIDTH, 1), 1), max(tags.get(_TILE_LENGTH, 1), 1)
 
-
-BITS_PER_SAMPLE = 258
-"""A TIFF's tag (TIFF 6.0, section 8)."""
 
 _NATIVE = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS"}
 
