@@ -286,12 +286,6 @@ class _Reader(io.RawIOBase):
         self._reads_left, self._bytes_left = _MOST_READS, self._most
         self._too_many_reads = "it has far more chunks than a picture needs"
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads_left -= 1
         if self._reads_left < 0:
