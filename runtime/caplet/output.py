@@ -21,7 +21,7 @@ INTERRUPTED = 130
 
 
 class Output:
-    """A file or standard output that takes whole lines."""
+    """A context for writing whole lines to a file, closed at its end, or to standard output, which stays open."""
 
     def __init__(self, path: str | None = None) -> None:
         """Open `path` to append to it, and lock it against other runs; None stands for standard output.
@@ -30,16 +30,17 @@ class Output:
             CapletError: another run is writing to the file.
             OSError: it cannot be opened.
         """
+        self._name = path or "<standard output>"
         self._is_file = self._is_pipe = False
         self._file: io.FileIO | _Lines
         if path is not None:
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `__exit__`
             self._is_file = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
             if self._is_file and not _lock(self._file.fileno()):
                 self._file.close()
                 raise CapletError(path, "another caplet is writing to it", "wait for it to end, or give another file")
         elif sys.stdout is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "<standard output>")
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self._name)
         else:
             sys.stdout.flush()
             make_blocking(sys.stdout)
@@ -49,7 +50,6 @@ class Output:
                 self._is_pipe = stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode)
             except io.UnsupportedOperation:  # no file: `contextlib.redirect_stdout`, IDLE, pytest's `capsys`
                 self._file = _Lines(sys.stdout)
-        self._name = path or "<standard output>"
 
     @property
     def is_terminal(self) -> bool:
@@ -76,15 +76,11 @@ class Output:
                 error.filename = self._name
                 raise
 
-    def close(self) -> None:
-        """Close the file; standard output stays open."""
-        self._file.close()
-
     def __enter__(self) -> Output:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._file.close()
 
 
 class _Lines(io.RawIOBase):

@@ -188,7 +188,8 @@ def test_standard_output_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None
     with open(read, "rb"), open(written, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         stream.write("by the program that calls main\n")
-        caplet.output.Output().close()
+        with caplet.output.Output():
+            pass
         assert os.get_blocking(written)
         os.set_blocking(read, False)  # so that the test fails, and does not wait, if there is nothing
         assert os.read(read, 99) == b"by the program that calls main\n"  # which comes before the captions
