@@ -38,17 +38,9 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
         return
     source = iter(items)
     head, failure = take(source, 2)
-    if len(head) < 2:
-        try:
-            yield from map(work, head)
-            if failure is not None:
-                raise failure
-        finally:
-            del failure  # as in `Captioner.caption`
-        return
-    source = itertools.chain(head, source)
+    drained = len(head) < 2
+    source = iter(head) if drained else itertools.chain(head, source)  # what no thread has been given
     pending: deque[Future[R]] = deque()
-    drained = False
     process = os.getpid()
     executor = ThreadPoolExecutor(workers, thread_name_prefix="caplet-photo")
     try:
@@ -58,7 +50,7 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
             while not drained and len(pending) < ahead:
                 drawn, failure = take(source, 1)
                 if not drawn:
-                    drained = True
+                    drained, source = True, iter(())
                     break
                 pending.append(Future())
                 try:
@@ -72,11 +64,11 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, workers: int, ahead:
                 break
             pending[0].exception()  # waited for while it is still known to be busy
             yield pending.popleft().result()
+        yield from map(work, source)
         if failure is not None:
             raise failure
-        yield from map(work, source)  # what is left where no thread could be started
     finally:
-        del failure
+        del failure  # as in `Captioner.caption`
         # A worker may be stuck on a slow disk, and closing must not be. But workers without work are waited for: in a
         # thread of gevent's pool they are greenlets, which could not end later, and the process would wait for them.
         # In a forked child, none are looked at: a future's lock may be held by a thread that is not there.
