@@ -1,4 +1,4 @@
-"""What commands share: wrong usage told in one line, and options that are whole numbers."""
+"""Arguments of commands and of functions: wrong usage told in one line, and options that are whole numbers."""
 
 from __future__ import annotations
 

@@ -155,11 +155,12 @@ def resume(path: str, origin: Origin) -> Written:
     whole = 0
     with open(path, "r+b") as file:
         for number, line in enumerate(file, start=1):
+            where = f"{path} line {number}"
             if not line.endswith(b"\n"):
                 if not _may_be_ours(line):
-                    raise _not_ours(f"{path} line {number}")
+                    raise _not_ours(where)
                 break
-            record = _parse(line, f"{path} line {number}")
+            record = _parse(line, where)
             if record["model_sha256"] != origin.model_sha256:
                 raise ArgumentError("--resume", f"{path} was written with another model", "choose another -o FILE")
             # Records of caplet 0.9 and older do not say.
