@@ -324,8 +324,7 @@ class Captioner:
         # Searching more photos together gains nothing, and would keep the first waiting for the last.
         together = min(size, _SEARCHED_TOGETHER)
         with contextlib.closing(photos):
-            failure: Exception | None = None
-            while failure is None:
+            while True:
                 batch, failure = take(photos, together)
                 for result in self._caption_batch(batch, decoding):
                     if raises and isinstance(result, CapletError):
@@ -334,12 +333,13 @@ class Captioner:
                         finally:
                             del result, batch, failure  # as in `caption`
                     yield result
-                if failure is None and len(batch) < together:
+                if failure is not None:
+                    try:
+                        raise failure
+                    finally:
+                        del failure, batch
+                if len(batch) < together:
                     return
-            try:
-                raise failure
-            finally:
-                del failure, batch
 
     def _loader(self, allow_truncated: bool, max_pixels: int) -> _Load:
         """A function from a photo to the encoder's pixels. Raises ArgumentError."""
