@@ -393,13 +393,12 @@ def _finish(
     colours = _to_rgb_or_grey(image)
     described = image if like is None else like
     orientation = _orientation(described)
-    method = _TRANSPOSITIONS.get(orientation)
     if box is not None:  # squashed before it is turned, as the box does not turn with it
         _, _, width, height = box
         size = fit(height, width)[::-1] if orientation in _ON_ITS_SIDE else fit(width, height)
         colours = colours.resize(size, Image.Resampling.BILINEAR, box)
-    if method is not None:
-        colours = colours.transpose(method)
+    if orientation in _TRANSPOSITIONS:
+        colours = colours.transpose(_TRANSPOSITIONS[orientation])
     if box is None:
         colours = _squash(colours, fit(*colours.size))
     if colours.mode == "L":  # only now: small and upright it takes less time and memory, and gives the same
@@ -459,11 +458,10 @@ _WHITE_IS_ZERO = 0  # a value of the first
 def _to_rgb_or_grey(image: Image.Image) -> Image.Image:
     """Mode RGB or L from every mode Pillow has, over white where it is transparent; the image itself if it is so."""
     if image.mode.startswith("I") or image.mode == "F":
-        key = image.info.get("transparency")
-        shown = np.asarray(image) != key if isinstance(key, int) else None
-        image = _to_8_bits(image)
-        if shown is not None:
-            image.putalpha(Image.fromarray(shown))
+        grey = _to_8_bits(image)
+        if isinstance(key := image.info.get("transparency"), int):
+            grey.putalpha(Image.fromarray(np.asarray(image) != key))
+        image = grey
     if image.mode == "LAB":
         return _lab_to_rgb(image)
     if image.mode == "La":
