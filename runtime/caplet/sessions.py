@@ -77,12 +77,8 @@ class Sessions:
         photo: _Contract = {"pixels": (_UINT8, (bundle.manifest.height, bundle.manifest.width, 3))}
         sizes: dict[str, int] = {}
         exact = bundle.manifest.saturates and _may_saturate(describe_cpu())
-
-        def open_decoder() -> onnxruntime.InferenceSession:
-            # One thread: a step is too short to share; waking a second thread takes longer than half of it.
-            return _session(bundle.decoder, 1, self.providers, exact=exact)
-
-        with computing(), beside(open_decoder) as decoder_opened:
+        # One thread for the decoder: a step is too short to share; waking a second takes longer than half of it.
+        with computing(), beside(lambda: _session(bundle.decoder, 1, self.providers, exact=exact)) as decoder_opened:
             encoder = _session(bundle.encoder, self.threads, self.providers, exact=exact)
             _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
             decoder = decoder_opened()
