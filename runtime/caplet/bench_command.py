@@ -140,10 +140,11 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 def _throughput(captioner: Captioner, photo: str, arguments: argparse.Namespace, batch_size: int) -> float:
     """Photos per second through `caption_many`, over at least four batches."""
     photos = max(arguments.runs, 4 * batch_size)
-    for _ in captioner.caption_many(repeat(photo, batch_size), batch_size=batch_size, beam_size=arguments.beam):
+    caption_many = partial(captioner.caption_many, batch_size=batch_size, beam_size=arguments.beam)
+    for _ in caption_many(repeat(photo, batch_size)):
         pass  # the first batch of a size sets up its memory
     started = time.perf_counter()
-    for _ in captioner.caption_many(repeat(photo, photos), batch_size=batch_size, beam_size=arguments.beam):
+    for _ in caption_many(repeat(photo, photos)):
         pass
     return float(photos / (time.perf_counter() - started))
 
