@@ -290,18 +290,21 @@ def _check_contract(
         ("input", inputs, session.get_inputs()),
         ("output", outputs, session.get_outputs()),
     ):
-        values = {value.name: value for value in found}
+        try:
+            values = {value.name: (value.type, value.shape) for value in found}
+        except UnicodeDecodeError:  # a value's name, or that of a size
+            raise _off_contract(path, "has a name that is not UTF-8") from None
         if set(values) != set(expected):
             raise _off_contract(path, f"has the {role}s {sorted(values)} instead of {sorted(expected)}")
         for name, (kind, shape) in expected.items():
-            value = values[name]
-            if value.type != kind:
-                raise _off_contract(path, f"{role} {name!r} is a {value.type} instead of a {kind}")
-            batch, *rest = value.shape or [0]
+            found_kind, found_shape = values[name]
+            if found_kind != kind:
+                raise _off_contract(path, f"{role} {name!r} is a {found_kind} instead of a {kind}")
+            batch, *rest = found_shape or [0]
             whole = all(isinstance(size, int) and size >= 1 for size in rest)
             if isinstance(batch, int) or len(rest) != len(shape) or not whole:
                 numbers = ", ".join(["N", *(str(size) if isinstance(size, int) else "a number" for size in shape)])
-                raise _off_contract(path, f"{role} {name!r} has the shape {value.shape} instead of [{numbers}]")
+                raise _off_contract(path, f"{role} {name!r} has the shape {found_shape} instead of [{numbers}]")
             for size, wanted in zip(rest, shape, strict=True):
                 known = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)
                 if size != known:

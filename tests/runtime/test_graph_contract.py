@@ -84,6 +84,21 @@ def test_a_graph_off_the_contract_is_named(
     assert caught.value.subject == str(bundle / file)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [rename("state", "Latin"), declare("pixels", TensorProto.UINT8, ["Latin", 299, 299, 3])],
+    ids=["value", "size"],
+)
+def test_names_that_are_not_utf8(change: Callable[[onnx.ModelProto], Any], bundle: Path) -> None:
+    """ONNX does not forbid them, and onnxruntime's binding decodes each name only when it is read."""
+    file = bundle / "encoder.onnx"
+    change_graph(bundle, file.name, change)
+    file.write_bytes(file.read_bytes().replace(b"Latin", b"L\xe4tin"))
+    rehash(bundle)
+    with pytest.raises(BundleError, match=r"encoder\.onnx: has a name that is not UTF-8; export the bundle again$"):
+        Captioner(bundle)
+
+
 @pytest.mark.parametrize("size", ["feature_size", "attention_size", "state_size"])
 def test_encoder_and_decoder_must_fit_together(size: str, bundle: Path) -> None:
     (bundle / "decoder.onnx").write_bytes(TinyModel.random(**{size: 9}).decoder_graph().SerializeToString())
