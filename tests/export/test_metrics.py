@@ -66,6 +66,7 @@ TOKENIZED = {
     "WE'LL pour ½ a {small} cup, 5€": "we 'll pour 1/2 a -lcb- small -rcb- cup 5 $",
     "an owl's-eye-view of a naïve café": "an owl 's eye-view of a naïve café",
     'the letter " Q. " on a wall': "the letter q. on a wall",
+    "a red_panda_cub's b_c-d.jpg, IMG_12, é_b; a__b _ _c": "a red_panda_cub 's b_c-d jpg img_12 é_b a __ b _ _ c",
     "एक लड़का लाल गेंद के साथ, कुत्ते को देखता है": "एक लड़का लाल गेंद के साथ कुत्ते को देखता है",
     "เด็กชายกำลังวิ่ง บนชายหาด .": "เด็กชายกำลังวิ่ง บนชายหาด",
     "un cafe\u0301 a\u0300 l'ombre d'été .": "un cafe\u0301 a\u0300 l'ombre d'été",
