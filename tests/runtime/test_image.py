@@ -27,6 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from caplet.errors import ArgumentError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image import load_pixels
+from caplet.image_file import refused
 from pictures import encoded, plain, refusal
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
@@ -383,6 +384,8 @@ def test_a_name_that_windows_gives_to_no_file_is_that_of_a_missing_one(
 
 def test_folders_and_unreadable_paths_say_so(tmp_path: Path) -> None:
     assert str(tmp_path) in str(refusal(tmp_path)) and "directory" in str(refusal(tmp_path)).lower()
+    on_windows = refused(PermissionError(13, "Permission denied", str(tmp_path)), "folder")
+    assert str(on_windows) == "folder: cannot be read (Is a directory); check the path and its permissions"
     for impossible in ("a\0b", "a\ud800b"):
         assert isinstance(refusal(impossible), ImageNotFoundError)
     assert isinstance(refusal("x" * 5000), ImageError)
