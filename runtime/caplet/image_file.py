@@ -17,7 +17,15 @@ import numpy as np
 from PIL import Image, ImageFile, ImagePalette
 
 from caplet.errors import NO_MEMORY, CapletError, ImageError
-from caplet.image_header import ARITHMETIC, LOSSLESS, gif_canvas, jpeg_2000_canvas, jpeg_frame, webp_canvas
+from caplet.image_header import (
+    ARITHMETIC,
+    LOSSLESS,
+    gif_canvas,
+    jpeg_2000_canvas,
+    jpeg_frame,
+    tiff_repeats,
+    webp_canvas,
+)
 
 
 class _Format(NamedTuple):
@@ -354,6 +362,11 @@ def decode_file(
         box = None
         if file_format is _TIFF:
             check_size(_tile_size(image), max(max_pixels, _TILE_ALLOWED), subject)
+            reader.seek(0)
+            # Of a tag that is there twice, libtiff takes the first and Pillow before 13 the last; with other samples in
+            # its tiles than Pillow expects, that reads far behind them.
+            if decoder_of(image) == "libtiff" and tiff_repeats(reader):
+                raise ValueError("its directory has a tag twice")
             correct_samples(image)
         elif file_format is _BMP:
             _correct_palette(image, reader)

@@ -24,21 +24,46 @@ def webp_canvas(file: io.RawIOBase) -> tuple[int, int]:
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
+_LONGEST_COMMENTS = 2**20
+"""Bytes of comments before a GIF's first frame: Pillow before 13 joins their blocks in quadratic time."""
+
+
 def gif_canvas(file: io.RawIOBase) -> tuple[int, int]:
-    """Size of the logical screen, enlarged to hold the first frame as Pillow does (GIF89a, sections 18 and 20)."""
+    """Size of the logical screen, enlarged to hold the first frame as Pillow does (GIF89a, sections 18 and 20).
+
+    Raises:
+        ValueError: comments of megabytes come first.
+    """
     head = file.read(13)
     width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
     if len(head) == 13 and head[10] & 0x80:
         file.seek(3 << (head[10] & 7) + 1, os.SEEK_CUR)
+    comments = 0
     while (block := file.read(1)) not in (b"", b";"):
         if block == b",":
             x, y, w, h = struct.unpack("<4H", file.read(8).ljust(8, b"\0"))
             return max(width, x + w), max(height, y + h)
         if block == b"!":
-            file.seek(1, os.SEEK_CUR)
+            is_comment = file.read(1) == b"\xfe"
             while (length := file.read(1)) not in (b"", b"\0"):
                 file.seek(length[0], os.SEEK_CUR)
+                comments += length[0] * is_comment
+                if comments > _LONGEST_COMMENTS:
+                    raise ValueError("it has far longer comments than a picture needs")
     return width, height
+
+
+def tiff_repeats(file: io.RawIOBase) -> bool:
+    """Whether the first directory of a TIFF has a tag twice, which none may (TIFF 6.0, section 2)."""
+    head = file.read(16)
+    order = "<" if head.startswith(b"II") else ">"
+    big = head[2:4] == b"+\0"  # BigTIFF, whose fields are longer
+    file.seek(struct.unpack_from(order + "Q", head, 8)[0] if big else struct.unpack_from(order + "I", head, 4)[0])
+    count = int.from_bytes(file.read(8 if big else 2), "little" if order == "<" else "big")
+    size = 20 if big else 12
+    entries = file.read(size * count)
+    tags = [entries[start : start + 2] for start in range(0, len(entries), size)]
+    return len(set(tags)) < len(tags)
 
 
 LOSSLESS, ARITHMETIC = (0xC3, 0xC7, 0xCB, 0xCF), (0xC9, 0xCA, 0xCD, 0xCE)

@@ -278,6 +278,27 @@ def test_the_tiles_of_a_tiff_are_limited_as_each_is_decoded_whole() -> None:
     assert "damaged" in str(refusal(tiled_tiff(0)))
 
 
+def tiff_of_two_minds(width: int, big: bool) -> bytes:
+    """A tile of black pixels of one bit, as the first tags say, or, as the last do, of three bytes."""
+    tile = zlib.compress(bytes(width // 8 * 16))
+    entry, count = "<HHQQ" if big else "<HHII", 13
+    head = struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, count) if big else struct.pack("<2sHIH", b"II", 42, 8, count)
+    after = len(head) + struct.calcsize(entry) * count + struct.calcsize("<Q" if big else "<I")
+    eights = struct.pack("<4H", 8, 8, 8, 0)
+    rows = [(256, 4, 1, width), (257, 4, 1, 16)]
+    rows += [(258, 3, 1, 1), (258, 3, 3, int.from_bytes(eights, "little") if big else after)]
+    rows += [(259, 3, 1, 8), (262, 3, 1, 1), (262, 3, 1, 2), (277, 3, 1, 1), (277, 3, 1, 3)]
+    rows += [(322, 4, 1, width), (323, 4, 1, 16), (324, 4, 1, after + len(eights)), (325, 4, 1, len(tile))]
+    return (head + b"".join(struct.pack(entry, *row) for row in rows)).ljust(after, b"\0") + eights + tile
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
+def test_a_tiled_tiff_that_says_two_things_of_its_samples_is_refused(big: bool) -> None:
+    """Pillow 12 and older read what follows the tile in memory, or, if that is not theirs, end the process."""
+    assert "its directory has a tag twice" in str(refusal(tiff_of_two_minds(64, big)))
+    assert "its directory has a tag twice" in str(refusal(tiff_of_two_minds(1 << 18, big)))
+
+
 def test_a_strip_one_pixel_wide_is_resized_in_little_memory() -> None:
     strip = np.tile(np.array([[[10, 20, 30]]], np.uint8), (2_000_000, 1, 1))
     before = resident_memory()
@@ -414,6 +435,21 @@ def test_a_header_without_end_is_given_up_soon(name: str) -> None:
     start = time.thread_time()
     assert "header does not end" in str(refusal(ENDLESS_HEADERS[name]))
     assert time.thread_time() - start < 5  # takes a tenth of that, unless coverage counts every line
+
+
+@pytest.mark.parametrize("blocks", [100_000, 4200])
+def test_the_comments_of_a_gif_take_no_time_to_speak_of(blocks: int) -> None:
+    """Pillow 12 and older take minutes for the longer ones, in which no other thread of Python runs."""
+    comment = b"!\xfe" + (b"\xff" + b"x" * 255) * (blocks // 2) + b"\0"
+    start = time.thread_time()
+    assert "far longer comments than a picture needs" in str(refusal(GIF + comment + comment))
+    assert time.thread_time() - start < 5
+
+
+def test_a_gif_may_have_long_comments(photo: Image.Image) -> None:
+    data = encoded(photo.convert("L"), "GIF")
+    comment = b"!\xfe" + (b"\xff" + b"x" * 255) * 2000 + b"\0"
+    assert np.array_equal(load_pixels(data[:781] + 2 * comment + data[781:]), load_pixels(data))
 
 
 @pytest.mark.parametrize("where", ["among the pixels", "after the pixels"])
