@@ -137,6 +137,15 @@ def test_the_wheel_is_slim_and_whole() -> None:
 
 
 @only_wheel
+def test_the_wheel_says_under_which_licence_it_is() -> None:
+    """As PEP 639 has it, which hatchling writes from 1.27 on: an SPDX expression, and the file."""
+    installed = importlib.metadata.distribution("caplet")
+    assert installed.metadata.get_all("License-Expression") == ["Apache-2.0"]
+    assert installed.metadata.get_all("License-File") == ["LICENSE"]
+    assert "Apache License" in (installed.read_text("licenses/LICENSE") or "")
+
+
+@only_wheel
 @pytest.mark.parametrize("name", HEAVY)
 def test_the_wheel_alone_brings_nothing_heavy(name: str) -> None:
     assert importlib.util.find_spec(name) is None
