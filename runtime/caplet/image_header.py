@@ -53,17 +53,22 @@ def gif_canvas(file: io.RawIOBase) -> tuple[int, int]:
     return width, height
 
 
+_TIFF_LAYOUT = (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 338, 339)
+"""Tags of where and how the samples of a TIFF lie; others, as of resolutions and dates, do not change its decoding."""
+
+
 def tiff_repeats(file: io.RawIOBase) -> bool:
-    """Whether the first directory of a TIFF has a tag twice, which none may (TIFF 6.0, section 2)."""
+    """Whether the first directory of a TIFF has a tag of its layout twice, which none may (TIFF 6.0, section 2)."""
     head = file.read(16)
     order = "<" if head.startswith(b"II") else ">"
-    big = head[2:4] == b"+\0"  # BigTIFF, whose fields are longer
+    big = b"+" in head[2:4]  # BigTIFF, whose fields are longer
     file.seek(struct.unpack_from(order + "Q", head, 8)[0] if big else struct.unpack_from(order + "I", head, 4)[0])
     count = int.from_bytes(file.read(8 if big else 2), "little" if order == "<" else "big")
     size = 20 if big else 12
     entries = file.read(size * count)
-    tags = [entries[start : start + 2] for start in range(0, len(entries), size)]
-    return len(set(tags)) < len(tags)
+    tags = [struct.unpack_from(order + "H", entries, start)[0] for start in range(0, len(entries) - 1, size)]
+    layout = [tag for tag in tags if tag in _TIFF_LAYOUT]
+    return len(set(layout)) < len(layout)
 
 
 LOSSLESS, ARITHMETIC = (0xC3, 0xC7, 0xCB, 0xCF), (0xC9, 0xCA, 0xCD, 0xCE)

@@ -299,6 +299,17 @@ def test_a_tiled_tiff_that_says_two_things_of_its_samples_is_refused(big: bool) 
     assert "its directory has a tag twice" in str(refusal(tiff_of_two_minds(1 << 18, big)))
 
 
+def test_what_a_tiff_says_twice_beside_its_samples_does_no_harm() -> None:
+    """Scanners write a date or a resolution twice; libtiff and Pillow read such files."""
+    photo = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 20)
+    data = bytearray(encoded(photo, "TIFF", compression="tiff_deflate", tiffinfo={305: "a", 315: "a"}))
+    directory = int.from_bytes(data[4:8], "little")
+    tags = range(directory + 2, directory + 2 + 12 * data[directory], 12)
+    at = next(tag for tag in tags if data[tag : tag + 2] == struct.pack("<H", 315))
+    data[at : at + 2] = struct.pack("<H", 305)
+    assert np.array_equal(load_pixels(bytes(data)), load_pixels(photo))
+
+
 def test_a_strip_one_pixel_wide_is_resized_in_little_memory() -> None:
     strip = np.tile(np.array([[[10, 20, 30]]], np.uint8), (2_000_000, 1, 1))
     before = resident_memory()
