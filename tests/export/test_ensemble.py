@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from caplet_export import checkpoint
-from caplet_export.checkpoint import load_checkpoint, run_digest, save_weights
+from caplet_export.checkpoint import load_checkpoint, model_to_load, run_digest, save_weights
 from caplet_export.cli import main
 from caplet_export.config import Config, ModelConfig, TextConfig
 from caplet_export.ensemble import average_runs, join_runs
@@ -29,7 +29,7 @@ from caplet_export.stages import (
     write_stages,
 )
 from caplet_export.text import SPECIALS, Vocabulary
-from tiny_encoder import CONFIG, build_tiny_model
+from tiny_encoder import CONFIG
 
 WORDS = [f"word{number}" for number in range(CONFIG.vocabulary_size - len(SPECIALS))]
 
@@ -40,7 +40,7 @@ def write_run(
     folder.mkdir()
     Config(TextConfig(max_length=max_length), model).save(folder / "config.json")
     Vocabulary([*SPECIALS, *words]).save(folder / "vocabulary.txt")
-    captioner = build_tiny_model(model)
+    captioner = model_to_load(model)
     random = np.random.default_rng(seed)
     for variable in captioner.trainable_variables:
         variable.assign(random.normal(size=variable.shape))
