@@ -31,14 +31,21 @@ _SWEEP_BATCHES = (1, 4, 8)  # larger ones are not searched together
 _FRESH_STARTS = 3
 # Runs the command in a process of its own and prints that process's peak memory. VmHWM starts anew with each program;
 # getrusage's figure would include the parent's memory. The file is read as bytes because it also has the program's
-# name, cut after 15 bytes. `_fresh_start` puts `import sys` in front.
+# name, cut after 15 bytes. Windows fills PROCESS_MEMORY_COUNTERS, whose second word is the peak, for a process's handle;
+# -1 is its own. `_fresh_start` puts `import sys` in front.
 _FRESH = """
 from pathlib import Path
 from caplet.cli import main
 status = main(sys.argv[1:])
-memory = Path("/proc/self/status")
-lines = memory.read_bytes().splitlines() if memory.exists() else []
-peak = next((int(line.split()[1]) for line in lines if line.startswith(b"VmHWM")), 0)
+if sys.platform == "win32":
+    import ctypes
+    counters = (ctypes.c_size_t * 9)()
+    ctypes.windll.kernel32.K32GetProcessMemoryInfo(ctypes.c_void_p(-1), counters, ctypes.sizeof(counters))
+    peak = counters[1] >> 10
+else:
+    memory = Path("/proc/self/status")
+    lines = memory.read_bytes().splitlines() if memory.exists() else []
+    peak = next((int(line.split()[1]) for line in lines if line.startswith(b"VmHWM")), 0)
 print(f"peak kilobytes: {peak}", file=sys.stderr)
 sys.exit(status)
 """
