@@ -31,8 +31,8 @@ _SWEEP_BATCHES = (1, 4, 8)  # larger ones are not searched together
 _FRESH_STARTS = 3
 # Runs the command in a process of its own and prints that process's peak memory. VmHWM starts anew with each program;
 # getrusage's figure would include the parent's memory. The file is read as bytes because it also has the program's
-# name, cut after 15 bytes. Windows fills PROCESS_MEMORY_COUNTERS, whose second word is the peak, for a process's handle;
-# -1 is its own. `_fresh_start` puts `import sys` in front.
+# name, cut after 15 bytes. Windows fills PROCESS_MEMORY_COUNTERS, whose second word is the peak, for the handle of a
+# process; -1 is its own. `_fresh_start` puts `import sys` in front.
 _FRESH = """
 from pathlib import Path
 from caplet.cli import main

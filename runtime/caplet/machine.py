@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,20 @@ def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
         "architecture": platform.machine(),
         # `platform.processor` asks another program, which on Linux knows no more than the file. On x86, the file has
         # the processor's name, on a Raspberry Pi the board's.
-        "name": fields.get("model name", fields.get("Model", "")) if lines else platform.processor(),
+        "name": fields.get("model name", fields.get("Model", "")) if lines else _name_elsewhere(),
         "cpus": os.cpu_count(),
         "features": [feature for feature in _FEATURES if feature in flags],
     }
+
+
+def _name_elsewhere() -> str:
+    """The processor's name on another system than Linux; on Windows, `platform` knows only a family and a model."""
+    if sys.platform == "win32":
+        import winreg
+
+        with (
+            contextlib.suppress(OSError),
+            winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key,
+        ):
+            return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+    return platform.processor()
