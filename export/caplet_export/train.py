@@ -83,7 +83,7 @@ class Trainer(Run):
 
     def __init__(
         self,
-        folder: Path | str,
+        folder: Path,
         config: Config,
         dataset: Dataset,
         stores: Stores,
@@ -107,7 +107,7 @@ class Trainer(Run):
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
         source = stores.plain.source
         _require_features(config, stores.plain, start_from, teacher)
-        super().__init__(Path(folder), config, vocabulary, source.weights, start_from, [teacher] if teacher else [])
+        super().__init__(folder, config, vocabulary, source.weights, start_from, [teacher] if teacher else [])
         self._origin["--features"] = source.made_by
 
         settings = self.config.train

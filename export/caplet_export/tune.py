@@ -216,7 +216,7 @@ class Tuner(Run):
 
     def __init__(
         self,
-        folder: Path | str,
+        folder: Path,
         config: Config,
         dataset: Dataset,
         *,
@@ -237,7 +237,7 @@ class Tuner(Run):
         config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
         for run in (start_from, *teachers):
             require_encoder_weights(run, encoder_weights, "--encoder-weights")
-        super().__init__(Path(folder), config, vocabulary, encoder_weights, start_from, teachers)
+        super().__init__(folder, config, vocabulary, encoder_weights, start_from, teachers)
 
         model = model_to_load(config.model)
         load_weights(model, start_from / DECODER)
