@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from caplet_export.config import Config, inherit, load_config, override, require_effect
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset, read_dataset
 
@@ -43,6 +44,23 @@ def read_data(arguments: argparse.Namespace) -> Dataset:
         count = f"{arguments.data}: {len(dataset.defects)} defects in all, named above"
         tell(f"caplet-export {arguments.verb}: {count}")
     return dataset
+
+
+def chosen_config(arguments: argparse.Namespace, recipe: Config) -> Config:
+    """The configuration of a training run: that of `--config`, or else the recipe, which inherits from the run of
+    `--from` if there is one; with the switches of `--set`.
+
+    Raises:
+        ConfigurationError: as `load_config`, `override` and `require_effect`.
+    """
+    config = recipe
+    if arguments.config:
+        config = load_config(arguments.config)
+    elif arguments.start_from:
+        config = inherit(recipe, load_config(arguments.start_from / "config.json"))
+    config = override(config, arguments.set)
+    require_effect(arguments.set, arguments.verb, config)
+    return config
 
 
 def open_training_photos(checkpoint: Checkpoint, arguments: argparse.Namespace) -> tuple[StoredFeatures, list[str]]:

@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 
 from caplet_export.backend import load_tensorflow
-from caplet_export.config import inherit, load_config, override, require_effect
 from caplet_export.errors import ConfigurationError
 from caplet_export.recipes import RECIPES
-from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
+from caplet_export.verbs import chosen_config, read_data, shown_by, tell_end, tell_epoch
 from caplet_export.views import PLAIN, check_view
 
 
@@ -40,11 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line for each epoch."""
     from caplet_export.progress import ProgressBar, tell  # first: a plain installation is told at once what it lacks
 
-    config = load_config(arguments.config) if arguments.config else RECIPES[arguments.recipe]
-    if arguments.start_from and not arguments.config:
-        config = inherit(config, load_config(arguments.start_from / "config.json"))
-    config = override(config, arguments.set)
-    require_effect(arguments.set, "train", config)
+    config = chosen_config(arguments, RECIPES[arguments.recipe])
     if config.train.objective == "self_critical" and arguments.start_from is None:
         raise ConfigurationError("self-critical training goes on from a trained run; give --from")
     dataset = read_data(arguments)

@@ -6,9 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from caplet_export.config import inherit, load_config, override, require_effect
 from caplet_export.recipes import RECIPES
-from caplet_export.verbs import read_data, shown_by, tell_end, tell_epoch
+from caplet_export.verbs import chosen_config, read_data, shown_by, tell_end, tell_epoch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,13 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, printing a line for each evaluation."""
     from caplet_export.progress import ProgressBar, tell  # first: a plain installation is told at once what it lacks
 
-    if arguments.config:
-        config = load_config(arguments.config)
-    else:
-        recipe = RECIPES["tune_distillation" if arguments.teacher else "tune"]
-        config = inherit(recipe, load_config(arguments.start_from / "config.json"))
-    config = override(config, arguments.set)
-    require_effect(arguments.set, "tune", config)
+    config = chosen_config(arguments, RECIPES["tune_distillation" if arguments.teacher else "tune"])
     dataset = read_data(arguments)
 
     os.environ["KERAS_BACKEND"] = "jax"
