@@ -11,7 +11,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Run(ABC):
 
     Args:
         folder: the run folder; made if it is not there.
-        config: every hyper-parameter, `model.vocabulary_size` included.
+        config: every hyper-parameter (`model.vocabulary_size` is filled in).
         vocabulary: the words of its captions.
         encoder_weights: digest of the Inception weights it is trained on, see `features.weights_digest`.
         start_from: the run with whose weights it begins, if any.
@@ -74,7 +74,7 @@ class Run(ABC):
             raise ConfigurationError("a teacher is needed for distillation, and for nothing else")
         check_place(folder)  # now, as it is made only after all checks, which can take minutes
         self.folder = folder
-        self.config = config
+        self.config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
         self.vocabulary = vocabulary
         self.history: list[Epoch] = []
         self._encoder_weights = encoder_weights

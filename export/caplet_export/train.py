@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,6 @@ class Trainer(Run):
                 (caption for captions in words["train"].values() for caption in captions), config.text.minimum_count
             )
         )
-        config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
         source = stores.plain.source
         _require_features(config, stores.plain, start_from, teacher)
         super().__init__(folder, config, vocabulary, source.weights, start_from, [teacher] if teacher else [])

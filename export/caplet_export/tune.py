@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -234,12 +233,11 @@ class Tuner(Run):
             raise ConfigurationError("train.teacher_view: in `tune`, teachers see the captioner's views; set `same`")
         words = split_words(dataset, config)
         vocabulary = Vocabulary.load(start_from / "vocabulary.txt")
-        config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
         for run in (start_from, *teachers):
             require_encoder_weights(run, encoder_weights, "--encoder-weights")
         super().__init__(folder, config, vocabulary, encoder_weights, start_from, teachers)
 
-        model = model_to_load(config.model)
+        model = model_to_load(self.config.model)
         load_weights(model, start_from / DECODER)
         extractor = build(config.model.blocks)
         require_shape(config.model, extractor.output_shape[1:], start_from)
