@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         decoding=dataclasses.replace(
             DEFAULT_DECODING,
             beam_size=arguments.beam,
-            max_length=config.text.max_length if arguments.max_length is None else arguments.max_length,
+            max_length=arguments.max_length or config.text.max_length,
             length_penalty=arguments.length_penalty,
             **language,
         ),

@@ -40,8 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(arguments.run)
     require_prunable(checkpoint)
     whole = checkpoint.config.model
-    wanted = {size: getattr(arguments, size) for size in SIZES}
-    sizes = {size: getattr(whole, size) if units is None else units for size, units in wanted.items()}
+    sizes = {size: getattr(arguments, size) or getattr(whole, size) for size in SIZES}
     for size, units in sizes.items():
         if units > getattr(whole, size):
             option = f"--{size.replace('_', '-')} {units}"
