@@ -119,7 +119,8 @@ class Batches:
         seed: int,
     ) -> None:
         given = names
-        names = [name for name in names if not any(name in view.skipped for view in views)]
+        for view in views:
+            names = view.readable(names)
         for view in views:
             missing = [name for name in names if name not in view]
             if missing:
@@ -148,9 +149,9 @@ class Batches:
 
     def in_order(self) -> Iterator[Batch]:
         """The batches in the order of `names`, by the first view only."""
-        rows, first_view = np.arange(len(self.names)), np.zeros(self._size, np.int64)
+        rows = np.arange(len(self.names))
         batches = (rows[start : start + self._size] for start in range(0, len(rows), self._size))
-        return self._read((batch, first_view[: len(batch)]) for batch in batches)
+        return self._read((batch, np.zeros_like(batch)) for batch in batches)
 
     def _plan(self, random: np.random.Generator) -> Iterator[_Rows]:
         order = random.permutation(len(self.names))
