@@ -55,7 +55,7 @@ def unit_importances(checkpoint: Checkpoint, store: StoredFeatures, names: Seque
         each member's importances [units], summed over the photos.
     """
     model = checkpoint.model
-    kernels = [[own[size] for size in SIZES] for own in map(_readers, members_of(model))]
+    kernels = [_readers(member) for member in members_of(model)]
 
     @tf.function(reduce_retracing=True, autograph=False)
     def effects(features: Any, number: Any) -> Any:
@@ -71,7 +71,7 @@ def unit_importances(checkpoint: Checkpoint, store: StoredFeatures, names: Seque
         for number, features in enumerate(store.batches(names, _BATCH)):
             members = effects(features, tf.constant(number, tf.int64))
             for importance, member in zip(importances, members, strict=True):
-                for size, parts in zip(SIZES, member, strict=True):
+                for size, parts in member.items():
                     importance[size] += np.sum(parts, axis=0) ** 2
             bar.update(len(features))
     return importances
@@ -123,7 +123,7 @@ def _readers(model: CaptionModel) -> dict[str, list[Any]]:
         "feature_size": [model.project_keys, model.initial_state, model.from_context, model.output_context],
         "attention_size": [model.score],
     }
-    return {size: [layer.kernel for layer in layers[size] if layer is not None] for size in SIZES}
+    return {size: [layer.kernel for layer in own if layer is not None] for size, own in layers.items()}
 
 
 def _places(config: ModelConfig, kept: Units) -> dict[str, tuple[Any, Any]]:
