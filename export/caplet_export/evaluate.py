@@ -132,11 +132,11 @@ class Evaluation:
             if not isinstance(bundle["name"], str) or not isinstance(data["unreadable"], dict):
                 raise TypeError("bundle or data")
             return cls(bundle, data, content["settings"], content["machine"], results)
+        except ConfigurationError:  # a ValueError too
+            raise
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be read ({error.strerror or error})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, ConfigurationError):
-                raise
             raise ConfigurationError(f"{path}: not an evaluation written by caplet-export ({error})") from error
 
 

@@ -334,15 +334,13 @@ def _read_source(folder: Path) -> StoreSource:
     path = folder / "store.json"
     try:
         raw = json.loads(path.read_text())
-        if raw.pop("format") != _FORMAT:
-            raise StoreError(f"{path}: made by another version of caplet-export; delete {folder} and extract again")
-        return StoreSource(**raw)
+        if raw.pop("format") == _FORMAT:
+            return StoreSource(**raw)
     except FileNotFoundError as error:
         raise StoreError(f"{folder}: no feature store here; run `caplet-export features` first") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, StoreError):
-            raise
         raise StoreError(f"{path}: damaged ({error}); delete {folder} and extract again") from error
+    raise StoreError(f"{path}: made by another version of caplet-export; delete {folder} and extract again")
 
 
 def _lines(path: Path) -> list[str]:

@@ -198,9 +198,9 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
             if old.exists() and not target.exists():  # stopped between the two, perhaps in a process that was killed
                 os.replace(old, target)
             shutil.rmtree(temporary, ignore_errors=True)
+    except ExportError:  # a StoreError is an OSError too
+        raise
     except OSError as error:
-        if isinstance(error, ExportError):
-            raise
         raise ExportError(f"{asked}: cannot write: {error.strerror or error}") from error
 
 
