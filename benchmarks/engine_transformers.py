@@ -7,6 +7,7 @@ these models (they split rare words), and tokens are not joined into text, which
 # ruff: noqa: D102 (methods are described where `benchmarks.engine` declares them)
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ class _Transformers(Engine):
         self._model = self.build().eval()
         self.model_bytes = sum(weights.numel() * weights.element_size() for weights in self._model.parameters())
 
+    @abstractmethod
     def build(self) -> Any:
         """The model with random weights."""
-        raise NotImplementedError
 
     def caption(self, photo: Path, words: int) -> None:
         pixels = plain_pixels(photo, (self.size, self.size))

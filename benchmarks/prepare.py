@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import keras
     import onnx
 
+    from caplet.manifest import Decoding
     from caplet_export.model import Captioner
 
 Feeds = Sequence[dict[str, Any]]
@@ -68,9 +69,10 @@ def write_random_run(folder: Path) -> Path:
 def prepare(
     folder: Path, run: Path, extractor: keras.Model, model: Captioner, bundle: Path | None, photos: Sequence[Path]
 ) -> None:
-    """Write every form of a captioner; if it has no bundle, one is quantised on the photos."""
+    """Write every form of a captioner, to decode as its bundle does; if it has none, one is quantised on the photos."""
     import onnx
 
+    from caplet.bundle import load_bundle
     from caplet_export.calibrate import greedy_feeds
     from caplet_export.checkpoint import DECODER
     from caplet_export.config import DEFAULT_DECODING
@@ -95,11 +97,12 @@ def prepare(
     encoder = optimize_encoder(convert_encoder(extractor, model))
     decoder = take_top_k(optimize_decoder(convert_decoder(model)))
     words = run / "vocabulary.txt"
-    _write_bundle(folder / "fp32", optimize_for_floats(encoder), decoder, words, bundle, photos[0])
+    decoding = load_bundle(bundle).manifest.decoding if bundle else DEFAULT_DECODING
+    _write_bundle(folder / "fp32", optimize_for_floats(encoder), decoder, words, decoding, photos[0])
     if bundle is None:
-        length = DEFAULT_DECODING.max_length
+        length = decoding.max_length
         byte_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, feeds, length), method="minmax")
-        _write_bundle(folder / "int8", _quantize_encoder(encoder, feeds), byte_decoder, words, bundle, photos[0])
+        _write_bundle(folder / "int8", _quantize_encoder(encoder, feeds), byte_decoder, words, decoding, photos[0])
     else:
         shutil.rmtree(folder / "int8", ignore_errors=True)
         shutil.copytree(bundle, folder / "int8")
@@ -194,14 +197,11 @@ def _write_graphs(folder: Path, encoder: onnx.ModelProto, decoder: onnx.ModelPro
 
 
 def _write_bundle(
-    folder: Path, encoder: onnx.ModelProto, decoder: onnx.ModelProto, words: Path, bundle: Path | None, photo: Path
+    folder: Path, encoder: onnx.ModelProto, decoder: onnx.ModelProto, words: Path, decoding: Decoding, photo: Path
 ) -> None:
-    """Write a bundle named after its folder; it decodes as `bundle` does, if there is one."""
-    from caplet.bundle import load_bundle
+    """Write a bundle named after its folder."""
     from caplet_export.bundle import write_bundle
-    from caplet_export.config import DEFAULT_DECODING
 
-    decoding = load_bundle(bundle).manifest.decoding if bundle else DEFAULT_DECODING
     with tempfile.TemporaryDirectory() as work:
         _write_graphs(Path(work), encoder, decoder)
         shutil.copyfile(words, Path(work, "vocabulary.txt"))
