@@ -150,16 +150,15 @@ class Batches:
     def in_order(self) -> Iterator[Batch]:
         """The batches in the order of `names`, by the first view only."""
         rows = np.arange(len(self.names))
-        batches = (rows[start : start + self._size] for start in range(0, len(rows), self._size))
+        batches = np.split(rows, range(self._size, len(rows), self._size))
         return self._read((batch, np.zeros_like(batch)) for batch in batches)
 
     def _plan(self, random: np.random.Generator) -> Iterator[_Rows]:
         order = random.permutation(len(self.names))
         batches = []
-        for first in range(0, len(order), _POOL * self._size):
-            pool = order[first : first + _POOL * self._size]
-            pool = pool[np.argsort(self._lengths[pool], kind="stable")]
-            batches += [pool[start : start + self._size] for start in range(0, len(pool), self._size)]
+        for pool in np.split(order, range(_POOL * self._size, len(order), _POOL * self._size)):
+            by_length = pool[np.argsort(self._lengths[pool], kind="stable")]
+            batches += np.split(by_length, range(self._size, len(pool), self._size))
         for index in random.permutation(len(batches)):
             yield batches[index], random.integers(len(self._views), size=len(batches[index]))
 
