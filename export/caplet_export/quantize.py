@@ -122,11 +122,11 @@ def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mappin
         # The pixels are bytes already: the cast becomes a dequantisation with scale 1, which does the same.
         graph.nodes.remove(cast)
         scales[cast.output[0]] = 1.0
-        parameters = _scale_constants(graph, cast.output[0], 1.0, 0)
+        parameters = _scale_constants(graph, cast.output[0], 1.0, np.uint8(0))
         graph.add_node("DequantizeLinear", [cast.input[0], *parameters], [cast.output[0]])
     for value, group in groups.items():
         scale, zero_point = activation_scale(ranges[group])
-        parameters = _scale_constants(graph, value, scale, zero_point)
+        parameters = _scale_constants(graph, value, scale, np.uint8(zero_point))
         graph.rename_input(value, f"{value}/dequantized", graph.nodes if value in in_bytes else dense)
         graph.add_node("QuantizeLinear", [value, *parameters], [f"{value}/quantized"])
         graph.add_node("DequantizeLinear", [f"{value}/quantized", *parameters], [f"{value}/dequantized"])
@@ -273,10 +273,8 @@ def _quantize_factors(graph: Graph, node: onnx.NodeProto) -> None:
     }
     levels = min(errors, key=lambda candidate: errors[candidate])
     scale = float(factors.max()) / levels
-    constant = graph.add_constant(np.rint(factors / scale).astype(np.uint8), f"{node.output[0]}/factors/quantized")
-    parameters = _scale_constants(graph, f"{node.output[0]}/factors", scale, 0)
-    node.input[1] = f"{node.output[0]}/factors/dequantized"
-    graph.add_node("DequantizeLinear", [constant, *parameters], [node.input[1]])
+    values = np.rint(factors / scale).astype(np.uint8)
+    node.input[1] = _dequantized_constant(graph, values, np.array(scale, np.float32), None, f"{node.output[0]}/factors")
 
 
 def _is_scaling(graph: Graph, node: onnx.NodeProto) -> bool:
@@ -297,7 +295,10 @@ def _is_lookup(graph: Graph, node: onnx.NodeProto) -> bool:
     return table is not None and table.dtype == np.float32 and table.ndim == 2
 
 
-def _dequantized_constant(graph: Graph, values: NDArray[Any], scale: NDArray[np.float32], axis: int, name: str) -> str:
+def _dequantized_constant(
+    graph: Graph, values: NDArray[Any], scale: NDArray[np.float32], axis: int | None, name: str
+) -> str:
+    """Add 8-bit or 32-bit values with a scale for each place on an axis, or one for all; return what they stand for."""
     constant = graph.add_constant(values, f"{name}/quantized")
     inputs = [constant, *_scale_constants(graph, name, scale, np.zeros(scale.shape, values.dtype))]
     graph.add_node("DequantizeLinear", inputs, [f"{name}/dequantized"], axis=axis)
@@ -305,11 +306,10 @@ def _dequantized_constant(graph: Graph, values: NDArray[Any], scale: NDArray[np.
 
 
 def _scale_constants(
-    graph: Graph, value: str, scale: float | NDArray[np.float32], zero_point: int | NDArray[Any]
+    graph: Graph, value: str, scale: float | NDArray[np.float32], zero_point: np.uint8 | NDArray[Any]
 ) -> list[str]:
-    """Add a value's scale and zero point, which is an unsigned byte if it is not an array; return their names."""
-    zero_points = zero_point if isinstance(zero_point, np.ndarray) else np.array(zero_point, np.uint8)
+    """Add a value's scale and zero point, which has the type of the quantised value; return their names."""
     return [
         graph.add_constant(np.asarray(scale, np.float32), f"{value}/scale"),
-        graph.add_constant(zero_points, f"{value}/zero_point"),
+        graph.add_constant(np.asarray(zero_point), f"{value}/zero_point"),
     ]
