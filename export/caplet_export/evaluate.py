@@ -39,10 +39,10 @@ from caplet_export.metrics import (
     leave_one_out_scores,
     note_on_limit,
     references_of,
-    tokenize,
 )
 from caplet_export.outputs import lock_path, unlock_path, write_whole
 from caplet_export.progress import ProgressBar
+from caplet_export.tokenizer import tokenize
 
 SCORER = "caplet_export.metrics (equal to pycocoevalcap 1.2); CIDEr-D document frequencies from the split's references"
 _FORMAT = 3

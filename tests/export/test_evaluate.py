@@ -36,8 +36,8 @@ from caplet_export.metrics import (
     human_scores,
     leave_one_out_scores,
     references_of,
-    tokenize,
 )
+from caplet_export.tokenizer import tokenize
 from tiny_bundle import TinyModel, join_words, reference_search, rehash, vocabulary, write_tiny_bundle
 
 DEV, TRAIN = 11, 2

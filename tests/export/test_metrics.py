@@ -25,9 +25,9 @@ from caplet_export.metrics import (
     human_scores,
     leave_one_out_scores,
     paired_bootstrap,
-    tokenize,
 )
 from caplet_export.text import END_TOKEN
+from caplet_export.tokenizer import tokenize
 
 pytest.importorskip("pycocoevalcap")
 

@@ -31,12 +31,13 @@ from caplet_export.extractor_part import ExtractorPart, extractor_digest, load_e
 from caplet_export.features import FeatureStore, JoinedStores, StoreSource, extract
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.freerun import FreeRunner, sample
-from caplet_export.metrics import CiderD, corpus_scores, references_of, tokenize
+from caplet_export.metrics import CiderD, corpus_scores, references_of
 from caplet_export.model import CaptionModel
 from caplet_export.outputs import GRAPHS, RUN, check_folder
 from caplet_export.runs import Epoch, Run, data_digest, dropped, split_words
 from caplet_export.stages import ALL, Stage, read_stages
 from caplet_export.text import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
+from caplet_export.tokenizer import tokenize
 from caplet_export.train import Stores, Trainer, _optimizer
 from tiny_encoder import CONFIG as TINY
 from tiny_encoder import build_tiny_model
