@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +115,6 @@ class Graph:
         node = helper.make_node(kind, inputs, outputs, name=f"{kind}:{outputs[0]}", domain="", **attributes)
         self.nodes.append(node)
         return node
-
-    def rename_input(self, old: str, new: str, nodes: Iterable[onnx.NodeProto]) -> None:
-        """Let those of `nodes` that read the value `old` read `new` instead."""
-        for node in nodes:
-            for position, value in enumerate(node.input):
-                if value == old:
-                    node.input[position] = new
 
     def finish(self) -> onnx.ModelProto:
         """The edited model: nodes in order of use, only what the outputs need, checked."""

@@ -127,7 +127,8 @@ def insert_qdq(model: onnx.ModelProto, groups: Mapping[str, str], ranges: Mappin
     for value, group in groups.items():
         scale, zero_point = activation_scale(ranges[group])
         parameters = _scale_constants(graph, value, scale, np.uint8(zero_point))
-        graph.rename_input(value, f"{value}/dequantized", graph.nodes if value in in_bytes else dense)
+        for node in graph.nodes if value in in_bytes else dense:
+            node.input[:] = [f"{value}/dequantized" if name == value else name for name in node.input]
         graph.add_node("QuantizeLinear", [value, *parameters], [f"{value}/quantized"])
         graph.add_node("DequantizeLinear", [f"{value}/quantized", *parameters], [f"{value}/dequantized"])
         scales[f"{value}/dequantized"] = scale
