@@ -151,9 +151,9 @@ def write_report(comparison: Comparison, dataset: Dataset, folder: Path, *, show
         }
         (folder / _THUMBNAILS).mkdir(parents=True, exist_ok=True)
         report = folder / _REPORT
-        parts = [_TITLE, format_comparison(comparison), *_section("B gains most", gains, dataset)]
+        sections = _section("B gains most", gains, dataset) + _section("B loses most", losses, dataset)
         # Before the thumbnails: `check_report` lets them be replaced only where there is a report.
-        write_whole(report, "\n\n".join([*parts, *_section("B loses most", losses, dataset)]) + "\n")
+        write_whole(report, "\n\n".join([_TITLE, format_comparison(comparison), *sections]) + "\n")
         for name, picture in pictures.items():
             Image.fromarray(picture).save(folder / name)
     except (OSError, ImageError) as error:
