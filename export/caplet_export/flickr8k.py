@@ -100,7 +100,8 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int
             continue
         seen.add(key)
         first_lines.setdefault(match["name"], number)
-        captions.setdefault(match["name"], []).append(_one_form(match["caption"].strip()))
+        caption = unicodedata.normalize("NFC", match["caption"].strip()).replace("İ", "i")
+        captions.setdefault(match["name"], []).append(caption)
     if not captions:
         raise DataError(f"{token_file}: no line of the form '<file>#<n>TAB<caption>'")
     return captions, first_lines, defects
@@ -203,10 +204,6 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         raise DataError(f"{path}: in UTF-16; save the file as UTF-8")
     text = raw.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def _one_form(caption: str) -> str:
-    return unicodedata.normalize("NFC", caption).replace("İ", "i")
 
 
 def _loose(name: str) -> str:

@@ -46,13 +46,13 @@ def check_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Path:
         return resolved
     if not resolved.is_dir():
         raise ExportError(f"{target}: is a file, not a folder")
-    odd = _foreign(resolved, kind)
+    odd = _odd_name(resolved, kind)
     if odd:
         raise ExportError(f"{target}: holds what caplet-export does not write there ({odd}), so it is not replaced")
     return resolved
 
 
-def _foreign(folder: Path, kind: Kind) -> str | None:
+def _odd_name(folder: Path, kind: Kind) -> str | None:
     """A name in a folder because of which it is not to be replaced; None if it may be. If it has all files that are
     always in its kind, that is a name that does not belong to the kind; otherwise, any name.
     """
