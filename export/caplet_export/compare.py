@@ -57,25 +57,31 @@ class Comparison:
     changes: Sequence[Change]
 
 
-def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_sizes: Sequence[int] = ()) -> Comparison:
+def compare(
+    first: Evaluation,
+    second: Evaluation,
+    dataset: Dataset,
+    *,
+    beams: tuple[int | None, int | None] = (None, None),
+) -> Comparison:
     """Compare two evaluations of the same images, both scored anew against the captions of the data set.
 
     Args:
         first: the evaluation to compare with.
         second: the evaluation that is compared.
         dataset: the data set that both were evaluated on.
-        beam_sizes: the beams to compare: none if each evaluation has only one, one for both, or one for each.
+        beams: the beam of each that is compared; None for an evaluation that has only one.
 
     Raises:
         ConfigurationError: the evaluations are of different images, or do not have these beams.
         DataError: the data set has no captions of an image.
     """
     evaluations = (first, second)
-    beams = [
+    chosen = [
         choose_beam(evaluation, wanted, evaluation.bundle["name"])
-        for evaluation, wanted in zip(evaluations, beam_of_each(beam_sizes), strict=True)
+        for evaluation, wanted in zip(evaluations, beams, strict=True)
     ]
-    before, after = (evaluation.results[beam] for evaluation, beam in zip(evaluations, beams, strict=True))
+    before, after = (evaluation.results[beam] for evaluation, beam in zip(evaluations, chosen, strict=True))
     if before.captions.keys() != after.captions.keys():
         odd = sorted(before.captions.keys() ^ after.captions.keys())
         raise ConfigurationError(f"the two were evaluated on different images: {odd[0]} and {len(odd) - 1} more")
@@ -94,7 +100,7 @@ def compare(first: Evaluation, second: Evaluation, dataset: Dataset, *, beam_siz
         if before.captions[name].text != after.captions[name].text
     ]
     return Comparison(
-        names=(f"{first.bundle['name']} (beam {beams[0]})", f"{second.bundle['name']} (beam {beams[1]})"),
+        names=(f"{first.bundle['name']} (beam {chosen[0]})", f"{second.bundle['name']} (beam {chosen[1]})"),
         photos=len(references),
         limit=first.settings.get("limit"),
         # Not the saved scores, which may be of an earlier state of the data set's captions: the columns must add up.
@@ -176,13 +182,6 @@ def check_report(folder: Path) -> None:
         raise foreign(folder / _REPORT)
     if thumbnails.exists() and not report.exists() and (not thumbnails.is_dir() or any(thumbnails.iterdir())):
         raise ExportError(f"{folder / _THUMBNAILS}: not made with a report by caplet-export, so not replaced")
-
-
-def beam_of_each(beam_sizes: Sequence[int]) -> tuple[int | None, int | None]:
-    """The beam of each of two evaluations, None where none is named. Raises a ConfigurationError for more than two."""
-    if len(beam_sizes) > 2:
-        raise ConfigurationError(f"--compare takes one beam size, for both, or two, not {len(beam_sizes)}")
-    return (beam_sizes[0], beam_sizes[-1]) if beam_sizes else (None, None)
 
 
 def choose_beam(evaluation: Evaluation, wanted: int | None, subject: object) -> int:

@@ -15,6 +15,7 @@ from caplet_export.errors import ConfigurationError, DataError, ExportError
 from caplet_export.evaluate import BeamResult, CaptionJournal, CaptionRecord, Evaluation
 from caplet_export.flickr8k import Dataset, read_dataset
 from caplet_export.metrics import METRICS, Interval, references_of
+from caplet_export.verbs.evaluate import beam_of_each
 
 WORDS = ["dog", "cat", "horse", "child", "bike", "boat", "bird", "train", "ball", "tree", "house", "car"]
 
@@ -92,16 +93,17 @@ def test_changes_are_the_captions_that_differ_worst_first(
 def test_each_side_may_have_its_own_beam(dataset: Dataset, vague: dict[str, str], mixed: dict[str, str]) -> None:
     both = evaluation(dataset, vague, beams=(1, 3))
     better = Evaluation({"name": "y"}, {}, {}, {}, {1: both.results[1], 3: evaluation(dataset, mixed).results[1]})
-    assert compare(both, better, dataset, beam_sizes=[1]).differences["cider_d"].value == 0
-    comparison = compare(both, better, dataset, beam_sizes=[1, 3])
+    assert compare(both, better, dataset, beams=(1, 1)).differences["cider_d"].value == 0
+    comparison = compare(both, better, dataset, beams=(1, 3))
     assert comparison.differences["cider_d"].value > 0
     assert comparison.names == ("x (beam 1)", "y (beam 3)")
     with pytest.raises(ConfigurationError, match=r"name one with --beam"):
         compare(both, better, dataset)
     with pytest.raises(ConfigurationError, match=r"not 5"):
-        compare(both, better, dataset, beam_sizes=[5])
+        compare(both, better, dataset, beams=(5, 5))
+    assert [beam_of_each(sizes) for sizes in ([], [1], [1, 3])] == [(None, None), (1, 1), (1, 3)]
     with pytest.raises(ConfigurationError, match=r"or two, not 3"):
-        compare(both, better, dataset, beam_sizes=[1, 2, 3])
+        beam_of_each([1, 2, 3])
 
 
 def test_the_first_photos_alone_are_told_as_such(

@@ -106,14 +106,7 @@ def _check_outputs(json_path: Path, inputs: Sequence[Path] = ()) -> None:
 
 
 def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
-    from caplet_export.compare import (
-        beam_of_each,
-        check_report,
-        choose_beam,
-        compare,
-        format_comparison,
-        write_report,
-    )
+    from caplet_export.compare import check_report, choose_beam, compare, format_comparison, write_report
     from caplet_export.evaluate import Evaluation
 
     report: Path | None = arguments.report
@@ -141,13 +134,20 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
         evaluation or _evaluate(arguments, dataset, path, [] if beam is None else [beam], output)
         for path, evaluation, beam, output in zip(paths, evaluations, beams, outputs, strict=True)
     )
-    comparison = compare(first, second, dataset, beam_sizes=arguments.beam)
+    comparison = compare(first, second, dataset, beams=beams)
     print(format_comparison(comparison))
     if report:
         print(f"\n{write_report(comparison, dataset, report)}")
     for output in filter(None, outputs):
         _journal(output).unlink(missing_ok=True)
     return 0
+
+
+def beam_of_each(beam_sizes: Sequence[int]) -> tuple[int | None, int | None]:
+    """The beam of each of two evaluations, None where none is named. Raises a ConfigurationError for more than two."""
+    if len(beam_sizes) > 2:
+        raise ConfigurationError(f"--compare takes one beam size, for both, or two, not {len(beam_sizes)}")
+    return (beam_sizes[0], beam_sizes[-1]) if beam_sizes else (None, None)
 
 
 def _refuse_other_images(
