@@ -70,7 +70,7 @@ def load_checkpoint(folder: Path, dtype: str = "float32") -> Checkpoint:
             f"{folder}: vocabulary.txt has {len(vocabulary)} words, config.json says {config.model.vocabulary_size}"
         )
     model = model_to_load(config.model, dtype)
-    load_weights(model, folder / DECODER)
+    load_weights(model, folder)
     return Checkpoint(folder, config, vocabulary, model)
 
 
@@ -151,15 +151,16 @@ def save_checkpoint(folder: Path, config: Config, vocabulary: Vocabulary, model:
     save_weights(model, folder / DECODER)
 
 
-def load_weights(model: keras.Model, path: Path) -> None:
+def load_weights(model: keras.Model, run: Path) -> None:
     """Load a run's weights. Raises a ConfigurationError if they are missing, damaged, of another configuration, or of
     another epoch than its Inception blocks.
     """
+    path = run / DECODER
     if not path.exists():
         raise ConfigurationError(f"{path}: no such file; has the run finished an epoch?")
-    if is_half_saved(path.parent):
+    if is_half_saved(run):
         cause = "stopped while it saved an epoch, so its weights are of two epochs; run its command again"
-        raise ConfigurationError(f"{path.parent}: {cause}")
+        raise ConfigurationError(f"{run}: {cause}")
     try:
         model.load_weights(path)
     except DAMAGED as error:

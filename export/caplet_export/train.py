@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from caplet_export.batches import Batches, not_learned, padded_length
 from caplet_export.bigrams import Bigrams
-from caplet_export.checkpoint import DECODER, load_weights, require_features_of, require_shape
+from caplet_export.checkpoint import load_weights, require_features_of, require_shape
 from caplet_export.config import Config, TrainConfig
 from caplet_export.errors import ConfigurationError, DataError, in_one_line
 from caplet_export.extractor_part import ExtractorPart
@@ -113,7 +113,7 @@ class Trainer(Run):
         keras.utils.set_random_seed(settings.seed)
         self.model = build_model(self.config.model, settings.precision)
         if start_from:
-            load_weights(self.model, start_from / DECODER)
+            load_weights(self.model, start_from)
         self.upper = self._upper_blocks(extractor, start_from)
         shape = extractor.output_shape[1:] if extractor else (source.locations, source.channels)
         require_shape(config.model, shape, self.folder)

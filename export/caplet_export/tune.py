@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from caplet.prefetch import in_order
 from caplet_export.batches import caption_ids, not_learned
 from caplet_export.bigrams import Bigrams
-from caplet_export.checkpoint import DECODER, empty_model, load_weights, model_to_load, require_shape
+from caplet_export.checkpoint import empty_model, load_weights, model_to_load, require_shape
 from caplet_export.config import Config
 from caplet_export.errors import ConfigurationError
 from caplet_export.extractor_part import ExtractorPart, checksum, load_extractor_part
@@ -238,7 +238,7 @@ class Tuner(Run):
         super().__init__(folder, config, vocabulary, encoder_weights, start_from, teachers)
 
         model = model_to_load(self.config.model)
-        load_weights(model, start_from / DECODER)
+        load_weights(model, start_from)
         extractor = build(config.model.blocks)
         require_shape(config.model, extractor.output_shape[1:], start_from)
         self._origin["--encoder-weights"] = checksum(np.array(variable) for variable in extractor.variables)

@@ -194,12 +194,12 @@ def said(weights: Sequence[Path], config: ModelConfig, features: np.ndarray, tok
     import jax
     import jax.numpy as jnp
 
-    from caplet_export.checkpoint import load_weights, model_to_load
+    from caplet_export.checkpoint import model_to_load
     from caplet_export.tune import StatelessCaptioner, generate_captions
 
     models = [model_to_load(config) for _ in weights]
     for model, path in zip(models, weights, strict=True):
-        load_weights(model, path)
+        model.load_weights(path)
     extractor = tiny_extractor(["mixed10"])
     captioners = [StatelessCaptioner(model, extractor) for model in models]
     all_values = [captioner.values() for captioner in captioners]
@@ -227,11 +227,11 @@ def drawn(weights: Path, config: ModelConfig, features: np.ndarray, count: int) 
     import jax
     import jax.numpy as jnp
 
-    from caplet_export.checkpoint import load_weights, model_to_load
+    from caplet_export.checkpoint import model_to_load
     from caplet_export.tune import StatelessCaptioner, generate_captions
 
     model = model_to_load(config)
-    load_weights(model, weights)
+    model.load_weights(weights)
     captioner = StatelessCaptioner(model, tiny_extractor(["mixed10"]))
     values = captioner.values()
     encoded = captioner.encode(values, jnp.asarray(features))
