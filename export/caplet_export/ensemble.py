@@ -11,7 +11,7 @@ import numpy as np
 from caplet_export.checkpoint import Checkpoint, empty_model, load_checkpoint, save_checkpoint
 from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
-from caplet_export.extractor_part import EXTRACTOR, average_extractor_parts, copy_extractor_part, extractor_digest
+from caplet_export.extractor_part import average_extractor_parts, copy_extractor_part, extractor_digest
 from caplet_export.model import members_of
 from caplet_export.stages import (
     average_stages,
@@ -69,7 +69,7 @@ def average_runs(runs: Sequence[Path], folder: Path) -> None:
     if len(set(map(extractor_digest, runs))) == 1:
         copy_extractor_part(runs[0], folder)
     else:
-        average_extractor_parts([run / EXTRACTOR for run in runs], folder / EXTRACTOR)
+        average_extractor_parts(runs, folder)
     write_stages(folder, average_stages(runs, last.config.model.members))
 
 

@@ -87,19 +87,20 @@ def load_extractor_part(extractor: keras.Model, run: Path) -> None:
         variables[position].assign(before[position] + difference)
 
 
-def average_extractor_parts(paths: Sequence[Path], target: Path) -> None:
-    """Write the mean of the trained parts of several runs, which began with the same Inception weights.
+def average_extractor_parts(runs: Sequence[Path], folder: Path) -> None:
+    """Give the run in `folder` the mean of the trained parts of `runs`, which began with the same Inception weights.
 
     Raises:
         ConfigurationError: one of them is damaged, or trained from other weights or other blocks than the first.
     """
+    paths = [run / EXTRACTOR for run in runs]
     parts = [_read_differences(path) for path in paths]
     (first, base), *others = parts
     for path, (differences, other) in zip(paths[1:], others, strict=True):
         if other != base or differences.keys() != first.keys():
             raise ConfigurationError(f"{path}: trained from other Inception weights or blocks than {paths[0]}")
     mean = {position: np.mean([part[position] for part, _ in parts], axis=0) for position in first}
-    _write_differences(mean, base, target)
+    _write_differences(mean, base, folder / EXTRACTOR)
 
 
 def _write_differences(differences: Mapping[int, NDArray[np.float32]], base: int, path: Path) -> None:
