@@ -108,7 +108,6 @@ class Batches:
 
     def __init__(
         self,
-        names: Sequence[str],
         captions: Mapping[str, Sequence[Sequence[str]]],
         views: Sequence[StoredFeatures],
         vocabulary: Vocabulary,
@@ -118,7 +117,7 @@ class Batches:
         batch_images: int,
         seed: int,
     ) -> None:
-        given = names
+        names = list(captions)
         for view in views:
             names = view.readable(names)
         for view in views:
@@ -129,8 +128,8 @@ class Batches:
                     "run `caplet-export features` again"
                 )
         if not names:
-            told = f"none of {len(given)} images could be read when their features were extracted"
-            raise DataError(f"{told}; the first: {given[0]}")
+            told = f"none of {len(captions)} images could be read when their features were extracted"
+            raise DataError(f"{told}; the first: {next(iter(captions))}")
         self.names = names
         self.group = min(group, max(len(captions[name]) for name in names))
         self._views = views

@@ -124,15 +124,13 @@ class Trainer(Run):
 
         batches = partial(Batches, vocabulary=self.vocabulary, max_length=config.text.max_length, seed=settings.seed)
         self._train = batches(
-            list(words["train"]),
-            captions=words["train"],
+            words["train"],
             views=stores.train,
             group=settings.captions_per_image,
             batch_images=settings.batch_images,
         )
         self._dev = batches(
-            list(words["dev"]),
-            captions=words["dev"],
+            words["dev"],
             views=[stores.plain],
             group=DEV_CAPTIONS,
             batch_images=_EVALUATION_BATCH,

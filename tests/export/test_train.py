@@ -180,7 +180,8 @@ def batches(dataset: Dataset, stores: Stores, **changes: object) -> Batches:
     captions = {name: [tokenize(caption) for caption in texts] for name, texts in dataset.captions.items()}
     vocabulary = Vocabulary.build((words for texts in captions.values() for words in texts), 1)
     arguments: dict[str, object] = {"max_length": 9, "group": 5, "batch_images": 6, "seed": 1, **changes}
-    return Batches(dataset.split("train"), captions, stores.train, vocabulary, **arguments)  # type: ignore[arg-type]
+    trained_on = {name: captions[name] for name in dataset.split("train")}
+    return Batches(trained_on, stores.train, vocabulary, **arguments)  # type: ignore[arg-type]
 
 
 def test_an_epoch_holds_every_image_once_with_its_own_captions(dataset: Dataset, stores: Stores) -> None:
