@@ -79,12 +79,12 @@ def compare_runs(
     bigrams = bigrams_of(dataset, apart_from="dev")
     rows: list[list[str]] = []
     before: tuple[Config, ImageStatistics] | None = None
-    for folder, checkpoint, store in zip(folders, checkpoints, stores, strict=True):
-        seen = store.batches(names, _BATCH) if store else _extract(folder, encoder_weights, dataset, names)
+    for checkpoint, store in zip(checkpoints, stores, strict=True):
+        seen = store.batches(names, _BATCH) if store else _extract(checkpoint.folder, encoder_weights, dataset, names)
         captions = dict(zip(names, _captions(checkpoint, seen), strict=True))
         statistics = ImageStatistics.of(captions, references)
         scores = corpus_scores(captions, references, bigrams, statistics)
-        rows.append(_row(run_name(folder), checkpoint.config, scores, statistics, before))
+        rows.append(_row(run_name(checkpoint.folder), checkpoint.config, scores, statistics, before))
         if before is None or against == "before":
             before = checkpoint.config, statistics
     title, meaning = AGAINST[against]
