@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,7 @@ class Trainer(Run):
         vocabulary = (
             Vocabulary.load(start_from / "vocabulary.txt")
             if start_from
-            else Vocabulary.build(
-                (caption for captions in words["train"].values() for caption in captions), config.text.minimum_count
-            )
+            else Vocabulary.build(chain.from_iterable(words["train"].values()), config.text.minimum_count)
         )
         source = stores.plain.source
         _require_features(config, stores.plain, start_from, teacher)
@@ -145,7 +144,7 @@ class Trainer(Run):
         if settings.objective == "self_critical":
             self._train_references = references_of(dataset, list(words["train"]))
             self._reward = CiderD(self._train_references, with_end=True)
-            self._bigrams = Bigrams(caption for captions in said for caption in captions)
+            self._bigrams = Bigrams(chain.from_iterable(said))
         self._prepare_steps()
         self._resume()
 

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,7 @@ class Tuner(Run):
             self._reward = CaptionReward(
                 vocabulary,
                 references_of(dataset, self._train),
-                Bigrams(caption for captions in said for caption in captions),
+                Bigrams(chain.from_iterable(said)),
                 rouge=settings.reward_rouge,
                 penalty=settings.bigram_penalty,
             )
