@@ -7,6 +7,7 @@ with the calibration set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -84,14 +85,14 @@ class Observer:
         observed = onnx.ModelProto()
         observed.CopyFrom(model)
         graph = observed.graph
-        names = [f"{value}/{kind}" for value in values for kind in kinds]
-        for value in values:
-            for kind in kinds:
-                source = value
-                for operator in kind.split("/"):
-                    reduction = {"keepdims": 0, "axes": axes} if operator.startswith("Reduce") else {}
-                    graph.node.append(helper.make_node(operator, [source], [f"{source}/{operator}"], **reduction))
-                    source = f"{source}/{operator}"
+        names = []
+        for value, kind in product(values, kinds):
+            name = value
+            for operator in kind.split("/"):
+                source, name = name, f"{name}/{operator}"
+                reduction = {"keepdims": 0, "axes": axes} if operator.startswith("Reduce") else {}
+                graph.node.append(helper.make_node(operator, [source], [name], **reduction))
+            names.append(name)
         del graph.output[:]
         graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
         self._session = Session(observed)
