@@ -132,13 +132,13 @@ def _places(config: ModelConfig, kept: Units) -> dict[str, tuple[Any, Any]]:
     state, feature, attention = (kept[size] for size in SIZES)
     gates = np.concatenate([state + number * config.state_size for number in range(3)])
     # One kernel reads the state, for the attention query, the gate of the context and the gates of the GRU.
-    query_and_gate = [attention, config.attention_size + feature] if config.gated_context else [attention]
+    gate = [config.attention_size + feature] if config.gated_context else []
     width = config.attention_size + (config.feature_size if config.gated_context else 0)
     return {
         "project_features": (everything, feature),
         "project_keys": (feature, attention),
         "initial_state": (feature, state),
-        "from_state": (state, np.concatenate([*query_and_gate, width + gates])),
+        "from_state": (state, np.concatenate([attention, *gate, width + gates])),
         "score": (attention, everything),
         "from_word": (everything, gates),
         "from_context": (feature, gates),

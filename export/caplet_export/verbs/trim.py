@@ -40,8 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("which words? those of --words, or by --data, --features and --likeliest, not both")
     likeliest = arguments.likeliest or LIKELIEST
 
-    given = (arguments.run, arguments.data, arguments.features, arguments.words)
-    inputs = [path for path in given if path is not None]
+    inputs = list(filter(None, (arguments.run, arguments.data, arguments.features, arguments.words)))
     check_folder(arguments.output, RUN, inputs)
 
     load_tensorflow()
