@@ -121,7 +121,7 @@ def test_what_was_joined_before_brings_its_members(runs: list[Path], tmp_path: P
     write_stages(Path(third), [stage("third", 1), stage("trimmed", 0)])
     assert main(["join", str(runs[2]), pair, third, "-o", nested]) == 0
     assert main(["join", *map(str, (runs[2], *runs[:2])), third, "-o", flat]) == 0
-    one, other = (load_checkpoint(folder) for folder in (nested, flat))
+    one, other = (load_checkpoint(Path(folder)) for folder in (nested, flat))
     assert one.config == other.config
     assert one.config.model.feature_block == "mixed10 mixed10 mixed10 mixed9"
     for ours, theirs in zip(one.model.trainable_variables, other.model.trainable_variables, strict=True):
