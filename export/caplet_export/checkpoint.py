@@ -53,12 +53,13 @@ class Checkpoint:
     model: Captioner
 
 
-def load_checkpoint(folder: Path, dtype: str = "float32") -> Checkpoint:
+def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
     """Load the captioner of a run folder, to compute in `dtype` as `build_model` takes it.
 
     Raises:
         ConfigurationError: a file is missing or damaged, or the weights belong to another configuration.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: no such run folder")
     if not (folder / "config.json").exists():
@@ -175,7 +176,7 @@ def save_weights(model: keras.Model, path: Path) -> None:
         model.save_weights(temporary)
 
 
-def load_extractor(folder: Path, weights: str | None, dtype: str = "float32") -> keras.Model:
+def load_extractor(folder: Path | str, weights: str | None, dtype: str = "float32") -> keras.Model:
     """The feature extractor of a run, up to the blocks it reads: Inception with `weights` and the run's trained part,
     to compute in `dtype` as `build_extractor` takes it.
 
@@ -186,6 +187,7 @@ def load_extractor(folder: Path, weights: str | None, dtype: str = "float32") ->
     """
     from caplet_export.inception import build_extractor
 
+    folder = Path(folder)
     if weights is not None:
         require_encoder_weights(folder, weights_digest(weights), f"--encoder-weights {weights}")
     model = load_config(folder / "config.json").model

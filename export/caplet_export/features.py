@@ -104,16 +104,16 @@ class FeatureStore(StoredFeatures):
         StoreError: no store there, its extraction has not finished, or its files do not fit together.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.source = _read_source(folder)
-        if not (folder / _SKIPPED).exists():
-            raise StoreError(f"{folder}: extraction has not finished; run `caplet-export features` again")
-        self.skipped = frozenset(_lines(folder / _SKIPPED))
-        self.names = _lines(folder / _NAMES)
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.source = _read_source(self.folder)
+        if not (self.folder / _SKIPPED).exists():
+            raise StoreError(f"{self.folder}: extraction has not finished; run `caplet-export features` again")
+        self.skipped = frozenset(_lines(self.folder / _SKIPPED))
+        self.names = _lines(self.folder / _NAMES)
         self._rows_by_name = {name: row for row, name in enumerate(self.names)}
         shape = (len(self.names), self.source.locations, self.source.channels)
-        path = folder / _ROWS
+        path = self.folder / _ROWS
         size = path.stat().st_size if path.exists() else 0
         if size < int(np.prod(shape)) * 2:
             raise StoreError(f"{path}: {size} bytes, fewer than its {len(self.names)} names need; extract it again")
@@ -196,31 +196,31 @@ class FeatureWriter:
         ExportError: another process is writing to it.
     """
 
-    def __init__(self, folder: Path, source: StoreSource) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str, source: StoreSource) -> None:
+        self.folder = Path(folder)
         self._row_bytes = source.locations * source.channels * 2
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock_path(folder)
-            if (folder / "store.json").exists():
-                have = _read_source(folder)
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock_path(self.folder)
+            if (self.folder / "store.json").exists():
+                have = _read_source(self.folder)
                 have = replace(have, precision=have.precision or source.precision)
                 if have != source:
                     ours = asdict(source)
                     theirs = ", ".join(
                         f"{name}={value or 'none'}" for name, value in asdict(have).items() if value != ours[name]
                     )
-                    raise StoreError(f"{folder}: holds features of another source, {theirs}; use another folder")
+                    raise StoreError(f"{self.folder}: holds features of another source, {theirs}; use another folder")
             else:
                 known = {name: value for name, value in asdict(source).items() if value is not None}
-                write_whole(folder / "store.json", json.dumps({"format": _FORMAT, **known}))
-            self.names = _lines(folder / _NAMES)
-            rows = folder / _ROWS
+                write_whole(self.folder / "store.json", json.dumps({"format": _FORMAT, **known}))
+            self.names = _lines(self.folder / _NAMES)
+            rows = self.folder / _ROWS
             have_rows = (rows.stat().st_size if rows.exists() else 0) // self._row_bytes
             del self.names[have_rows:]
             listed = "".join(f"{name}\n" for name in self.names).encode("utf-8", "surrogateescape")
             self._rows = _open_at(rows, len(self.names) * self._row_bytes)
-            self._names = _open_at(folder / _NAMES, len(listed))
+            self._names = _open_at(self.folder / _NAMES, len(listed))
 
     def __enter__(self) -> FeatureWriter:
         return self

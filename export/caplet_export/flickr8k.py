@@ -107,13 +107,14 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int
     return captions, first_lines, defects
 
 
-def read_dataset(root: Path) -> Dataset:
+def read_dataset(root: Path | str) -> Dataset:
     """Read the data set below `root`.
 
     Raises:
         DataError: the folder, its token file, its images, or every split list is missing; one of these files cannot be
             read; there are two token files, or two lists of one split; or nothing in it is usable.
     """
+    root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     images = next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), None)

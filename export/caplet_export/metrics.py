@@ -3,9 +3,8 @@
 Sources: Papineni et al. 2002 (BLEU), Lin and Och 2004 (ROUGE-L), Vedantam et al. 2015 (CIDEr-D), and coco-caption
 (`pycocoevalcap`) where the papers leave something open. The tests compare these scores with coco-caption's.
 
-Words go in, not text: `tokenizer.tokenize` first. Whole-split scores are in percent, so a CIDEr-D that coco-caption
-prints as 0.586 reads 58.6 here; `CiderD.score`, the reward of self-critical training, stays on coco-caption's own
-scale.
+Words go in, not text: `tokenize` first. Whole-split scores are in percent, so a CIDEr-D that coco-caption prints as
+0.586 reads 58.6 here; `CiderD.score`, the reward of self-critical training, stays on coco-caption's own scale.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from caplet_export.bigrams import Bigrams
 from caplet_export.flickr8k import Dataset
 from caplet_export.text import END_TOKEN
-from caplet_export.tokenizer import tokenize
+from caplet_export.tokenizer import tokenize as tokenize  # one of the scorer's steps, offered here like the others
 
 Words = Sequence[str]
 References = Mapping[str, Sequence[Words]]

@@ -84,7 +84,7 @@ class Trainer(Run):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         config: Config,
         dataset: Dataset,
         stores: Stores,
@@ -105,7 +105,7 @@ class Trainer(Run):
         )
         source = stores.plain.source
         _require_features(config, stores.plain, start_from, teacher)
-        super().__init__(folder, config, vocabulary, source.weights, start_from, [teacher] if teacher else [])
+        super().__init__(Path(folder), config, vocabulary, source.weights, start_from, [teacher] if teacher else [])
         self._origin["--features"] = source.made_by
 
         settings = self.config.train

@@ -216,7 +216,7 @@ class Tuner(Run):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         config: Config,
         dataset: Dataset,
         *,
@@ -236,7 +236,7 @@ class Tuner(Run):
         vocabulary = Vocabulary.load(start_from / "vocabulary.txt")
         for run in (start_from, *teachers):
             require_encoder_weights(run, encoder_weights, "--encoder-weights")
-        super().__init__(folder, config, vocabulary, encoder_weights, start_from, teachers)
+        super().__init__(Path(folder), config, vocabulary, encoder_weights, start_from, teachers)
 
         model = model_to_load(self.config.model)
         load_weights(model, start_from)

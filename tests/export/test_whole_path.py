@@ -159,7 +159,7 @@ def test_features_by_a_runs_own_blocks(done: Sequence[Done], folder: Path, monke
     stored, others = (FeatureStore(Path(name) / "mixed10-plain") for name in ("features-whole", "features"))
     dataset, name = read_dataset(Path("flickr8k")), stored.names[0]
     pixels = read_photo(dataset, name, (299, 299))
-    expected = load_extractor(Path("runs/fitted"), WEIGHTS)(scale(pixels[None]), training=False)[0]
+    expected = load_extractor("runs/fitted", WEIGHTS)(scale(pixels[None]), training=False)[0]
     rounding, tuning = (abs(stored[name] - np.reshape(other, (64, 2048))).mean() for other in (expected, others[name]))
     assert rounding < 0.3 * tuning
 
