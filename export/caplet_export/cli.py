@@ -14,6 +14,7 @@ from typing import NoReturn
 from caplet import __version__
 from caplet.arguments import Parser
 from caplet.errors import CapletError, printable
+from caplet.inputs import matching
 from caplet.output import INTERRUPTED, end_process, was_interrupted
 from caplet_export.errors import ExportError
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with status 2 after wrong usage, 0 after `--help` and `--version`.
     """
-    arguments_list = list(sys.argv[1:] if argv is None else argv)
+    arguments_list = [name for word in (sys.argv[1:] if argv is None else argv) for name in matching(word)]
     parser = Parser(
         prog="caplet-export",
         description="Train a captioner on photos of your own and make it a bundle for caplet, one verb for each stage.",

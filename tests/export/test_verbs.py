@@ -63,6 +63,16 @@ def test_a_length_penalty_is_a_number_that_bundles_may_have(number: str, capsys:
     assert refusal(capsys, "bundle", f"--length-penalty={number}") == said
 
 
+def test_wildcards_are_expanded_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("2", "1"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("caplet.inputs.sys", SimpleNamespace(platform="win32"))
+    assert main(["join", str(tmp_path / "?"), "-o", str(tmp_path / "joined")]) == 1
+    assert f"{tmp_path / '1'}: " in capsys.readouterr().err
+
+
 def test_a_block_that_inception_lacks_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     """Told before Keras' weights are downloaded."""
     said = refusal(capsys, "features", "--data=data", "--layer", "mixed9", "mixed11")
