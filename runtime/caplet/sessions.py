@@ -68,7 +68,8 @@ class Sessions:
             BundleError: onnxruntime cannot load a graph, also for want of memory or threads, or the graph does not keep
                 to the contract.
         """
-        self.bundle, self.threads = bundle, threads
+        self.bundle = bundle
+        self.threads = threads
         self.providers: list[Provider] = _known_providers(providers)
         self._open()
 

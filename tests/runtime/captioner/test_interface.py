@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import logging
@@ -53,6 +54,20 @@ def test_type_checkers_know_the_names_and_errors(tmp_path: Path) -> None:
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
     assert re.findall(r'type is "caplet\.errors\.(.*)"', told) == errors
     assert re.findall(r'error: Module has no attribute "(\w+)"|error:', told) == ["Captoner"]
+
+
+def test_public_attributes_have_one_type_for_all_checkers() -> None:
+    """By name or annotation: of what is unpacked, checkers may infer different types (`pyright --verifytypes`)."""
+    unpacked = [
+        f"{file.name}:{target.lineno}"
+        for file in Path(caplet.__file__).parent.glob("*.py")
+        for found in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(found, ast.ClassDef) and not found.name.startswith("_")
+        for target in ast.walk(found)
+        if isinstance(target, ast.Tuple) and isinstance(target.ctx, ast.Store)
+        if any(isinstance(part, ast.Attribute) and not part.attr.startswith("_") for part in target.elts)
+    ]
+    assert unpacked == []
 
 
 def test_a_caption_does_not_change(captioner: Captioner, photos: Path) -> None:
