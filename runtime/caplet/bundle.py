@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from caplet.errors import NO_MEMORY, ArgumentError, BundleError, BundleNotFoundError
@@ -34,8 +34,8 @@ class Bundle:
 
     path: Path
     digest: str
-    manifest: Manifest
-    words: tuple[str, ...]
+    manifest: Manifest = field(repr=False)
+    words: tuple[str, ...] = field(repr=False)
     verified: bool
 
     @property

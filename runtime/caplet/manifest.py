@@ -85,6 +85,9 @@ class Manifest:
     metrics: Mapping[str, Any]
     golden: tuple[Golden, ...]
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.decoding, self.golden))  # what is a dictionary has no hash
+
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """Parse and check `manifest.json`.

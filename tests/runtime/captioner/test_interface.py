@@ -89,6 +89,15 @@ def test_a_captioner_does_not_change(captioner: Captioner) -> None:
             setattr(captioner, name, None)
 
 
+def test_a_bundle_may_be_a_key_and_is_shown_in_one_line(captioner: Captioner, tiny_bundle: Path) -> None:
+    """Its vocabulary and scores, 37 kB in the released model, filled debuggers, notebooks and error messages."""
+    bundle, again = captioner.bundle, Captioner(tiny_bundle).bundle
+    assert {bundle: 1, bundle.manifest: 2} == {again: 1, again.manifest: 2}
+    assert repr(bundle) == f"Bundle(path={bundle.path!r}, digest={bundle.digest!r}, verified=True)"
+    with pytest.raises(caplet.ArgumentError, match=re.escape(f"{bundle!r} is not a path")):
+        Captioner(bundle)  # type: ignore[arg-type]
+
+
 def test_silent_until_asked(
     tiny_bundle: Path, photos: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
