@@ -21,7 +21,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from PIL import ImageCms
 
 
+@runtime_checkable
 class BinaryReader(Protocol):
     """The least a binary file object can be; `mmap.mmap` is one too."""
 

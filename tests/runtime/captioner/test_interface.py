@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
+import io
 import logging
 import pickle
 import re
@@ -37,6 +38,13 @@ def test_types_allow_what_works() -> None:
     assert typing.get_type_hints(BinaryReader.read)["return"] is bytes  # as files and mmaps have it
     assert BinaryReader in typing.get_args(caplet.ImageSource)
     assert typing.get_type_hints(Caption.plot)["return"] is Image.Image  # for tools that read signatures
+
+
+def test_checkers_of_types_at_run_time_can_check_a_photo() -> None:
+    """As beartype and pydantic do, by isinstance."""
+    kinds = [typing.get_origin(kind) or kind for kind in typing.get_args(caplet.ImageSource)]
+    assert isinstance(io.BytesIO(), tuple(kinds))
+    assert not isinstance(None, tuple(kinds))
 
 
 def test_type_checkers_know_the_names_and_errors(tmp_path: Path) -> None:
