@@ -174,7 +174,7 @@ class Captioner:
 
     @property
     def bundle(self) -> Bundle:
-        """The model: its path, manifest and vocabulary."""
+        """The model, with its path, manifest and vocabulary."""
         return self._sessions.bundle
 
     @property

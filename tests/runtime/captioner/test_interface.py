@@ -22,6 +22,7 @@ from PIL import Image
 
 import caplet
 from caplet import Caption, Captioner
+from caplet.bundle import Bundle
 from caplet.image import BinaryReader
 
 
@@ -45,6 +46,14 @@ def test_checkers_of_types_at_run_time_can_check_a_photo() -> None:
     kinds = [typing.get_origin(kind) or kind for kind in typing.get_args(caplet.ImageSource)]
     assert isinstance(io.BytesIO(), tuple(kinds))
     assert not isinstance(None, tuple(kinds))
+
+
+def test_what_properties_say_is_no_type_to_sphinx() -> None:
+    """Its napoleon takes what stands before a colon, in the first line, for a property's type."""
+    members = [*vars(Captioner).values(), *vars(Bundle).values()]
+    texts = [each.__doc__ for each in members if isinstance(each, property)]
+    assert texts
+    assert [text for text in texts if text is None or ": " in text.splitlines()[0]] == []
 
 
 def test_type_checkers_know_the_names_and_errors(tmp_path: Path) -> None:
