@@ -72,6 +72,9 @@ progressive one 350 MB; WebP and float TIFF take up to 16 bytes a pixel, and the
 LARGEST_LIMIT = 2**40
 """Most that a limit on pixels can be set to."""
 
+_LONGEST_PATH = 4096
+"""That messages show whole, in characters."""
+
 _LONGEST_SIDE = 2**16
 """Of the result, in pixels."""
 
@@ -200,7 +203,9 @@ def _subject(source: object) -> str:
     """What to call the source in an error message."""
     if isinstance(source, (str, os.PathLike)):
         try:
-            return os.fsdecode(source) or "<empty path>"
+            path = os.fsdecode(source)
+            # A longer one is no path that Linux or macOS can open, but mostly an image in base64.
+            return (path if len(path) <= _LONGEST_PATH else f"{path[:100]}...") or "<empty path>"
         except Exception as error:  # whatever the caller's own class raises
             raise ImageTypeError(f"<{type(source).__name__}>", f"gives no path ({error})", "pass a path") from error
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -248,6 +253,7 @@ def _as_file(source: Any, subject: str, max_pixels: int) -> BinaryIO:
         raise ImageNotFoundError(subject) from error
     except OSError as error:
         if error.errno != errno.EINVAL or os.path.exists(source):
+            error.filename = subject  # which tracebacks show
             raise
         # So Windows says of characters that no name may have, such as those of patterns and URLs.
         raise FileNotFoundError(subject) from error

@@ -365,6 +365,14 @@ def test_urls_are_not_fetched() -> None:
     assert "download it first" in str(refusal("https://example.org/cat.jpg"))
 
 
+def test_an_image_in_base64_does_not_fill_the_log() -> None:
+    """Text is a path, and web pages send images as text, of megabytes."""
+    error = refusal("data:image/jpeg;base64," + "/9j/" * 10**6)
+    assert isinstance(error, ImageError)
+    assert str(error).startswith("data:image/jpeg;base64,/9j/")
+    assert len(str(error)) + len(str(error.__cause__)) < 500  # a logged traceback has both
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"), [("*.jpg", "check the path"), ("https://example.org/cat.jpg", "caplet reads no URLs: download")]
 )
