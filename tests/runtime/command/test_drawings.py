@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import caplet.explain
 from caplet import Caption, Captioner, ImageNotFoundError
-from command_line import needs_bytes_in_names, run, start
+from command_line import needs_bytes_in_names, needs_devices, needs_links, needs_pipes, run, start
 from sample_photos import NAMES
 
 # What is drawn.
@@ -44,7 +44,7 @@ def test_attention_of_standard_input_in_a_folder_that_exists(photos: Path, tmp_p
     assert Image.open(tmp_path / "stdin.png").size > (100, 100)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@needs_pipes
 def test_a_photo_in_a_pipe_is_drawn_under_its_name(photos: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "camera")
     process = start(tmp_path / "camera", photos / "cat.jpg", "--attention", tmp_path / "drawings")
@@ -53,7 +53,7 @@ def test_a_photo_in_a_pipe_is_drawn_under_its_name(photos: Path, tmp_path: Path)
     assert sorted(path.name for path in (tmp_path / "drawings").iterdir()) == ["camera.png", "cat.png"]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@needs_pipes
 def test_a_photo_in_a_pipe_is_read_once_and_drawn_all_the_same(
     photos: Path, tmp_path: Path, texts: dict[str, str]
 ) -> None:
@@ -212,7 +212,14 @@ def test_a_drawing_that_is_captioned_is_not_drawn_over(
     assert (tmp_path / "cat-2.png").exists()
 
 
-@pytest.mark.parametrize("way", ["list", "standard input", "device", "pipe", "link"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        *("list", "standard input"),
+        *(pytest.param("device", marks=needs_devices), pytest.param("pipe", marks=needs_pipes)),
+        pytest.param("link", marks=needs_links),
+    ],
+)
 def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
     way: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,8 +229,6 @@ def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
     assert run(tmp_path / "cat.jpg", "--attention", f"{drawings}/", capfd=capfd)[0] == 0
     before = (drawings / "cat.png").read_bytes()
     listing.write_text(f"{photos / 'cat.jpg'}\n{drawings / 'cat.png'}\n")
-    (tmp_path / "links").mkdir()
-    (tmp_path / "links/a.png").symlink_to(drawings / "cat.png")
     inputs: list[Any] = {
         "list": ["--files-from", listing],
         "standard input": ["--files-from", "-"],
@@ -231,6 +236,9 @@ def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
         "pipe": ["--files-from", tmp_path / "pipe"],
         "link": [photos / "cat.jpg", tmp_path / "links"],
     }[way]
+    if way == "link":
+        (tmp_path / "links").mkdir()
+        (tmp_path / "links/a.png").symlink_to(drawings / "cat.png")
     if way == "pipe":
         os.mkfifo(tmp_path / "pipe")
         threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(listing.read_bytes()), daemon=True).start()
@@ -246,7 +254,7 @@ def test_a_drawing_that_is_captioned_later_is_not_drawn_over(
     assert (drawings / "cat-2.png").exists()
 
 
-@pytest.mark.parametrize("way", ["list", "link"])
+@pytest.mark.parametrize("way", ["list", pytest.param("link", marks=needs_links)])
 def test_the_folder_of_the_drawings_is_not_searched(
     way: str, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,8 +262,9 @@ def test_the_folder_of_the_drawings_is_not_searched(
     drawings, links = tmp_path / "drawings", tmp_path / "links"
     drawings.mkdir()
     shutil.copy(photos / "cat.jpg", drawings)
-    links.mkdir()
-    (links / "there").symlink_to(drawings)
+    if way == "link":
+        links.mkdir()
+        (links / "there").symlink_to(drawings)
     (tmp_path / "list").write_text(f"{drawings}\n")
     searched = ["--files-from", tmp_path / "list"] if way == "list" else ["--recursive", links]
     status, out, err = run(photos / "cat.jpg", *searched, "--attention", drawings, capfd=capfd)
@@ -276,7 +285,7 @@ def test_the_results_are_not_drawn_over(photos: Path, tmp_path: Path, capfd: pyt
     assert sorted(path.name for path in drawings.iterdir()) == ["cat-2.png", "cat.png", "coffee.png"]
 
 
-@pytest.mark.parametrize("name", ["drawing.png", "/dev/stdout"])
+@pytest.mark.parametrize("name", ["drawing.png", pytest.param("/dev/stdout", marks=needs_devices)])
 def test_a_drawing_and_the_results_are_not_written_into_one_file(name: str, photos: Path, tmp_path: Path) -> None:
     """For example, if the shell sends standard output into the drawing's file: one of the two would be lost."""
     command = [sys.executable, "-m", "caplet", str(photos / "cat.jpg"), "--attention", name]

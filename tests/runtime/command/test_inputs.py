@@ -17,7 +17,7 @@ from PIL import Image
 import caplet.output
 from caplet.cli import main
 from caplet.inputs import find_inputs, is_descriptor
-from command_line import needs_bytes_in_names, run, start
+from command_line import needs_bytes_in_names, needs_devices, needs_links, needs_pipes, run, start
 
 # Folders.
 
@@ -26,7 +26,7 @@ def test_a_folder_gives_its_photos_by_name(
     folder: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, out, _ = run(folder, capfd=capfd)
-    assert out == f"{folder}/a.PNG\t{texts['rocket']}\n{folder}/b.jpg\t{texts['cat']}\n"
+    assert out == f"{folder / 'a.PNG'}\t{texts['rocket']}\n{folder / 'b.jpg'}\t{texts['cat']}\n"
 
 
 def test_a_heic_photo_in_a_folder_is_not_passed_over(
@@ -48,7 +48,7 @@ def test_every_suffix_of_the_formats_counts(photos: Path, tmp_path: Path, capfd:
     status, out, _ = run(tmp_path, capfd=capfd)
     assert (status, [line.split("\t")[0] for line in out.splitlines()]) == (
         0,
-        [f"{tmp_path}/x.{s}" for s in sorted(rare)],
+        [str(tmp_path / f"x.{s}") for s in sorted(rare)],
     )
 
 
@@ -60,9 +60,10 @@ def test_recursive_gives_the_folders_in_it_too(
     status, out, _ = run("-r", *(["--files-from", tmp_path / "list"] if listed else [folder]), capfd=capfd)
     assert status == 0
     paths = [line.split("\t")[0] for line in out.splitlines()]
-    assert paths == [f"{folder}/{name}" for name in ("a.PNG", "b.jpg", "inner/c.jpg", "inner/deep/d.jpg")]
+    assert paths == [str(folder / name) for name in ("a.PNG", "b.jpg", "inner/c.jpg", "inner/deep/d.jpg")]
 
 
+@needs_links
 def test_loops_of_links_end(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "inner" / "up").symlink_to(folder)
     (folder / "again").symlink_to(folder / "inner")
@@ -71,6 +72,7 @@ def test_loops_of_links_end(folder: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert len(out.splitlines()) == 4  # every photo once
 
 
+@needs_links
 def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "gone.jpg").symlink_to("nowhere")
     status, out, err = run(folder, capfd=capfd)
@@ -78,6 +80,8 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path, capfd: pytes
     assert "gone.jpg" in err
 
 
+@needs_pipes
+@needs_links
 def test_things_that_are_not_files_are_passed_over(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(folder / "pipe.jpg")
     (folder / "link.jpg").symlink_to(folder / "pipe.jpg")  # opened, it would wait for ever for a writer
@@ -86,6 +90,7 @@ def test_things_that_are_not_files_are_passed_over(folder: Path, capfd: pytest.C
     assert run(folder, capfd=capfd)[0] == 0
 
 
+@needs_links
 @pytest.mark.parametrize("options", [[], ["--recursive"]])
 def test_a_link_to_itself_costs_the_others_nothing(options: list[str], folder: Path, capfd: Any) -> None:
     (folder / "a.jpg").symlink_to("a.jpg")
@@ -95,6 +100,7 @@ def test_a_link_to_itself_costs_the_others_nothing(options: list[str], folder: P
     assert err.startswith(f"caplet: {folder}/a.jpg: cannot be read") and err.count("\n") == 1
 
 
+@pytest.mark.skipif(os.mkdir not in os.supports_dir_fd, reason="no way to make them on this system")
 def test_folders_may_lie_deeper_than_python_can_call(photos: Path, tmp_path: Path, capfd: Any) -> None:
     here = os.open(tmp_path, os.O_RDONLY)
     for _ in range(sys.getrecursionlimit() + 200):
@@ -136,7 +142,7 @@ def test_a_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("caplet.inputs.os.scandir", refuse)  # file modes do not stop root
     status, out, err = run("-r", folder, capfd=capfd)
     assert (status, len(out.splitlines())) == (1, 2)
-    assert err == f"caplet: {folder}/inner: cannot be listed (Permission denied); check its permissions\n"
+    assert err == f"caplet: {folder / 'inner'}: cannot be listed (Permission denied); check its permissions\n"
 
 
 # Lists.
@@ -323,6 +329,7 @@ def test_a_photo_that_starts_with_a_dash(
     assert run("--", "-x.jpg", capfd=capfd)[1] == texts["cat"] + "\n"
 
 
+@needs_devices
 @pytest.mark.parametrize("name", ["/dev/stdin", "/dev//fd/63", "/dev/shm/../fd/0", "/proc/self/fd/3", "/proc/12/fd/3"])
 def test_an_open_file_is_known_by_its_name(name: str) -> None:
     assert is_descriptor(name)

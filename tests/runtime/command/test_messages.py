@@ -21,7 +21,7 @@ import caplet.caption_command
 from caplet import InferenceError
 from caplet.cli import main
 from caplet.progress import Progress
-from command_line import Terminal, run, start
+from command_line import Terminal, needs_preexec, needs_signals, needs_terminals, run, start
 from sample_photos import NAMES
 
 # Photos that fail.
@@ -201,6 +201,7 @@ def test_the_progress_line_is_wiped_before_what_ends_the_run_is_told(
     assert terminal.getvalue().endswith(f" \rcaplet: {said}\n")
 
 
+@needs_terminals
 def test_no_progress_runs_through_captions_on_the_terminal(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever way they get there."""
     monkeypatch.setattr("caplet.progress._INTERVAL", 0)
@@ -233,7 +234,7 @@ def test_progress_in_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.getvalue().decode() == "".join("\r" + line for line in shown)  # only what was flushed is there
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals to make on this system")
+@needs_terminals
 @pytest.mark.parametrize("columns", [0, 1, 12, 80])
 def test_progress_does_not_wrap(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
@@ -397,6 +398,7 @@ def test_an_import_that_loses_interruptions_loses_none(
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+@needs_signals
 def test_interrupt_keeps_what_was_done(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(f"{photos / 'cat.jpg'}\n" * 100_000)
     out = tmp_path / "out.jsonl"
@@ -440,6 +442,7 @@ command()
     return process
 
 
+@needs_preexec
 def test_an_interrupt_waits_for_no_worker(tmp_path: Path) -> None:
     process = start_with_a_photo_that_hangs(tmp_path, "hangs.jpg")
     process.send_signal(signal.SIGINT)
@@ -447,6 +450,7 @@ def test_an_interrupt_waits_for_no_worker(tmp_path: Path) -> None:
     assert (process.returncode, err) == (130, b"caplet: interrupted\n")
 
 
+@needs_preexec
 @pytest.mark.parametrize("reason", ["failure", "reader"])
 def test_a_run_that_stops_early_waits_for_no_worker(reason: str, photos: Path, tmp_path: Path) -> None:
     """Because a photo failed, or because nobody reads the results any more."""

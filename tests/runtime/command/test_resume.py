@@ -19,7 +19,7 @@ import pytest
 
 from caplet.cli import main
 from caplet.output import Output
-from command_line import Terminal
+from command_line import Terminal, needs_pipes, needs_signals
 from sample_photos import NAMES
 
 LONG = os.environ.get("CAPLET_LONG") == "1"
@@ -29,7 +29,7 @@ LONG = os.environ.get("CAPLET_LONG") == "1"
 def inputs(photos: Path, tmp_path: Path) -> list[str]:
     """Photos, one of them broken, one missing, one given twice, one with an odd name."""
     (tmp_path / "broken.jpg").write_bytes(b"x")
-    odd = tmp_path / 'a\n"\\é.jpg'
+    odd = tmp_path / ("é.jpg" if sys.platform == "win32" else 'a\n"\\é.jpg')
     shutil.copy(photos / "cat.jpg", odd)
     good = [str(photos / f"{name}.jpg") for name in NAMES]
     return [*good, str(tmp_path / "broken.jpg"), str(odd), "nowhere.jpg", good[0]]
@@ -183,7 +183,7 @@ def test_records_that_do_not_say_how_they_were_searched_are_gone_on_with(photos:
 def test_a_folder_as_output(inputs: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert resume(inputs, tmp_path) == 2
     assert "is not a file" in capfd.readouterr().err
-    assert resume(inputs, Path("/dev/null")) == 2
+    assert resume(inputs, Path(os.devnull)) == 2
 
 
 @pytest.fixture
@@ -196,6 +196,7 @@ def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return pipe
 
 
+@needs_pipes
 @pytest.mark.parametrize("way", ["-", "named", "<(...)", "<"])
 def test_a_name_that_may_be_another_photo_each_time_is_refused(
     way: str, pipe: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -209,6 +210,7 @@ def test_a_name_that_may_be_another_photo_each_time_is_refused(
     assert list(tmp_path.iterdir()) == [pipe]
 
 
+@needs_pipes
 def test_a_pipe_in_a_list_is_refused_at_its_turn(
     pipe: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,7 +252,7 @@ def test_drawings_of_photos_that_are_done_stay(photos: Path, tmp_path: Path, mon
     assert {path: path.read_bytes() for path in before} == before
     drawings = {record["path"]: Path(record["drawing"]).resolve() for record in records(Path("out"))}
     names = {"in/b/x.jpg": "x.png", "in/c/x.jpg": "x-2.png", "in/a/x.jpg": "x-3.png"}
-    assert drawings == {photo: tmp_path / "drawings" / name for photo, name in names.items()}
+    assert drawings == {str(Path(photo)): tmp_path / "drawings" / name for photo, name in names.items()}
 
 
 def test_a_drawing_of_one_photo_that_is_done_stays(
@@ -309,11 +311,11 @@ def test_a_file_system_without_locks(photos: Path, tmp_path: Path, monkeypatch: 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("msvcrt.locking" if sys.platform == "win32" else "fcntl.flock", no_locks)
     assert resume([str(photos / "cat.jpg")], tmp_path / "out") == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@needs_signals
 def test_killed_at_random_again_and_again(inputs: list[str], tmp_path: Path) -> None:
     """Every run is killed at a random moment: while it starts, reads the file, captions, writes."""
     names, out = inputs * 40, tmp_path / "out"

@@ -21,7 +21,16 @@ from PIL import Image
 
 import caplet.output
 from caplet.cli import main
-from command_line import needs_bytes_in_names, run, start
+from command_line import (
+    needs_bytes_in_names,
+    needs_devices,
+    needs_pipes,
+    needs_preexec,
+    needs_set_blocking,
+    needs_shell,
+    run,
+    start,
+)
 from sample_photos import NAMES
 
 # Standard input.
@@ -56,6 +65,7 @@ def test_standard_input_that_is_not_a_photo() -> None:
     assert err == b"caplet: -: is empty; get a complete copy\n"
 
 
+@needs_set_blocking
 @pytest.mark.parametrize("listed", [False, True])
 def test_standard_input_that_does_not_block(listed: bool, photos: Path, texts: dict[str, str]) -> None:
     """As Node and ssh may leave it: a read before anything is there finds nothing.
@@ -85,7 +95,7 @@ def test_no_standard_input_at_all(arguments: list[str], monkeypatch: pytest.Monk
     assert "standard input" in err
 
 
-@pytest.mark.parametrize("name", ["-", "pipe"])
+@pytest.mark.parametrize("name", ["-", pytest.param("pipe", marks=needs_pipes)])
 def test_a_pipe_that_cannot_be_read(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +103,8 @@ def test_a_pipe_that_cannot_be_read(
         def read(self, *_: Any) -> bytes:
             raise OSError(5, "Input/output error")
 
-    os.mkfifo(tmp_path / "pipe")
+    if name == "pipe":
+        os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("caplet.inputs.open", lambda *_: Broken(), raising=False)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Broken()))
@@ -101,6 +112,7 @@ def test_a_pipe_that_cannot_be_read(
     assert run(name, capfd=capfd) == (1, "", error)
 
 
+@needs_pipes
 def test_a_pipe_that_cannot_be_opened_costs_no_other_photo_its_caption(
     photos: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -172,7 +184,7 @@ def test_a_hyphen_is_standard_output(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout on this system")
+@needs_devices
 def test_an_open_file_keeps_what_it_held(photos: Path, tmp_path: Path, texts: dict[str, str]) -> None:
     """As with `>> log` in a shell."""
     (tmp_path / "log").write_text("what was here before\n")
@@ -182,6 +194,7 @@ def test_an_open_file_keeps_what_it_held(photos: Path, tmp_path: Path, texts: di
     assert (tmp_path / "log").read_text() == f"what was here before\n{texts['cat']}\n"
 
 
+@needs_set_blocking
 def test_standard_output_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     read, written = os.pipe()
     os.set_blocking(written, False)
@@ -274,6 +287,7 @@ def test_results_go_to_a_standard_output_that_is_no_file(
 # Standard error.
 
 
+@needs_shell
 @pytest.mark.parametrize("how", ["2>&-", "2>/dev/full", "2> >(true)"])
 def test_without_standard_error_the_others_are_captioned_all_the_same(
     how: str, photos: Path, texts: dict[str, str], tmp_path: Path
@@ -300,6 +314,7 @@ with Output(sys.argv[1]) as output, quiet_libraries():
     assert (tmp_path / "out").read_text() == "a dog runs"
 
 
+@needs_shell
 @pytest.mark.parametrize("how", ["2>&-", "1>&- 2>&-", "2>/dev/full"])
 def test_wrong_usage_without_standard_error_prints_nothing(how: str) -> None:
     command = f"{sys.executable} -m caplet --nonsense {how}"
@@ -381,6 +396,7 @@ def test_what_libraries_say_about_damaged_files_is_not_on_standard_error(
     assert err.decode() == "".join(f"caplet: {error}\n" for error in errors)
 
 
+@needs_preexec
 def test_what_c_libraries_say_is_not_in_the_results_if_standard_error_is_closed(photos: Path, tmp_path: Path) -> None:
     Image.open(photos / "coffee.jpg").convert("RGB").save(tmp_path / "good.tif", compression="tiff_lzw")
     content = bytearray((tmp_path / "good.tif").read_bytes())
@@ -404,5 +420,5 @@ sys.stderr = None
 print("epoch 1")
 end_process({status})
 """
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stdout) == (status, b"epoch 1\n")
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, "epoch 1\n")
