@@ -16,6 +16,7 @@ import pytest
 import caplet.bundle
 from caplet.bundle import DEFAULT_BUNDLE, load_bundle
 from caplet.errors import ArgumentError, BundleError, BundleNotFoundError
+from command_line import needs_links, needs_pipes, needs_sparse_files
 from tiny_bundle import rehash, vocabulary
 
 Manifest = dict[str, Any]
@@ -201,6 +202,7 @@ def test_the_path_is_absolute(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
     assert bundle.encoder == tiny_bundle / "encoder.onnx"
 
 
+@needs_pipes
 def test_a_pipe_in_place_of_a_file_is_not_opened(bundle: Path) -> None:
     (bundle / "encoder.onnx").unlink()
     os.mkfifo(bundle / "encoder.onnx")  # opening it would wait for ever
@@ -209,6 +211,7 @@ def test_a_pipe_in_place_of_a_file_is_not_opened(bundle: Path) -> None:
             load_bundle(bundle, verify=verify)
 
 
+@needs_links
 @pytest.mark.parametrize("name", ["encoder.onnx", "vocabulary.txt", "manifest.json"])
 def test_links_may_not_lead_out_of_the_bundle(name: str, bundle: Path, tmp_path: Path) -> None:
     shutil.move(bundle / name, tmp_path / "outside")
@@ -218,6 +221,7 @@ def test_links_may_not_lead_out_of_the_bundle(name: str, bundle: Path, tmp_path:
             load_bundle(bundle, verify=verify)
 
 
+@needs_links
 def test_links_inside_the_bundle_and_to_the_bundle_are_fine(bundle: Path, tmp_path: Path) -> None:
     shutil.move(bundle / "encoder.onnx", bundle / "blob")
     (bundle / "encoder.onnx").symlink_to("blob")
@@ -237,6 +241,7 @@ def test_a_bundle_may_lie_where_windows_cannot_resolve_paths(bundle: Path, monke
     assert load_bundle(bundle).verified
 
 
+@needs_links
 def test_a_loop_of_links_is_an_error(bundle: Path) -> None:
     (bundle / "encoder.onnx").unlink()
     (bundle / "encoder.onnx").symlink_to("encoder.onnx")
@@ -244,6 +249,7 @@ def test_a_loop_of_links_is_an_error(bundle: Path) -> None:
         load_bundle(bundle, verify=False)
 
 
+@needs_sparse_files
 def test_empty_and_huge_files_are_refused(bundle: Path) -> None:
     (bundle / "vocabulary.txt").write_bytes(b"")
     with pytest.raises(BundleError, match="empty"):
@@ -536,7 +542,7 @@ def test_a_vocabulary_that_does_not_fit(
 def test_a_word_twice_in_a_large_vocabulary_is_found_at_once(bundle: Path) -> None:
     words = vocabulary(40_000)
     words.append(words[-1])
-    (bundle / "vocabulary.txt").write_text("".join(word + "\n" for word in words))
+    (bundle / "vocabulary.txt").write_text("".join(word + "\n" for word in words), newline="\n")
     rehash(bundle, lambda m: m["vocabulary"].update(size=len(words)))
     started = time.perf_counter()
     with pytest.raises(BundleError, match=f"'{words[-1]}' twice"):
