@@ -23,6 +23,7 @@ from skimage import color as skimage_color
 from caplet import explain
 from caplet.errors import ArgumentError, ImageNotFoundError
 from caplet.explain import heat_colours, is_drawing, plot_attention, save_drawing
+from command_line import needs_links, needs_pipes
 
 PHOTOS = Path(__file__).parents[1] / "photos"
 GREY = 100  # no colour of `lit` in these tests is then near a half, which machines may round differently
@@ -308,6 +309,7 @@ def test_attention_that_is_zero_everywhere_is_cold() -> None:
     assert area(np.asarray(drawing), lit(0))[2:] == (90, 90)
 
 
+@needs_links
 def test_a_drawing_on_its_way_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all can write, somebody may put one: neither a foreseeable name nor one met by chance is followed."""
     monkeypatch.setattr(os, "urandom", bytes)
@@ -322,7 +324,7 @@ def test_a_drawing_on_its_way_follows_no_link(tmp_path: Path, monkeypatch: pytes
     assert precious.read_text() == "kept" and all(link.is_symlink() for link in links)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@needs_pipes
 def test_a_drawing_goes_where_a_link_leads_and_into_pipes(tmp_path: Path) -> None:
     drawing, link, pipe = Image.new("RGB", (9, 9)), tmp_path / "link.png", tmp_path / "pipe"
     link.symlink_to(tmp_path / "drawing.png")
