@@ -118,7 +118,7 @@ def swap_two_words(_: pytest.MonkeyPatch, bundle: Path) -> None:
     words = (bundle / "vocabulary.txt").read_text().split("\n")
     one, other = words.index("bike"), words.index("rock")
     words[one], words[other] = words[other], words[one]
-    (bundle / "vocabulary.txt").write_text("\n".join(words))
+    (bundle / "vocabulary.txt").write_text("\n".join(words), newline="\n")
     rehash(bundle)
 
 

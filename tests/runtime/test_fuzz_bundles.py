@@ -93,9 +93,8 @@ def damage(bundle: Path, chance: random.Random) -> bool:
     if kind == 1:  # a file gone, or something else in its place
         path = bundle / chance.choice(FILES)
         path.unlink()
-        action: Callable[[], Any] = chance.choice(
-            [lambda: None, path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero"), path.touch]
-        )
+        special = [lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")] if sys.platform != "win32" else []
+        action: Callable[[], Any] = chance.choice([lambda: None, path.mkdir, *special, path.touch])
         action()
         return True
     if kind == 2:  # a manifest that is still JSON

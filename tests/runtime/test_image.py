@@ -28,6 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 from caplet.errors import ArgumentError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image import load_pixels
 from caplet.image_file import refused
+from command_line import needs_bytes_in_names, needs_devices, needs_pipes, needs_set_blocking
 from pictures import encoded, plain, refusal
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
@@ -187,7 +188,7 @@ def test_channels_stay_in_order() -> None:
     assert pixels[0, 0].tolist() == [200, 100, 50]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@needs_pipes
 def test_a_path_may_be_a_named_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(PHOTOS[0].read_bytes(),))
@@ -205,13 +206,14 @@ def test_the_name_of_an_open_file_may_be_read_twice(monkeypatch: pytest.MonkeyPa
             assert load_pixels("/dev/stdin").tobytes() == expected
 
 
-@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="no /dev/stdin here")
+@needs_devices
 def test_a_path_may_be_a_pipe() -> None:
     code = "import caplet.image, sys; sys.stdout.buffer.write(caplet.image.load_pixels('/dev/stdin').tobytes())"
     done = subprocess.run([sys.executable, "-c", code], input=PHOTOS[0].read_bytes(), capture_output=True, check=True)
     assert done.stdout == load_pixels(PHOTOS[0]).tobytes()
 
 
+@needs_bytes_in_names
 def test_file_names_that_are_not_utf_8_work(tmp_path: Path) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9\n.jpg")  # noqa: PTH118 (pathlib takes no bytes)
     try:
@@ -488,7 +490,7 @@ def test_an_array_of_a_files_bytes_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("there", [0, 1000])
-@pytest.mark.skipif(sys.platform == "win32", reason="all pipes block there")
+@needs_set_blocking
 def test_a_stream_that_does_not_block_is_neither_empty_nor_truncated(there: int) -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
