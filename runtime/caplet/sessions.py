@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import ctypes
 import os
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from caplet.bundle import Bundle, load_bundle
 from caplet.decode import LOCATIONS, Encoded, Floats, StepResult
-from caplet.errors import NO_MEMORY, RUN_CHECK, ArgumentError, BundleError, InferenceError, without_frames
+from caplet.errors import NO_MEMORY, RUN_CHECK, ArgumentError, BundleError, CapletError, InferenceError, without_frames
 from caplet.machine import describe_cpu
 from caplet.prefetch import beside
 from caplet.shutdown import computing
@@ -80,8 +81,13 @@ class Sessions:
         exact = bundle.manifest.saturates and _may_saturate(describe_cpu())
         # One thread for the decoder: a step is too short to share; waking a second takes longer than half of it.
         with computing(), beside(lambda: _session(bundle.decoder, 1, self.providers, exact=exact)) as decoder_opened:
-            encoder = _session(bundle.encoder, self.threads, self.providers, exact=exact)
-            _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
+            try:
+                encoder = _session(bundle.encoder, self.threads, self.providers, exact=exact)
+                _check_contract(bundle.encoder, encoder, photo, _FEATURES, sizes)
+            except BundleError:  # whoever deletes the bundle now could not on Windows, while its decoder is being read
+                with contextlib.suppress(CapletError):
+                    decoder_opened()
+                raise
             decoder = decoder_opened()
             _check_contract(bundle.decoder, decoder, _DECODER_INPUTS, _DECODER_OUTPUTS, sizes)
         if sizes["K"] > len(bundle.words):

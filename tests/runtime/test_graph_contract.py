@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,24 @@ def test_encoder_and_decoder_must_fit_together(size: str, bundle: Path) -> None:
     rehash(bundle)
     with pytest.raises(BundleError, match="size of 9 where"):
         Captioner(bundle)
+
+
+def test_a_bundle_that_is_refused_can_be_deleted(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows deletes no file that is still being read."""
+    session, decoders = onnxruntime.InferenceSession, []
+
+    def slow_decoder(path: str, *arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
+        if path.endswith("encoder.onnx"):
+            return session(path, *arguments, **options)
+        time.sleep(0.2)
+        decoders.append(session(path, *arguments, **options))
+        return decoders[0]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", slow_decoder)
+    change_graph(bundle, "encoder.onnx", lambda model: model.graph.node[0].input.__setitem__(0, "nothing"))
+    with pytest.raises(BundleError, match=r"encoder\.onnx: onnxruntime cannot load it"):
+        Captioner(bundle)
+    assert decoders
 
 
 def test_a_decoder_of_another_vocabulary_is_noticed_when_it_says_what_is_not_a_word(bundle: Path) -> None:
