@@ -26,6 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 from caplet import image as image_module
 from caplet.errors import CapletError
 from caplet.image import load_pixels
+from command_line import needs_sparse_files
 from pictures import encoded, plain, refusal
 
 PHOTO = Path(__file__).parents[1] / "photos" / "astronaut.jpg"
@@ -543,6 +544,7 @@ def test_a_file_longer_than_any_picture_within_the_limit_is_not_read(
         tracemalloc.stop()
 
 
+@needs_sparse_files
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF"])
 def test_what_follows_a_picture_is_not_read_and_does_no_harm(
     file_format: str, photo: Image.Image, tmp_path: Path
