@@ -41,8 +41,8 @@ class _Format(NamedTuple):
     """The plugin is called `<stem>ImagePlugin`, and its class `<stem>ImageFile`."""
     signatures: tuple[bytes, ...] = ()
     """What its files start with; none where it takes more to tell, as `identify` does."""
-    packages: tuple[str, ...] = ()
-    """Where the class is, if not in Pillow; the first of these that is installed."""
+    package: str = ""
+    """Where the class is, if not in Pillow."""
     sequential: bool = False
     """Rows are decoded one after the other, so that those before the point where a file breaks off are good."""
     canvas: Callable[[io.RawIOBase], tuple[int, int]] | None = None
@@ -52,15 +52,11 @@ class _Format(NamedTuple):
 
     def plugin(self) -> ModuleType:
         """The module with the class. Raises ModuleNotFoundError."""
-        names = self.packages or (f"PIL.{self.stem}ImagePlugin",)
-        for name in names[:-1]:
-            with contextlib.suppress(ModuleNotFoundError):
-                return importlib.import_module(name)
-        return importlib.import_module(names[-1])
+        return importlib.import_module(self.package or f"PIL.{self.stem}ImagePlugin")
 
 
-HEIC_PACKAGES = ("pi_heif", "pillow_heif")
-"""What reads HEIC, of which either will do."""
+HEIC_PACKAGE = "pillow_heif"
+"""What reads HEIC."""
 
 # What cameras, phones, scanners, browsers and image libraries write as a picture, each with a signature of its own and
 # a decoder in C, or in NumPy (`_load_ppm`). Left out of what Pillow can open, on purpose:
@@ -79,7 +75,7 @@ _PPM = _Format("PPM", "Ppm", (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"), 
 _TIFF = _Format("TIFF", "Tiff", (b"II*\0", b"MM\0*", b"II+\0"), sequential=True)
 _WEBP = _Format("WebP", "WebP", canvas=webp_canvas)
 _AVIF = _Format("AVIF", "Avif")
-_HEIC = _Format("HEIC", "Heif", packages=HEIC_PACKAGES)
+_HEIC = _Format("HEIC", "Heif", package=HEIC_PACKAGE)
 _JPEG_2000 = _Format("JPEG 2000", "Jpeg2K", (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), canvas=jpeg_2000_canvas)
 _FORMATS = (_JPEG, _PNG, _GIF, _BMP, _PPM, _TIFF, _WEBP, _AVIF, _HEIC, _JPEG_2000)
 
@@ -403,7 +399,7 @@ def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.Imag
         plugin = file_format.plugin()
     except ModuleNotFoundError as error:
         if file_format is _HEIC:
-            remedy = "pip install pi-heif, or convert it to JPEG"
+            remedy = "pip install pillow-heif, or convert it to JPEG"
             raise ImageError(subject, "is a HEIC photo, which Pillow does not read", remedy) from error
         raise ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow") from error
     image: ImageFile.ImageFile = getattr(plugin, f"{file_format.stem}ImageFile")(reader)
