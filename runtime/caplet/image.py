@@ -5,10 +5,10 @@ orientation as its EXIF says; squashed to the size the encoder wants; sRGB.
 
 Nothing here sets or depends on Pillow's process-wide switches (`Image.MAX_IMAGE_PIXELS`,
 `ImageFile.LOAD_TRUNCATED_IMAGES`): limits and leniency belong to the call, so calls in several threads, and the
-caller's own use of Pillow, do not disturb each other. Two of Pillow's decoders look at MAX_IMAGE_PIXELS all the same: a
-TIFF, or a frame of a GIF, with more pixels causes a warning, and one with more than twice as many is refused. Pillow's
-warnings, of odd EXIF for instance, are not filtered: filters are process-wide too, and `warnings.catch_warnings` would
-undo what other threads do.
+caller's own use of Pillow, do not disturb each other. Some Pillow decoders look at MAX_IMAGE_PIXELS all the same: a
+TIFF, or a GIF's frame that is to be cleared, with more pixels causes a warning; one with more than twice as many is
+refused, and so is a WebP by Pillow 13. Pillow's warnings, of odd EXIF for instance, are not filtered: filters are
+process-wide too, and `warnings.catch_warnings` would undo what other threads do.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ ImageSource: TypeAlias = (
 """What `load_pixels` takes. Text is a path; bytes are the contents of an image file."""
 
 MAX_PIXELS = 120_000_000
-"""Default limit on width x height. A 108-megapixel phone photo passes: as a usual JPEG it takes 40 MB of memory, as a
-progressive one 350 MB; WebP and float TIFF take up to 16 bytes a pixel, and the costliest, JPEG 2000, up to 30."""
+"""Default limit on width x height. A 108-megapixel phone photo passes: as a usual JPEG it takes 10 MB of memory, as a
+progressive one 320 MB; WebP and float TIFF take up to 16 bytes a pixel, and the costliest, JPEG 2000, up to 30."""
 
 LARGEST_LIMIT = 2**40
 """Most that a limit on pixels can be set to."""
@@ -92,16 +92,16 @@ def load_pixels(
     """Decode an image and squash it to a fixed size.
 
     EXIF orientation is applied, transparency is composited over white, animations give their first frame (a PIL image
-    gives the frame it stands at), colour profiles (and gammas of PNGs) other than sRGB are converted to sRGB, 16-bit
-    and float samples are brought to 8 bits. Small photos get exactly the pixels of Pillow's
-    `convert("RGB").resize(size, BILINEAR)`; a JPEG at least four times as large as `size` both ways is decoded at 1/2,
-    1/4 or 1/8 of its size, never below twice `size`, which is several times faster and differs by less than one level
-    on average.
+    gives the frame it stands at), RGB colour profiles (and gammas of PNGs) other than sRGB are converted to sRGB,
+    16-bit and float samples are brought to 8 bits. Small photos get exactly the pixels of Pillow's
+    `convert("RGB").resize(size, BILINEAR)`; a JPEG of which both sides are at least four times the longer one of `size`
+    is decoded at 1/2, 1/4 or 1/8 of its size, never below twice that, which is several times faster and differs by less
+    than one level on average.
 
     Args:
-        source: path, file contents as a bytes-like object, binary file object, PIL image, or uint8 array
-            [height, width, 3] RGB, [height, width, 4] RGBA, [height, width] or [height, width, 1] grey. It is left as
-            it was: a seekable file object is read from its start, whatever its position, and put back to that position.
+        source: path, file contents as bytes, bytearray or memoryview, binary file object, PIL image, or uint8 array
+            [height, width, 3] RGB, [height, width, 4] RGBA, [height, width] or [height, width, 1] grey. A seekable file
+            object is read from its start, whatever its position, and put back to that. A PIL image may get loaded.
         size: width and height of the result, in pixels.
         max_pixels: most pixels (width x height) the source may have; checked before anything is decoded.
         allow_truncated: accept a JPEG, PNG, GIF, TIFF, BMP or PPM that breaks off in the middle, and use what is there.
@@ -124,7 +124,7 @@ def load_picture(
 ) -> NDArray[np.uint8]:
     """Decode an image for people to look at: like `load_pixels`, but in its proportions, with the longest side given.
 
-    A side is at least an eighth of the other, so that even a strip of pixels can be seen.
+    A side is at least about an eighth of the other, so that even a strip of pixels can be seen.
 
     Returns:
         uint8 [height, width, 3], RGB.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
@@ -409,11 +410,14 @@ def test_a_warning_of_pillow_is_an_error_only_where_the_process_says_so_and_is_c
         load_pixels(data)
 
 
-def test_where_pillows_own_limit_holds_that_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(Image.new("1", (300, 200)), "TIFF")
+@pytest.mark.parametrize("file_format", ["TIFF", "GIF", "WebP"])
+def test_where_pillows_own_limit_holds_that_is_what_is_said(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if file_format == "WebP" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("this Pillow's WebP decoder has no limit of its own")
+    data = encoded(Image.new("L", (300, 200)), file_format, disposal=2)
     load_pixels(data)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)  # Pillow lets up to twice its limit pass
-    assert "too large: Pillow's TIFF decoder has a limit of its own" in str(refusal(data))
+    assert f"too large: Pillow's {file_format} decoder has a limit of its own" in str(refusal(data))
 
 
 def test_a_very_wide_picture_takes_about_as_long_as_a_square_one() -> None:
