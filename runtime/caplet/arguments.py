@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with exit status 2 and the message, escaped: what it quotes may be any bytes, such as a photo's name."""
         if sys.stderr is not None:  # where it is closed, argparse would write to standard output
-            with contextlib.suppress(OSError):  # a full disk; argparse itself suppresses this from Python 3.11 on
+            with contextlib.suppress(OSError):  # a full disk; argparse itself suppresses this from Python 3.11.4 on
                 self.exit(2, f"{self.prog}: error: {printable(message)}; see {self.prog} --help\n")
         self.exit(2)
 

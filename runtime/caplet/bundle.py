@@ -55,8 +55,8 @@ def load_bundle(path: str | os.PathLike[str] | None = None, *, verify: bool = Tr
     Args:
         path: the bundle's directory; None for the one in the environment variable CAPLET_MODEL, or else the one that
             comes with caplet.
-        verify: compare every file with its size and sha256 in the manifest. The vocabulary, and that nothing lies
-            outside the directory, are checked in any case.
+        verify: compare every file with its size and sha256 in the manifest. The vocabulary, and that neither it nor the
+            graphs lie outside the directory, are checked in any case.
 
     Raises:
         BundleNotFoundError: there is no such directory, or no manifest in it.

@@ -51,9 +51,9 @@ class Caption:
     Attributes:
         text: the sentence, lower case, without a full stop.
         words: its words, as in the vocabulary, in the form that they have in the sentence.
-        score: mean log-probability of the words and of the end of the sentence (so not the mean of `word_scores`),
-            natural logarithm, at most 0; for a length penalty other than 1 see `caplet.decode.Hypothesis`. Compare it
-            only between captions of one model.
+        score: mean log-probability of the words and, unless it was cut at `max_length`, of the end of the sentence
+            (so not the mean of `word_scores`), natural logarithm, at most 0 but for rounding; for a length penalty
+            other than 1 see `caplet.decode.Hypothesis`. Compare it only between captions of one model.
         word_scores: log-probability of each word, given the photo and the words before it.
         attention: float32 [words,8,8], read-only: how much each word looked at each part of the photo, row by row
             from the top left; each word's weights sum to 1.
@@ -81,7 +81,7 @@ class Caption:
         """Draw `image`, the photo of this caption, and for each word its probability and where the model looked.
 
         See `caplet.explain.plot_attention` for the drawing, `Captioner.caption` for the options. Raises ImageError if
-        the photo cannot be read.
+        the photo cannot be read, ArgumentError if `max_pixels` makes no sense.
         """
         from caplet.explain import plot_attention
 

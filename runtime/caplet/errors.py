@@ -1,7 +1,7 @@
 """What can go wrong in the runtime, each error one line: what it is about, what happened, what to do.
 
-Every error is a `CapletError` and also the built-in a caller would catch anyway, so `except FileNotFoundError` and
-`except ValueError` work as they do elsewhere in Python. All of them survive pickling, so they cross process borders.
+Every error of the library is a `CapletError` and the built-in that a caller would catch anyway, so `except ValueError`
+and `except FileNotFoundError` work as elsewhere in Python. All of them survive pickling, so they cross process borders.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class BundleNotFoundError(_NotFoundError, BundleError):
 
 
 class InferenceError(CapletError, RuntimeError):
-    """The graphs failed while running."""
+    """The graphs failed while running, or could not be run."""
 
 
 _Error = TypeVar("_Error", bound=BaseException)

@@ -62,7 +62,7 @@ def plot_attention(
         An RGB image; for a caption of ten words about 6 panels wide and 3 high.
 
     Raises:
-        ArgumentError: the numbers of words, attention maps and probabilities differ, or some of them are impossible.
+        ArgumentError: the numbers of words, attention maps and probabilities differ, or a value makes no sense.
         ImageError: the photo cannot be read.
     """
     shares = _check(words, attention, probabilities)
