@@ -85,7 +85,7 @@ class ModelConfig(Switches):
     initial_state: str = switch("mean", among("mean", "zero"))
     """`mean`: tanh of a linear layer of the mean feature; `zero`."""
     gated_context: bool = True
-    """Scale the context by a gate read from the state (beta of Xu et al., section 4.2.1)."""
+    """Scale each number of the context by a gate read from the state (Xu et al., section 4.2.1: beta, one for all)."""
     deep_output: bool = True
     """Predict words from embedding, state and context together (eq. 7 of Xu et al.), else from the state through one
     hidden layer, as the tutorials do."""

@@ -142,7 +142,7 @@ class CaptionModel(keras.Model):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attend, then update the GRU's state.
 
-        Attention: softmax_l(v . tanh(W k_l + U h)) (Bahdanau et al., ICLR 2015). GRU: Cho et al., EMNLP 2014, with the
+        Attention: softmax_l(v . tanh(k_l + U h)) (Bahdanau et al., ICLR 2015). GRU: Cho et al., EMNLP 2014, with the
         reset gate after the recurrent product, as in `keras.layers.GRU(reset_after=True)`.
 
         Args:

@@ -30,7 +30,7 @@ def clean(caption: str, rules: str) -> list[str]:
     `coco`: the words that the scorer sees (coco-caption's tokeniser). Dropped are words with a digit or an invisible
     character, such as U+200B; words of nothing but marks, such as U+FE0F, which follows many emojis; brackets, which
     that tokeniser writes as "-lrb-" and the like; and "!!", "?!" and the like, of which it drops single marks only. "a"
-    is kept: it is one word in nine of what people write, and every published score counts it.
+    is kept: it is one word in seven of what people write, and every published score counts it.
     """
     if rules == "tutorial":
         words = caption.lower().translate(_NO_PUNCTUATION).split()
