@@ -7,6 +7,7 @@ import json
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -292,8 +293,10 @@ def override(config: Config, assignments: list[str]) -> Config:
         target, separator, text = assignment.partition("=")
         section, _, name = target.partition(".")
         if not separator or section not in raw or name not in raw[section]:
-            have = ", ".join(f"{key}.{each}" for key, part in raw.items() for each in part)
-            raise ConfigurationError(f"--set {assignment}: expected SECTION.SWITCH=VALUE with one of {have}")
+            switches = {each: f"{key}.{each}" for key, part in raw.items() for each in part}
+            near = [switches[each] for each in get_close_matches(target.rpartition(".")[2].strip(), switches)]
+            which = f", perhaps {' or '.join(near)}" if near else f" with one of {', '.join(switches.values())}"
+            raise ConfigurationError(f"--set {assignment}: expected SECTION.SWITCH=VALUE{which}")
         current = raw[section][name]
         try:
             raw[section][name] = text if isinstance(current, str) else json.loads(text)
