@@ -43,8 +43,10 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
                 include_top=False, weights=weights, input_shape=(INPUT_SIZE, INPUT_SIZE, 3)
             )
     except Exception as error:  # Keras' download raises a bare Exception
-        told = "Keras' weights cannot be had" if weights == "imagenet" else "not weights of InceptionV3 without top"
-        raise ConfigurationError(f"{weights}: {told}: {in_one_line(error)}") from error
+        told, remedy = "not weights of InceptionV3 without top", ""
+        if weights == "imagenet":
+            told, remedy = "Keras' weights cannot be had", "; get that file elsewhere, and name it by --encoder-weights"
+        raise ConfigurationError(f"{weights}: {told}: {in_one_line(error)}{remedy}") from error
     outputs = [_block(whole, block) for block in blocks]
     joined = outputs[0] if len(outputs) == 1 else keras.layers.Concatenate(name=JOINED)(outputs)
     return keras.Model(whole.input, joined, name=NAME)
