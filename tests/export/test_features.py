@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from caplet_export.features import (
     whole_in_another_precision,
 )
 from caplet_export.outputs import RUN
+from command_line import Terminal
 from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 SOURCE = StoreSource("digest", locations=2, channels=3)
@@ -390,6 +392,23 @@ def test_the_command_computes_in_the_precision_and_the_batches_it_is_told(
     assert sizes == [7, 7]
     stores = {path.name for folder in ("features", "by-run") for path in (tmp_path / folder).iterdir()}
     assert stores == {"mixed10-plain", "mixed9-plain"}
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_the_bar_counts_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first photo of a batch, it estimated a batch's time for each photo that is left."""
+
+    def slow(_: Any, names: list[str], *__: Any, batch_size: int) -> Iterator[tuple[str, None]]:
+        for first in range(0, len(names), batch_size):
+            time.sleep(0.2)  # more than tqdm lets pass between two drawings
+            yield from ((name, None) for name in names[first : first + batch_size])
+
+    data = write_tiny_flickr8k(tmp_path / "data", train=6, dev=4)
+    monkeypatch.setattr("caplet_export.verbs.features.extract", slow)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert main(["features", str(tmp_path / "features"), "--data", str(data), "--views", "--batch-size", "4"]) == 0
+    assert re.findall(r"(\d+)/10 ", terminal.getvalue()) == ["0", "4", "8", "10"]
 
 
 @pytest.mark.usefixtures("small_inception")

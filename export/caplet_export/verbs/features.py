@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
         stored = 0
         title = " ".join(folder.name for folder in stores)
-        for name, problem in ProgressBar(results, desc=title, total=len(names), unit="photo", leave=True):
+        # Drawn after each batch, not at its first photo, which would seem to have taken the time of the whole.
+        bar = {"miniters": arguments.batch_size, "maxinterval": math.inf, "leave": True}
+        for name, problem in ProgressBar(results, desc=title, total=len(names), unit="photo", **bar):
             stored += problem is None
             if problem and name not in unreadable:
                 unreadable.add(name)
