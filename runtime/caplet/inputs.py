@@ -32,7 +32,7 @@ better than silence."""
 _DESCRIPTOR = re.compile(r"/dev/(std(in|out|err)|fd/\d+)|/proc/[^/]+/fd/\d+")
 Identity: TypeAlias = tuple[int, int] | str
 _CHUNK = 2**16
-_LONGEST_NAME = 2**16  # bytes; no system takes a path of more than half of that
+_LONGEST_NAME = 3 * 2**15  # bytes; Windows takes the longest paths, of 32,767 characters of up to three bytes
 
 
 @dataclass(frozen=True)

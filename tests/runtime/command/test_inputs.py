@@ -244,6 +244,12 @@ def test_a_name_in_a_list_is_taken_as_it_is(end: bytes, tmp_path: Path) -> None:
     assert not any(photo.piped for photo in found)
 
 
+def test_a_name_in_a_list_may_be_as_long_as_any_that_windows_takes(tmp_path: Path) -> None:
+    name = "写" * 32_767
+    (tmp_path / "list").write_text(f"{'x' * 65_000}\n{name}\n", encoding="utf-8")
+    assert [photo.name for photo in find_inputs([], str(tmp_path / "list"), null=False, recursive=False)][1:] == [name]
+
+
 def test_a_list_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").write_text("kept")
     status, out, err = run("--files-from", "nowhere.txt", "-o", tmp_path / "out", capfd=capfd)
