@@ -16,7 +16,7 @@ class StoreError(ExportError, OSError):
 
 
 class ConfigurationError(ExportError, ValueError):
-    """A configuration or checkpoint does not fit: unknown switch, wrong value, another model's weights."""
+    """A configuration, checkpoint or other file cannot be used: wrong values, another model's weights, unreadable."""
 
 
 class ParityError(ExportError, ArithmeticError):

@@ -63,9 +63,9 @@ HEIC_PACKAGE = "pillow_heif"
 # EPS, WMF (run Ghostscript or the system's renderer); BUFR, GRIB, HDF5 (stubs that call foreign handlers); MPEG, FLI
 # (video); PSD, FPX, MIC (layered documents); ICO, CUR, ICNS, BLP, DDS, FTEX, WAL (icons and textures: containers whose
 # header need not tell the size of what is inside); FITS, MCIDAS, SPIDER, IPTC (science); TGA, DIB, PCD, GBR, XVThumb
-# (no signature, or a weak one: noise passes for them); QOI, XBM, XPM, MSP, IM, PCX, SGI, SUN (extinct or exotic,
-# several of them decoded a byte at a time in Python). A PIL image of any of these is welcome: the caller has opened it.
-# So is one of the variants in `IN_PYTHON`, which Pillow decodes in Python too.
+# (no signature, or a weak one: noise passes for them); QOI, XBM, XPM, MSP, IM, IMT, PCX, DCX, PIXAR, SGI, SUN (extinct
+# or exotic, several of them decoded a byte at a time in Python). A PIL image of any of these is welcome: the caller has
+# opened it. So is one of the variants in `IN_PYTHON`, which Pillow decodes in Python too.
 _JPEG = _Format("JPEG", "Jpeg", (b"\xff\xd8\xff",), sequential=True)  # also MPO: its first picture is a plain JPEG
 _PNG = _Format("PNG", "Png", (b"\x89PNG\r\n\x1a\n",), sequential=True)  # also APNG: its default picture
 _GIF = _Format("GIF", "Gif", (b"GIF87a", b"GIF89a"), sequential=True, canvas=gif_canvas)

@@ -65,7 +65,7 @@ class Golden:
 class Manifest:
     """The checked contents of `manifest.json`; file names are relative to the bundle and stay inside it.
 
-    `saturates`: a graph has 8-bit weights whose sums need exact kernels on x86 without VNNI.
+    `saturates`: a graph may have 8-bit weights whose sums need exact kernels on x86 without VNNI.
     """
 
     name: str
