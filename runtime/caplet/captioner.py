@@ -143,11 +143,11 @@ class Captioner:
         Args:
             model: the bundle's directory; None for the environment variable CAPLET_MODEL, or the bundled model. Or its
                 sessions, with the options that they were opened with.
-            threads: threads that encode one photo; None for as many as this process may use (see `caplet.threads`).
-                With 1, captions are made in the calling thread alone, except for the decoders of AVIF and HEIC, which
-                have threads of their own. A larger number does not limit `caption_many`, which encodes up to 4 photos
-                side by side while it searches: `threads + min(threads, 4)` threads may want a CPU at once there. To
-                limit the CPUs that are used, set an affinity mask or a CPU quota.
+            threads: threads that encode one photo, 1 to 1024; None for as many as this process may use (see
+                `caplet.threads`). With 1, captions are made in the calling thread alone, except for the decoders of
+                AVIF and HEIC, which have threads of their own. A larger number does not limit `caption_many`, which
+                encodes up to 4 photos side by side while it searches: `threads + min(threads, 4)` threads may want a
+                CPU at once there. To limit the CPUs that are used, set an affinity mask or a CPU quota.
             providers: onnxruntime execution providers, by name or as (name, options); None for the CPU.
             verify: compare every file of the bundle with its hash.
 
@@ -217,7 +217,7 @@ class Captioner:
                 [H,W,1].
             beam_size: hypotheses kept per word, from 1 (greedy) to the number of words that the decoder gives per step;
                 None for the bundle's.
-            max_length: most words of the caption; None for the bundle's.
+            max_length: most words of the caption, 1 to 1000; None for the bundle's.
             allow_truncated: accept an image file that breaks off in the middle.
             max_pixels: most pixels (width x height) the photo may have; checked before anything is decoded.
 
@@ -283,8 +283,8 @@ class Captioner:
 
         Args:
             images: the photos; see `caption`. Or what `decode_photo` made of them, in the size that the model wants.
-            batch_size: photos whose sentences are searched together, 8 at most; each is encoded by itself. Above 8 it
-                only sets how far photos are read ahead (with one thread, not even that).
+            batch_size: photos whose sentences are searched together, 8 at most; each is encoded by itself. From 9 to
+                1024 it only sets how far photos are read ahead (with one thread, not even that).
             on_error: "raise" to stop at the first photo that fails, "return" to give its error in its place.
             beam_size: see `caption`.
             max_length: see `caption`.

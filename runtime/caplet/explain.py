@@ -54,7 +54,7 @@ def plot_attention(
         attention: [words, rows, columns], shares of attention, each word's adding up to 1; the grid covers the photo.
         probabilities: the probability of each word, 0 to 1.
         caption: the sentence; the words joined by spaces if not given.
-        panel: longest side of a word's panel, in pixels; everything else grows with it.
+        panel: longest side of a word's panel, 64 to 4096 pixels; everything else grows with it.
         max_pixels: see `load_pixels`.
         allow_truncated: see `load_pixels`.
 

@@ -102,7 +102,7 @@ def load_pixels(
         source: path, file contents as bytes, bytearray or memoryview, binary file object, PIL image, or uint8 array
             [height, width, 3] RGB, [height, width, 4] RGBA, [height, width] or [height, width, 1] grey. A seekable file
             object is read from its start, whatever its position, and put back to that. A PIL image may get loaded.
-        size: width and height of the result, in pixels.
+        size: width and height of the result, in pixels, 1 to 65,536 each.
         max_pixels: most pixels (width x height) the source may have; checked before anything is decoded.
         allow_truncated: accept a JPEG, PNG, GIF, TIFF, BMP or PPM that breaks off in the middle, and use what is there.
 
