@@ -215,7 +215,7 @@ class Captioner:
         Args:
             image: path, bytes of an image file, binary file object, PIL image, or uint8 array [H,W,3], [H,W,4], [H,W],
                 [H,W,1].
-            beam_size: hypotheses kept per word, from 1 (greedy) to the number of words that the decoder gives per step;
+            beam_size: hypotheses kept per step, from 1 (greedy) to the number of words that the decoder gives in one;
                 None for the bundle's.
             max_length: most words of the caption, 1 to 1000; None for the bundle's.
             allow_truncated: accept an image file that breaks off in the middle.
