@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Only the verb that runs is imported: `caplet-export --help` must not wait for TensorFlow.
             if name == wanted:
                 importlib.import_module(f"caplet_export.verbs.{name}").add_arguments(verb)
-        arguments = parser.parse_args(arguments_list)
+        arguments, unknown = parser.parse_known_args(arguments_list)
+        if unknown:  # argparse would point to the help of the whole command, which has no verb's options
+            verbs.choices[arguments.verb].error(f"unrecognized arguments: {' '.join(unknown)}")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         return int(importlib.import_module(f"caplet_export.verbs.{wanted}").run(arguments))
     except ImportError as error:

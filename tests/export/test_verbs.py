@@ -219,6 +219,12 @@ def refusal(capsys: pytest.CaptureFixture[str], verb: str, *arguments: str) -> s
     return line.removeprefix(before).removesuffix(after)
 
 
+def test_the_verb_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the way to its own help, which has its options."""
+    said = refusal(capsys, "train", "--data", "d", "--features", "f", "--epochs", "3")
+    assert said == "unrecognized arguments: --epochs 3"
+
+
 def test_the_help_of_quantize_names_the_methods_without_onnx() -> None:
     script = """
 import sys

@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--recipe", choices=recipes, default="cross_entropy", help="default: %(default)s")
     recipe.add_argument("--config", type=Path, help="configuration JSON in place of a recipe")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.SWITCH=VALUE", help="change one switch; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.SWITCH=VALUE",
+        help="change one switch, such as train.epochs=5; repeatable",
     )
     parser.add_argument(
         "--from", dest="start_from", type=Path, metavar="RUN", help="begin with this run's model and weights"

@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", type=Path, help="configuration JSON in place of the recipe")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.SWITCH=VALUE", help="change one switch; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.SWITCH=VALUE",
+        help="change one switch, such as train.epochs=5; repeatable",
     )
     parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path (default: %(default)s)")
 
