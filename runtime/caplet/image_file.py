@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
-from PIL import Image, ImageFile, ImagePalette
+from PIL import Image, ImageFile, ImagePalette, TiffTags
 
 from caplet.errors import NO_MEMORY, CapletError, ImageError
 from caplet.image_header import (
@@ -213,6 +213,17 @@ def correct_samples(image: ImageFile.ImageFile) -> None:
         tiles[number] = _read_as(rawmode, tile)
 
 
+def _leave_exif(image: ImageFile.ImageFile) -> None:
+    """Keep Pillow from reading the directories of a TIFF's EXIF and GPS after its pixels.
+
+    caplet needs none of it, and there need be none: a program that copies all tags of a photo into a smaller one copies
+    where these directories were. Whatever is there is then read as one, also past the end of the file.
+    """
+    exif = image.getexif()
+    for tag in TiffTags.TAGS_V2_GROUPS:
+        exif.pop(tag, None)
+
+
 def _correct_palette(image: ImageFile.ImageFile, reader: _Reader) -> None:
     """Have a BMP of 4 or 8 bits read as such: Pillow takes it for one of another depth if its palette is black and
     white, or the sixteen darkest greys in their order.
@@ -363,6 +374,7 @@ def decode_file(
             # its tiles than Pillow expects, that reads far behind them.
             if decoder_of(image) == "libtiff" and tiff_repeats(reader):
                 raise ValueError("its directory has a tag twice")
+            _leave_exif(image)
             correct_samples(image)
         elif file_format is _BMP:
             _correct_palette(image, reader)

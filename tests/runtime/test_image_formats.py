@@ -113,6 +113,20 @@ def test_damaged_exif_spoils_no_picture(exif: bytes) -> None:
     assert mean_difference(pixels, plain(picture)) <= 2
 
 
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("tag", [34665, 34853])  # of EXIF and GPS
+@pytest.mark.parametrize("offset", [8, 100_000])
+def test_a_tiff_may_say_where_exif_was_in_the_file_that_it_was_made_of(tag: int, offset: int, compression: int) -> None:
+    """As Pillow's own `picture.save(path, tiffinfo=other.tag_v2)` writes it."""
+    picture = np.random.default_rng(offset).integers(0, 256, (20, 30, 3), np.uint8)
+    strip = picture.tobytes() if compression == 1 else zlib.compress(picture.tobytes())
+    layout = {"t256": 30, "t257": 20, "t258": 8, "t259": compression, "t262": 2, "t274": 6, "t277": 3, "t278": 20}
+    data = tiff("<", [strip], **layout, **{f"t{tag}": offset})
+    upright = Image.fromarray(picture).transpose(Image.Transpose.ROTATE_270)
+    for source in (data, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(load_pixels(source), plain(upright))
+
+
 @pytest.mark.parametrize("value", ["upside down", (6, 8), b"\6", None])
 def test_an_orientation_that_is_not_a_number_is_upright(photo: Image.Image, value: Any) -> None:
     image = photo.copy()
