@@ -17,8 +17,10 @@ _MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.categ
 _TOKEN = re.compile(
     r"""
       (?!(?i:cannot|gonna|gotta|lemme|gimme|wanna)\b) [A-Za-z]+ (?!\S)
-    | https?://[^\s"<>|()]*[^\s"<>|().!?,;:'-] | [\w-]+(?:\.[\w-]+)*\.(?:com|net|org|edu)/[^\s"<>|(),]+
-    | [A-Za-z0-9][\w.+-]*@(?:[A-Za-z0-9_-]+\.)+[A-Za-z]{2,}
+    | https?://[^\s"<>|()]*[^\s"<>|().!?,;:'-]
+    # no longer than DNS and mail have them, lest each token of a text without spaces look through all the rest of it
+    | [\w-]{1,63}(?:\.[\w-]{1,63}){0,9}\.(?:com|net|org|edu)/[^\s"<>|(),]+
+    | [A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9_-]+\.)+[A-Za-z]{2,}
     | [#@][A-Za-z]\w+
     | </?[A-Za-z!][^<>\s]*>
     # clitics that leave a word: can|not, gon|na, do|n't, dog|'s

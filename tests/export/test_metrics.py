@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def test_tokenize_gives_the_words_that_the_java_tokeniser_gave(caption: str) -> 
 def test_the_expected_words_are_the_java_tokenisers() -> None:
     captions = [caption for caption in TOKENIZED if caption]
     assert java_tokenize(captions) == [TOKENIZED[caption] for caption in captions]
+
+
+@pytest.mark.parametrize("part", ["_.", "a_.", "a+"])
+def test_a_long_text_without_spaces_is_soon_tokenized(part: str) -> None:
+    """As hosts and mailboxes begin, but never end."""
+    text = part * (80_000 // len(part))
+    start = time.thread_time()
+    tokenize(text)
+    assert time.thread_time() - start < 2
 
 
 @needs_java
