@@ -58,7 +58,7 @@ _TIFF_LAYOUT = (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322,
 
 
 def tiff_repeats(file: io.RawIOBase) -> bool:
-    """Whether the first directory of a TIFF, whose tags must ascend (TIFF 6.0, section 2), has one of its layout twice."""
+    """Whether the first directory of a TIFF has a tag of its layout twice; they must ascend (TIFF 6.0, section 2)."""
     head = file.read(16)
     order = "<" if head.startswith(b"II") else ">"
     big = b"+" in head[2:4]  # BigTIFF, whose fields are longer
