@@ -286,10 +286,7 @@ class Captioner:
             batch_size: photos whose sentences are searched together, 8 at most; each is encoded by itself. From 9 to
                 1024 it only sets how far photos are read ahead (with one thread, not even that).
             on_error: "raise" to stop at the first photo that fails, "return" to give its error in its place.
-            beam_size: see `caption`.
-            max_length: see `caption`.
-            allow_truncated: see `caption`.
-            max_pixels: see `caption`.
+            beam_size, max_length, allow_truncated, max_pixels: see `caption`.
 
         Raises:
             ArgumentError: at once, if an option makes no sense or `images` is not several photos.

@@ -45,6 +45,7 @@ class StepResult(NamedTuple):
 
 
 Step = Callable[[NDArray[np.int64], Floats, Floats, Floats], StepResult]
+"""From the words before, int64 [N], and the state, features and keys of each."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,8 +55,7 @@ def plot_attention(
         probabilities: the probability of each word, 0 to 1.
         caption: the sentence; the words joined by spaces if not given.
         panel: longest side of a word's panel, 64 to 4096 pixels; everything else grows with it.
-        max_pixels: see `load_pixels`.
-        allow_truncated: see `load_pixels`.
+        max_pixels, allow_truncated: see `load_pixels`.
 
     Returns:
         An RGB image; for a caption of ten words about 6 panels wide and 3 high.

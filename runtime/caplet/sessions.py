@@ -57,6 +57,7 @@ _DECODER_OUTPUTS: _Contract = {
 class Sessions:
     """The encoder and decoder of one bundle, ready to run; safe to share between threads.
 
+    `widest_beam` is the number of words that the decoder gives per step, and so the most hypotheses of a search.
     A forked process has none of its parent's threads, so it opens the graphs again on first use; that raises
     BundleError if the bundle has changed.
     """
