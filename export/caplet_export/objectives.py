@@ -53,7 +53,7 @@ def log_probabilities(ids: Tensor, logits: Tensor) -> Tensor:
 
 
 def self_critical_loss(log_probs: Tensor, ids: Tensor, rewards: Tensor) -> Tensor:
-    """Minus the expected reward of sampled captions, to first order (Rennie et al., CVPR 2017), per word.
+    """A loss per word whose gradient estimates that of minus the expected reward (Rennie et al., CVPR 2017).
 
     The baseline of a sample is the mean reward of the other samples of its image (Luo, 2020).
 

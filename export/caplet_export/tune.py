@@ -375,7 +375,7 @@ class Tuner(Run):
         return values, moments, average, loss
 
     def _self_critical_loss(self, values: Values, *, frozen: Any, tables: Any, batch: Any, key: Array) -> Array:
-        """Minus the expected reward of sampled captions, to first order, and some cross-entropy of people's captions.
+        """`self_critical_loss` of sampled captions, and some cross-entropy of people's captions.
 
         Captions are drawn without dropout in the steps of the decoder, and their gradients are taken with it.
         """
