@@ -9,6 +9,7 @@
     plain-qdq/     its encoder quantised by onnxruntime's own tool, as that tool's documentation says
     fp32/ int8/    caplet's bundles
     int8-ungrouped/  int8 without `group_pixels`, which is faster in OpenVINO; calibrated on the photos here
+    random-run/    with `--random`: the run that all of these are made of
 """
 
 from __future__ import annotations

@@ -390,7 +390,7 @@ def _machine(machine: Results) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three significant digits."""
+    """Rounded to three significant digits, from 100 on to a whole number, without zeros at the end of a fraction."""
     if value is None:
         return "–"
     digits = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
