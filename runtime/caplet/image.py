@@ -523,8 +523,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """Grey 8-bit samples from 16-bit, 32-bit and float ones, whose own conversion in Pillow clips instead of scaling.
 
     These modes do not say which values are black and white: the narrowest usual range that holds all samples is taken
-    (0 to 1 for floats, 0 to 255, 0 to 65535), and failing those the range from the least to the greatest. Samples of
-    16 bits keep their high byte, as Pillow does with 16-bit colour. A TIFF says whether it has 12 bits, whether its 32
+    (0 to 1 for floats, 0 to 255, 0 to 65535), and failing those the range from the least to the greatest. Modes of
+    16 bits keep the high byte, as Pillow does with 16-bit colour. A TIFF says whether it has 12 bits, whether its 32
     bits have a sign, and whether 0 is white (TIFF 6.0, sections 8 and 19: BitsPerSample, SampleFormat,
     PhotometricInterpretation); Pillow passes over these here.
     """
