@@ -153,7 +153,7 @@ class Captioner:
 
         Raises:
             BundleNotFoundError: there is no bundle there.
-            BundleError: the bundle is damaged, incomplete or inconsistent.
+            BundleError: the bundle is damaged, incomplete or inconsistent, or memory or threads are too few for it.
             ArgumentError: `model`, `threads` or `providers` makes no sense.
         """
         started = time.perf_counter()
