@@ -199,7 +199,7 @@ def test_the_command_finds_a_place_for_its_table(
     for _ in ("a new one", "in place of the old"):
         assert main([*command, str(tmp_path / "new" / "table.json")]) == 0
     table = read_ablation(tmp_path / "new" / "table.json")
-    assert capsys.readouterr().out == 2 * f"{markdown_table(table['columns'], table['rows'])}\n"
+    assert capsys.readouterr().out == 2 * f"{markdown_table(table['columns'], table['rows'])}\n\n{table['note']}\n"
     assert main([*command, str(tmp_path / "new")]) == 1
     assert "is a folder, not a file" in capsys.readouterr().err
     for other in (runs.folder / "data" / "Flickr8k.token.txt", runs.folder / "slow" / "config.json"):

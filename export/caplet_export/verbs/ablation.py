@@ -48,5 +48,5 @@ def run(arguments: argparse.Namespace) -> int:
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(arguments.output, json.dumps(table, indent=1) + "\n")
-    print(markdown_table(table["columns"], table["rows"]))
+    print(markdown_table(table["columns"], table["rows"]), table["note"], sep="\n\n")
     return 0
