@@ -201,7 +201,7 @@ class Run(ABC):
             if origin.get(option) != value:
                 raise ConfigurationError(f"{self.folder}: holds a run with another {option}; use another folder")
         path = self.folder / "history.json"
-        if not (self.folder / STAGES).exists() or not path.exists() or path.read_text() != self._history():
+        if not (self.folder / STAGES).exists() or not path.exists() or path.read_bytes() != self._history().encode():
             self._write_records()  # a run that was killed had not come to this
 
     def _check_folder(self) -> None:
