@@ -12,6 +12,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from caplet.errors import CapletError
+from caplet.graphfile import check_self_contained
 from caplet_export.errors import ConfigurationError
 
 
@@ -20,10 +22,15 @@ def load_model(path: Path) -> onnx.ModelProto:
 
     Raises:
         ConfigurationError: the file is missing or damaged.
+        BundleError: it keeps weights in other files.
     """
     try:
-        model = onnx.load(path)
+        contents = path.read_bytes()
+        model = onnx.load_from_string(contents)
+        check_self_contained(contents, str(path))  # `onnx.load` reads files that it names, before 1.21 any file
         onnx.checker.check_model(model)
+    except CapletError:
+        raise
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror or error}; run `caplet-export convert` first") from error
     except Exception as error:  # protobuf's and the checker's errors share no base class

@@ -754,3 +754,18 @@ def test_verb_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["quantize", str(tmp_path / "graphs"), "--data", str(data), "-o", str(tmp_path / "out")]) == 1
     assert "damaged" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_graphs_with_weights_in_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_tiny_flickr8k(tmp_path / "data")
+    graphs = tmp_path / "graphs"
+    graphs.mkdir()
+    (graphs / "weights").write_bytes(bytes(4))
+    outside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="weights")
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [value], [outside])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (graphs / "encoder.onnx").write_bytes(model.SerializeToString())
+    assert main(["quantize", str(graphs), "--data", str(data), "-o", str(tmp_path / "out")]) == 1
+    assert "encoder.onnx: keeps weights outside of itself; export it" in capsys.readouterr().err
