@@ -96,7 +96,8 @@ def load_pixels(
     16-bit and float samples are brought to 8 bits. Small photos get exactly the pixels of Pillow's
     `convert("RGB").resize(size, BILINEAR)`; a JPEG of which both sides are at least four times the longer one of `size`
     is decoded at 1/2, 1/4 or 1/8 of its size, never below twice that, which is several times faster and differs by less
-    than one level on average.
+    than one level on average. Of a HEIC file (not of a PIL image of one) with a thumbnail that is no shorter than the
+    longer side of `size` either way, the thumbnail is decoded: ten times as fast or more, it differs by some three.
 
     Args:
         source: path, file contents as bytes, bytearray or memoryview, binary file object, PIL image, or uint8 array

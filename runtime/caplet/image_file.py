@@ -344,7 +344,8 @@ def decode_file(
     Args:
         file: ours to read and seek; its position is where the file starts.
         subject: what to call it in an error message.
-        least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as no side gets shorter than this.
+        least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as no side gets shorter than this. Of
+            a HEIC, a thumbnail may be decoded that has no side shorter than half of this: it was reduced with care.
         max_pixels: most pixels (width x height) it may have; checked before anything is decoded.
         allow_truncated: use what there is of a file that breaks off, where the format allows.
 
@@ -382,6 +383,8 @@ def decode_file(
             _correct_key(image)
         elif file_format is _JPEG:
             box = _draft(image, reader, least_side)
+        elif file_format is _HEIC:  # takes only a thumbnail with the photo's shape, crop, orientation and profile
+            image.draft(None, (least_side // 2, least_side // 2))
         _load(image, reader, file_format, subject, allow_truncated)
         if file_format is _GIF:
             _clear_around_frame(image)

@@ -24,9 +24,20 @@ def test_photos_are_enlarged_to_twelve_megapixels_in_their_proportions(photos: P
         assert image.width / image.height == pytest.approx(before.width / before.height, rel=0.01)
 
 
-def test_both_ways_are_scored(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_heic_has_a_thumbnail_as_small_as_caplet_reads_one(photos: Path) -> None:
+    heic = large_photos.enlarge(photos / "cat.jpg", heic=True)
+    with Image.open(io.BytesIO(heic)) as image:
+        assert image.width * image.height == pytest.approx(1e6, rel=0.01)
+        drafted = image.draft(None, (299, 299))
+        assert drafted is not None and min(image.size) == 312
+
+
+@pytest.mark.parametrize("options", [[], ["--heic"]])
+def test_both_ways_are_scored(
+    tiny_bundle: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_tiny_flickr8k(tmp_path / "data")
-    assert large_photos.main([str(data), "--bundle", str(tiny_bundle), "--photos", "2"]) == 0
+    assert large_photos.main([str(data), "--bundle", str(tiny_bundle), "--photos", "2", *options]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["photos"] == 2 and 0 <= result["same_captions"] <= 2
     assert result["caplet"].keys() == result["pillow"].keys() >= {"bleu_4", "cider_d"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 import sys
 from pathlib import Path
 
@@ -48,6 +49,28 @@ def test_a_photo_stands_upright(photo: Image.Image, orientation: int) -> None:
     turned.getexif()[0x0112] = orientation
     pixels = load_pixels(encoded(photo, "HEIF", quality=80, exif=exif.tobytes()))
     assert np.abs(pixels.astype(int) - plain(ImageOps.exif_transpose(turned))).mean() < 5
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_thumbnail_that_is_large_enough_is_read_instead(photo: Image.Image, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = photo.resize((1200, 900))
+    data = encoded(large, "HEIF", quality=80, thumbnails=[200, 416, 800], exif=exif.tobytes())
+    thumbnail = pillow_heif.open_heif(data)[0].get_thumbnail(1).to_pillow()
+    pixels, whole = load_pixels(data), plain(pillow_heif.HeifImageFile(io.BytesIO(data)))
+    assert sorted(thumbnail.size) == [312, 416]
+    assert np.array_equal(pixels, plain(thumbnail))
+    assert np.abs(pixels.astype(int) - whole).mean() < 5  # of 255
+    with_no_other = encoded(large, "HEIF", quality=80, thumbnails=[397], exif=exif.tobytes())  # 298 the other way
+    assert np.array_equal(load_pixels(with_no_other), whole)
+
+
+def test_a_thumbnail_of_another_shape_is_not_the_photo(photo: Image.Image) -> None:
+    """Some cameras' have black bars."""
+    data = encoded(photo.resize((1200, 900)), "HEIF", quality=80, thumbnails=[416])
+    data = data.replace(struct.pack(">II", 416, 312), struct.pack(">II", 416, 300), 1)
+    assert np.array_equal(load_pixels(data), plain(pillow_heif.HeifImageFile(io.BytesIO(data))))
 
 
 def test_transparency_is_laid_over_white(photo: Image.Image) -> None:
