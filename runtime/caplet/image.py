@@ -67,7 +67,7 @@ ImageSource: TypeAlias = (
 
 MAX_PIXELS = 120_000_000
 """Default limit on width x height. A 108-megapixel phone photo passes: as a usual JPEG it takes 10 MB of memory, as a
-progressive one 320 MB; WebP and float TIFF take up to 16 bytes a pixel, and the costliest, JPEG 2000, up to 30."""
+progressive one 320 MB; WebP and float TIFF take up to 17 bytes a pixel, and the costliest, JPEG 2000, up to 30."""
 
 LARGEST_LIMIT = 2**40
 """Most that a limit on pixels can be set to."""
