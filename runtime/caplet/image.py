@@ -5,10 +5,10 @@ orientation as its EXIF says; squashed to the size the encoder wants; sRGB.
 
 Nothing here sets or depends on Pillow's process-wide switches (`Image.MAX_IMAGE_PIXELS`,
 `ImageFile.LOAD_TRUNCATED_IMAGES`): limits and leniency belong to the call, so calls in several threads, and the
-caller's own use of Pillow, do not disturb each other. Some Pillow decoders look at MAX_IMAGE_PIXELS all the same: a
-TIFF, or a GIF's frame that is to be cleared, with more pixels causes a warning; one with more than twice as many is
-refused, and so is a WebP by Pillow 13. Pillow's warnings, of odd EXIF for instance, are not filtered: filters are
-process-wide too, and `warnings.catch_warnings` would undo what other threads do.
+caller's own use of Pillow, do not disturb each other. Some of its decoders look at MAX_IMAGE_PIXELS all the same: a
+GIF's frame that is to be cleared, and in newer Pillows a TIFF, with more pixels causes a warning; one with more than
+twice as many is refused, and so is a WebP by Pillow 13. Pillow's warnings, of odd EXIF for instance, are not filtered:
+filters are process-wide too, and `warnings.catch_warnings` would undo what other threads do.
 """
 
 from __future__ import annotations
