@@ -398,8 +398,10 @@ def _finish(
         like: the image whose orientation and colour profile hold; `image` itself if None.
         box: the part of `image` that the picture fills, as `decode_file` gives it; all of it if None.
     """
-    colours = _to_rgb_or_grey(image)
     described = image if like is None else like
+    profile = _profile(described)
+    # Inks that have a profile are squashed as they are: what RGB they give is left to it.
+    colours = image if image.mode == "CMYK" and profile is not None else _to_rgb_or_grey(image)
     orientation = _orientation(described)
     if box is not None:  # squashed before it is turned, as the box does not turn with it
         _, _, width, height = box
@@ -409,9 +411,10 @@ def _finish(
         colours = colours.transpose(_TRANSPOSITIONS[orientation])
     if box is None:
         colours = _squash(colours, fit(*colours.size))
-    if colours.mode == "L":  # only now: small and upright it takes less time and memory, and gives the same
+    colours = _to_srgb(colours, profile, described)
+    if colours.mode != "RGB":  # only now: small and upright it takes less time and memory, and gives the same
         colours = colours.convert("RGB")
-    return np.array(_to_srgb(colours, described), dtype=np.uint8)
+    return np.array(colours, dtype=np.uint8)
 
 
 _ORIENTATION = 0x0112
@@ -582,29 +585,48 @@ speak of sRGB too, such as "DCI-P3 D65 Gamut with sRGB Transfer" in the photos o
 Profile)" is another one, so what speaks of that is measured."""
 
 
-def _to_srgb(pixels: Image.Image, source: Image.Image) -> Image.Image:
-    """sRGB pixels, if the source carries an RGB colour profile, or the gamma of a PNG (its gAMA chunk: PNG, third
-    edition, section 11.3.2.2), that says something else.
+_PROFILED = {
+    b"RGB ": ("RGB", ("RGB", "RGBA", "P")),
+    b"GRAY": ("L", ("L", "LA", "I;16")),
+    b"CMYK": ("CMYK", ("CMYK",)),
+}
+"""Colour space of a profile (ICC.1, section 7.2.6) → the mode that a transform takes, and those of the pictures that it
+can describe. Black and white are the same in all, so that those of one bit need none."""
 
-    Done on the small picture, where it costs a millisecond, and three where the profile was not met lately. Profiles of
-    grey and CMYK pictures are left aside, and so is a damaged one: a picture in slightly wrong colours is still the
-    picture.
+
+def _profile(image: Image.Image) -> tuple[bytes, str] | None:
+    """The colour profile of an image, and the mode of what it converts; None where it has none that fits."""
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes):
+        return None
+    mode, described = _PROFILED.get(profile[16:20], ("", ()))
+    return (profile, mode) if image.mode in described else None
+
+
+def _to_srgb(pixels: Image.Image, profile: tuple[bytes, str] | None, source: Image.Image) -> Image.Image:
+    """sRGB pixels, if the source carries a colour profile, or the gamma of a PNG (its gAMA chunk: PNG, third edition,
+    section 11.3.2.2), that says something else.
+
+    Done on the small picture, where it costs a millisecond, and three where the profile was not met lately. A damaged
+    profile is left aside: a picture in slightly wrong colours is still the picture.
     """
-    profile = source.info.get("icc_profile")
     gamma = source.info.get("gamma")
-    if profile is None and "srgb" not in source.info and isinstance(gamma, float) and 0.1 < gamma < 10:
+    described = source.info.get("icc_profile") is not None or "srgb" in source.info
+    if not described and isinstance(gamma, float) and 0.1 < gamma < 10:
         if abs(2.2 * gamma - 1) < _SAME_GAMMA:
             return pixels
         samples: list[int] = encode_srgb(np.linspace(0, 1, 256) ** (1 / gamma)).tolist()
-        return pixels.point(samples * 3)
-    if not isinstance(profile, bytes) or profile[16:20] != b"RGB " or source.mode not in ("RGB", "RGBA", "P"):
+        return pixels.point(samples * len(pixels.getbands()))
+    if profile is None:
         return pixels
-    text = profile.replace(b"\0", b"")  # names are ASCII in version 2, UTF-16 in version 4
-    if b"inear" not in text and any(name in text for name in _SRGB_NAMES):
-        return pixels
+    content, mode = profile
+    if mode == "RGB":
+        text = content.replace(b"\0", b"")  # names are ASCII in version 2, UTF-16 in version 4
+        if b"inear" not in text and any(name in text for name in _SRGB_NAMES):
+            return pixels
     try:
-        transform = _transform_to_srgb(profile)
-        return pixels if transform is None else transform.apply(pixels)
+        transform = _transform_to_srgb(content, mode)
+        return pixels if transform is None else transform.apply(pixels.convert(mode))
     except Exception:
         return pixels
 
@@ -616,18 +638,24 @@ _SAME_COLOUR = 4
 """Levels by which sRGB profiles under other names (camera makers', Facebook's "c2") differ from sRGB by rounding."""
 
 
+_CMS_FLAGS: dict[str, Any] = {"CMYK": 0x0100}
+"""cmsFLAGS_NOOPTIMIZE: Little CMS takes 24 ms for a table of all inks, which serves far larger pictures."""
+
+
 @functools.lru_cache(maxsize=4)
-def _transform_to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """Little CMS' transform from a colour profile, None if that is sRGB but for rounding.
+def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Little CMS' transform from a colour profile, None if it gives what Pillow gives for this mode but for rounding.
 
     It takes longer to make than to use, and all photos of a phone have the same profile. Threads may share it, as it
     does not change in use. Raises one of several exceptions of Pillow's if the profile is damaged.
     """
     from PIL import ImageCms  # only here: Pillow can be built without it
 
-    transform = ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), "RGB", "RGB")
-    probe = np.asarray(transform.apply(_PROBE)).astype(np.int16)
-    return None if np.abs(probe - np.asarray(_PROBE)).max() <= _SAME_COLOUR else transform
+    srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.PERCEPTUAL
+    transform = ImageCms.buildTransform(io.BytesIO(profile), srgb, mode, "RGB", intent, _CMS_FLAGS.get(mode, 0))
+    probe = _PROBE.convert(mode)
+    difference = np.asarray(transform.apply(probe)).astype(np.int16) - np.asarray(probe.convert("RGB"))
+    return None if np.abs(difference).max() <= _SAME_COLOUR else transform
 
 
 def encode_srgb(light: NDArray[np.float64]) -> NDArray[np.uint8]:

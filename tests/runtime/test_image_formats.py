@@ -610,21 +610,84 @@ def test_pictures_with_alpha_or_a_palette_are_brought_to_srgb_too(photo: Image.I
     assert mean_difference(expected, plain(image)) > 5
 
 
+def printers_profile(space: bytes, connection: bytes, **tags: bytes) -> bytes:
+    """A profile of version 2 (ICC.1:2001-04), with these tags."""
+    table, body, start = b"", b"", 132 + 12 * len(tags)
+    for name, content in tags.items():
+        table += struct.pack(">4sII", name.encode(), start + len(body), len(content))
+        body += content
+    d50 = struct.pack(">3i", 63190, 65536, 54061)
+    header = struct.pack(">I4xI4s4s4s12x4s28x", start + len(body), 0x02100000, b"prtr", space, connection, b"acsp")
+    return header + d50 + bytes(48) + struct.pack(">I", len(tags)) + table + body
+
+
+def grey_profile(gamma: float) -> bytes:
+    return printers_profile(
+        b"GRAY",
+        b"XYZ ",
+        wtpt=b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061),
+        kTRC=b"curv" + struct.pack(">4xIH2x", 1, round(256 * gamma)),
+    )
+
+
+def ink_profile() -> bytes:
+    """Four inks, each of which makes white paper darker by a quarter of L*, and none of which has a colour."""
+    ramp = bytes(range(256))
+    lab = [(round(255 - 63.75 * sum(inks)), 128, 128) for inks in itertools.product((0, 1), repeat=4)]
+    matrix = struct.pack(">9i", *(65536 * (number % 4 == 0) for number in range(9)))
+    tables = 4 * ramp + bytes(itertools.chain(*lab)) + 3 * ramp
+    return printers_profile(b"CMYK", b"Lab ", A2B0=b"mft1" + struct.pack(">4x4B", 4, 3, 2, 0) + matrix + tables)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_grey_photos_from_print_shops_are_brought_to_srgb(photo: Image.Image, mode: str) -> None:
+    """Photoshop writes "Dot Gain 20%" into them, whose curve is not that of sRGB."""
+    samples = np.asarray(photo.convert("L"))
+    image = Image.fromarray(samples.astype(np.uint16) << 8) if mode == "I;16" else photo.convert("L").convert(mode)
+    data = encoded(image, icc_profile=grey_profile(1.4))
+    light = np.repeat((samples[:, :, None] / 255) ** 1.4, 3, axis=2)
+    expected = skimage_color.xyz2rgb(light @ skimage_color.colorconv.xyz_from_rgb.T) * 255  # sRGB of linear light
+    for source in (data, Image.open(io.BytesIO(data))):
+        assert np.abs(load_pixels(source, size=photo.size) - expected).max() <= 2
+    assert mean_difference(load_pixels(encoded(photo.convert("L"))), load_pixels(data)) > 20
+
+
+def test_inks_have_the_colours_of_their_profile() -> None:
+    inks = np.array(list(itertools.product((0, 255), repeat=4)), np.uint8).reshape(4, 4, 4)
+    lab = np.zeros((4, 4, 3))
+    lab[..., 0] = 100 - 25 * np.count_nonzero(inks, axis=2)
+    expected = skimage_color.lab2rgb(lab) * 255
+    image = Image.fromarray(inks, "CMYK").resize((64, 64), Image.Resampling.NEAREST)
+    for options in ({"file_format": "TIFF"}, {"file_format": "JPEG", "quality": 100}):
+        data = encoded(image, **options, icc_profile=ink_profile())
+        for source in (data, Image.open(io.BytesIO(data))):
+            middles = load_pixels(source, size=image.size)[8::16, 8::16]
+            assert np.abs(middles - expected).max() <= 3
+
+
+@pytest.mark.parametrize(
+    "profile, mode", [(swapped_profile(), "RGB"), (grey_profile(1.4), "L"), (ink_profile(), "CMYK")]
+)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_damaged_profiles_spoil_no_picture(data: st.DataObject) -> None:
-    profile = bytearray(swapped_profile())
+def test_damaged_profiles_spoil_no_picture(profile: bytes, mode: str, data: st.DataObject) -> None:
+    damaged = bytearray(profile)
     for _ in range(data.draw(st.integers(1, 8))):
-        profile[data.draw(st.integers(0, len(profile) - 1))] = data.draw(st.integers(0, 255))
-    image = Image.new("RGB", (5, 5), (90, 120, 150))
-    image.info["icc_profile"] = bytes(profile[: data.draw(st.integers(0, len(profile)))])
+        damaged[data.draw(st.integers(0, len(profile) - 1))] = data.draw(st.integers(0, 255))
+    image = Image.new("RGB", (5, 5), (90, 120, 150)).convert(mode)
+    image.info["icc_profile"] = bytes(damaged[: data.draw(st.integers(0, len(profile)))])
     assert load_pixels(image).shape == (299, 299, 3)
 
 
 def test_profiles_of_other_colour_spaces_are_left_aside(photo: Image.Image) -> None:
-    grey = photo.convert("L")
-    for profile in (srgb_profile(), srgb_profile().replace(b"RGB ", b"GRAY", 1), b"", b"x" * 200):
-        np.testing.assert_array_equal(load_pixels(encoded(grey, icc_profile=profile)), plain(grey))
+    grey, inks = photo.convert("L"), photo.convert("CMYK")
+    broken = (srgb_profile().replace(b"RGB ", b"GRAY", 1), b"", b"x" * 200)
+    for image, others in ((photo, (grey_profile(1.4), ink_profile())), (grey, (ink_profile(),)), (inks, ())):
+        for profile in (srgb_profile(), *others, *broken):
+            np.testing.assert_array_equal(load_pixels(encoded(image, "TIFF", icc_profile=profile)), plain(image))
+    # Squashed before it is converted.
+    data = encoded(inks, "TIFF", icc_profile=srgb_profile().replace(b"RGB ", b"CMYK", 1))
+    assert np.abs(load_pixels(data).astype(int) - plain(inks)).max() <= 1
 
 
 # -- large JPEG -------------------------------------------------------------------------------------------------------
