@@ -291,6 +291,8 @@ class _Reader(io.RawIOBase):
         self._reads_left: float = _MOST_READS
         self._too_many_reads = "its header does not end"
         self._scans_left: int | None = None
+        self.scans_from = 0
+        """Where the first scan can start: before it, the same bytes may stand in a colour profile."""
         self._has_exif = False
         self.ran_dry = False
 
@@ -320,7 +322,7 @@ class _Reader(io.RawIOBase):
         if data.startswith(b"Exif\0\0"):  # Pillow joins the EXIF of all segments of a JPEG, so it gets only the first
             data, self._has_exif = bytes(len(data)) if self._has_exif else data, True
         if self._scans_left is not None:
-            self._scans_left -= data.count(_SCAN)
+            self._scans_left -= data.count(_SCAN, max(self.scans_from + len(data) - self.tell(), 0))
             if self._scans_left < 0:
                 raise ValueError("it has far more scans than a picture needs")
         return data
@@ -428,6 +430,7 @@ def _draft(image: ImageFile.ImageFile, reader: _Reader, least_side: int) -> Box 
     """Have a JPEG decoded at a part of its size, if it is large enough; returns the box that the picture then fills."""
     reader.seek(0)
     frame = jpeg_frame(reader)
+    reader.scans_from = reader.tell() if frame else 0
     if frame in ARITHMETIC:
         image.decodermaxblock = sys.maxsize  # libjpeg cannot wait for more within such a scan
     if frame in LOSSLESS:  # which libjpeg cannot decode at a part of its size

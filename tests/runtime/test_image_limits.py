@@ -599,6 +599,15 @@ def test_a_jpeg_of_countless_scans_is_given_up() -> None:
     assert "far more scans" in str(refusal(progressive(800, 600, 201)))
 
 
+def test_what_looks_like_scans_in_a_colour_profile_is_none() -> None:
+    """As in profiles of printers, which take megabytes."""
+    content = b"ICC_PROFILE\0\1\1" + b"\xff\xda" * 1000
+    profile = struct.pack(">BBH", 0xFF, 0xE2, len(content) + 2) + content
+    few, many = (progressive(800, 600, scans) for scans in (200, 201))
+    assert load_pixels(few[:2] + profile + few[2:]).mean() == 128
+    assert "far more scans" in str(refusal(many[:2] + profile + many[2:]))
+
+
 @pytest.mark.parametrize("order", [b"II", b"MM"])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.filterwarnings("error::UserWarning")  # Pillow's, about the part cut off
