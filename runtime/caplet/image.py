@@ -92,12 +92,12 @@ def load_pixels(
     """Decode an image and squash it to a fixed size.
 
     EXIF orientation is applied, transparency is composited over white, animations give their first frame (a PIL image
-    gives the frame it stands at), RGB colour profiles (and gammas of PNGs) other than sRGB are converted to sRGB,
-    16-bit and float samples are brought to 8 bits. Small photos get exactly the pixels of Pillow's
+    gives the frame it stands at), colour profiles (and gammas of PNGs) other than sRGB are converted to sRGB, 16-bit
+    and float samples are brought to 8 bits. Small photos get exactly the pixels of Pillow's
     `convert("RGB").resize(size, BILINEAR)`; a JPEG of which both sides are at least four times the longer one of `size`
     is decoded at 1/2, 1/4 or 1/8 of its size, never below twice that, which is several times faster and differs by less
     than one level on average. Of a HEIC file (not of a PIL image of one) with a thumbnail that is no shorter than the
-    longer side of `size` either way, the thumbnail is decoded: ten times as fast or more, it differs by some three.
+    longer side of `size` either way, the thumbnail is decoded: at least ten times as fast, and some three levels apart.
 
     Args:
         source: path, file contents as bytes, bytearray or memoryview, binary file object, PIL image, or uint8 array
