@@ -136,6 +136,18 @@ def test_the_graph_is_not_copied_for_each_optimizer(monkeypatch: pytest.MonkeyPa
     assert tf2onnx.graph.Graph not in copied
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_optimizers_left_out_find_nothing(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def operators() -> list[list[str]]:
+        model, extractor = build_tiny_model(), build_tiny_extractor()
+        graphs = convert_encoder(extractor, model, plain=plain), convert_decoder(model, plain=plain)
+        return [sorted(node.op_type for node in graph.graph.node) for graph in graphs]
+
+    chosen = operators()
+    monkeypatch.setattr("caplet_export.convert._OPTIMIZERS", None)  # all of them
+    assert chosen == operators()
+
+
 def test_what_tf2onnx_leaves_in_reference_cycles_is_freed() -> None:
     gc.disable()  # otherwise it might be freed by chance
     try:
