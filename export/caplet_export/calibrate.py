@@ -33,6 +33,8 @@ def calibrate(model: onnx.ModelProto, groups: Mapping[str, str], feeds: Feeds, m
             called once for each pass, of which `minmax` takes one, the other methods two.
         method: one of `caplet_export.ranges.METHODS`.
     """
+    if not groups:
+        return {}
     extremes = _extremes(model, groups, feeds())
     if method == MINMAX:
         return extremes
@@ -95,6 +97,16 @@ class Observer:
             names.append(name)
         del graph.output[:]
         graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+        # onnxruntime would also run what no output needs, and warn of constants that nothing reads.
+        needed, nodes = set(names), []
+        for node in reversed(graph.node):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                nodes.append(node)
+        constants = [constant for constant in graph.initializer if constant.name in needed]
+        del graph.node[:], graph.initializer[:]
+        graph.node.extend(reversed(nodes))
+        graph.initializer.extend(constants)
         self._session = Session(observed)
 
     def __call__(self, feed: Feed) -> list[NDArray[np.float32]]:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from caplet.bundle import load_bundle
 from caplet_export.bias_correction import correct_biases
-from caplet_export.calibrate import Feed, calibrate, greedy_feeds
+from caplet_export.calibrate import Feed, Observer, calibrate, greedy_feeds
 from caplet_export.cli import main
 from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
 from caplet_export.flickr8k import read_dataset
@@ -146,15 +146,29 @@ def test_corrected_biases_give_channels_their_means_back(graphs: Graphs, small: 
     assert changed and all("/bias/" in name for name in changed)
 
 
+def test_only_what_leads_to_the_observed_values_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime would run the rest as well, and bias correction take twice as long."""
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Mul", ["a", "factor"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    factor = numpy_helper.from_array(np.ones(2, np.float32), "factor")
+    given: list[onnx.ModelProto] = []
+    monkeypatch.setattr("caplet_export.calibrate.Session", given.append)
+    Observer(helper.make_model(helper.make_graph(nodes, "graph", ends[:1], ends[1:], [factor])), ["a"], ["ReduceMax"])
+    (observed,) = given
+    assert [node.op_type for node in observed.graph.node] == ["Relu", "ReduceMax"]
+    assert not observed.graph.initializer
+
+
 def test_a_bias_moves_by_what_its_mean_lacks_at_the_places_that_count() -> None:
     """All without a ReLU. With one, those that it lets through: half of them twice, few, and so few that it stays."""
     biases, off = np.array([-0.5, -0.5, -0.5, -0.985, -0.994]), np.array([-0.02, -0.02, 0.02, -0.02, -0.02])
     node, info = helper.make_node, helper.make_tensor_value_info
-    nodes = [node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT), node("Relu", ["bent/all"], ["bent"])]
+    nodes = [node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT)]
     nodes += [
         node("Conv", ["x", f"{name}/w", f"{name}/b"], [out])
         for name, out in (("linear", "linear"), ("bent", "bent/all"))
     ]
+    nodes += [node("Relu", ["bent/all"], ["bent"])]
     nodes += [node("Sigmoid", [name], [f"{name}/read"]) for name in ("linear", "bent")]
     constants = {"linear/b": biases[:1], "bent/b": biases[1:], "linear/w": np.ones((1, 1, 1, 1)) / 255}
     constants["bent/w"] = np.ones((4, 1, 1, 1)) / 255
