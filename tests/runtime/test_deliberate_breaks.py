@@ -81,8 +81,8 @@ SOURCE_BREAKS: dict[str, tuple[ModuleType, str, str, Callable[[Path], None]]] = 
     ),
     "BGR": (
         caplet.image,
-        "described), dtype=np.uint8)",
-        "described), dtype=np.uint8)[..., ::-1]",
+        "np.array(colours, dtype=np.uint8)",
+        "np.array(colours, dtype=np.uint8)[..., ::-1]",
         lambda _: pixels.test_channels_stay_in_order(),
     ),
 }
