@@ -91,6 +91,8 @@ They take up to a gigabyte for a kilobyte, and seconds a megapixel in which no o
 
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+_JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+"""What its files start with: the codestream alone, or in boxes (ISO/IEC 18181-2). Pillow does not read it."""
 HEAD = 64
 """Bytes that tell every format apart."""
 
@@ -132,6 +134,8 @@ def identify(head: bytes, subject: str) -> _Format:
             return _AVIF
     if not head:
         raise ImageError(subject, "is empty", "get a complete copy")
+    if head.startswith(_JPEG_XL):
+        raise ImageError(subject, "is a JPEG XL photo, which Pillow does not read", "convert it to JPEG")
     raise ImageError(
         subject, "not an image caplet can read", "use JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP, PPM or JPEG 2000"
     )

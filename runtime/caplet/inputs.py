@@ -24,11 +24,11 @@ _STDIN_STREAM = "<standard input>"  # for messages about the stream itself, not 
 SUFFIXES = frozenset(
     """
     .jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .avifs .gif .tif .tiff .bmp .ppm .pgm .pbm .pnm .pfm
-    .jp2 .j2k .j2c .jpc .jpf .jpx .heic .heif .hif
+    .jp2 .j2k .j2c .jpc .jpf .jpx .heic .heif .hif .jxl
     """.split()  # noqa: SIM905
 )
-"""Suffixes of files that count as photos in a folder. HEIC needs a package of its own, but an error that says so is
-better than silence."""
+"""Suffixes of files that count as photos in a folder. HEIC needs a package of its own, and JPEG XL is not read at all,
+but an error that says so is better than silence."""
 _DESCRIPTOR = re.compile(r"/dev/(std(in|out|err)|fd/\d+)|/proc/[^/]+/fd/\d+")
 Identity: TypeAlias = tuple[int, int] | str
 _CHUNK = 2**16

@@ -410,6 +410,8 @@ def test_folders_and_unreadable_paths_say_so(tmp_path: Path) -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\xff\x0a\xfa\x7f\x01\x90", "is a JPEG XL photo"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl ", "is a JPEG XL photo"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(100), "HEIC"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(100), "AVIF"),
         (b"\0\0\0\x14ftypmif1\0\0\0\0mif1heic" + bytes(100), "AVIF"),

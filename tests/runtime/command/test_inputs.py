@@ -41,7 +41,7 @@ def test_a_heic_photo_in_a_folder_is_not_passed_over(
 
 
 def test_every_suffix_of_the_formats_counts(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    rare = ("avifs", "apng", "hif", "j2c", "jpc", "jpf", "jpx", "mpo", "pfm", "pnm")
+    rare = ("avifs", "apng", "hif", "j2c", "jpc", "jpf", "jpx", "jxl", "mpo", "pfm", "pnm")
     for suffix in rare:
         shutil.copy(photos / "cat.jpg", tmp_path / f"x.{suffix}")
     status, out, _ = run(tmp_path, capfd=capfd)
