@@ -338,6 +338,10 @@ class _Reader(io.RawIOBase):
         return self._file.tell()
 
 
+_MOST_THUMBNAILS = 4
+"""In a HEIC of which one may be decoded: each that turns out to be damaged takes as long as a photo, and there may be a
+thousand. Cameras write up to three."""
+
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, upper, right and lower edge of a part of a picture, in pixels."""
 
@@ -389,7 +393,8 @@ def decode_file(
             _correct_key(image)
         elif file_format is _JPEG:
             box = _draft(image, reader, least_side)
-        elif file_format is _HEIC:  # takes only a thumbnail with the photo's shape, crop, orientation and profile
+        elif file_format is _HEIC and len(image.info.get("thumbnails", ())) <= _MOST_THUMBNAILS:
+            # Takes only a thumbnail with the photo's shape, crop, orientation and profile.
             image.draft(None, (least_side // 2, least_side // 2))
         _load(image, reader, file_format, subject, allow_truncated)
         if file_format is _GIF:

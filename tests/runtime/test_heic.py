@@ -66,6 +66,14 @@ def test_a_thumbnail_that_is_large_enough_is_read_instead(photo: Image.Image, or
     assert np.array_equal(load_pixels(with_no_other), whole)
 
 
+def test_of_countless_thumbnails_none_is_tried(photo: Image.Image) -> None:
+    """They may all be damaged, which only decoding tells."""
+    few, many = (encoded(photo.resize((600, 450)), "HEIF", quality=80, thumbnails=[416] * count) for count in (4, 5))
+    whole = plain(pillow_heif.HeifImageFile(io.BytesIO(many)))
+    assert np.array_equal(load_pixels(many), whole)
+    assert not np.array_equal(load_pixels(few), whole)
+
+
 def test_a_thumbnail_of_another_shape_is_not_the_photo(photo: Image.Image) -> None:
     """Some cameras' have black bars."""
     data = encoded(photo.resize((1200, 900)), "HEIF", quality=80, thumbnails=[416])
