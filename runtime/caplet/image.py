@@ -587,7 +587,7 @@ Profile)" is another one, so what speaks of that is measured."""
 
 _PROFILED = {
     b"RGB ": ("RGB", ("RGB", "RGBA", "P")),
-    b"GRAY": ("L", ("L", "LA", "I;16")),
+    b"GRAY": ("L", ("L", "LA", "I", "I;16", "I;16B")),
     b"CMYK": ("CMYK", ("CMYK",)),
 }
 """Colour space of a profile (ICC.1, section 7.2.6) → the mode that a transform takes, and those of the pictures that it

@@ -639,12 +639,16 @@ def ink_profile() -> bytes:
     return printers_profile(b"CMYK", b"Lab ", A2B0=b"mft1" + struct.pack(">4x4B", 4, 3, 2, 0) + matrix + tables)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
-def test_grey_photos_from_print_shops_are_brought_to_srgb(photo: Image.Image, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "file_format"), [("L", "PNG"), ("LA", "PNG"), ("I;16", "PNG"), ("I;16B", "TIFF")])
+def test_grey_photos_from_print_shops_are_brought_to_srgb(photo: Image.Image, mode: str, file_format: str) -> None:
     """Photoshop writes "Dot Gain 20%" into them, whose curve is not that of sRGB."""
     samples = np.asarray(photo.convert("L"))
-    image = Image.fromarray(samples.astype(np.uint16) << 8) if mode == "I;16" else photo.convert("L").convert(mode)
-    data = encoded(image, icc_profile=grey_profile(1.4))
+    if mode.startswith("L"):
+        image = photo.convert(mode)
+    else:
+        image = Image.fromarray((samples.astype(np.uint16) << 8).astype({"I;16": "<u2", "I;16B": ">u2"}[mode]))
+    assert image.mode == mode
+    data = encoded(image, file_format, icc_profile=grey_profile(1.4))
     light = np.repeat((samples[:, :, None] / 255) ** 1.4, 3, axis=2)
     expected = skimage_color.xyz2rgb(light @ skimage_color.colorconv.xyz_from_rgb.T) * 255  # sRGB of linear light
     for source in (data, Image.open(io.BytesIO(data))):
