@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from caplet_export.onnx_graph import Session
+from caplet_export.onnx_graph import Session, needed_in_order
 from caplet_export.ranges import BINS, MINMAX, RANGE_CHOICES, Histogram, Range
 from caplet_export.text import START
 
@@ -98,14 +98,11 @@ class Observer:
         del graph.output[:]
         graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
         # onnxruntime would also run what no output needs, and warn of constants that nothing reads.
-        needed, nodes = set(names), []
-        for node in reversed(graph.node):
-            if needed.intersection(node.output):
-                needed.update(node.input)
-                nodes.append(node)
-        constants = [constant for constant in graph.initializer if constant.name in needed]
+        nodes = needed_in_order(graph.node, names)
+        read = {value for node in nodes for value in node.input}
+        constants = [constant for constant in graph.initializer if constant.name in read]
         del graph.node[:], graph.initializer[:]
-        graph.node.extend(reversed(nodes))
+        graph.node.extend(nodes)
         graph.initializer.extend(constants)
         self._session = Session(observed)
 

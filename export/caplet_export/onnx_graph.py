@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class Graph:
     def finish(self) -> onnx.ModelProto:
         """The edited model: nodes in order of use, only what the outputs need, checked."""
         graph = self._model.graph
-        ordered = self._needed_in_order()
+        ordered = needed_in_order(self.nodes, self.outputs)
         read = {value for node in ordered for value in node.input}
         del graph.node[:]
         graph.node.extend(ordered)
@@ -140,26 +140,28 @@ class Graph:
         onnx.checker.check_model(self._model)
         return self._model
 
-    def _needed_in_order(self) -> list[onnx.NodeProto]:
-        producers = {value: node for node in self.nodes for value in node.output if value}
-        ordered: list[onnx.NodeProto] = []
-        begun: set[int] = set()
-        done: set[int] = set()
-        pending = [(producers[value], False) for value in reversed(self.outputs) if value in producers]
-        while pending:
-            node, inputs_done = pending.pop()
-            if id(node) in done:
-                continue
-            if inputs_done:
-                done.add(id(node))
-                ordered.append(node)
-                continue
-            if id(node) in begun:
-                raise ValueError(f"{node.op_type} {node.name} depends on its own output")
-            begun.add(id(node))
-            pending.append((node, True))
-            pending += [(producers[value], False) for value in reversed(node.input) if value in producers]
-        return ordered
+
+def needed_in_order(nodes: Iterable[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    """Those of `nodes` that these values need, in order of use. Raises ValueError if one depends on itself."""
+    producers = {value: node for node in nodes for value in node.output if value}
+    ordered: list[onnx.NodeProto] = []
+    begun: set[int] = set()
+    done: set[int] = set()
+    pending = [(producers[value], False) for value in reversed(outputs) if value in producers]
+    while pending:
+        node, inputs_done = pending.pop()
+        if id(node) in done:
+            continue
+        if inputs_done:
+            done.add(id(node))
+            ordered.append(node)
+            continue
+        if id(node) in begun:
+            raise ValueError(f"{node.op_type} {node.name} depends on its own output")
+        begun.add(id(node))
+        pending.append((node, True))
+        pending += [(producers[value], False) for value in reversed(node.input) if value in producers]
+    return ordered
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

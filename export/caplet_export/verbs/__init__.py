@@ -46,6 +46,17 @@ def read_data(arguments: argparse.Namespace) -> Dataset:
     return dataset
 
 
+def add_set_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--set`, which `chosen_config` reads."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.SWITCH=VALUE",
+        help="change one switch, such as train.epochs=5; repeatable",
+    )
+
+
 def chosen_config(arguments: argparse.Namespace, recipe: Config) -> Config:
     """The configuration of a training run: that of `--config`, or else the recipe, which inherits from the run of
     `--from` if there is one; with the switches of `--set`.

@@ -8,7 +8,7 @@ from pathlib import Path
 from caplet_export.backend import load_tensorflow
 from caplet_export.errors import ConfigurationError
 from caplet_export.recipes import RECIPES
-from caplet_export.verbs import chosen_config, read_data, shown_by, tell_end, tell_epoch
+from caplet_export.verbs import add_set_option, chosen_config, read_data, shown_by, tell_end, tell_epoch
 from caplet_export.views import PLAIN, check_view
 
 
@@ -21,13 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipes = [name for name in RECIPES if not name.startswith("tune")]
     recipe.add_argument("--recipe", choices=recipes, default="cross_entropy", help="default: %(default)s")
     recipe.add_argument("--config", type=Path, help="configuration JSON in place of a recipe")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.SWITCH=VALUE",
-        help="change one switch, such as train.epochs=5; repeatable",
-    )
+    add_set_option(parser)
     parser.add_argument(
         "--from", dest="start_from", type=Path, metavar="RUN", help="begin with this run's model and weights"
     )

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from caplet_export.recipes import RECIPES
-from caplet_export.verbs import chosen_config, read_data, shown_by, tell_end, tell_epoch
+from caplet_export.verbs import add_set_option, chosen_config, read_data, shown_by, tell_end, tell_epoch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="imitate these runs together, instead of training on captions",
     )
     parser.add_argument("--config", type=Path, help="configuration JSON in place of the recipe")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.SWITCH=VALUE",
-        help="change one switch, such as train.epochs=5; repeatable",
-    )
+    add_set_option(parser)
     parser.add_argument("--encoder-weights", default="imagenet", help="`imagenet` or a path (default: %(default)s)")
 
 
