@@ -638,10 +638,6 @@ _SAME_COLOUR = 4
 """Levels by which sRGB profiles under other names (camera makers', Facebook's "c2") differ from sRGB by rounding."""
 
 
-_CMS_FLAGS: dict[str, Any] = {"CMYK": 0x0100}
-"""cmsFLAGS_NOOPTIMIZE: Little CMS takes 24 ms for a table of all inks, which serves far larger pictures."""
-
-
 @functools.lru_cache(maxsize=4)
 def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Little CMS' transform from a colour profile, None if it gives what Pillow gives for this mode but for rounding.
@@ -652,7 +648,9 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
     from PIL import ImageCms  # only here: Pillow can be built without it
 
     srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.PERCEPTUAL
-    transform = ImageCms.buildTransform(io.BytesIO(profile), srgb, mode, "RGB", intent, _CMS_FLAGS.get(mode, 0))
+    # cmsFLAGS_NOOPTIMIZE for inks: Little CMS takes 24 ms for a table of all of them, which serves far larger pictures.
+    flags: Any = 0x0100 if mode == "CMYK" else 0
+    transform = ImageCms.buildTransform(io.BytesIO(profile), srgb, mode, "RGB", intent, flags)
     probe = _PROBE.convert(mode)
     difference = np.asarray(transform.apply(probe)).astype(np.int16) - np.asarray(probe.convert("RGB"))
     return None if np.abs(difference).max() <= _SAME_COLOUR else transform
