@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from caplet.image import ImageSource
 
-__version__ = "0.15.6"
+__version__ = "0.15.7"
 __all__ = [
     "Alternative",
     "ArgumentError",

@@ -472,26 +472,40 @@ def test_tensorflow_is_compiled_and_runs_with_the_threads_that_are_compared(
     assert compiled._encode is compiled._step is tensorflow.function.return_value
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit-gpt2", 224), ("blip-base", 384)])
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "prompt"),
+    [
+        ("vit-gpt2", (1, 3, 224, 224), "float32", 0),
+        ("blip-base", (1, 3, 384, 384), "float32", 0),
+        ("florence-2-base", (1, 3, 768, 768), "bfloat16", 577 + 8),
+        ("smolvlm-256m", (1, 1, 3, 512, 512), "bfloat16", 64 + 16),
+    ],
+)
 def test_transformers_write_greedily_as_many_tokens_as_words_and_one_to_end(
-    name: str, size: int, photos: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, shape: tuple[int, ...], dtype: str, prompt: int, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch, transformers, model = MagicMock(), MagicMock(), MagicMock()
-    model.eval.return_value = model
+    model.eval.return_value = model.to.return_value = model
     model.parameters.return_value = [SimpleNamespace(numel=lambda: 6, element_size=lambda: 4)] * 2
-    transformers.VisionEncoderDecoderModel.return_value = model
-    transformers.BlipForConditionalGeneration.return_value = model
-    torch.from_numpy.side_effect = lambda values: (values.shape, values.dtype.name)
+    for kind in (
+        "VisionEncoderDecoderModel",
+        *(f"{it}ForConditionalGeneration" for it in ("Blip", "Florence2", "Idefics3")),
+    ):
+        getattr(transformers, kind).return_value = model
+    torch.float32, torch.bfloat16 = "float32", "bfloat16"
+    torch.from_numpy.side_effect = lambda values: SimpleNamespace(to=lambda dtype: (values.shape, dtype))
+    torch.tensor.side_effect = np.shape
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "transformers", transformers)
     engine: Any = PEERS[name].build(Path(), 3)
     torch.set_num_threads.assert_called_once_with(3)
+    model.to.assert_called_once_with(dtype)
     assert engine.model_bytes == 48
     assert engine.caption(photos / "cat.jpg", 7) is None
+    asked = {"input_ids": (1, prompt)} if prompt else {}
     model.generate.assert_called_once_with(
-        pixel_values=((1, 3, size, size), "float32"),
-        min_new_tokens=8, max_new_tokens=8, num_beams=1, do_sample=False,
-    )  # fmt: skip
+        pixel_values=(shape, dtype), **asked, min_new_tokens=8, max_new_tokens=8, num_beams=1, do_sample=False
+    )
 
 
 def test_the_chart_shows_medians_and_reaches_to_the_90th_percentile(
