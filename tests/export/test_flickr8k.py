@@ -136,7 +136,7 @@ def test_a_photos_name_may_hold_what_numbers_its_captions(data: Path) -> None:
 
 
 PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
-SCRIPT, *READERS = (part.partition("```")[0] for part in PAGE.split("```python\n")[1:])
+SCRIPT, *READERS = (part.partition("```")[0] for part in PAGE.partition("\n## 1. ")[0].split("```python\n")[1:])
 """The page's lines that make the layout of a CSV file, and those that read other files in its place."""
 
 

@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -146,6 +147,18 @@ def test_each_stage_of_training_leaves_a_run(done: Sequence[Done], folder: Path)
         names = {path.name for path in (folder / "runs" / run).iterdir()}
         assert {"config.json", "vocabulary.txt", "decoder.weights.h5", "history.json", "curves.png"} <= names
         assert ("extractor.npz" in names) == (run in ("fine-tuned", "whole", "fitted"))
+
+
+def test_the_pages_lines_open_a_run_in_python(done: Sequence[Done], folder: Path) -> None:
+    """By a training photo, which this run knows by heart."""
+    _, code = PAGE.read_text(encoding="utf-8").partition("\n## 2. ")[2].split("```python\n")[:2]
+    code = code.partition("```")[0].replace('split("dev")', 'split("train")')
+    process = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    caption, likeliest, *attention = process.stdout.splitlines()[-10:]
+    photo, first, *others = caption.split()
+    assert photo == "0000_square.jpg" and {"red", "square"} <= set(others)
+    assert likeliest.split()[0] == first and len(likeliest.split()) == 5 and len(attention) == 8
 
 
 def test_features_by_a_runs_own_blocks(done: Sequence[Done], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
