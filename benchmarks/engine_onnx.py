@@ -1,4 +1,4 @@
-"""Other ways to run ONNX graphs of the same contract: onnxruntime as it comes, and OpenVINO."""
+"""Other ways to run ONNX graphs of the same contract, onnxruntime as it comes and OpenVINO; and ViT-GPT2's graphs."""
 
 # ruff: noqa: D102 (methods are described where `benchmarks.engine` declares them)
 from __future__ import annotations
@@ -9,26 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.engine import Encoded, StepwiseEngine
+from benchmarks.engine import Encoded, Engine, StepwiseEngine, plain_pixels
 
 
 class OnnxRuntime(StepwiseEngine):
     """onnxruntime with its default options, except for the number of threads and, if `spinning` is off, spinning."""
 
     def __init__(self, folder: Path, threads: int, graphs: str, *, spinning: bool = True) -> None:
-        import onnxruntime
-
         super().__init__(folder)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        if not spinning:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._encoder, self._decoder = (
-            onnxruntime.InferenceSession(
-                str(folder / graphs / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
-            )
-            for name in ("encoder", "decoder")
-        )
+        self._encoder, self._decoder = _sessions(folder / graphs, threads, spinning)
 
     def encode(self, pixels: NDArray[np.uint8]) -> Encoded:
         return Encoded(*self._encoder.run(list(Encoded._fields), {"pixels": pixels}))
@@ -71,3 +60,33 @@ class OpenVino(StepwiseEngine):
         feeds = {"token": np.array([token]), "state": state, "features": encoded.features, "keys": encoded.keys}
         outputs = self._decoder.infer(feeds, share_inputs=True)
         return int(outputs["tokens"][0, 0]), np.array(outputs["next_state"])
+
+
+class VitGpt2(Engine):
+    """The graphs of `benchmarks.vit_gpt2`; threads sleep after a run, which is faster for two sessions in turns."""
+
+    def __init__(self, folder: Path, threads: int, graphs: str) -> None:
+        self._encoder, self._decoder = _sessions(folder / graphs, threads, spinning=False)
+
+    def caption(self, photo: Path, words: int) -> None:
+        size = self._encoder.get_inputs()[0].shape[-1]
+        pixels = plain_pixels(photo, (size, size)).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        (seen,) = self._encoder.run(["photo"], {"pixels": pixels})
+        token, cache = np.zeros(1, np.int64), seen[..., :0, :]
+        for _ in range(words + 1):  # one more, which ends the sentence
+            token, cache = self._decoder.run(["next", "cache"], {"token": token, "past": cache, "photo": seen})
+
+
+def _sessions(folder: Path, threads: int, spinning: bool) -> tuple[Any, Any]:
+    """Of the encoder and of the decoder."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    encoder, decoder = (
+        onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+        for name in ("encoder", "decoder")
+    )
+    return encoder, decoder

@@ -56,17 +56,22 @@ class _Transformers(Engine):
             self._model.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens, num_beams=1, do_sample=False)
 
 
-class VitGpt2(_Transformers):
+def vit_gpt2() -> Any:
     """ViT-B/16 and GPT-2 with cross-attention, as in nlpconnect/vit-gpt2-image-captioning."""
+    from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), GPT2Config())
+    return VisionEncoderDecoderModel(config)
+
+
+class VitGpt2(_Transformers):
+    """`vit_gpt2`."""
 
     size = 224
 
     def build(self) -> Any:
-        from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
-
-        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), GPT2Config())
-        model = VisionEncoderDecoderModel(config)
-        start = config.decoder.bos_token_id
+        model = vit_gpt2()
+        start = model.config.decoder.bos_token_id
         model.generation_config.decoder_start_token_id = start
         model.generation_config.pad_token_id = start
         return model

@@ -9,13 +9,16 @@
     plain-qdq/     its encoder quantised by onnxruntime's own tool, as that tool's documentation says
     fp32/ int8/    caplet's bundles
     int8-ungrouped/  int8 without `group_pixels`, which is faster in OpenVINO; calibrated on the photos here
+    vit-gpt2-int8/   ViT-GPT2 with random weights, in 8 bits, if PyTorch and what exports from it are installed
     random-run/    with `--random`: the run that all of these are made of
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +29,7 @@ from PIL import Image
 
 from benchmarks.engine import plain_pixels
 from benchmarks.outputs import ROOT
+from benchmarks.roster import VIT_GPT2_INT8
 
 if TYPE_CHECKING:
     import keras
@@ -209,13 +213,22 @@ def _write_bundle(
         write_bundle(folder, Path(work), name=f"benchmark-{folder.name}", golden=[photo], decoding=decoding)
 
 
+def write_vit_gpt2(folder: Path) -> str:
+    """Run `benchmarks.vit_gpt2`, if what it needs is installed; what to say of it."""
+    missing = [name for name in ("torch", "transformers", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"left out {folder.name}, not installed: {', '.join(missing)}"
+    subprocess.run([sys.executable, "-m", "benchmarks.vit_gpt2", str(folder.resolve())], cwd=ROOT, check=True)
+    return f"wrote {folder.name}"
+
+
 def _words(folder: Path) -> bytes:
     return (folder / "vocabulary.txt").read_bytes()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder to write; about 500 MB")
+    parser.add_argument("folder", type=Path, help="folder to write; about 750 MB")
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--run", type=Path, help="run folder of `caplet-export`")
     weights.add_argument("--random", action="store_true", help="random weights of the released sizes instead")
@@ -236,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = write_random_run(arguments.folder / "random-run") if arguments.random else arguments.run
     extractor = load_extractor(run, arguments.encoder_weights or (None if arguments.random else "imagenet"))
     prepare(arguments.folder, run, extractor, load_checkpoint(run).model, arguments.bundle, photos)
+    print(write_vit_gpt2(arguments.folder / VIT_GPT2_INT8))
     print(f"wrote {arguments.folder}")
     return 0
 

@@ -53,7 +53,7 @@ _RUNTIME, _OPENVINO = ("onnxruntime", "numpy", "PIL"), ("openvino", "PIL")
 _LITERT, _KERAS = ("ai_edge_litert", "PIL"), ("tensorflow", "keras", "PIL")
 _TRANSFORMERS = ("transformers", "torch", "PIL")
 _CAPLET, _ORT, _OV = "engine_caplet:Caplet", "engine_onnx:OnnxRuntime", "engine_onnx:OpenVino"
-_TF, _TORCH = "engine_tensorflow", "engine_transformers"
+_TF, _TORCH, _VIT_ORT = "engine_tensorflow", "engine_transformers", "engine_onnx:VitGpt2"
 # OpenVINO uses matrix units (AMX), which most processors do not have.
 _BYTES = "int8-ungrouped"
 WITHOUT_AMX = "openvino-int8-vnni"
@@ -61,6 +61,7 @@ _VNNI = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
 PLAIN_OPENVINO_INT8, PLAIN_OPENVINO_FP32 = "openvino-int8-plain", "openvino-fp32-plain"
 # By default, the threads of the encoder's session spin after a run, on the cores that the decoder's threads want.
 _QDQ, _FP32, _RESTING = "plain-qdq", "plain", {"spinning": False}
+VIT_GPT2_INT8 = "vit-gpt2-int8"
 
 ROSTER = (
     Peer("caplet-int8", "caplet int8, greedy", _CAPLET, _RUNTIME, ("int8",), {"bundle": "int8", "beam_size": 1}),
@@ -81,6 +82,7 @@ ROSTER = (
     Peer("litert", "LiteRT fp32", f"{_TF}:LiteRt", _LITERT, ("litert",)),
     Peer("tf-function", "TensorFlow, `tf.function`", f"{_TF}:Function", _KERAS, ("keras",)),
     Peer("keras-predict", "the tutorial's loop, `model.predict`", f"{_TF}:Predict", _KERAS, ("keras",)),
+    Peer(VIT_GPT2_INT8, "ViT-GPT2 int8 (onnxruntime)", _VIT_ORT, _RUNTIME, (VIT_GPT2_INT8,), {"graphs": VIT_GPT2_INT8}),
     Peer("vit-gpt2", "ViT-GPT2 (transformers)", f"{_TORCH}:VitGpt2", _TRANSFORMERS),
     Peer("blip-base", "BLIP-base (transformers)", f"{_TORCH}:BlipBase", _TRANSFORMERS),
     Peer("florence-2-base", "Florence-2-base, bfloat16 (transformers)", f"{_TORCH}:Florence2Base", _TRANSFORMERS),
