@@ -18,6 +18,8 @@ MODEL_VARIABLE = "CAPLET_MODEL"
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 4 * 2**20
 _LARGEST_FILE = 2**31 - 1  # protobuf's own limit for a graph
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what Git LFS leaves in a file's place begins so
+_LFS_LARGEST = 1023  # bytes of a pointer, by the specification
 
 
 @dataclass(frozen=True)
@@ -133,20 +135,41 @@ def default_bundle() -> Path:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """The real path of the bundle's file `name`. Raises BundleError unless it is a file inside the bundle."""
+    """The real path of the bundle's file `name`. Raises BundleError unless it is a file inside the bundle.
+
+    It may also lie where huggingface_hub keeps the files of a bundle that it downloaded.
+    """
     path = root / name
     try:
         real = path.resolve()  # not strictly: on some RAM disks, Windows cannot say what a path really is
-        mode = real.stat().st_mode
+        status = real.stat()
     except FileNotFoundError:
         raise _damaged(path, "is missing") from None
     except RuntimeError:  # a loop of links, before Python 3.13
         raise _damaged(path, "is a loop of links") from None
-    if not real.is_relative_to(root.resolve()):
+    folder = root.resolve()
+    if not any(real.is_relative_to(place) for place in (folder, *_hub_blobs(folder))):
         raise BundleError(str(path), "is a link that leads out of the bundle", "copy the file into the bundle")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise _damaged(path, "is not a file")
+    if status.st_size <= _LFS_LARGEST:
+        with real.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise BundleError(str(path), "is a Git LFS pointer, not the file itself", "run `git lfs pull`")
     return real
+
+
+def _hub_blobs(folder: Path) -> tuple[Path, ...]:
+    """The folders that links lead to from `folder`, if that is in a cache of huggingface_hub's.
+
+    There, models--NAME/snapshots/REVISION/FILE is a link to models--NAME/blobs/HASH, which may be one to blobs/HA/HASH
+    beside the models.
+    """
+    for parent in folder.parents:
+        model = parent.parent
+        if parent.name == "snapshots" and model.name.startswith("models--"):
+            return model / "blobs", model.parent / "blobs"
+    return ()
 
 
 def _read(root: Path, name: str, limit: int = _LARGEST_FILE) -> bytes:

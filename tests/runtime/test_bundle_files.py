@@ -132,6 +132,22 @@ def test_a_missing_or_altered_file_is_named(name: str, tiny_bundle: Path, tmp_pa
         assert caught.value.subject == str(bundle / name)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "encoder.onnx", "vocabulary.txt"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_pointer_of_git_lfs_is_called_by_its_name(verify: bool, name: str, bundle: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'5' * 64}\nsize 12345\n"
+    (bundle / name).write_text(pointer, newline="\n")
+    with pytest.raises(BundleError, match="is a Git LFS pointer, not the file itself; run `git lfs pull`") as caught:
+        load_bundle(bundle, verify=verify)
+    assert caught.value.subject == str(bundle / name)
+
+
+def test_a_pointer_of_git_lfs_in_place_of_a_photo_is_called_by_its_name(bundle: Path) -> None:
+    (bundle / "golden" / "cat.png").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(BundleError, match=r"cat\.png: is a Git LFS pointer"):
+        load_bundle(bundle)
+
+
 def test_without_verifying_hashes_are_not_compared(bundle: Path) -> None:
     (bundle / "README.md").write_text("changed")
     (bundle / "golden" / "cat.png").unlink()
@@ -227,6 +243,45 @@ def test_links_inside_the_bundle_and_to_the_bundle_are_fine(bundle: Path, tmp_pa
     (bundle / "encoder.onnx").symlink_to("blob")
     (tmp_path / "link").symlink_to(bundle)
     load_bundle(tmp_path / "link")
+
+
+@needs_links
+@pytest.mark.parametrize("folder", [".", "int8"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_bundle_is_read_as_huggingface_hub_caches_it(
+    shared: bool, folder: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Files are links to blobs, and these, in newer versions, to blobs that all models share."""
+    model = tmp_path / "hub" / "models--me--tiny"
+    for file in (path for path in tiny_bundle.rglob("*") if path.is_file()):
+        link = model / "snapshots" / "0a1b" / folder / file.relative_to(tiny_bundle)
+        blob = model / "blobs" / file.name
+        store = tmp_path / "hub" / "blobs" / file.name[:2] / file.name
+        for path in (link, blob, store):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, store if shared else blob)
+        if shared:
+            blob.symlink_to(os.path.relpath(store, blob.parent))
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    bundle = model / "snapshots" / "0a1b" / folder
+    assert load_bundle(bundle).words == load_bundle(tiny_bundle).words
+
+    (bundle / "vocabulary.txt").unlink()
+    (bundle / "vocabulary.txt").symlink_to(tiny_bundle / "vocabulary.txt")
+    with pytest.raises(BundleError, match=r"vocabulary\.txt: is a link that leads out of the bundle"):
+        load_bundle(bundle, verify=False)
+
+
+@needs_links
+@pytest.mark.parametrize("folder", ["models--me--tiny/revisions/0a1b", "me/snapshots/0a1b"])
+def test_links_into_blobs_are_those_of_huggingface_hub_only(folder: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / folder))
+    blobs = bundle.parents[1] / "blobs"
+    blobs.mkdir()
+    shutil.move(bundle / "encoder.onnx", blobs / "encoder.onnx")
+    (bundle / "encoder.onnx").symlink_to(blobs / "encoder.onnx")
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        load_bundle(bundle)
 
 
 def test_a_bundle_may_lie_where_windows_cannot_resolve_paths(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
