@@ -9,6 +9,12 @@ from caplet_export.metrics import TITLES, note_on_limit
 from caplet_export.outputs import ATTENTION, CHART
 from caplet_export.stages import ALL
 
+_HUB_LICENCES = (
+    "agpl-3.0 apache-2.0 bsd-2-clause bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 cc-by-sa-4.0 cc0-1.0 gpl-3.0 "
+    "lgpl-3.0 mit mpl-2.0 unlicense"
+)
+"""Some of the licences that the Hugging Face Hub knows, by SPDX's names in small letters; it refuses unknown ones."""
+
 
 def render_card(
     manifest: Mapping[str, Any],
@@ -32,7 +38,8 @@ def render_card(
         chart: whether it has a chart of the `ablations`.
     """
     sections = [
-        _introduction(manifest),
+        _front_matter(manifest["license"]["weights"]) + _introduction(manifest),
+        _use(),
         f"## Scores\n\n{render_scores(manifest['metrics'], manifest['decoding'])}",
         f"## What it is not for\n\n{limits.strip()}" if limits else "",
         _licence(manifest["license"]),
@@ -52,6 +59,35 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+def _front_matter(weights_licence: str) -> str:
+    """What the Hugging Face Hub reads, in YAML; whoever adds it later breaks the bundle, which has the card's hash.
+
+    It is what is true of every bundle, and the licence, if that is the first sentence of the terms. Language and data
+    set, without which the Hub takes no scores, are not in a manifest by the Hub's names.
+    """
+    licence = weights_licence.strip().split(". ")[0].removesuffix(".").lower()
+    lines = [f"license: {licence}"] if licence in _HUB_LICENCES.split() else []
+    lines += ["library_name: caplet", "pipeline_tag: image-to-text", "tags: [image-captioning, onnx]"]
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
+def _use() -> str:
+    return """## How to use it
+
+With caplet, where FOLDER is the folder of these files:
+
+```python
+from caplet import Captioner
+
+print(Captioner("FOLDER").caption("photo.jpg").text)
+```
+
+```sh
+caplet --model FOLDER photo.jpg
+caplet check --model FOLDER  # are the files whole, and the captions as they should be on this machine?
+```"""
+
+
 def _introduction(manifest: Mapping[str, Any]) -> str:
     sizes = {name: manifest["files"][name]["bytes"] / 1e6 for name in ("encoder.onnx", "decoder.onnx")}
     size = manifest["preprocessing"]
@@ -67,6 +103,7 @@ vocabulary of {manifest["vocabulary"]["size"]} words.{_members(manifest["provena
         sizes["encoder.onnx"]:.1f} |
 | `decoder.onnx` | one word further: the likeliest words, the next state, the attention | {sizes["decoder.onnx"]:.1f} |
 | `vocabulary.txt` | one word a line | |
+| `manifest.json` | settings of preprocessing and search, where it comes from, and the hash of every other file | |
 | `golden/` | photos with the captions that `caplet check` expects | |"""
 
 

@@ -335,6 +335,36 @@ def test_the_card_says_what_it_is_told_of_terms_and_limits(graphs: Path, golden:
     assert "## What it is not for\n\nNot for cats.\n\n## Licence\n\n- Weights: MIT.\n- Data: my own photos.\n" in card
 
 
+@pytest.mark.parametrize(
+    ("terms", "licence"),
+    [
+        ("Apache-2.0. Derived from Inception", ["license: apache-2.0"]),
+        ("MIT\n", ["license: mit"]),
+        ("CC-BY-NC-4.0.", ["license: cc-by-nc-4.0"]),
+        ("MIT for the decoder only", []),
+        ("MIT\n---\nlibrary_name: other", []),
+        ("not stated", []),
+    ],
+)
+def test_the_card_begins_with_what_the_hub_reads(
+    terms: str, licence: list[str], graphs: Path, golden: list[Path], tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "bundle", graphs, name="mine: #1", golden=golden, licences=Licences(weights=terms))
+    card = (tmp_path / "bundle/README.md").read_text()
+    told = ["library_name: caplet", "pipeline_tag: image-to-text", "tags: [image-captioning, onnx]"]
+    assert card.startswith("\n".join(["---", *licence, *told, "---", "", "# mine: #1\n"]))
+
+
+def test_the_card_says_how_to_use_the_bundle(
+    graphs: Path, golden: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden)
+    code = re.search(r"^```python\n(.*?)^```$", (tmp_path / "bundle/README.md").read_text(), re.M | re.S)
+    assert code is not None
+    exec(code[1].replace("FOLDER", str(tmp_path / "bundle")).replace("photo.jpg", str(golden[0])))
+    assert capsys.readouterr().out == f"{Captioner(tmp_path / 'bundle').caption(golden[0]).text}\n"
+
+
 def test_links_of_the_card_stay_inside_the_bundle(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle", graphs, name="mine", golden=golden)
     links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "bundle/README.md").read_text())
