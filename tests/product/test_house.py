@@ -82,6 +82,21 @@ def test_the_map_names_no_test_that_is_gone() -> None:
     assert named <= {file.name for file in (ROOT / "tests").rglob("*.py")}
 
 
+def test_the_citation_says_of_caplet_what_its_metadata_say() -> None:
+    """It names no version, which it would have to be given at every release."""
+    if not (ROOT / "pyproject.toml").exists():
+        pytest.skip("the checkout only has the citation")
+    project, citation = ((ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "CITATION.cff"))
+    for member, cited in {
+        "name": "title",
+        "description": "abstract",
+        "license": "license",
+        "keywords": "keywords",
+    }.items():
+        (value,) = re.findall(rf"^{member} = (.+)$", project, re.M)
+        assert f"\n{cited}: {value}\n" in citation
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="not a checkout of Git's")
 def test_a_clone_on_windows_has_the_model_as_it_is(tmp_path: Path) -> None:
     git = ("git", "-C", str(ROOT), "-c", "safe.directory=*")  # a container's user seldom owns what is mounted there
