@@ -40,6 +40,7 @@ def render_card(
     sections = [
         _front_matter(manifest["license"]["weights"]) + _introduction(manifest),
         _use(),
+        _figure() if figure else "",
         f"## Scores\n\n{render_scores(manifest['metrics'], manifest['decoding'])}",
         f"## What it is not for\n\n{limits.strip()}" if limits else "",
         _licence(manifest["license"]),
@@ -48,7 +49,6 @@ def render_card(
         *map(_ablation, ablations),
         f"## What was found out\n\n{findings.strip()}" if findings else "",
         _making(manifest),
-        _figure() if figure else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -85,7 +85,9 @@ print(Captioner("FOLDER").caption("photo.jpg").text)
 ```sh
 caplet --model FOLDER photo.jpg
 caplet check --model FOLDER  # are the files whole, and the captions as they should be on this machine?
-```"""
+```
+
+For use without caplet, docs/bundle-format.md in its repository specifies the files, with a reader as an example."""
 
 
 def _introduction(manifest: Mapping[str, Any]) -> str:
