@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             remedy = "install that library, or caplet again"
         elif "DLL load failed" in str(error):  # Windows; onnxruntime's wheels lack the C++ library that they need
             remedy = "install Microsoft's newest Visual C++ Redistributable, or caplet again"
+        elif "(unknown location)" in str(error):  # two builds of onnxruntime share a folder; pip removed one's files
+            remedy = "install it again, with pip's --force-reinstall"
         return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); {remedy}", 1)
     except BrokenPipeError:
         return 1  # whoever read the output has had enough

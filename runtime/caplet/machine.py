@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import onnxruntime
 import PIL
+from onnxruntime import __version__ as onnxruntime_version  # an ImportError where pip has left only a part of it
 
 import caplet
 
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
     return {
         "caplet": caplet.__version__,
         "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": onnxruntime_version,
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
     }

@@ -363,6 +363,22 @@ def test_a_dependency_for_another_python_is_told_without_the_advice_that_numpy_p
     assert run(photos / "cat.jpg", capfd=capfd) == (1, "", told)
 
 
+@pytest.mark.parametrize("words", [["cat.jpg"], ["info"], ["check"], ["bench"]], ids=lambda words: words[0])
+def test_what_pip_leaves_of_onnxruntime_is_told_in_one_line(words: list[str]) -> None:
+    """Two builds of it share a folder; uninstalling one takes `__init__.py` from the other."""
+    code = """
+import sys, types
+sys.modules["onnxruntime"] = types.ModuleType("onnxruntime")
+from caplet.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    told = "cannot import name '__version__' from 'onnxruntime' (unknown location)"
+    remedy = "install it again, with pip's --force-reinstall"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"caplet: onnxruntime cannot be imported ({told}); {remedy}\n"
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_an_import_that_was_interrupted_is_an_interruption(
     told: bool, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
