@@ -82,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             remedy = "install Microsoft's newest Visual C++ Redistributable, or caplet again"
         elif "(unknown location)" in str(error):  # two builds of onnxruntime share a folder; pip removed one's files
             remedy = "install it again, with pip's --force-reinstall"
+        elif not str(error):  # pybind11 loses what NumPy 2 says of an onnxruntime that was made for NumPy 1
+            error = ImportError("made for NumPy 1", name="onnxruntime")
+            remedy = "install a newer one, or numpy<2"
         return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); {remedy}", 1)
     except BrokenPipeError:
         return 1  # whoever read the output has had enough

@@ -318,13 +318,24 @@ def test_how_a_run_ends(
             "_state cannot be imported (DLL load failed while importing _state: The specified module could not be "
             "found.); install Microsoft's newest Visual C++ Redistributable, or caplet again",
         ),
+        (  # as onnxruntime before 1.19 fails with NumPy 2, for which pip lets 1.17 be installed
+            ImportError(""),
+            "onnxruntime cannot be imported (made for NumPy 1); install a newer one, or numpy<2",
+        ),
         (  # as NumPy 2.4 says of kvm64, the processor of many virtual machines
             RuntimeError("NumPy was built with baseline optimizations: \n(X86_V2) but your machine doesn't support:\n"),
             "numpy cannot be imported (NumPy was built with baseline optimizations: (X86_V2) but your machine doesn't "
             "support:); install numpy<2.4",
         ),
     ],
-    ids=["broken installation", "memory or noexec", "library of the system", "library of Windows", "old processor"],
+    ids=[
+        "broken installation",
+        "memory or noexec",
+        "library of the system",
+        "library of Windows",
+        "old onnxruntime",
+        "old processor",
+    ],
 )
 def test_what_cannot_be_imported_is_told_in_one_line(
     error: Exception, said: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
