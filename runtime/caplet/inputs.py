@@ -29,6 +29,8 @@ SUFFIXES = frozenset(
 )
 """Suffixes of files that count as photos in a folder. HEIC needs a package of its own, and JPEG XL is not read at all,
 but an error that says so is better than silence."""
+_NOT_LOOKED_INTO = frozenset(("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin"))
+"""Folders in which Synology, QNAP and Windows keep thumbnails, deleted photos and old copies; in small letters."""
 _DESCRIPTOR = re.compile(r"/dev/(std(in|out|err)|fd/\d+)|/proc/[^/]+/fd/\d+")
 Identity: TypeAlias = tuple[int, int] | str
 _CHUNK = 2**16
@@ -263,7 +265,8 @@ def _found_in(folder: str, visited: set[Identity | None], drawings: str | None) 
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-            yield entry.path
+            if entry.name.lower() not in _NOT_LOOKED_INTO:
+                yield entry.path
         elif _is_photo(entry):
             yield Input(entry.path)
 

@@ -62,6 +62,19 @@ def test_recursive_gives_the_folders_in_it_too(
     assert paths == [str(folder / name) for name in ("a.PNG", "b.jpg", "inner/c.jpg", "inner/deep/d.jpg")]
 
 
+def test_thumbnails_and_recycle_bins_of_others_are_not_looked_into(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """But for those that are named."""
+    for name in ("@eaDir", "inner/@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN"):
+        shutil.copytree(folder / "inner" / "deep", folder / name)
+    status, out, _ = run("-r", folder, folder / "#recycle", capfd=capfd)
+    assert status == 0
+    paths = [line.split("\t")[0] for line in out.splitlines()]
+    expected = ("a.PNG", "b.jpg", "inner/c.jpg", "inner/deep/d.jpg", "#recycle/d.jpg")
+    assert paths == [str(folder / name) for name in expected]
+
+
 @needs_links
 def test_loops_of_links_end(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "inner" / "up").symlink_to(folder)
