@@ -319,6 +319,11 @@ def extract(
             writer.finish(skipped)
 
 
+def held_by_all(stores: Iterable[Path]) -> frozenset[str]:
+    """The images that all of these stores hold, whole or not."""
+    return frozenset.intersection(*(frozenset(_lines(folder / _NAMES)) for folder in stores))
+
+
 def weights_digest(weights: str) -> str:
     """sha256 of a weights file; `imagenet` (Keras' own download) as it is. Raises a StoreError if it cannot be read."""
     if weights == "imagenet":

@@ -412,6 +412,31 @@ def test_the_bar_counts_whole_batches(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("small_inception")
+def test_the_bar_of_a_resumed_run_counts_no_photo_as_done_in_it_that_was_there_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They took no time, so the photos that are left seemed to take little."""
+
+    def slow(_: Any, names: list[str], *__: Any, batch_size: int) -> Iterator[tuple[str, None]]:
+        for number, name in enumerate(names):
+            time.sleep(0.4 if number == 6 else 0)  # the only batch that is left
+            yield name, None
+
+    data = write_tiny_flickr8k(tmp_path / "data", train=6, dev=4)
+    (store := tmp_path / "features" / "mixed10-plain").mkdir(parents=True)
+    (store / "names.txt").write_text((data / "Flickr_8k.trainImages.txt").read_text())
+    monkeypatch.setattr("caplet_export.verbs.features.extract", slow)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    command = ["features", str(tmp_path / "features"), "--data", str(data), "--views", "--batch-size", "4"]
+    assert main(command) == 0
+    shown = re.findall(r"(\d+)/10 [^\r]* ([\d.?]+)photo/s", terminal.getvalue())
+    assert shown[0] == ("6", "?")
+    assert {done for done, _ in shown[1:]} == {"10"}
+    assert all(float(rate) <= 10 for _, rate in shown[1:])  # 4 photos in 0.4 seconds
+
+
+@pytest.mark.usefixtures("small_inception")
 def test_the_command_mixes_no_features_of_other_weights_or_of_a_runs_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

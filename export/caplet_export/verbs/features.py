@@ -11,7 +11,7 @@ from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
 from caplet_export.config import INCEPTION_BLOCKS, load_config
 from caplet_export.errors import ConfigurationError, DataError
-from caplet_export.features import StoreSource, extract, weights_digest, whole_in_another_precision
+from caplet_export.features import StoreSource, extract, held_by_all, weights_digest, whole_in_another_precision
 from caplet_export.outputs import RUN
 from caplet_export.verbs import read_data
 from caplet_export.views import FLIP, PLAIN, check_view
@@ -106,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
                 stored = len(set(names) - store.skipped)
                 print(f"{store.folder}: {stored} of {len(names)} photos, there already, in {store.source.precision}")
             continue
+        held = held_by_all(stores).intersection(names)
         results = extract(
             stores,
             names,
@@ -115,13 +116,16 @@ def run(arguments: argparse.Namespace) -> int:
         )
         stored = 0
         title = " ".join(folder.name for folder in stores)
-        # Drawn after each batch, not at its first photo, which would seem to have taken the time of the whole.
-        bar = {"miniters": arguments.batch_size, "maxinterval": math.inf, "leave": True}
-        for name, problem in ProgressBar(results, desc=title, total=len(names), unit="photo", **bar):
-            stored += problem is None
-            if problem and name not in unreadable:
-                unreadable.add(name)
-                tell(f"caplet-export features: left out {name}: {problem}")
+        # Drawn after each batch, not at its first photo, which would seem to have taken the time of the whole; and what
+        # is there already took no time.
+        pace = {"miniters": arguments.batch_size, "maxinterval": math.inf, "initial": len(held)}
+        with ProgressBar(desc=title, total=len(names), unit="photo", leave=True, **pace) as bar:
+            for name, problem in results:
+                bar.update(name not in held)
+                stored += problem is None
+                if problem and name not in unreadable:
+                    unreadable.add(name)
+                    tell(f"caplet-export features: left out {name}: {problem}")
         for folder in stores:
             print(f"{folder}: {stored} of {len(names)} photos")
     if unreadable and len(unreadable) == len(plan[0][1]):
