@@ -22,20 +22,35 @@ _PANELS = {"CIDEr-D": "dev CIDEr-D (greedy)", "difference": "difference"}
 """Columns of an ablation's table that are drawn, and what is written below them."""
 
 
-def plot_history(history: Sequence[Epoch], kept: Epoch, path: Path) -> None:
-    """Draw losses and dev CIDEr-D by epoch into a PNG, with a mark at the epoch that is kept. Raises OSError."""
+def plot_history(history: Sequence[Epoch], kept: Epoch, objective: str, path: Path) -> None:
+    """Draw losses and dev CIDEr-D by epoch into a PNG, with a mark at the epoch that is kept. Raises OSError.
+
+    The dev loss is cross-entropy. Only where `objective`, the run's `train.objective`, is that too, do both losses
+    share a panel.
+    """
     pyplot = _pyplot()
     epochs = [epoch.epoch for epoch in history]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
-    left.plot(epochs, [epoch.train_loss for epoch in history], label="train", color=_GREY)
-    left.plot(epochs, [epoch.dev_loss for epoch in history], label="dev", color=_BLUE)
-    left.set(xlabel="epoch", ylabel="loss")  # in self-critical training, the reward, negative
-    left.legend(frameon=False)
+    train, dev = [epoch.train_loss for epoch in history], [epoch.dev_loss for epoch in history]
+    alike = objective == "cross_entropy"
+    count = 2 if alike else 3
+    figure, panels = pyplot.subplots(1, count, figsize=(4.5 * count, 3.5), constrained_layout=True)
+    left, right = panels[-2:]
+    if alike:
+        left.plot(epochs, train, label="train", color=_GREY)
+        left.plot(epochs, dev, label="dev", color=_BLUE)
+        left.set(ylabel="loss")
+        left.legend(frameon=False)
+    else:
+        panels[0].plot(epochs, train, color=_GREY)
+        panels[0].set(ylabel=f"train loss ({objective.replace('_', '-')})")
+        left.plot(epochs, dev, color=_BLUE)
+        left.set(ylabel="dev loss (cross-entropy)")
     right.plot(epochs, [epoch.dev_cider for epoch in history], color=_BLUE)
     right.plot([kept.epoch], [kept.dev_cider], "o", color=_RED)
     right.annotate(f"{kept.dev_cider:.1f}", (kept.epoch, kept.dev_cider), xytext=(4, -12), textcoords="offset points")
-    right.set(xlabel="epoch", ylabel="dev CIDEr-D (greedy)")
-    for axes in (left, right):
+    right.set(ylabel="dev CIDEr-D (greedy)")
+    for axes in panels:
+        axes.set(xlabel="epoch")
         axes.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -37,7 +37,7 @@ def test_curves_are_those_of_both_losses_and_of_the_dev_score(tmp_path: Path, fi
     epochs = [Epoch(number, 3.0 - number, 3.5 - number, 30.0 / number, 1.0) for number in (1, 2)]
     (tmp_path / "curves.png").write_bytes(b"before")
     (tmp_path / "link").hardlink_to(tmp_path / "curves.png")
-    plot_history(epochs, epochs[0], tmp_path / "curves.png")
+    plot_history(epochs, epochs[0], "cross_entropy", tmp_path / "curves.png")
     assert (tmp_path / "link").read_bytes() == b"before", "the old file stays until the new one is whole"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     losses, scores = ([line.get_xydata().tolist() for line in axes.lines] for axes in figure().axes)
@@ -47,6 +47,19 @@ def test_curves_are_those_of_both_losses_and_of_the_dev_score(tmp_path: Path, fi
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["train", "dev"]
     assert [axes.get_ylabel() for axes in (left, right)] == ["loss", "dev CIDEr-D (greedy)"]
     assert [(text.get_text(), text.xy) for text in right.texts] == [("30.0", (1, 30.0))]
+
+
+@pytest.mark.parametrize("objective", ["self_critical", "distillation"])
+def test_a_loss_that_is_no_cross_entropy_has_a_panel_of_its_own(objective: str, tmp_path: Path, figure: Any) -> None:
+    epochs = [Epoch(number, -number, 3.0 + number, 30.0 * number, 1.0) for number in (1, 2)]
+    plot_history(epochs, epochs[1], objective, tmp_path / "curves.png")
+    drawn = {axes.get_ylabel(): [line.get_xydata().tolist() for line in axes.lines] for axes in figure().axes}
+    assert drawn == {
+        f"train loss ({objective.replace('_', '-')})": [[[1, -1], [2, -2]]],
+        "dev loss (cross-entropy)": [[[1, 4], [2, 5]]],
+        "dev CIDEr-D (greedy)": [[[1, 30], [2, 60]], [[2, 60]]],
+    }
+    assert [axes.get_xlabel() for axes in figure().axes] == ["epoch"] * 3
 
 
 def test_cells_of_ablation_are_read() -> None:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from caplet.errors import CapletError, ImageError, InferenceError
 from caplet_export.cli import VERBS, main
+from caplet_export.config import Config, TrainConfig
 from caplet_export.progress import ProgressBar, tell
 from caplet_export.ranges import METHODS
 from caplet_export.runs import Epoch
@@ -243,9 +244,9 @@ def test_curves_that_a_killed_run_could_not_draw_are_drawn_at_its_end(
 ) -> None:
     """None, or those of the epoch before; and not again if they are there."""
     drawn: list[Path] = []
-    monkeypatch.setattr("caplet_export.charts.plot_history", lambda _history, _kept, path: drawn.append(path))
+    monkeypatch.setattr("caplet_export.charts.plot_history", lambda *given: drawn.append(given[-1]))
     epoch, curves = Epoch(1, 2.0, 2.0, 50.0, 1.0), tmp_path / "curves.png"
-    run: Any = SimpleNamespace(folder=tmp_path, history=[epoch], kept=epoch, start=None)
+    run: Any = SimpleNamespace(folder=tmp_path, history=[epoch], kept=epoch, start=None, config=Config())
     (tmp_path / "history.json").touch()
     os.utime(tmp_path / "history.json", (2000, 2000))
     tell_end(run)
@@ -266,7 +267,7 @@ def test_a_run_that_ended_worse_than_it_began_says_so(
     monkeypatch.setattr("caplet_export.charts.plot_history", lambda *_: None)
     (tmp_path / "history.json").touch()
     epoch, start = Epoch(1, 2.0, 2.0, 50.0, 1.0), Stage("xe", 1, 3, 2, score, None, {})
-    run: Any = SimpleNamespace(folder=tmp_path, history=[epoch], kept=epoch, start=start)
+    run: Any = SimpleNamespace(folder=tmp_path, history=[epoch], kept=epoch, start=start, config=Config())
     tell_end(run)
     assert capsys.readouterr().out == f"kept epoch 1: dev CIDEr-D 50.0{told}; weights in {tmp_path}\n"
 
@@ -287,10 +288,8 @@ def test_what_is_kept_is_told_and_drawn(
     monkeypatch.setattr(Figure, "savefig", marked)
     for done in range(1, 4):
         kept = max(history[:done], key=lambda epoch: epoch.dev_cider) if patience else history[done - 1]
-        train = SimpleNamespace(patience=patience)
-        tell_epoch(
-            SimpleNamespace(history=history[:done], kept=kept, folder=tmp_path, config=SimpleNamespace(train=train))
-        )
+        config = Config(train=TrainConfig(patience=patience))
+        tell_epoch(SimpleNamespace(history=history[:done], kept=kept, folder=tmp_path, config=config))
         os.utime(tmp_path / "curves.png", (1000, 1000))
     assert marks == (["50.0", "60.0", "60.0"] if patience else ["50.0", "60.0", "40.0"])
     said = [line.endswith("  best") for line in capsys.readouterr().out.splitlines()]
@@ -301,12 +300,12 @@ def test_curves_that_were_drawn_a_moment_ago_wait(tmp_path: Path, monkeypatch: p
     """Drawing takes longer than an epoch of a few photos; the end of the run draws what is missing."""
     drawn: list[int] = []
 
-    def draw(history: list[Epoch], _: Epoch, path: Path) -> None:
+    def draw(history: list[Epoch], _kept: Epoch, _objective: str, path: Path) -> None:
         drawn.append(len(history))
         path.touch()
 
     monkeypatch.setattr("caplet_export.charts.plot_history", draw)
-    run: Any = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(train=SimpleNamespace(patience=0)), start=None)
+    run: Any = SimpleNamespace(folder=tmp_path, config=Config(train=TrainConfig(patience=0)), start=None)
     history = [Epoch(number, 2.0, 2.0, 50.0, 0.1) for number in (1, 2, 3)]
     for done in (1, 2, 3):
         run.history, run.kept = history[:done], history[done - 1]

@@ -119,7 +119,7 @@ def tell_epoch(run: Run) -> None:
     )
     curves = run.folder / "curves.png"
     if not curves.exists() or not 0 <= time.time() - curves.stat().st_mtime < _REDRAWN:
-        plot_history(run.history, kept, curves)
+        plot_history(run.history, kept, run.config.train.objective, curves)
 
 
 def tell_end(run: Run) -> None:
@@ -132,7 +132,7 @@ def tell_end(run: Run) -> None:
     assert kept is not None
     curves, history = run.folder / "curves.png", run.folder / "history.json"
     if not curves.exists() or curves.stat().st_mtime_ns <= history.stat().st_mtime_ns:
-        plot_history(run.history, kept, curves)
+        plot_history(run.history, kept, run.config.train.objective, curves)
     before = ""
     if start and start.dev_cider is not None and start.dev_cider > kept.dev_cider:
         before = f" ({start.run}, which it began with, had {start.dev_cider:.1f})"
