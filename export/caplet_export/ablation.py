@@ -30,7 +30,9 @@ from caplet_export.photos import photo_batches, readable_photos
 from caplet_export.stages import run_name
 
 _BATCH = 100
-COLUMNS = ("run", "CIDEr-D", "difference", "BLEU-4", "ROUGE-L", "words", "repeats %", "odd pairs %", "switches changed")
+COLUMNS = (
+    "run", "CIDEr-D", "difference", "BLEU-4", "ROUGE-L", "length", "repeats %", "odd pairs %", "switches changed"
+)  # fmt: skip
 AGAINST = {
     "before": ("What each stage gave", "Differences are against the row above."),
     "first": ("What each switch gives alone", "Every run differs from the first in the switches named alone."),
@@ -90,7 +92,7 @@ def compare_runs(
     title, meaning = AGAINST[against]
     note = (
         f"{meaning} Greedy captions of {len(names)} dev photos by the float32 Keras model; in brackets 95% "
-        "bootstrap intervals over photos. Words: the mean length. Repeats: captions that say three words in "
+        "bootstrap intervals over photos. Length: the mean number of words. Repeats: captions that say three words in "
         "a row twice. Odd pairs: captions in which two words follow each other that never do."
     )
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}

@@ -288,7 +288,7 @@ def format_table(evaluation: Evaluation) -> str:
     data = evaluation.data
     *bleu_titles, rouge_title, cider_title = TITLES.values()
     columns = ["beam", *bleu_titles, "95%", rouge_title, cider_title, "95%"]
-    rows = [[*columns, "length", "words", "rep. 3-grams", "dangling", "odd pairs", "ms/photo"]]
+    rows = [[*columns, "length", "vocabulary", "rep. 3-grams", "dangling", "odd pairs", "ms/photo"]]
     for beam, result in evaluation.results.items():
         scores, bleu, cider = result.scores, result.intervals["bleu_4"], result.intervals["cider_d"]
         cells = [

@@ -91,7 +91,9 @@ def test_figures_stand_in_their_columns(runs: Runs, tmp_path: Path, monkeypatch:
     )
     monkeypatch.setattr(ablation, "bootstrap_interval", lambda _: {"cider_d": Interval(55.5, 52.1, 58.9)})
     monkeypatch.setattr(ablation, "paired_bootstrap", lambda *_: {"cider_d": Interval(1.0, -2.0, 3.0)})
-    rows = compare_runs([runs.folder / "slow", again], runs.dataset, runs.folder / "features")["rows"]
+    table = compare_runs([runs.folder / "slow", again], runs.dataset, runs.folder / "features")
+    rows = table["rows"]
+    assert dict(zip(table["columns"], rows[0], strict=True))["length"] == "7.0"  # as `evaluate` calls it
     figures = ["20.0", "46.0", "7.0", "3.0"]
     assert rows == [
         ["slow", "55.5 (52.1 to 58.9)", "", *figures, "", "(the baseline)"],

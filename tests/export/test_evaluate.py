@@ -154,7 +154,7 @@ def test_figures_stand_in_their_columns() -> None:
     assert [" ".join(line.split()) for line in table.splitlines()] == [
         "tiny on 7 dev photos",
         "beam BLEU-1 BLEU-2 BLEU-3 BLEU-4 95% ROUGE-L CIDEr-D 95% "
-        "length words rep. 3-grams dangling odd pairs ms/photo",
+        "length vocabulary rep. 3-grams dangling odd pairs ms/photo",
         f"1 {figures} 5.5% 24",
         f"3 {figures} - 24",
     ]
