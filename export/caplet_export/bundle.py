@@ -18,13 +18,13 @@ import onnx
 from PIL import Image
 
 from caplet import Captioner, __version__
-from caplet.errors import CapletError
+from caplet.errors import CapletError, ImageError
 from caplet.image import load_pixels
 from caplet.manifest import FORMAT_VERSION, Decoding
 from caplet_export.card import render_card, render_scores
 from caplet_export.charts import plot_ablations
 from caplet_export.config import DEFAULT_DECODING
-from caplet_export.errors import ConfigurationError, ExportError
+from caplet_export.errors import ConfigurationError, ExportError, without_options
 from caplet_export.inputs import read_json
 from caplet_export.onnx_graph import load_model, require_input, shape_of
 from caplet_export.outputs import ATTENTION, CHART, GRAPHS, whole_folder
@@ -261,8 +261,8 @@ def _store_photos(folder: Path, photos: Sequence[Path], size: tuple[int, int]) -
             raise ConfigurationError(f"two golden photos are called {photo.stem}")
         try:
             pixels = load_pixels(photo, size=size)
-        except CapletError as error:
-            raise ExportError(str(error)) from error
+        except ImageError as error:
+            raise ExportError(str(without_options(error))) from error
         Image.fromarray(pixels).save(folder / file, optimize=True)
         stored[file] = photo
     return stored

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from caplet.errors import ImageError
+
+_OPTIONS = ("allow truncated images", "raise max_pixels if you trust it")
+"""Remedies that are options of caplet, and none of the toolchain's."""
+
 
 class ExportError(Exception):
     """Base of every error the toolchain raises on purpose; the command line prints it as one line."""
@@ -26,3 +31,9 @@ class ParityError(ExportError, ArithmeticError):
 def in_one_line(text: object) -> str:
     """What a file or another library's error says, in one line that is not too long to be quoted."""
     return " ".join(str(text).split())[:200]
+
+
+def without_options(error: ImageError) -> ImageError:
+    """The error about a photo, whose remedies are only those that there are in the toolchain."""
+    remedies = [remedy for remedy in error.remedy.split(", or ") if remedy not in _OPTIONS]
+    return ImageError(error.subject, error.cause, ", or ".join(remedies))

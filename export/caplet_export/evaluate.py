@@ -23,7 +23,7 @@ from caplet.errors import CapletError, ImageError
 from caplet.machine import describe_cpu, versions
 from caplet.manifest import Manifest
 from caplet_export.bigrams import Bigrams
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.errors import ConfigurationError, DataError, without_options
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import (
     METRICS,
@@ -324,7 +324,7 @@ def _caption(
             captions = captioner.caption_many(paths, beam_size=beam_size, on_error="return")
             for name, caption in zip(wanted, captions, strict=True):
                 if isinstance(caption, ImageError):
-                    journal.unreadable[name] = str(caption)
+                    journal.unreadable[name] = str(without_options(caption))
                 elif isinstance(caption, CapletError):  # the graphs failed, so the evaluation cannot go on
                     raise caption
                 else:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from caplet.errors import ImageError
 from caplet.image import load_pixels
 from caplet.threads import usable_threads
-from caplet_export.errors import DataError
+from caplet_export.errors import DataError, without_options
 from caplet_export.flickr8k import Dataset
 from caplet_export.memory import usable_memory
 from caplet_export.progress import ProgressBar, tell
@@ -23,7 +23,10 @@ _MEMORY_SHARE = 0.25
 
 def read_photo(dataset: Dataset, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Pixels uint8 [height,width,3] of a photo, squashed to (width, height). Raises caplet's ImageError."""
-    return load_pixels(dataset.path(name), size=size)
+    try:
+        return load_pixels(dataset.path(name), size=size)
+    except ImageError as error:
+        raise without_options(error) from error
 
 
 def photo_batches(

@@ -168,6 +168,14 @@ def test_where_golden_photos_are_below_the_working_folder_is_told(
     assert {entry.source for entry in load_bundle(tmp_path / "bundle").manifest.golden} == {"photos/cat.jpg"}
 
 
+def test_a_golden_photo_that_cannot_be_read_is_an_error(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    (half := tmp_path / "half.jpg").write_bytes(golden[0].read_bytes()[:9000])
+    with pytest.raises(ExportError) as caught:
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[half])
+    assert str(caught.value) == f"{half}: the JPEG file is truncated; get a complete copy"
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_every_file_is_listed_with_its_hash(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     write_bundle(output, graphs, name="tiny", golden=golden)

@@ -17,6 +17,7 @@ from caplet_export import photos
 from caplet_export.errors import DataError
 from caplet_export.flickr8k import read_captions, read_dataset
 from caplet_export.photos import PhotoCache, photo_batches
+from tiny_bundle import PHOTOS
 from tiny_flickr8k import write_split, write_tiny_flickr8k
 
 
@@ -338,6 +339,25 @@ def test_photos_come_in_batches_each_once_without_those_that_are_broken(
         np.testing.assert_array_equal(pixels, [load_pixels(dataset.path(name), size=(20, 10)) for name in names])
     error = capsys.readouterr().err
     assert error.startswith(f"left out: {dataset.path(broken)}: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ((PHOTOS / "cat.jpg").read_bytes()[:9000], "the JPEG file is truncated; get a complete copy"),
+        (b"P6 20000 20000 255\n", "too large: 20000x20000 is 400,000,000 pixels, the limit is 120,000,000; shrink it"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL photo, which Pillow does not read; convert it to JPEG"),
+    ],
+    ids=["truncated", "large", "other"],
+)
+def test_no_remedy_is_advised_that_is_an_option_of_caplet_alone(
+    content: bytes, told: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = read_dataset(data)
+    path = dataset.path(dataset.split("dev")[0])
+    path.write_bytes(content)
+    assert photos.readable_photos(dataset, [path.name]) == []
+    assert capsys.readouterr().err == f"left out: {path}: {told}\n"
 
 
 def test_photos_are_kept_while_a_quarter_of_memory_holds_them(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
