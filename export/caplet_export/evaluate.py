@@ -23,7 +23,7 @@ from caplet.errors import CapletError, ImageError
 from caplet.machine import describe_cpu, versions
 from caplet.manifest import Manifest
 from caplet_export.bigrams import Bigrams
-from caplet_export.errors import ConfigurationError, DataError, without_options
+from caplet_export.errors import ConfigurationError, DataError, in_one_line, without_options
 from caplet_export.flickr8k import Dataset
 from caplet_export.metrics import (
     METRICS,
@@ -129,9 +129,12 @@ class Evaluation:
                 raise ConfigurationError(f"{path}: written by another version of caplet-export; evaluate again")
             results = {int(beam): _result_from_json(result) for beam, result in content["results"].items()}
             bundle, data = content["bundle"], content["data"]
+            settings, machine = content["settings"], content["machine"]
             if not isinstance(bundle["name"], str) or not isinstance(data["unreadable"], dict):
                 raise TypeError("bundle or data")
-            return cls(bundle, data, content["settings"], content["machine"], results)
+            if not isinstance(settings, dict):
+                raise TypeError("settings")
+            return cls(bundle, data, settings, machine, results)
         except ConfigurationError:  # a ValueError too
             raise
         except OSError as error:
@@ -170,7 +173,7 @@ class CaptionJournal:
             for line in kept[len(header) :].splitlines():
                 entry = json.loads(line)
                 key = (entry.pop("beam"), entry.pop("image"))
-                self.captions[key] = CaptionRecord(**entry)
+                self.captions[key] = _record_from_json(entry)
             # A file of another run is emptied first: if the process is killed here, its captions must not be left under
             # this run's header.
             self._file = path.open("r+b" if of_this_run else "wb")
@@ -333,9 +336,19 @@ def _caption(
                 progress.update()
 
 
+def _record_from_json(content: Mapping[str, Any]) -> CaptionRecord:
+    """A caption from JSON. Raises a TypeError if it is not one."""
+    record = CaptionRecord(**content)
+    kinds: dict[str, tuple[type, ...]] = {"text": (str,), "score": (int, float), "milliseconds": (int, float)}
+    for name, kind in kinds.items():
+        if not isinstance(content[name], kind):
+            raise TypeError(f"{name}: {in_one_line(content[name])}")
+    return record
+
+
 def _result_from_json(content: Mapping[str, Any]) -> BeamResult:
-    captions = {name: CaptionRecord(**record) for name, record in content["captions"].items()}
-    if not captions or not all(isinstance(record.text, str) for record in captions.values()):
+    captions = {name: _record_from_json(record) for name, record in content["captions"].items()}
+    if not captions:
         raise TypeError("captions")
     return BeamResult(
         captions=captions,

@@ -277,6 +277,20 @@ def test_an_evaluation_is_replaced_by_a_new_one(tiny_bundle: Path, made_up_data:
     assert Evaluation.load(output).data["images"] == 3
 
 
+@pytest.mark.parametrize("value", [{"text": 3}, {"score": [0.5]}, {"milliseconds": None}, {"image": []}], ids=str)
+def test_captions_that_are_none_are_refused(
+    value: dict[str, Any], tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, journal = read_dataset(made_up_data), tmp_path / "dev.json.captions.jsonl"
+    evaluate(tiny_bundle, dataset, "dev", beam_sizes=[1], journal_path=journal)
+    header, first, *others = journal.read_text().splitlines()
+    journal.write_text("\n".join([header, json.dumps({**json.loads(first), **value}), *others, ""]))
+    command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--beam", "1"]
+    assert main([*command, "--json", str(tmp_path / "dev.json")]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"caplet-export evaluate: {journal}: damaged (")
+
+
 def test_a_full_disk_is_said_of_the_journal(tmp_path: Path) -> None:
     class Full(io.RawIOBase):
         def writable(self) -> bool:
@@ -494,6 +508,7 @@ def test_a_file_that_is_no_evaluation_is_refused(tmp_path: Path) -> None:
         lambda content: content.update(data=3),
         lambda content: content["results"]["1"].update(captions={}),
         lambda content: content["results"]["1"]["captions"]["000.jpg"].update(text=3),
+        lambda content: content.update(settings=[]),
     ],
 )
 def test_an_edited_evaluation_is_refused(
