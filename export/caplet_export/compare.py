@@ -174,6 +174,8 @@ def check_report(folder: Path) -> None:
     files that caplet-export did not write.
     """
     resolved = check_place(folder)
+    if resolved.is_file():
+        raise ExportError(f"{folder}: is a file, not a folder")
     for parent in (resolved, *resolved.parents):
         if (parent / ".git").exists():
             raise ConfigurationError(f"{folder}: lies in the repository {parent}, and photos must stay out of it")

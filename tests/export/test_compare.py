@@ -270,6 +270,7 @@ def test_a_report_replaces_a_report(
         (["{bundle}", "{json}", "--report", "{odd}"], "odd/report.md: not a file that caplet-export"),
         (["{bundle}", "{json}", "--report", "{pictures}"], "pictures/thumbnails: not made with a report"),
         (["{bundle}", "{json}", "--report", "{flat}"], "flat/thumbnails: not made with a report"),
+        (["{json}", "{json}", "--report", "{few}"], "few.json: is a file, not a folder"),
     ],
 )
 def test_the_command_refuses_before_it_captions(
