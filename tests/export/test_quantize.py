@@ -672,8 +672,9 @@ def test_verb_writes_captions_as_long_as_the_captioners(
     monkeypatch.setattr("caplet_export.calibrate.greedy_feeds", watched)
 
     def evaluate(bundle: Path, _: object, split: str, **options: object) -> None:
-        length = load_bundle(bundle).manifest.decoding.max_length
-        told.append((bundle.name, (bundle / "encoder.onnx").read_bytes(), length, split, options))
+        manifest = load_bundle(bundle).manifest
+        encoder = (bundle / "encoder.onnx").read_bytes()
+        told.append((manifest.name, encoder, manifest.decoding.max_length, split, options))
 
     monkeypatch.setattr("caplet_export.evaluate.evaluate", evaluate)
     monkeypatch.setattr("caplet_export.compare.compare", lambda *_: None)
@@ -691,6 +692,29 @@ def test_verb_writes_captions_as_long_as_the_captioners(
     asked = length, "dev", {"beam_sizes": [1], "limit": 1}
     graphs_of = {"float": tmp_path, "8 bits": tmp_path / "out"}
     assert told == [(name, (folder / "encoder.onnx").read_bytes(), *asked) for name, folder in graphs_of.items()]
+
+
+def test_bundles_that_a_killed_run_compared_are_cleared_by_the_next(
+    graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, bundles = tmp_path / "float", []
+    source.mkdir()
+    for name, model in zip(("encoder", "decoder"), graphs, strict=True):
+        onnx.save(model, source / f"{name}.onnx")
+    Vocabulary([*SPECIALS, *(f"word{i}" for i in range(20))]).save(source / "vocabulary.txt")
+    data = write_tiny_flickr8k(tmp_path / "data", train=1, dev=1)
+    monkeypatch.setattr("caplet_export.evaluate.evaluate", lambda bundle, *_, **__: bundles.append(bundle))
+    monkeypatch.setattr("caplet_export.compare.compare", lambda *_: None)
+    monkeypatch.setattr("caplet_export.compare.format_comparison", lambda _: "")
+    command = ["quantize", str(source), "--data", str(data), "--evaluate", "1", "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    for bundle in set(bundles):
+        assert not bundle.exists()
+        bundle.mkdir(parents=True)
+        (bundle / "decoder.onnx").touch()  # left by a process that was killed
+    assert main(command) == 0
+    assert not [bundle for bundle in bundles if bundle.exists()]
+    assert {path.name for path in tmp_path.iterdir()} == {"float", "data", "out"}
 
 
 def test_a_captioner_that_begins_with_zeros_is_quantised() -> None:

@@ -6,7 +6,6 @@ import argparse
 import json
 import random
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -126,9 +125,14 @@ def _compare(before: Path, after: Path, dataset: Dataset, photos: int, max_lengt
     from caplet_export.evaluate import Evaluation, evaluate
 
     def captions_of(graphs: Path, name: str) -> Evaluation:
-        with tempfile.TemporaryDirectory() as folder:
-            decoding = replace(DEFAULT_DECODING, max_length=max_length)
-            write_bundle(Path(folder) / name, graphs, name=name, golden=[], decoding=decoding)
-            return evaluate(Path(folder) / name, dataset, "dev", beam_sizes=[1], limit=photos)
+        decoding = replace(DEFAULT_DECODING, max_length=max_length)
+        # Always at the same place, so that the next process clears what a killed one left.
+        bundle = after.resolve().with_name(f".{after.resolve().name}.caplet-export.compared")
+        shutil.rmtree(bundle, ignore_errors=True)
+        try:
+            write_bundle(bundle, graphs, name=name, golden=[], decoding=decoding)
+            return evaluate(bundle, dataset, "dev", beam_sizes=[1], limit=photos)
+        finally:
+            shutil.rmtree(bundle, ignore_errors=True)
 
     return format_comparison(compare(captions_of(before, "float"), captions_of(after, "8 bits"), dataset))
