@@ -688,7 +688,7 @@ def test_verb_writes_captions_as_long_as_the_captioners(
     command = ["quantize", str(tmp_path), "--data", str(data), "--evaluate", "1", "-o", str(tmp_path / "out")]
     assert main(command) == 0
     assert json.loads((tmp_path / "out" / "parity.json").read_text()) == parity
-    assert set(lengths) == {length}
+    assert lengths == [length], "the encoder and the greedy search run once, though ranges take two passes"
     asked = length, "dev", {"beam_sizes": [1], "limit": 1}
     graphs_of = {"float": tmp_path, "8 bits": tmp_path / "out"}
     assert told == [(name, (folder / "encoder.onnx").read_bytes(), *asked) for name, folder in graphs_of.items()]

@@ -94,7 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     byte_encoder = optimize_for_bytes(encoder)
     small_encoder = quantize(byte_encoder, photos, method=arguments.method)
     small_encoder = correct_biases(byte_encoder, small_encoder, islice(photos(), _BIAS_BATCHES))
-    small_decoder = quantize(decoder, lambda: greedy_feeds(encoder, decoder, photos(), length), method=arguments.method)
+    # Kept for the second pass, a quarter of a megabyte for each photo, lest the encoder run over all of them once more.
+    said = list(greedy_feeds(encoder, decoder, photos(), length))
+    small_decoder = quantize(decoder, lambda: said, method=arguments.method)
     with whole_folder(arguments.output, GRAPHS, inputs) as folder:
         onnx.save(small_encoder, folder / "encoder.onnx")
         onnx.save(small_decoder, folder / "decoder.onnx")
