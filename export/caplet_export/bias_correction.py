@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -33,11 +33,13 @@ def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: It
     """
     batches = list(feeds)
     graph, reference = Graph(quantized), Graph(model)
-    levels = _levels(graph)
+    depth = _depths(graph)
+    levels = _levels(graph, depth)
     values = [node.output[0] for level in levels for node in level]
     wanted = dict(zip(values, _means(model, values, batches), strict=True))
+    corrected = graph.finish()
     for level in ProgressBar(levels, desc="biases", unit="layer"):
-        found = _means(graph.finish(), [f"{node.output[0]}/dequantized" for node in level], batches)
+        found = _means(corrected, [f"{node.output[0]}/dequantized" for node in level], batches)
         for node, (mean_now, passing_now) in zip(level, found, strict=True):
             mean, passing = wanted[node.output[0]]
             share = np.maximum(passing, passing_now)
@@ -48,26 +50,47 @@ def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: It
             assert source is not None
             bias, scale = (graph.constants[name] for name in source.input[:2])
             graph.constants[source.input[0]] = (bias + np.rint(change / scale)).astype(np.int32)
-    return graph.finish()
+        corrected = graph.finish()
+        # What is done is not run again: the deeper layers go on from what they read of it.
+        if kept := _read_below(graph, depth, depth[level[0].output[0]]):
+            observe = Observer(corrected, kept, given=batches[0])
+            batches = [dict(zip(kept, observe(batch), strict=True)) for batch in batches]
+    return corrected
 
 
-def _levels(graph: Graph) -> list[list[onnx.NodeProto]]:
-    """Convolutions with a bias from the pixels on, grouped by depth: those of one group do not depend on each other."""
+def _depths(graph: Graph) -> dict[str, int]:
+    """How many convolutions, one after the other, lead to each value that a node makes."""
     depth: dict[str, int] = {}
-    levels: dict[int, list[onnx.NodeProto]] = {}
     for node in graph.nodes:
         here = max((depth.get(value, 0) for value in node.input), default=0) + (node.op_type == "Conv")
         depth.update(dict.fromkeys(node.output, here))
-        if node.op_type == "Conv" and len(node.input) > 2:
-            levels.setdefault(here, []).append(node)
+    return depth
+
+
+def _levels(graph: Graph, depth: Mapping[str, int]) -> list[list[onnx.NodeProto]]:
+    """Convolutions with a bias from the pixels on, grouped by depth: those of one group do not depend on each other."""
+    levels: dict[int, list[onnx.NodeProto]] = {}
+    for node in graph.of_type("Conv"):
+        if len(node.input) > 2:
+            levels.setdefault(depth[node.output[0]], []).append(node)
     return [levels[level] for level in sorted(levels)]
+
+
+def _read_below(graph: Graph, depth: Mapping[str, int], level: int) -> list[str]:
+    """Values in bytes, no deeper than `level`, that nodes deeper than that read."""
+    deeper = {value for node in graph.nodes if depth[node.output[0]] > level for value in node.input}
+    return [
+        node.input[0]
+        for node in graph.of_type("DequantizeLinear")
+        if node.output[0] in deeper and depth[node.output[0]] <= level and node.input[0] not in graph.constants
+    ]
 
 
 def _means(
     model: onnx.ModelProto, values: Sequence[str], batches: Sequence[Feed]
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """For each of `values` [N,C,H,W] the channels' means and the shares of positive places, float64 [C] each."""
-    observe = Observer(model, values, ("ReduceMean", "Sign/ReduceMean"), axes=(2, 3))
+    observe = Observer(model, values, ("ReduceMean", "Sign/ReduceMean"), axes=(2, 3), given=batches[0])
     runs = [observe(feed) for feed in batches]
     means = [np.concatenate(parts).mean(axis=0, dtype=np.float64) for parts in zip(*runs, strict=True)]
     return list(zip(means[::2], means[1::2], strict=True))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 
 from caplet_export.onnx_graph import Session, needed_in_order
 from caplet_export.ranges import BINS, MINMAX, RANGE_CHOICES, Histogram, Range
@@ -75,6 +75,7 @@ class Observer:
         values: names of the values.
         kinds: what is returned of each value: an operator, or several one after the other, as `Sign/ReduceMean`.
         axes: the axes over which operators that reduce do so; None for all.
+        given: a feed that holds values inside the graph in place of its inputs; the graph goes on from these.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Observer:
         values: Sequence[str],
         kinds: Sequence[str] = ("Identity",),
         axes: Sequence[int] | None = None,
+        given: Feed | None = None,
     ) -> None:
         observed = onnx.ModelProto()
         observed.CopyFrom(model)
@@ -96,9 +98,16 @@ class Observer:
                 graph.node.append(helper.make_node(operator, [source], [name], **reduction))
             names.append(name)
         del graph.output[:]
-        graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        nodes = list(graph.node)
+        if given is not None:
+            nodes = [node for node in nodes if not given.keys() & set(node.output)]
+            del graph.input[:]
+            for name, array in given.items():
+                kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+                graph.input.append(helper.make_tensor_value_info(name, kind, [None, *array.shape[1:]]))
         # onnxruntime would also run what no output needs, and warn of constants that nothing reads.
-        nodes = needed_in_order(graph.node, names)
+        nodes = needed_in_order(nodes, names)
         read = {value for node in nodes for value in node.input}
         constants = [constant for constant in graph.initializer if constant.name in read]
         del graph.node[:], graph.initializer[:]

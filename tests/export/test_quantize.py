@@ -23,7 +23,7 @@ from caplet_export.calibrate import Feed, Observer, calibrate, greedy_feeds
 from caplet_export.cli import main
 from caplet_export.convert import convert_decoder, convert_encoder, take_top_k
 from caplet_export.flickr8k import read_dataset
-from caplet_export.onnx_graph import Graph
+from caplet_export.onnx_graph import Graph, Session
 from caplet_export.optimize import optimize_decoder, optimize_encoder, optimize_for_bytes
 from caplet_export.photos import photo_batches
 from caplet_export.quantize import activation_scale, insert_qdq, quantize, quantize_weights, saturates, scale_groups
@@ -144,6 +144,25 @@ def test_corrected_biases_give_channels_their_means_back(graphs: Graphs, small: 
     changed = {name for name, array in constants[0].items() if not np.array_equal(array, constants[1][name])}
     assert constants[0].keys() == constants[1].keys()
     assert changed and all("/bias/" in name for name in changed)
+
+
+def test_biases_of_deep_layers_are_corrected_without_the_others_being_run_again(
+    graphs: Graphs, small: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And come out as if each layer were run from the pixels on."""
+    run: list[int] = []
+
+    class Watched(Session):
+        def __init__(self, model: onnx.ModelProto) -> None:
+            super().__init__(model)
+            run.append(sum(node.op_type == "Conv" for node in model.graph.node))
+
+    monkeypatch.setattr("caplet_export.calibrate.Session", Watched)
+    encoder = optimize_for_bytes(graphs[0])
+    corrected = correct_biases(encoder, small[0], photos())
+    assert run == [4, 1, 1, 2, 2, 1]  # all in floating point; then each layer to measure it, and to go on from it
+    monkeypatch.setattr("caplet_export.bias_correction._read_below", lambda *_: [])
+    assert correct_biases(encoder, small[0], photos()) == corrected
 
 
 def test_only_what_leads_to_the_observed_values_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
