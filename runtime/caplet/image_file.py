@@ -412,6 +412,8 @@ def decode_file(
             raise ImageError(subject, cause, "shrink it, or convert it to PNG") from error
         if _is_metadata_limit(error):
             raise refused(error, subject) from error
+        if _is_missing_decoder(error):
+            raise _not_in_this_pillow(file_format, subject) from error
         if _is_unknown_variant(error):
             cause = f"is a kind of {file_format.name} ({_text_of(error)}), which caplet does not read"
             raise ImageError(subject, cause, "save it as PNG") from error
@@ -427,7 +429,9 @@ def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.Imag
         if file_format is _HEIC:
             remedy = "pip install pillow-heif, or convert it to JPEG"
             raise ImageError(subject, "is a HEIC photo, which Pillow does not read", remedy) from error
-        raise ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow") from error
+        raise _not_in_this_pillow(file_format, subject) from error
+    if not getattr(plugin, "SUPPORTED", True):  # there, without the library: AVIF in the wheels of Pillow 11.2, for one
+        raise _not_in_this_pillow(file_format, subject)
     image: ImageFile.ImageFile = getattr(plugin, f"{file_format.stem}ImageFile")(reader)
     if decoder_of(image) in IN_PYTHON:
         variant, alternative = IN_PYTHON[decoder_of(image)]
@@ -520,6 +524,12 @@ def _is_metadata_limit(error: Exception) -> bool:
     return "decompressed data too large" in words or "memory used in text chunks" in words
 
 
+def _is_missing_decoder(error: Exception) -> bool:
+    """Whether Pillow was built without the library that decodes this: libtiff, OpenJPEG and the like."""
+    words = str(error).lower()
+    return words.startswith("decoder ") and words.endswith(" not available")
+
+
 def _is_unknown_variant(error: Exception) -> bool:
     """Whether Pillow does not know this variant of the format: the mode of a TIFF, its compression (then the number of
     that is the whole message), a raw photo that is a TIFF without a size, the header of a BMP, the bits of a JPEG.
@@ -533,6 +543,10 @@ def _is_unknown_variant(error: Exception) -> bool:
 def _is_blank(image: Image.Image) -> bool:
     """Whether all pixels are equal, as they are when a file breaks off before the first of them."""
     return not np.diff(np.reshape(image.getextrema(), (-1, 2))).any()
+
+
+def _not_in_this_pillow(file_format: _Format, subject: str) -> ImageError:
+    return ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow")
 
 
 def _truncated(file_format: _Format, subject: str, allow_truncated: bool) -> ImageError:

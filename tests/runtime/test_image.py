@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import importlib
 import io
 import mmap
 import os
@@ -650,6 +651,28 @@ def test_a_raw_photo_whose_first_picture_states_no_size_is_not_called_damaged() 
 def test_a_decoder_this_pillow_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL.AvifImagePlugin", None)  # as in Pillow before 11.3
     assert "this Pillow cannot read AVIF; update Pillow" in str(refusal(b"\0\0\0\x20ftypavif" + bytes(30)))
+
+
+@pytest.mark.parametrize("stem", ["Avif", "WebP"])
+def test_a_decoder_without_its_library_is_named(monkeypatch: pytest.MonkeyPatch, stem: str) -> None:
+    """As AVIF in the wheels of Pillow 11.2, or WebP where a distribution leaves it out."""
+    file = encoded(Image.new("RGB", (9, 9)), stem.upper())
+    plugin = importlib.import_module(f"PIL.{stem}ImagePlugin")
+    monkeypatch.setattr(plugin, "SUPPORTED", False)
+    monkeypatch.delattr(plugin, f"_{stem.lower()}")
+    assert str(refusal(file)).lower() == f"<bytes>: this pillow cannot read {stem.lower()}; update pillow"
+
+
+@pytest.mark.parametrize(
+    "decoder, name, options",
+    [("jpeg2k", "JPEG 2000", {"file_format": "JPEG2000"}), ("libtiff", "TIFF", {"compression": "tiff_lzw"})],
+)
+def test_a_library_that_this_pillow_was_built_without_is_no_damage(
+    monkeypatch: pytest.MonkeyPatch, decoder: str, name: str, options: dict[str, str]
+) -> None:
+    file = encoded(Image.new("RGB", (9, 9)), **{"file_format": "TIFF", **options})
+    monkeypatch.delattr(Image.core, f"{decoder}_decoder")
+    assert str(refusal(file)) == f"<bytes>: this Pillow cannot read {name}; update Pillow"
 
 
 def test_too_little_memory_is_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
