@@ -35,6 +35,7 @@ from caplet.image_file import (
     IN_PYTHON,
     LONGEST_EXIF,
     MAY_BE_TRUNCATED,
+    PHOTOMETRIC,
     Box,
     check_size,
     correct_samples,
@@ -461,9 +462,9 @@ def _orientation_in(exif: bytes) -> int:
     return next((value for tag, _, _, value in entries if tag == _ORIENTATION), 1)
 
 
-_PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 262, 320, 339
-"""Tags of a TIFF (TIFF 6.0, sections 8, 5 and 19)."""
-_WHITE_IS_ZERO = 0  # a value of the first
+_COLOUR_MAP, _SAMPLE_FORMAT = 320, 339
+"""Tags of a TIFF (TIFF 6.0, sections 5 and 19)."""
+_WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
 
 
 def _to_rgb_or_grey(image: Image.Image) -> Image.Image:
@@ -536,7 +537,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     bits = tags.get(BITS_PER_SAMPLE)
     unsigned = image.mode == "I" and bits == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
     grey = _scaled_to_8_bits(image, 12 if bits == (12,) else 16, unsigned)
-    return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
+    return Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
 
 
 def _scaled_to_8_bits(image: Image.Image, bits: int, unsigned: bool) -> NDArray[np.uint8]:

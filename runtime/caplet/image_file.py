@@ -186,8 +186,9 @@ def too_long(subject: str, most: int) -> ImageError:
     return ImageError(subject, f"longer than {most:,} bytes", "raise max_pixels if you trust it")
 
 
-BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323
+BITS_PER_SAMPLE, PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323
 """Tags of a TIFF (TIFF 6.0, sections 8 and 15)."""
+_YCBCR = 6  # a value of the second
 
 _TILE_ALLOWED = 2**20
 """Pixels of a TIFF's tile that no limit refuses: small pictures have tiles larger than themselves."""
@@ -214,6 +215,10 @@ def correct_samples(image: ImageFile.ImageFile) -> None:
             rawmode = _NATIVE.get(rawmode, rawmode)
         elif tags.get(BITS_PER_SAMPLE, (1,))[0] == 16 and rawmode in ("R", "G", "B", "A"):
             rawmode += ";16B" if tags.prefix == b"MM" else ";16L"
+        elif (
+            rawmode == "RGBX" and tags.get(PHOTOMETRIC) == _YCBCR
+        ):  # in Pillow before 13: what libtiff would make of it
+            rawmode = cast(Any, image)._mode = "YCbCr"
         tiles[number] = _read_as(rawmode, tile)
 
 

@@ -298,6 +298,16 @@ def test_a_tiff_of_16_bits_may_keep_each_colour_in_a_plane_of_its_own(photo: Ima
         np.testing.assert_array_equal(load_pixels(source), plain(photo))
 
 
+def test_an_uncompressed_tiff_of_luma_and_chroma_has_its_colours(photo: Image.Image) -> None:
+    """Pillow before 13 takes it for RGB of four bytes a pixel: it reads on into the next page, or misses some."""
+    luma_and_chroma = photo.convert("YCbCr")
+    tags = {"t256": 90, "t257": 60, "t258": 8, "t259": 1, "t262": 6, "t277": 3, "t278": 60}
+    for page in (b"", bytes(90 * 60)):
+        data = tiff("<", [luma_and_chroma.tobytes()], **tags) + page
+        for source in (data, Image.open(io.BytesIO(data))):
+            np.testing.assert_array_equal(load_pixels(source), plain(luma_and_chroma))
+
+
 @pytest.mark.parametrize(("dtype", "kind"), [("f4", 3), ("i2", 2), ("i4", 2)])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_a_compressed_tiff_may_have_either_byte_order(dtype: str, kind: int, order: str) -> None:
