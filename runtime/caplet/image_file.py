@@ -215,9 +215,7 @@ def correct_samples(image: ImageFile.ImageFile) -> None:
             rawmode = _NATIVE.get(rawmode, rawmode)
         elif tags.get(BITS_PER_SAMPLE, (1,))[0] == 16 and rawmode in ("R", "G", "B", "A"):
             rawmode += ";16B" if tags.prefix == b"MM" else ";16L"
-        elif (
-            rawmode == "RGBX" and tags.get(PHOTOMETRIC) == _YCBCR
-        ):  # in Pillow before 13: what libtiff would make of it
+        elif rawmode == "RGBX" and tags.get(PHOTOMETRIC) == _YCBCR:  # so Pillow before 13; it is what libtiff makes
             rawmode = cast(Any, image)._mode = "YCbCr"
         tiles[number] = _read_as(rawmode, tile)
 
