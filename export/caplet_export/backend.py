@@ -1,18 +1,30 @@
-"""TensorFlow, loaded without the lines it writes about itself to standard error."""
+"""Keras and its backend, loaded as the verbs need them."""
 
 from __future__ import annotations
 
 import os
 
 
+def load_keras(backend: str) -> None:
+    """Import Keras on this backend, with the settings it comes with.
+
+    What the environment or a `keras.json` of the user asks for, as other programs need it, would compute something
+    else: in float16 without a word, or no Inception at all.
+    """
+    os.environ["KERAS_BACKEND"] = backend
+    import keras
+
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+
+
 def load_tensorflow() -> None:
     """Import TensorFlow and Keras with standard error silenced: no setting turns off some of their start-up lines."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the environment asks for: the verbs need it
     aside = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        import keras  # noqa: F401
+        load_keras("tensorflow")
         import tensorflow as tf
 
         # TensorFlow looks up its devices at first use, and writes lines about them too.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
+from caplet_export.backend import load_keras
 from caplet_export.recipes import RECIPES
 from caplet_export.verbs import add_set_option, chosen_config, read_data, shown_by, tell_end, tell_epoch
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = chosen_config(arguments, RECIPES["tune_distillation" if arguments.teacher else "tune"])
     dataset = read_data(arguments)
 
-    os.environ["KERAS_BACKEND"] = "jax"
+    load_keras("jax")
     from caplet_export.features import weights_digest
     from caplet_export.inception import build_extractor
     from caplet_export.tune import Tuner
