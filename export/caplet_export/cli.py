@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -16,7 +17,7 @@ from caplet.arguments import Parser
 from caplet.errors import CapletError, printable
 from caplet.inputs import matching
 from caplet.output import INTERRUPTED, end_process, was_interrupted
-from caplet_export.errors import ExportError
+from caplet_export.errors import ExportError, in_one_line
 
 VERBS = {
     "features": "run InceptionV3 over a data set and store its features",
@@ -74,6 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(wanted, f"{file}: {reason}" if file else str(reason))
     except KeyboardInterrupt:
         return _interrupted(wanted, arguments)
+    except Exception as error:
+        library = _being_imported(error)
+        if library is None:
+            raise
+        cause = f"cannot be imported ({in_one_line(error)})"
+        extra = "tune" if wanted == "tune" else "export"
+        remedy = f"make a new virtual environment, and there pip install 'caplet[{extra}]'"
+        return _complain(wanted, f"{library} {cause}; {remedy}")
+
+
+def _being_imported(error: Exception) -> str | None:
+    """The library in whose import the error arose, as where versions do not fit together; None if there is none."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    modules = [str(frame.f_globals["__name__"]) for frame in frames if frame.f_code.co_name == "<module>"]
+    libraries = [module.partition(".")[0] for module in modules]
+    return next((name for name in reversed(libraries) if name not in ("caplet", "caplet_export")), None)
 
 
 def _complain(verb: str | None, message: str, status: int = 1) -> int:

@@ -163,6 +163,29 @@ def test_what_cannot_be_imported_is_one_line(
     assert capsys.readouterr().err == f"caplet-export quantize: {said}\n"
 
 
+@pytest.mark.parametrize(("verb", "extra"), [("convert", "export"), ("tune", "tune")])
+def test_libraries_that_do_not_fit_together_are_one_line(
+    verb: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They raise anything while they are imported, perhaps one by another; other errors are not taken for that."""
+    (tmp_path / "outer_library.py").write_text("import inner_library.part\n")
+    (tmp_path / "inner_library").mkdir()
+    (tmp_path / "inner_library" / "__init__.py").touch()
+    inner = tmp_path / "inner_library" / "part.py"
+    inner.write_text("def check():\n    raise TypeError('Descriptors cannot be created.\\nRegenerate.')\n\ncheck()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda _: run("outer_library"))
+    assert main([verb, "a", "--data", "d"]) == 1
+    said = "inner_library cannot be imported (Descriptors cannot be created. Regenerate.)"
+    remedy = f"make a new virtual environment, and there pip install 'caplet[{extra}]'"
+    assert capsys.readouterr().err == f"caplet-export {verb}: {said}; {remedy}\n"
+
+    monkeypatch.setattr(importlib, "import_module", lambda _: int("a mistake of ours"))
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        main([verb, "a", "--data", "d"])
+
+
 @pytest.mark.parametrize("closed", ["", "1", "2", "12"])
 def test_streams_that_are_closed_or_lack_a_character_fail_nothing(closed: str) -> None:
     script = """
