@@ -64,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if was_interrupted(error):
             return _interrupted(wanted, arguments)
-        cause = "is missing" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
-        extra = "tune" if wanted == "tune" else "export"
-        return _complain(wanted, f"{error.name or 'a dependency'} {cause}; pip install 'caplet[{extra}]'")
+        return _complain(wanted, _unimported(error, "tune" if wanted == "tune" else "export"))
     except (ExportError, CapletError) as error:
         return _complain(wanted, str(error))
     except (OSError, UnicodeError) as error:
@@ -76,13 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(wanted, arguments)
     except Exception as error:
-        library = _being_imported(error)
-        if library is None:
+        if _being_imported(error) is None:
             raise
-        cause = f"cannot be imported ({in_one_line(error)})"
-        extra = "tune" if wanted == "tune" else "export"
-        remedy = f"make a new virtual environment, and there pip install 'caplet[{extra}]'"
-        return _complain(wanted, f"{library} {cause}; {remedy}")
+        return _complain(wanted, _unimported(error, "tune" if wanted == "tune" else "export"))
+
+
+def _unimported(error: Exception, extra: str) -> str:
+    """What cannot be imported, why, and what to do."""
+    install = f"pip install 'caplet[{extra}]'"
+    # An AttributeError has a name as well: the attribute's.
+    library = (error.name if isinstance(error, ImportError) else None) or _being_imported(error) or "a dependency"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{library} is missing; {install}"
+    # TensorFlow raises the whole traceback of what went wrong as a text.
+    cause = error.__context__ if str(error).startswith("Traceback") else error
+    return f"{library} cannot be imported ({in_one_line(cause)}); make a new virtual environment, and there {install}"
 
 
 def _being_imported(error: Exception) -> str | None:

@@ -159,25 +159,57 @@ def test_what_cannot_be_imported_is_one_line(
 
     monkeypatch.setattr(importlib, "import_module", fail)
     assert main(["quantize", "graphs", "--data", "d", "-o", "out"]) == 1
-    said = "onnx cannot be imported (libstdc++.so.6:\\nno such file); pip install 'caplet[export]'"
-    assert capsys.readouterr().err == f"caplet-export quantize: {said}\n"
+    said = "onnx cannot be imported (libstdc++.so.6: no such file)"
+    remedy = "make a new virtual environment, and there pip install 'caplet[export]'"
+    assert capsys.readouterr().err == f"caplet-export quantize: {said}; {remedy}\n"
 
 
-@pytest.mark.parametrize(("verb", "extra"), [("convert", "export"), ("tune", "tune")])
+def test_tensorflow_that_cannot_be_imported_is_told_by_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It raises an error whose text is the cause's traceback."""
+    (tmp_path / "imitation_of_tensorflow.py").write_text(
+        "import traceback\n"
+        "try:\n    raise ImportError('DLL load failed: no such routine.')\n"
+        "except ImportError:\n    raise ImportError(traceback.format_exc() + '\\n\\nFailed to load the runtime.')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda _: run("imitation_of_tensorflow"))
+    assert main(["train", "a", "--data", "d", "--features", "f"]) == 1
+    said = "imitation_of_tensorflow cannot be imported (DLL load failed: no such routine.)"
+    remedy = "make a new virtual environment, and there pip install 'caplet[export]'"
+    assert capsys.readouterr().err == f"caplet-export train: {said}; {remedy}\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "extra", "wrong", "told"),
+    [
+        ("tune", "tune", "raise TypeError('Cannot be created.\\nRegenerate.')", "Cannot be created. Regenerate."),
+        ("convert", "export", "import tqdm; tqdm.float3", "module 'tqdm' has no attribute 'float3'"),
+    ],
+)
 def test_libraries_that_do_not_fit_together_are_one_line(
-    verb: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    extra: str,
+    wrong: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """They raise anything while they are imported, perhaps one by another; other errors are not taken for that."""
     (tmp_path / "outer_library.py").write_text("import inner_library.part\n")
     (tmp_path / "inner_library").mkdir()
     (tmp_path / "inner_library" / "__init__.py").touch()
     inner = tmp_path / "inner_library" / "part.py"
-    inner.write_text("def check():\n    raise TypeError('Descriptors cannot be created.\\nRegenerate.')\n\ncheck()\n")
+    inner.write_text(f"def check():\n    {wrong}\n\ncheck()\n")
+    monkeypatch.delitem(sys.modules, "inner_library", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     run = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", lambda _: run("outer_library"))
     assert main([verb, "a", "--data", "d"]) == 1
-    said = "inner_library cannot be imported (Descriptors cannot be created. Regenerate.)"
+    said = f"inner_library cannot be imported ({told})"
     remedy = f"make a new virtual environment, and there pip install 'caplet[{extra}]'"
     assert capsys.readouterr().err == f"caplet-export {verb}: {said}; {remedy}\n"
 
