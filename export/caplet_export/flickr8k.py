@@ -123,6 +123,8 @@ def read_dataset(root: Path | str) -> Dataset:
     token_file = _token_file(root)
     captions, first_lines, defects = read_captions(token_file)
     present = {entry.name for entry in images.iterdir() if entry.is_file()}
+    if not present and (folders := sorted(images.iterdir())):  # as some archives are packed
+        raise DataError(f"{images}: holds no photos but the folder {folders[0].name!a}; move them up, out of it")
     names = sorted(present)
     alike = {_loose(_stem(name)): name for name in names} | {_loose(name): name for name in names}
     for name, number in first_lines.items():
@@ -155,7 +157,7 @@ def _read_splits(
     defects: list[Defect] = []
     owner: dict[str, str] = {}
     for split in SPLITS:
-        found = sorted(root.glob(f"*{split}Images.txt"))
+        found = _matching(root, f"*{split}Images.txt")
         if not found:
             continue
         split_list = _only(root, found, f"*{split}Images.txt")
@@ -177,13 +179,18 @@ def _read_splits(
 
 
 def _token_file(root: Path) -> Path:
-    matching = sorted(root.glob("*.token.txt"))
+    matching = _matching(root, "*.token.txt")
     # Flickr8k also has a Flickr8k.lemma.token.txt: the words of its captions without their endings.
     found = [path for path in matching if path.name.count(".") == 2]
     if matching and not found:
         names = ", ".join(path.name for path in matching)
         raise DataError(f"{root}: {names}: captions are read from NAME.token.txt, with no other dot in its name")
     return _only(root, found, "*.token.txt")
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    """The files of that pattern, without those that macOS puts beside them on other systems' drives (`._NAME`)."""
+    return sorted(path for path in root.glob(pattern) if not path.name.startswith("._"))
 
 
 def _only(root: Path, found: Sequence[Path], pattern: str) -> Path:

@@ -305,6 +305,21 @@ def test_a_second_file_of_a_kind_is_an_error(data: Path, name: str, pattern: str
         read_dataset(data)
 
 
+def test_what_macos_keeps_beside_files_is_none_of_them(data: Path) -> None:
+    for name in ("Flickr8k.token.txt", "Flickr_8k.trainImages.txt", "Flickr_8k.devImages.txt"):
+        (data / f"._{name}").write_bytes(b"\0\5\26\7")
+    (data / "Flickr8k.token.txt").rename(data / "a.token.txt")
+    assert len(read_dataset(data).splits) == 2
+
+
+def test_photos_in_a_folder_within_their_folder_are_told(data: Path) -> None:
+    (data / "Flicker8k_Dataset").rename(data / "photos")
+    (data / "Images").mkdir()
+    (data / "photos").rename(data / "Images" / "Images")
+    with pytest.raises(DataError, match=r"Images: holds no photos but the folder 'Images'; move them up, out of it$"):
+        read_dataset(data)
+
+
 def test_lemmas_are_no_captions(data: Path) -> None:
     """Flickr8k comes with both."""
     (data / "Flickr8k.lemma.token.txt").write_text("0000_square.jpg#5\ta red square hang\n")
