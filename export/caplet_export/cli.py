@@ -81,14 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unimported(error: Exception, extra: str) -> str:
     """What cannot be imported, why, and what to do."""
-    install = f"pip install 'caplet[{extra}]'"
     # An AttributeError has a name as well: the attribute's.
     library = (error.name if isinstance(error, ImportError) else None) or _being_imported(error) or "a dependency"
     if isinstance(error, ModuleNotFoundError):
-        return f"{library} is missing; {install}"
+        return f"{library} is missing; pip install 'caplet[{extra}]'"
     # TensorFlow raises the whole traceback of what went wrong as a text.
-    cause = error.__context__ if str(error).startswith("Traceback") else error
-    return f"{library} cannot be imported ({in_one_line(cause)}); make a new virtual environment, and there {install}"
+    cause = (str(error).startswith("Traceback") and error.__context__) or error
+    return f"{library} cannot be imported ({in_one_line(cause)}); make a new virtual environment for caplet[{extra}]"
 
 
 def _being_imported(error: Exception) -> str | None:

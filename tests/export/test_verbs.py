@@ -160,7 +160,7 @@ def test_what_cannot_be_imported_is_one_line(
     monkeypatch.setattr(importlib, "import_module", fail)
     assert main(["quantize", "graphs", "--data", "d", "-o", "out"]) == 1
     said = "onnx cannot be imported (libstdc++.so.6: no such file)"
-    remedy = "make a new virtual environment, and there pip install 'caplet[export]'"
+    remedy = "make a new virtual environment for caplet[export]"
     assert capsys.readouterr().err == f"caplet-export quantize: {said}; {remedy}\n"
 
 
@@ -178,7 +178,7 @@ def test_tensorflow_that_cannot_be_imported_is_told_by_its_cause(
     monkeypatch.setattr(importlib, "import_module", lambda _: run("imitation_of_tensorflow"))
     assert main(["train", "a", "--data", "d", "--features", "f"]) == 1
     said = "imitation_of_tensorflow cannot be imported (DLL load failed: no such routine.)"
-    remedy = "make a new virtual environment, and there pip install 'caplet[export]'"
+    remedy = "make a new virtual environment for caplet[export]"
     assert capsys.readouterr().err == f"caplet-export train: {said}; {remedy}\n"
 
 
@@ -210,7 +210,7 @@ def test_libraries_that_do_not_fit_together_are_one_line(
     monkeypatch.setattr(importlib, "import_module", lambda _: run("outer_library"))
     assert main([verb, "a", "--data", "d"]) == 1
     said = f"inner_library cannot be imported ({told})"
-    remedy = f"make a new virtual environment, and there pip install 'caplet[{extra}]'"
+    remedy = f"make a new virtual environment for caplet[{extra}]"
     assert capsys.readouterr().err == f"caplet-export {verb}: {said}; {remedy}\n"
 
     monkeypatch.setattr(importlib, "import_module", lambda _: int("a mistake of ours"))
