@@ -71,10 +71,12 @@ class VitGpt2(Engine):
     def caption(self, photo: Path, words: int) -> None:
         size = self._encoder.get_inputs()[0].shape[-1]
         pixels = plain_pixels(photo, (size, size)).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-        (seen,) = self._encoder.run(["photo"], {"pixels": pixels})
-        token, cache = np.zeros(1, np.int64), seen[..., :0, :]
+        seen = self._encoder.run(None, {"pixels": pixels})
+        photo = {f"photo{part}": array for part, array in enumerate(seen)}
+        token, cache = np.zeros(1, np.int64), [array[:, :, :0] for array in seen]
         for _ in range(words + 1):  # one more, which ends the sentence
-            token, cache = self._decoder.run(["next", "cache"], {"token": token, "past": cache, "photo": seen})
+            past = {f"past{part}": array for part, array in enumerate(cache)}
+            token, *cache = self._decoder.run(None, {"token": token, **past, **photo})
 
 
 def _sessions(folder: Path, threads: int, spinning: bool) -> tuple[Any, Any]:

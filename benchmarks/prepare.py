@@ -228,7 +228,7 @@ def _words(folder: Path) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder to write; about 750 MB")
+    parser.add_argument("folder", type=Path, help="folder to write; about 800 MB")
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--run", type=Path, help="run folder of `caplet-export`")
     weights.add_argument("--random", action="store_true", help="random weights of the released sizes instead")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 # ruff: noqa: D102 (`forward` is described by its class)
 import argparse
+import copy
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,29 +27,31 @@ _OPSET = 18
 
 
 class Encoder(nn.Module):
-    """Pixels float32 [1,3,P,P] to `photo`: keys and values of each layer's cross-attention, [2*layers,1,heads,S,D]."""
+    """Pixels float32 [1,3,P,P] to `photo`: keys and values [1,heads,S,D] of each layer's cross-attention in turn."""
 
     def __init__(self, model: VisionEncoderDecoderModel) -> None:
         super().__init__()
         self.vit, self.blocks = model.encoder, model.decoder.transformer.h
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> list[Tensor]:
         seen = self.vit(pixel_values=pixels).last_hidden_state
         pairs = [_keys_and_values(block.crossattention, block.crossattention.c_attn(seen)) for block in self.blocks]
-        return torch.stack([part for pair in pairs for part in pair])
+        return [part for pair in pairs for part in pair]
 
 
 class Decoder(nn.Module):
-    """One greedy step: token int64 [1], and keys and values [2*layers,1,heads,T,D] of the T tokens before it, to the
-    next token and the cache that includes this one.
+    """One greedy step: token int64 [1], and keys and values [1,heads,T,D] of the T tokens before it, for each layer in
+    turn, to the next token and the cache that includes this one.
     """
 
     def __init__(self, model: VisionEncoderDecoderModel) -> None:
         super().__init__()
-        self.gpt, self.head = model.decoder.transformer, model.decoder.lm_head
+        self.gpt = model.decoder.transformer
+        # Of its own: shared with the embedding, its weights would be turned into floats at every step.
+        self.head = copy.deepcopy(model.decoder.lm_head)
 
-    def forward(self, token: Tensor, past: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
-        position = torch.zeros_like(token) + past.shape[3]
+    def forward(self, token: Tensor, past: list[Tensor], photo: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        position = torch.zeros_like(token) + past[0].shape[2]
         hidden = (self.gpt.wte(token) + self.gpt.wpe(position))[:, None]
         cache: list[Tensor] = []
         for layer, block in enumerate(self.gpt.h):
@@ -59,29 +62,34 @@ class Decoder(nn.Module):
             query = other.q_attn(block.ln_cross_attn(hidden))
             hidden = hidden + other.c_proj(_attend(other, query, *photo[pair]))
             hidden = hidden + block.mlp(block.ln_2(hidden))
-        return self.head(self.gpt.ln_f(hidden))[:, -1].argmax(-1), torch.stack(cache)
+        return self.head(self.gpt.ln_f(hidden))[:, -1].argmax(-1), cache
 
 
 def write(folder: Path, model: VisionEncoderDecoderModel) -> None:
-    """Write `encoder.onnx` and `decoder.onnx` in 8 bits; for a while, the disk holds them in float32 as well."""
+    """Write `encoder.onnx` and `decoder.onnx` in 8 bits; for a while, the disk holds them in float32 as well.
+
+    Names: `pixels` to `photo0`, `photo1`...; `token`, `past0`... and `photo0`... to `next` and `cache0`...
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.eval()
     size, encoder, decoder = model.config.encoder.image_size, Encoder(model).eval(), Decoder(model).eval()
     pixels = torch.zeros(1, 3, size, size)
     photo = encoder(pixels)
-    step = (torch.zeros(1, dtype=torch.int64), photo[..., :2, :], photo)
-    _write(folder / "encoder.onnx", encoder, (pixels,), {"pixels": None}, ["photo"])
-    shapes = {"token": None, "past": {3: torch.export.Dim.DYNAMIC}, "photo": None}
-    _write(folder / "decoder.onnx", decoder, step, shapes, ["next", "cache"])
+    past, photos, cache = ([f"{name}{part}" for part in range(len(photo))] for name in ("past", "photo", "cache"))
+    _write(folder / "encoder.onnx", encoder, (pixels,), {"pixels": None}, ["pixels"], photos)
+    step = (torch.zeros(1, dtype=torch.int64), [part[:, :, :2] for part in photo], photo)
+    any_length = [{2: torch.export.Dim.DYNAMIC}] * len(photo)
+    shapes = {"token": None, "past": any_length, "photo": [None] * len(photo)}
+    _write(folder / "decoder.onnx", decoder, step, shapes, ["token", *past, *photos], ["next", *cache])
 
 
 def _write(
-    path: Path, module: nn.Module, inputs: tuple[Tensor, ...], shapes: dict[str, Any], outputs: list[str]
+    path: Path, module: nn.Module, inputs: tuple[Any, ...], shapes: dict[str, Any], names: list[str], outputs: list[str]
 ) -> None:
     with tempfile.TemporaryDirectory() as work:
         exported = Path(work, "float.onnx")
         torch.onnx.export(
-            module, inputs, exported, input_names=list(shapes), output_names=outputs, dynamic_shapes=shapes,
+            module, inputs, exported, input_names=names, output_names=outputs, dynamic_shapes=shapes,
             opset_version=_OPSET, external_data=False, verbose=False,
         )  # fmt: skip
         quantize_dynamic(
@@ -105,7 +113,7 @@ def _attend(attention: Any, query: Tensor, keys: Tensor, values: Tensor) -> Tens
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vit_gpt2", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder to write; 240 MB, and 600 MB more for a while")
+    parser.add_argument("folder", type=Path, help="folder to write; 280 MB, and 600 MB more for a while")
     torch.manual_seed(0)
     write(parser.parse_args(argv).folder, vit_gpt2())
     return 0

@@ -36,11 +36,12 @@ def test_the_graphs_in_8_bits_keep_the_contract_and_run(
     pixels = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
     expected = process.submit(vit_gpt2_cases.write, tmp_path / "graphs", pixels).result()
     engine = VitGpt2(tmp_path, 1, "graphs")
-    (photo,) = engine._encoder.run(["photo"], {"pixels": pixels})
-    assert photo.shape == expected.shape == (4, 1, 2, 17, 16)
-    assert np.corrcoef(photo.ravel(), expected.ravel())[0, 1] > 0.99
+    photo = engine._encoder.run(None, {"pixels": pixels})
+    assert [part.shape for part in photo] == [part.shape for part in expected] == [(1, 2, 17, 16)] * 4
+    assert np.corrcoef(np.ravel(photo), np.ravel(expected))[0, 1] > 0.99
+    named = {f"photo{number}": part for number, part in enumerate(photo)}
     for past in (0, 1, 5):
-        feeds = {"token": np.array([3]), "past": photo[..., :past, :], "photo": photo}
-        token, cache = engine._decoder.run(["next", "cache"], feeds)
-        assert token.shape == (1,) and cache.shape == (4, 1, 2, past + 1, 16)
+        feeds = {f"past{number}": part[:, :, :past] for number, part in enumerate(photo)}
+        token, *cache = engine._decoder.run(None, {"token": np.array([3]), **feeds, **named})
+        assert token.shape == (1,) and [part.shape for part in cache] == [(1, 2, past + 1, 16)] * 4
     assert engine.caption(photos / "cat.jpg", 7) is None

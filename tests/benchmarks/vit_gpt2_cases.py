@@ -39,14 +39,14 @@ def written(words: int) -> tuple[list[int], list[int]]:
             pixel_values=pixels, min_new_tokens=words, max_new_tokens=words, num_beams=1, do_sample=False
         )[0].tolist()
         photo, decoder = Encoder(model)(pixels), Decoder(model)
-        token, cache, tokens = torch.tensor([START]), photo[..., :0, :], [START]
+        token, cache, tokens = torch.tensor([START]), [part[:, :, :0] for part in photo], [START]
         for _ in range(words):
             token, cache = decoder(token, cache, photo)
             tokens.append(int(token))
     return expected, tokens
 
 
-def write(folder: Path, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def write(folder: Path, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """Write the graphs; what the encoder makes of pixels in float32."""
     import torch
 
@@ -55,5 +55,5 @@ def write(folder: Path, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     model = small_model()
     vit_gpt2.write(folder, model)
     with torch.inference_mode():
-        photo: NDArray[np.float32] = vit_gpt2.Encoder(model)(torch.from_numpy(pixels)).numpy()
-    return photo
+        photo = vit_gpt2.Encoder(model)(torch.from_numpy(pixels))
+    return [part.numpy() for part in photo]
