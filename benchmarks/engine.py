@@ -90,6 +90,12 @@ def plain_pixels(photo: Path | BinaryIO, size: tuple[int, int]) -> NDArray[np.ui
         return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))[None]
 
 
+def centred_pixels(photo: Path, size: int) -> NDArray[np.float32]:
+    """`plain_pixels` as most models of transformers take them: float32 [1,3,size,size], -1 to 1."""
+    pixels = plain_pixels(photo, (size, size)).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(pixels, np.float32) / 127.5 - 1
+
+
 def likeliest(scores: NDArray[np.float32]) -> int:
     """The best token of scores [1,V], except padding, start and unknown."""
     scores = np.array(scores)

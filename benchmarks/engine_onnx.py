@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.engine import Encoded, Engine, StepwiseEngine, plain_pixels
+from benchmarks.engine import Encoded, Engine, StepwiseEngine, centred_pixels
 
 
 class OnnxRuntime(StepwiseEngine):
@@ -70,13 +70,12 @@ class VitGpt2(Engine):
 
     def caption(self, photo: Path, words: int) -> None:
         size = self._encoder.get_inputs()[0].shape[-1]
-        pixels = plain_pixels(photo, (size, size)).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-        seen = self._encoder.run(None, {"pixels": pixels})
-        photo = {f"photo{part}": array for part, array in enumerate(seen)}
+        seen = self._encoder.run(None, {"pixels": centred_pixels(photo, size)})
+        fixed = {f"photo{part}": array for part, array in enumerate(seen)}
         token, cache = np.zeros(1, np.int64), [array[:, :, :0] for array in seen]
         for _ in range(words + 1):  # one more, which ends the sentence
             past = {f"past{part}": array for part, array in enumerate(cache)}
-            token, *cache = self._decoder.run(None, {"token": token, **past, **photo})
+            token, *cache = self._decoder.run(None, {"token": token, **past, **fixed})
 
 
 def _sessions(folder: Path, threads: int, spinning: bool) -> tuple[Any, Any]:

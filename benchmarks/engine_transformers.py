@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.engine import Engine, plain_pixels
+from benchmarks.engine import Engine, centred_pixels
 
 
 class _Transformers(Engine):
@@ -46,9 +46,8 @@ class _Transformers(Engine):
         return values
 
     def caption(self, photo: Path, words: int) -> None:
-        pixels = plain_pixels(photo, (self.size, self.size))
-        values = np.ascontiguousarray((pixels.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2))
-        inputs = {"pixel_values": self._torch.from_numpy(self.pixels(values)).to(self._dtype)}
+        values = self.pixels(centred_pixels(photo, self.size))
+        inputs = {"pixel_values": self._torch.from_numpy(values).to(self._dtype)}
         if self.prompt:
             inputs["input_ids"] = self._torch.tensor([self.prompt])
         tokens = words + 1  # one more, which ends the sentence

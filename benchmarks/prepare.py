@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from PIL import Image
 
 from benchmarks.engine import plain_pixels
 from benchmarks.outputs import ROOT
-from benchmarks.roster import VIT_GPT2_INT8
+from benchmarks.roster import VIT_GPT2_EXPORT, VIT_GPT2_INT8, missing_packages
 
 if TYPE_CHECKING:
     import keras
@@ -215,8 +214,7 @@ def _write_bundle(
 
 def write_vit_gpt2(folder: Path) -> str:
     """Run `benchmarks.vit_gpt2`, if what it needs is installed; what to say of it."""
-    missing = [name for name in ("torch", "transformers", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages(VIT_GPT2_EXPORT):
         return f"left out {folder.name}, not installed: {', '.join(missing)}"
     subprocess.run([sys.executable, "-m", "benchmarks.vit_gpt2", str(folder.resolve())], cwd=ROOT, check=True)
     return f"wrote {folder.name}"

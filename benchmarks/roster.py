@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.engine import Engine
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Those of these packages that are not installed."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Peer:
 
     def missing_packages(self) -> list[str]:
         """Packages that are not installed."""
-        return [name for name in self.imports if importlib.util.find_spec(name) is None]
+        return missing_packages(self.imports)
 
     def missing_files(self, folder: Path) -> list[str]:
         """Files that `benchmarks.prepare` has not written."""
@@ -62,6 +67,8 @@ PLAIN_OPENVINO_INT8, PLAIN_OPENVINO_FP32 = "openvino-int8-plain", "openvino-fp32
 # By default, the threads of the encoder's session spin after a run, on the cores that the decoder's threads want.
 _QDQ, _FP32, _RESTING = "plain-qdq", "plain", {"spinning": False}
 VIT_GPT2_INT8 = "vit-gpt2-int8"
+VIT_GPT2_EXPORT = ("torch", "transformers", "onnxscript")
+"""What its graphs are written by."""
 
 ROSTER = (
     Peer("caplet-int8", "caplet int8, greedy", _CAPLET, _RUNTIME, ("int8",), {"bundle": "int8", "beam_size": 1}),

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if was_interrupted(error):
             return _interrupted(wanted, arguments)
-        return _complain(wanted, _unimported(error, "tune" if wanted == "tune" else "export"))
+        return _complain(wanted, _unimported(error, wanted))
     except (ExportError, CapletError) as error:
         return _complain(wanted, str(error))
     except (OSError, UnicodeError) as error:
@@ -76,11 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _being_imported(error) is None:
             raise
-        return _complain(wanted, _unimported(error, "tune" if wanted == "tune" else "export"))
+        return _complain(wanted, _unimported(error, wanted))
 
 
-def _unimported(error: Exception, extra: str) -> str:
+def _unimported(error: Exception, verb: str | None) -> str:
     """What cannot be imported, why, and what to do."""
+    extra = "tune" if verb == "tune" else "export"
     # An AttributeError has a name as well: the attribute's.
     library = (error.name if isinstance(error, ImportError) else None) or _being_imported(error) or "a dependency"
     if isinstance(error, ModuleNotFoundError):

@@ -164,6 +164,13 @@ def unlock_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def beside(target: Path, use: str) -> Path:
+    """A hidden place next to `target`, resolved, for work on it: a name that nobody else uses, and always the same one,
+    so that the next process clears what a killed one left.
+    """
+    return target.with_name(f".{target.name}.caplet-export.{use}")
+
+
 @contextmanager
 def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without an error, and when all of its
@@ -175,8 +182,7 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
         ExportError: the folder cannot be written, or is not to be replaced (see `check_folder`).
     """
     asked, target = target, check_folder(target, kind, inputs)
-    # Names that nobody else uses, and always the same ones, so that the next process clears what a killed one left.
-    temporary, old = (target.with_name(f".{target.name}.caplet-export.{state}") for state in ("new", "old"))
+    temporary, old = (beside(target, state) for state in ("new", "old"))
     try:
         if temporary.exists():
             lock_path(temporary)  # lest it be emptied under another process that writes the same folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -13,9 +12,10 @@ import pytest
 
 import vit_gpt2_cases
 from benchmarks.engine_onnx import VitGpt2
+from benchmarks.roster import VIT_GPT2_EXPORT, missing_packages
 
-NEEDS = [name for name in ("torch", "transformers", "onnxscript") if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(NEEDS), reason=f"not installed: {', '.join(NEEDS)}")
+MISSING = missing_packages(VIT_GPT2_EXPORT)
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from caplet.arguments import count
 from caplet_export.config import DEFAULT_DECODING
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset
-from caplet_export.outputs import GRAPHS, check_folder, whole_folder
+from caplet_export.outputs import GRAPHS, beside, check_folder, whole_folder
 from caplet_export.ranges import DEFAULT_METHOD, METHODS
 from caplet_export.verbs import read_data, seed
 
@@ -128,8 +128,7 @@ def _compare(before: Path, after: Path, dataset: Dataset, photos: int, max_lengt
 
     def captions_of(graphs: Path, name: str) -> Evaluation:
         decoding = replace(DEFAULT_DECODING, max_length=max_length)
-        # Always at the same place, so that the next process clears what a killed one left.
-        bundle = after.resolve().with_name(f".{after.resolve().name}.caplet-export.compared")
+        bundle = beside(after.resolve(), "compared")
         shutil.rmtree(bundle, ignore_errors=True)
         try:
             write_bundle(bundle, graphs, name=name, golden=[], decoding=decoding)
