@@ -101,15 +101,16 @@ def write_bundle(
             shutil.copyfile(graphs / file, folder / file)
         manifest = _manifest(graphs, name, decoding, licences)
         manifest["provenance"] = _provenance(graphs, recipe, stages)
+        size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
+        photos = _store_photos(folder, golden, size)
+        # Before there are a card and its pictures: people edit those, on the Hugging Face Hub for instance, and the
+        # captions stay the same.
         manifest["files"] = _hashes(folder)
         sha256 = {role: manifest["files"][file]["sha256"] for role, file in _FILES.items()}
         manifest["metrics"] = summarize_metrics(metrics, name, decoding, sha256)
-        size = (manifest["preprocessing"]["width"], manifest["preprocessing"]["height"])
-        photos = _store_photos(folder, golden, size)
         chart = plot_ablations(ablations, folder / CHART)
         card = render_card(manifest, ablations, comparison, findings, limits, figure=bool(golden), chart=chart)
         (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
-        manifest["files"] = _hashes(folder)
         # Captions need a bundle that can be loaded, so the manifest is written twice.
         _write_manifest(folder, manifest)
         try:
@@ -120,7 +121,6 @@ def write_bundle(
         except CapletError as error:
             reason = str(error).replace(str(folder), str(output))  # not the temporary folder, which is gone by then
             raise ConfigurationError(f"{output}: not a bundle that caplet can use: {reason}") from error
-        manifest["files"] = _hashes(folder)
         _write_manifest(folder, manifest)
 
 
@@ -296,7 +296,7 @@ def _draw_attention(captioner: Captioner, photo: Path, path: Path) -> None:
 
 
 def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

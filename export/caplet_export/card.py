@@ -60,7 +60,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str
 
 
 def _front_matter(weights_licence: str) -> str:
-    """What the Hugging Face Hub reads, in YAML; whoever adds it later breaks the bundle, which has the card's hash.
+    """What the Hugging Face Hub reads, in YAML.
 
     It is what is true of every bundle, and the licence, if that is the first sentence of the terms. Language and data
     set, without which the Hub takes no scores, are not in a manifest by the Hub's names.
@@ -105,7 +105,7 @@ vocabulary of {manifest["vocabulary"]["size"]} words.{_members(manifest["provena
         sizes["encoder.onnx"]:.1f} |
 | `decoder.onnx` | one word further: the likeliest words, the next state, the attention | {sizes["decoder.onnx"]:.1f} |
 | `vocabulary.txt` | one word a line | |
-| `manifest.json` | settings of preprocessing and search, where it comes from, and the hash of every other file | |
+| `manifest.json` | settings of preprocessing and search, where it comes from, and the hashes of the others | |
 | `golden/` | photos with the captions that `caplet check` expects | |"""
 
 

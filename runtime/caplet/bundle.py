@@ -28,7 +28,7 @@ class Bundle:
 
     Attributes:
         path: the directory, absolute.
-        digest: sha256 of manifest.json; as that holds the hashes of all other files, it identifies the model.
+        digest: sha256 of manifest.json; as that holds the hashes of what captions come from, it identifies the model.
         manifest: what the bundle says about itself.
         words: the vocabulary; a word's position is its id. The first four are padding, start, end, unknown.
         verified: whether every file's hash was compared.
