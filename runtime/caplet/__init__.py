@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         ImageTypeError,
         InferenceError,
     )
-    from caplet.image import ImageSource
+    from caplet.image_source import ImageSource
 
 __version__ = "0.15.7"
 __all__ = [

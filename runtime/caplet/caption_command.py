@@ -16,7 +16,9 @@ import numpy as np
 
 from caplet.captioner import Caption, Captioner, Decoded, decode_photo
 from caplet.errors import ArgumentError, CapletError, InferenceError
-from caplet.image import MAX_PIXELS, ImageSource, load_pixels
+from caplet.image import load_pixels
+from caplet.image_limits import MAX_PIXELS
+from caplet.image_source import ImageSource
 from caplet.inputs import (
     STDIN,
     STDIN_DESCRIPTOR,

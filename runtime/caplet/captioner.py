@@ -21,7 +21,9 @@ from caplet.arguments import whole_number
 from caplet.bundle import Bundle, load_bundle
 from caplet.decode import Encoded, Hypothesis, search
 from caplet.errors import NO_MEMORY, RUN_CHECK, ArgumentError, BundleError, CapletError, InferenceError, without_frames
-from caplet.image import LARGEST_LIMIT, MAX_PIXELS, ImageSource, is_source, load_pixels
+from caplet.image import load_pixels
+from caplet.image_limits import LARGEST_LIMIT, MAX_PIXELS
+from caplet.image_source import ImageSource, is_source
 from caplet.manifest import FIRST_WORD, LONGEST_CAPTION, Decoding
 from caplet.prefetch import in_order, take
 from caplet.sessions import Provider, Sessions
@@ -98,7 +100,7 @@ class Caption:
 
 
 def _import_drawing() -> None:
-    """Import what `plot` imports on its first use: another thread may be at it during the fork; see `image_file`."""
+    """Import what `plot` imports on its first use: another thread may be at it during the fork; see `image_formats`."""
     from caplet import explain  # noqa: F401
 
 

@@ -17,8 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from caplet.arguments import whole_number
+from caplet.colour import encode_srgb
 from caplet.errors import ArgumentError
-from caplet.image import MAX_PIXELS, ImageSource, encode_srgb, load_picture
+from caplet.image import load_picture
+from caplet.image_limits import MAX_PIXELS
+from caplet.image_source import ImageSource
 from caplet.inputs import is_descriptor
 
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -1,283 +1,26 @@
-"""An image file to a Pillow image with its pixels in memory: formats, limits, truncated files."""
+"""From an image file to a Pillow image with its pixels in memory; limits while it is read, truncated files."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import importlib
 import io
 import os
-import struct
 import sys
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
-from PIL import Image, ImageFile, ImagePalette, TiffTags
+from PIL import Image, ImageFile
 
 from caplet.errors import NO_MEMORY, CapletError, ImageError
-from caplet.image_header import (
-    ARITHMETIC,
-    LOSSLESS,
-    gif_canvas,
-    jpeg_2000_canvas,
-    jpeg_frame,
-    tiff_repeats,
-    webp_canvas,
-)
-
-
-class _Format(NamedTuple):
-    """A file format, and the Pillow plugin that reads it.
-
-    Plugins are named here, and imported when the first such file comes, instead of asking `Image.open`: that tries
-    them in turn, and checks sizes against a process-wide limit with a process-wide warning.
-    """
-
-    name: str
-    """As Pillow calls it, except for WebP, HEIC and JPEG 2000."""
-    stem: str
-    """The plugin is called `<stem>ImagePlugin`, and its class `<stem>ImageFile`."""
-    signatures: tuple[bytes, ...] = ()
-    """What its files start with; none where it takes more to tell, as `identify` does."""
-    package: str = ""
-    """Where the class is, if not in Pillow."""
-    sequential: bool = False
-    """Rows are decoded one after the other, so that those before the point where a file breaks off are good."""
-    canvas: Callable[[io.RawIOBase], tuple[int, int]] | None = None
-    """Reads width and height from the header of formats whose opened images tell them too late or wrongly: Pillow
-    allocates the canvas of a GIF or WebP as soon as it opens one, and of the two sizes that a JPEG 2000 may state, it
-    reports the one that decoding ignores."""
-
-    def plugin(self) -> ModuleType:
-        """The module with the class. Raises ModuleNotFoundError."""
-        return importlib.import_module(self.package or f"PIL.{self.stem}ImagePlugin")
-
-
-HEIC_PACKAGE = "pillow_heif"
-"""What reads HEIC."""
-
-# What cameras, phones, scanners, browsers and image libraries write as a picture, each with a signature of its own and
-# a decoder in C, or in NumPy (`_load_ppm`). Left out of what Pillow can open, on purpose:
-# EPS, WMF (run Ghostscript or the system's renderer); BUFR, GRIB, HDF5 (stubs that call foreign handlers); MPEG, FLI
-# (video); PSD, FPX, MIC (layered documents); ICO, CUR, ICNS, BLP, DDS, FTEX, WAL (icons and textures: containers whose
-# header need not tell the size of what is inside); FITS, MCIDAS, SPIDER, IPTC (science); TGA, DIB, PCD, GBR, XVThumb
-# (no signature, or a weak one: noise passes for them); QOI, XBM, XPM, MSP, IM, IMT, PCX, DCX, PIXAR, SGI, SUN (extinct
-# or exotic, several of them decoded a byte at a time in Python). A PIL image of any of these is welcome: the caller has
-# opened it. So is one of the variants in `IN_PYTHON`, which Pillow decodes in Python too.
-_JPEG = _Format("JPEG", "Jpeg", (b"\xff\xd8\xff",), sequential=True)  # also MPO: its first picture is a plain JPEG
-_PNG = _Format("PNG", "Png", (b"\x89PNG\r\n\x1a\n",), sequential=True)  # also APNG: its default picture
-_GIF = _Format("GIF", "Gif", (b"GIF87a", b"GIF89a"), sequential=True, canvas=gif_canvas)
-_BMP = _Format("BMP", "Bmp", (b"BM",), sequential=True)
-# Also PBM, PGM and grey PFM.
-_PPM = _Format("PPM", "Ppm", (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"), sequential=True)
-_TIFF = _Format("TIFF", "Tiff", (b"II*\0", b"MM\0*", b"II+\0"), sequential=True)
-_WEBP = _Format("WebP", "WebP", canvas=webp_canvas)
-_AVIF = _Format("AVIF", "Avif")
-_HEIC = _Format("HEIC", "Heif", package=HEIC_PACKAGE)
-_JPEG_2000 = _Format("JPEG 2000", "Jpeg2K", (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), canvas=jpeg_2000_canvas)
-_FORMATS = (_JPEG, _PNG, _GIF, _BMP, _PPM, _TIFF, _WEBP, _AVIF, _HEIC, _JPEG_2000)
-
-MAY_BE_TRUNCATED = frozenset(file_format.name for file_format in _FORMATS if file_format.sequential)
-"""Names, which are also Pillow's, of the formats of which a part can be used."""
-
-IN_PYTHON = {
-    "bmp_rle": ("run-length encoded BMP", "PNG"),
-    "ppm_plain": ("PPM whose numbers are text", "binary PPM, or as PNG"),
-}
-"""Variants of the formats above that Pillow decodes in Python: name of the decoder → variant, and what to save it as.
-They take up to a gigabyte for a kilobyte, and seconds a megapixel in which no other thread of Python runs."""
-
-_AVIF_BRANDS = (b"avif", b"avis")
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
-_JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
-"""What its files start with: the codestream alone, or in boxes (ISO/IEC 18181-2). Pillow does not read it."""
-HEAD = 64
-"""Bytes that tell every format apart."""
-
-
-def _import_all() -> None:
-    """Import all of Pillow that photos may need, which is otherwise imported when a photo first needs it.
-
-    A child forked while another thread imports something would wait for ever for that thread, which it does not have.
-    """
-    for file_format in _FORMATS:
-        with contextlib.suppress(ImportError):  # not every plugin is installed everywhere
-            file_format.plugin()
-    with contextlib.suppress(ImportError):
-        importlib.import_module("PIL.ImageCms")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_import_all)
-
-
-def identify(head: bytes, subject: str) -> _Format:
-    """The format of a file that starts with these bytes; `HEAD` of them are enough.
-
-    Raises:
-        ImageError: no format caplet reads starts like this.
-    """
-    for file_format in _FORMATS:
-        if head.startswith(file_format.signatures):
-            return file_format
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return _WEBP
-    if head[4:8] == b"ftyp":  # ISO/IEC 14496-12, section 4.3: the length, the major brand, its version, more brands
-        more = head[16 : int.from_bytes(head[:4], "big")]
-        brands = [head[8:12], *(more[start : start + 4] for start in range(0, len(more), 4))]
-        # The first brand that names a codec tells; mif1 and msf1 name none.
-        if next((brand for brand in brands if brand in (*_HEIC_BRANDS, *_AVIF_BRANDS)), None) in _HEIC_BRANDS:
-            return _HEIC
-        if brands[0] in (*_AVIF_BRANDS, b"mif1", b"msf1"):
-            return _AVIF
-    if not head:
-        raise ImageError(subject, "is empty", "get a complete copy")
-    if head.startswith(_JPEG_XL):
-        raise ImageError(subject, "is a JPEG XL photo, which Pillow does not read", "convert it to JPEG")
-    raise ImageError(
-        subject, "not an image caplet can read", "use JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP, PPM or JPEG 2000"
-    )
-
-
-_ROW = 16
-"""Pixels that every row counts for at least: Pillow pads it and keeps a pointer to it, 40 bytes for one pixel."""
-_ROWS_ALLOWED = 2**16
-"""Rows that no limit refuses: they take no memory to speak of."""
-
-
-def check_size(size: tuple[int, int], max_pixels: int, subject: str) -> None:
-    """Refuse pictures without pixels and pictures with too many pixels or rows.
-
-    Raises:
-        ImageError: no side may be zero, width x height may not exceed `max_pixels`, and neither may 16 x height unless
-            the height is at most 65,536.
-    """
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageError(subject, f"has no pixels ({width}x{height})", "pass an image with some")
-    if width * height > max_pixels:
-        raise ImageError(
-            subject,
-            f"too large: {width}x{height} is {width * height:,} pixels, the limit is {max_pixels:,}",
-            "shrink it, or raise max_pixels if you trust it",
-        )
-    most = max(max_pixels // _ROW, _ROWS_ALLOWED)
-    if height > most:
-        raise ImageError(
-            subject,
-            f"too large: {width}x{height} is {height:,} rows, the limit is {most:,} with {max_pixels:,} pixels",
-            "shrink it, or raise max_pixels if you trust it",
-        )
-
-
-def longest_file(max_pixels: int) -> int:
-    """The most bytes that are read: four 16-bit samples a pixel, and some metadata.
-
-    That is too few only for files that are read with all that follows the picture: compressed TIFFs of many pages, long
-    WebP and AVIF animations, HEIC with films in them.
-    """
-    return 8 * max_pixels + (1 << 20)
-
-
-def too_long(subject: str, most: int) -> ImageError:
-    """The ImageError for a file of which more than `most` bytes would have to be read."""
-    return ImageError(subject, f"longer than {most:,} bytes", "raise max_pixels if you trust it")
-
-
-BITS_PER_SAMPLE, PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323
-"""Tags of a TIFF (TIFF 6.0, sections 8 and 15)."""
-_YCBCR = 6  # a value of the second
-
-_TILE_ALLOWED = 2**20
-"""Pixels of a TIFF's tile that no limit refuses: small pictures have tiles larger than themselves."""
-
-
-def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
-    """Width and height of a TIFF's tiles, each decoded whole; (1, 1) where it has none."""
-    tags = cast(Any, image).tag_v2
-    return max(tags.get(_TILE_WIDTH, 1), 1), max(tags.get(_TILE_LENGTH, 1), 1)
-
-
-_NATIVE = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS"}
-
-
-def correct_samples(image: ImageFile.ImageFile) -> None:
-    """Correct the raw modes of a TIFF that is yet to be decoded, where Pillow mistakes how its samples are stored.
-
-    libtiff gives them in the machine's byte order; and where each colour has a plane of its own, they may have 16 bits.
-    """
-    tags, tiles = cast(Any, image).tag_v2, cast("list[Any]", image.tile)
-    for number, tile in enumerate(tiles):
-        rawmode = tile[3][0]
-        if tile[0] == "libtiff":
-            rawmode = _NATIVE.get(rawmode, rawmode)
-        elif tags.get(BITS_PER_SAMPLE, (1,))[0] == 16 and rawmode in ("R", "G", "B", "A"):
-            rawmode += ";16B" if tags.prefix == b"MM" else ";16L"
-        elif rawmode == "RGBX" and tags.get(PHOTOMETRIC) == _YCBCR:  # so Pillow before 13; it is what libtiff makes
-            rawmode = cast(Any, image)._mode = "YCbCr"
-        tiles[number] = _read_as(rawmode, tile)
-
-
-def _leave_exif(image: ImageFile.ImageFile) -> None:
-    """Keep Pillow from reading the directories of a TIFF's EXIF and GPS after its pixels.
-
-    caplet needs none of it, and there need be none: a program that copies all tags of a photo into a smaller one copies
-    where these directories were. Whatever is there is then read as one, also past the end of the file.
-    """
-    exif = image.getexif()
-    for tag in TiffTags.TAGS_V2_GROUPS:
-        exif.pop(tag, None)
-
-
-def _correct_palette(image: ImageFile.ImageFile, reader: _Reader) -> None:
-    """Have a BMP of 4 or 8 bits read as such: Pillow takes it for one of another depth if its palette is black and
-    white, or the sixteen darkest greys in their order.
-    """
-    reader.seek(14)
-    header = reader.read(16)
-    (bits,) = struct.unpack_from("<H", header, 10 if header[:4] == b"\x0c\0\0\0" else 14)
-    greys = {("1", 4): (0, 255), ("1", 8): (0, 255), ("L", 4): range(16)}.get((image.mode, bits))
-    if greys:
-        private = cast(Any, image)
-        private._mode, private.palette = "P", ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in "RGB"))
-        private.tile = [_read_as("P;4" if bits == 4 else "P", image.tile[0])]
-
-
-_WIDENED = {"L;2": 85, "L;4": 17}
-"""Raw modes of a PNG's grey samples of 2 and 4 bits, and what Pillow multiplies them by."""
-
-
-def _correct_key(image: ImageFile.ImageFile) -> None:
-    """Widen the transparent grey of a PNG that is yet to be decoded, as Pillow widens its samples of 2 and 4 bits."""
-    rawmode: Any = image.tile[0][3] if image.tile else None
-    if rawmode in _WIDENED and "transparency" in image.info:
-        image.info["transparency"] *= _WIDENED[rawmode]
-
-
-def _clear_around_frame(image: ImageFile.ImageFile) -> None:
-    """Make a GIF transparent around its first frame, as browsers do; Pillow shows the palette's first colour there."""
-    frame = cast(Any, image).dispose_extent
-    if frame != (0, 0, *image.size) and "transparency" not in image.info:
-        drawn = Image.new("L", image.size)
-        drawn.paste(255, frame)
-        image.putalpha(drawn)
-
-
-def _read_as(rawmode: str, tile: Any) -> Any:
-    """A tile of an image that is yet to be decoded, with another raw mode."""
-    args = (rawmode, *tile[3][1:])
-    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
-
+from caplet.image_corrections import clear_around_frame, correct_key, correct_palette, correct_samples, leave_exif
+from caplet.image_formats import BMP, GIF, HEAD, HEIC, IN_PYTHON, JPEG, PNG, TIFF, Format, identify
+from caplet.image_header import ARITHMETIC, LOSSLESS, jpeg_frame, tiff_repeats
+from caplet.image_limits import check_size, longest_file, too_long
 
 _MOST_READS = 200_000
 """Of a header, and of what follows it; every 512 bytes allow another. Every marker, chunk, block and character takes a
 read or two, in Python, so that megabytes of them would take many seconds. Real headers take some hundreds of reads, and
 encoders write the pixels of a PNG in chunks of kilobytes."""
-
-LONGEST_EXIF = 2**16
-"""Bytes of EXIF that Pillow may take apart: what fits into a segment of a JPEG."""
 
 _SCAN, _MOST_SCANS = b"\xff\xda", 200
 """What starts a scan in the pixels of a JPEG, and how many scans there may be: in a progressive JPEG, each may take few
@@ -381,27 +124,27 @@ def decode_file(
         image = _open(reader, file_format, subject)
         check_size(image.size, max_pixels, subject)
         box = None
-        if file_format is _TIFF:
+        if file_format is TIFF:
             check_size(_tile_size(image), max(max_pixels, _TILE_ALLOWED), subject)
             reader.seek(0)
             # Of a tag that is there twice, libtiff takes the first and Pillow before 13 the last; with other samples in
             # its tiles than Pillow expects, that reads far behind them.
             if decoder_of(image) == "libtiff" and tiff_repeats(reader):
                 raise ValueError("its directory has a tag twice")
-            _leave_exif(image)
+            leave_exif(image)
             correct_samples(image)
-        elif file_format is _BMP:
-            _correct_palette(image, reader)
-        elif file_format is _PNG:
-            _correct_key(image)
-        elif file_format is _JPEG:
+        elif file_format is BMP:
+            correct_palette(image, reader)
+        elif file_format is PNG:
+            correct_key(image)
+        elif file_format is JPEG:
             box = _draft(image, reader, least_side)
-        elif file_format is _HEIC and len(image.info.get("thumbnails", ())) <= _MOST_THUMBNAILS:
+        elif file_format is HEIC and len(image.info.get("thumbnails", ())) <= _MOST_THUMBNAILS:
             # Takes only a thumbnail with the photo's shape, crop, orientation and profile.
             image.draft(None, (least_side // 2, least_side // 2))
         _load(image, reader, file_format, subject, allow_truncated)
-        if file_format is _GIF:
-            _clear_around_frame(image)
+        if file_format is GIF:
+            clear_around_frame(image)
         return image, box
     except (CapletError, Warning, ImportError, MemoryError):
         raise
@@ -425,11 +168,11 @@ def decode_file(
         ) from error
 
 
-def _open(reader: _Reader, file_format: _Format, subject: str) -> ImageFile.ImageFile:
+def _open(reader: _Reader, file_format: Format, subject: str) -> ImageFile.ImageFile:
     try:
         plugin = file_format.plugin()
     except ModuleNotFoundError as error:
-        if file_format is _HEIC:
+        if file_format is HEIC:
             remedy = "pip install pillow-heif, or convert it to JPEG"
             raise ImageError(subject, "is a HEIC photo, which Pillow does not read", remedy) from error
         raise _not_in_this_pillow(file_format, subject) from error
@@ -456,20 +199,32 @@ def _draft(image: ImageFile.ImageFile, reader: _Reader, least_side: int) -> Box 
     return None if drafted is None or image.size == full else drafted[1]
 
 
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+"""Tags of a TIFF (TIFF 6.0, section 15)."""
+_TILE_ALLOWED = 2**20
+"""Pixels of a TIFF's tile that no limit refuses: small pictures have tiles larger than themselves."""
+
+
+def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Width and height of a TIFF's tiles, each decoded whole; (1, 1) where it has none."""
+    tags = cast(Any, image).tag_v2
+    return max(tags.get(_TILE_WIDTH, 1), 1), max(tags.get(_TILE_LENGTH, 1), 1)
+
+
 def decoder_of(image: ImageFile.ImageFile) -> str:
     """Pillow's name of the decoder that an image is yet to go through; empty if there is none."""
     return str(image.tile[0][0]) if image.tile else ""
 
 
 def _load(
-    image: ImageFile.ImageFile, reader: _Reader, file_format: _Format, subject: str, allow_truncated: bool
+    image: ImageFile.ImageFile, reader: _Reader, file_format: Format, subject: str, allow_truncated: bool
 ) -> None:
     """Decode the pixels, or as many as there are if that is allowed."""
     lenient = allow_truncated and file_format.sequential
     # An end-of-image marker makes libjpeg hand out what it has, which for a progressive JPEG is the whole picture.
-    ending = b"\xff\xd9" if lenient and file_format is _JPEG else b""
+    ending = b"\xff\xd9" if lenient and file_format is JPEG else b""
     # JPEGs that are not progressive have at most a scan per colour, and counting takes time.
-    reader.start_pixels(ending, count_scans=file_format is _JPEG and "progressive" in image.info)
+    reader.start_pixels(ending, count_scans=file_format is JPEG and "progressive" in image.info)
     # Raw rows are joined from blocks, which takes quadratic time if blocks are far shorter than a row.
     image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
     try:
@@ -548,11 +303,11 @@ def _is_blank(image: Image.Image) -> bool:
     return not np.diff(np.reshape(image.getextrema(), (-1, 2))).any()
 
 
-def _not_in_this_pillow(file_format: _Format, subject: str) -> ImageError:
+def _not_in_this_pillow(file_format: Format, subject: str) -> ImageError:
     return ImageError(subject, f"this Pillow cannot read {file_format.name}", "update Pillow")
 
 
-def _truncated(file_format: _Format, subject: str, allow_truncated: bool) -> ImageError:
+def _truncated(file_format: Format, subject: str, allow_truncated: bool) -> ImageError:
     cause = f"the {file_format.name} file is truncated"
     if not file_format.sequential:
         return ImageError(subject, cause, "get a complete copy: no part of such a file can be decoded alone")

@@ -117,7 +117,7 @@ def with_contents(photo: Input, max_pixels: int) -> Input:
     """
     if not photo.piped:
         return photo
-    from caplet.image import read_all  # only here: it brings numpy and Pillow
+    from caplet.image_source import read_all  # only here: it brings numpy and Pillow
 
     name = photo.name
     try:

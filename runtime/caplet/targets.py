@@ -77,7 +77,7 @@ def _is_picture(path: str) -> bool:
         return os.path.exists(path)
     if not _holds_something(path):
         return False
-    from caplet.image_file import HEAD, identify  # only here: it brings numpy and Pillow
+    from caplet.image_formats import HEAD, identify  # only here: it brings numpy and Pillow
 
     head = _start(path, HEAD)
     try:

@@ -27,7 +27,8 @@ import pytest
 from PIL import Image
 
 from caplet.errors import ImageError
-from caplet.image import MAX_PIXELS, load_pixels
+from caplet.image import load_pixels
+from caplet.image_limits import MAX_PIXELS
 
 PHOTO = Path(__file__).parents[1] / "photos" / "cat.jpg"
 MOST_SECONDS = 5.0

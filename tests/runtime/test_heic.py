@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from caplet.errors import ImageError
 from caplet.image import load_pixels
-from caplet.image_file import identify
+from caplet.image_formats import identify
 from pictures import encoded, plain, refusal
 
 pillow_heif.register_heif_opener()  # for `Image.save`

@@ -202,7 +202,9 @@ def test_the_name_of_an_open_file_may_be_read_twice(monkeypatch: pytest.MonkeyPa
     """Also on macOS, where opening such a name duplicates the descriptor, and so shares its position: fd(4)."""
     expected = load_pixels(PHOTOS[0]).tobytes()
     with PHOTOS[0].open("rb") as stdin:
-        monkeypatch.setattr("caplet.image.open", lambda *_: os.fdopen(os.dup(stdin.fileno()), "rb"), raising=False)
+        monkeypatch.setattr(
+            "caplet.image_source.open", lambda *_: os.fdopen(os.dup(stdin.fileno()), "rb"), raising=False
+        )
         for _ in range(2):
             assert load_pixels("/dev/stdin").tobytes() == expected
 
@@ -385,7 +387,7 @@ def test_a_name_that_windows_gives_to_no_file_is_that_of_a_missing_one(
     def refuse(path: str, *_: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument", path)
 
-    monkeypatch.setattr("caplet.image.open", refuse, raising=False)
+    monkeypatch.setattr("caplet.image_source.open", refuse, raising=False)
     error = refusal(name)
     assert isinstance(error, ImageNotFoundError)
     assert str(error).startswith(f"{name}: no such file; {remedy}")

@@ -8,7 +8,7 @@ import pkgutil
 
 import caplet
 from caplet.bundle import default_bundle
-from caplet.image_file import HEIC_PACKAGE
+from caplet.image_formats import HEIC_PACKAGE
 
 datas = [(str(default_bundle()), f"caplet/models/{default_bundle().name}")]
 for installed in importlib.metadata.distributions(name="caplet"):

@@ -23,7 +23,7 @@ from PIL import Image
 import caplet
 from caplet import Caption, Captioner
 from caplet.bundle import Bundle
-from caplet.image import BinaryReader
+from caplet.image_source import BinaryReader
 
 
 def test_the_package_has_the_names_it_lists_and_no_others() -> None:

@@ -135,10 +135,10 @@ def test_a_forked_child_may_have_the_error_of_a_captioner_that_failed(decoder: s
 PLOT_AT_A_FORK = """
 import os, sys, threading
 from caplet import Captioner
-import caplet.image_file
+import caplet.image_formats
 
 caption = Captioner(sys.argv[1], threads=1).caption(sys.argv[2])
-caplet.image_file._import_all()  # so that little else is imported at the fork
+caplet.image_formats._import_all()  # so that little else is imported at the fork
 
 class Slow:  # comes before the usual finders of modules
     def find_spec(self, name, path, target=None):
