@@ -105,9 +105,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The `caplet` script: `main` in a process of its own, and its end."""
+    _heed_sigterm()
     _keep_freed_memory()
     status = main()
     end_process(status, at_once=not is_watched())
+
+
+def _heed_sigterm() -> None:
+    """As a container's first process, end on SIGTERM as other processes do, with the status that shells tell.
+
+    The kernel spares process 1 signals that it does not handle: `docker stop` would wait ten seconds, then kill it.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _keep_freed_memory() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import caplet.caption_command
 import caplet.cli
 from caplet import Captioner
 from caplet.output import is_watched
-from command_line import run
+from command_line import needs_signals, run
 from tiny_bundle import write_tiny_bundle
 
 
@@ -84,6 +85,21 @@ def test_it_ends_at_once(photos: Path, texts: dict[str, str]) -> None:
     command = [sys.executable, "-c", f"{program}from caplet.cli import command\ncommand()", str(photos / "cat.jpg")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{texts['cat']}\n", "")
+
+
+@needs_signals
+@pytest.mark.parametrize(("process", "status"), [(1, 143), (2, -signal.SIGTERM)])
+def test_sigterm_ends_also_the_first_process_of_a_container(process: int, status: int, photos: Path) -> None:
+    """The kernel would not end process 1, which has to do it itself."""
+    program = f"import os; os.getpid = lambda: {process}; from caplet.cli import command; command()"
+    command = [sys.executable, "-c", program, "--files-from", "-", "--batch-size", "1", "--threads", "1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin and running.stdout
+        running.stdin.write(os.fsencode(photos / "cat.jpg") + b"\n")
+        running.stdin.flush()
+        assert running.stdout.readline()  # it is under way, and waits for the next name
+        running.terminate()
+        assert running.wait(10) == status
 
 
 @pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="no glibc")
