@@ -319,11 +319,13 @@ def _truncated(file_format: Format, subject: str, allow_truncated: bool) -> Imag
 def refused(error: Exception, subject: str) -> ImageError:
     """The ImageError for what Pillow, Python or the operating system raised about a photo."""
     if isinstance(error, OSError) and error.strerror:
-        is_folder = isinstance(error, PermissionError) and os.path.isdir(error.filename or "")  # so Windows says
-        cause = os.strerror(errno.EISDIR) if is_folder else error.strerror
+        if isinstance(error, IsADirectoryError) or (  # for which Windows says that there is no permission
+            isinstance(error, PermissionError) and os.path.isdir(error.filename or "")
+        ):
+            return ImageError(subject, "is a folder", "give a photo in it")
         exhausted = error.errno in (errno.EMFILE, errno.ENFILE)
         remedy = "close some, or raise their limit" if exhausted else "check the path and its permissions"
-        return ImageError(subject, f"cannot be read ({cause})", remedy)
+        return ImageError(subject, f"cannot be read ({error.strerror})", remedy)
     if isinstance(error, MemoryError):
         return ImageError(subject, NO_MEMORY, "shrink it, or get an intact copy")
     if isinstance(error, ImportError):

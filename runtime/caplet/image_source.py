@@ -69,6 +69,8 @@ def subject_of(source: object) -> str:
     remedy = "pass a path, bytes, a binary file object, a PIL image or a uint8 array"
     if hasattr(source, "read_bytes"):  # a path in an archive, or in a store on the network
         remedy = "pass its read_bytes()"
+    elif isinstance(source, (list, tuple)):
+        remedy = "pass one photo, or several to caption_many"
     raise ImageTypeError(f"<{type(source).__name__}>", "not an image source", remedy)
 
 
