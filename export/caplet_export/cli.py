@@ -16,7 +16,7 @@ from caplet import __version__
 from caplet.arguments import Parser
 from caplet.errors import CapletError, printable
 from caplet.inputs import matching
-from caplet.output import INTERRUPTED, end_process, was_interrupted
+from caplet.output import INTERRUPTED, end_process, heed_sigterm, was_interrupted
 from caplet_export.errors import ExportError, in_one_line
 
 VERBS = {
@@ -123,6 +123,7 @@ def command() -> NoReturn:
     # TensorFlow makes a million objects that live as long as the process. Looking for garbage among them after every
     # few hundred new ones takes a sixth of the time of its import.
     gc.set_threshold(100_000)
+    heed_sigterm()
     _repair_streams()
     end_process(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import sys
 import unicodedata
@@ -33,6 +34,7 @@ from caplet.output import Output, complain, quiet_libraries
 from caplet.progress import Progress
 from caplet.records import Origin, Record, Written, as_line, header, resume
 from caplet.sessions import Sessions
+from caplet.sidecars import Sidecars
 
 _LONGEST_FILE_NAME = 255  # bytes, on the file systems there are
 
@@ -45,7 +47,8 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
         CapletError: the model or an option cannot be used.
         OSError: a list cannot be read or a result cannot be written.
     """
-    early = _decode_first(arguments)
+    sidecars = Sidecars(arguments.sidecar)
+    early = _decode_first(arguments, sidecars)
     captioner = Captioner(opened())
     manifest = captioner.bundle.manifest
     if early and isinstance(early.pixels, np.ndarray) and early.pixels.shape[:2] != (manifest.height, manifest.width):
@@ -62,8 +65,8 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
     with Output(arguments.output) as output:
         written = resume(arguments.output, origin) if arguments.resume else Written()
         drawings.spare(written.drawings)
-        results = _results(captioner, arguments, photos, drawings, written, early)
-        progress = _progress(arguments, output, written.paths)
+        results = _results(captioner, arguments, photos, drawings, sidecars, written, early)
+        progress = _progress(arguments, output, sidecars, written.paths)
         failed = False
         if not arguments.resume:
             if not is_descriptor(arguments.output or ""):  # as /dev/stdout is, to which a shell's `>>` appends
@@ -73,8 +76,10 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
             for job, result in results:
                 caption = None if isinstance(result, CapletError) else result
                 problem = result if isinstance(result, CapletError) else _draw(job, result, arguments)
-                progress.advance()
                 drawing = job.drawing if problem is None else None
+                if caption is not None:
+                    problem = sidecars.write(job.photo, caption.text) or problem
+                progress.advance()
                 record = Record(job.photo.name, caption, origin, drawing, problem)
                 output.write(as_line(record, arguments.format, with_path=several, on_terminal=output.is_terminal))
                 if problem is not None:
@@ -86,6 +91,8 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
                         break
         finally:  # whatever is told next has a line of its own
             progress.clear()
+        if sidecars.skipped and not arguments.quiet:
+            complain(f"photos skipped, as there is a text file beside them: {sidecars.skipped:,}")
         if written.failed and not arguments.quiet:
             cause = "has errors of photos that are not tried again"
             complain(f"{arguments.output}: {cause}; remove their records to have them tried again")
@@ -108,10 +115,10 @@ def _several(arguments: argparse.Namespace) -> bool:
     return only is None or (only != STDIN and os.path.isdir(only))
 
 
-def _progress(arguments: argparse.Namespace, output: Output, done: Counter[str]) -> Progress:
+def _progress(arguments: argparse.Namespace, output: Output, sidecars: Sidecars, done: Counter[str]) -> Progress:
     """A progress line on standard error for photos not in `done`, unless captions appear on the terminal themselves."""
     countable = arguments.files_from is None and not any(map(os.path.isdir, arguments.photos))
-    total = (Counter(arguments.photos) - done).total() if countable else None
+    total = (Counter(itertools.filterfalse(sidecars.has, arguments.photos)) - done).total() if countable else None
     return Progress(None if arguments.quiet or output.is_terminal else sys.stderr, total)
 
 
@@ -122,10 +129,10 @@ class _Job(NamedTuple):
     drawing: Path | None
 
 
-def _decode_first(arguments: argparse.Namespace) -> Decoded | None:
+def _decode_first(arguments: argparse.Namespace, sidecars: Sidecars) -> Decoded | None:
     """The first photo, if it is a file, decoded while the model is being opened."""
     first = next(iter(arguments.photos), STDIN)
-    if arguments.resume or first == STDIN or not os.path.isfile(first):
+    if arguments.resume or first == STDIN or not os.path.isfile(first) or sidecars.has(first):
         return None
     return decode_photo(first, functools.partial(load_pixels, **_reading(arguments)))
 
@@ -251,6 +258,7 @@ def _results(
     arguments: argparse.Namespace,
     photos: Iterable[Input],
     drawings: _Drawings,
+    sidecars: Sidecars,
     written: Written,
     early: Decoded | None,
 ) -> Iterator[tuple[_Job, Caption | CapletError]]:
@@ -262,7 +270,7 @@ def _results(
         """The photos for the captioner, or what is wrong with them; their jobs wait for their captions."""
         decoded = early
         for photo in photos:
-            if written.take(photo.name):
+            if written.take(photo.name) or sidecars.skip(photo.name):
                 continue
             opened = with_contents(photo, reading["max_pixels"])
             waiting.append(_Job(opened, drawings.file_for(opened)))

@@ -22,7 +22,7 @@ from caplet import __version__
 from caplet.arguments import Parser, count
 from caplet.errors import ArgumentError, CapletError
 from caplet.inputs import STDIN, matching
-from caplet.output import INTERRUPTED, complain, end_process, is_watched, tell, was_interrupted
+from caplet.output import INTERRUPTED, complain, end_process, heed_sigterm, is_watched, tell, was_interrupted
 from caplet.records import FORMATS
 from caplet.targets import objection
 
@@ -105,19 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The `caplet` script: `main` in a process of its own, and its end."""
-    _heed_sigterm()
+    heed_sigterm()
     _keep_freed_memory()
     status = main()
     end_process(status, at_once=not is_watched())
-
-
-def _heed_sigterm() -> None:
-    """As a container's first process, end on SIGTERM as other processes do, with the status that shells tell.
-
-    The kernel spares process 1 signals that it does not handle: `docker stop` would wait ten seconds, then kill it.
-    """
-    if os.getpid() == 1:
-        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _keep_freed_memory() -> None:
@@ -286,6 +277,11 @@ def _caption_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="draw where each word looked: a PNG for one photo, a folder for several",
     )
+    output.add_argument(
+        "--sidecar",
+        action="store_true",
+        help="also write each caption beside its photo, to cat.txt for cat.jpg; skip photos that have such a file",
+    )
     output.add_argument("-q", "--quiet", action="store_true", help="no progress, no messages about photos that fail")
     output.add_argument("--fail-fast", action="store_true", help="stop at the first photo that fails")
     return _add_model_options(parser, may_skip_hashes=True)
@@ -315,6 +311,8 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
         parser.error("standard input can be given only once")
     if arguments.attention == STDOUT:
         parser.error("--attention draws into files; for one called -, write ./-")
+    if arguments.sidecar and STDIN in arguments.photos:
+        parser.error("--sidecar: there is nothing beside standard input; give files")
     only = arguments.photos[0] if len(arguments.photos) == 1 else None
     if only in _VERBS and not os.path.exists(only):
         parser.error(f"there is no photo {only}, and the verb comes before its options: caplet {only} ...")

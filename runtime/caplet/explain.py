@@ -23,6 +23,7 @@ from caplet.image import load_picture
 from caplet.image_limits import MAX_PIXELS
 from caplet.image_source import ImageSource
 from caplet.inputs import is_descriptor
+from caplet.output import whole_file
 
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _Colour: TypeAlias = tuple[int, int, int]
@@ -107,7 +108,8 @@ def save_drawing(drawing: Image.Image, path: Path) -> None:
         return
     target = Path(os.path.realpath(path))  # replace what a link leads to, not the link
     try:
-        _save_and_replace(save, target)
+        with whole_file(target) as file:
+            save(file)
     except OSError as error:
         if error.errno not in _IRREPLACEABLE:
             raise
@@ -117,19 +119,6 @@ def save_drawing(drawing: Image.Image, path: Path) -> None:
 def _save_in_place(save: Callable[[BinaryIO], None], path: Path) -> None:
     with path.open("wb") as file:  # Pillow would open it for reading too, which a pipe does not allow
         save(file)
-
-
-def _save_and_replace(save: Callable[[BinaryIO], None], target: Path) -> None:
-    # A name nobody can foresee, opened only if it is new: otherwise a link of that name would be followed.
-    temporary = target.with_name(f".caplet-{os.urandom(8).hex()}.png")
-    file = temporary.open("xb")
-    try:
-        with file:
-            save(file)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def is_drawing(path: Path) -> bool:

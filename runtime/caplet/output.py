@@ -9,10 +9,12 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import stat
 import sys
 from collections.abc import Iterator
-from typing import IO, Any, NoReturn
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NoReturn
 
 from caplet.errors import CapletError, printable
 
@@ -94,6 +96,21 @@ class _Lines(io.RawIOBase):
         return len(line)
 
 
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears at `target` whole or not at all, in place of one that is there. Raises OSError."""
+    # A name nobody can foresee, opened only if it is new: otherwise a link of that name would be followed.
+    temporary = target.with_name(f".caplet-{os.urandom(8).hex()}{target.suffix}")
+    file = temporary.open("xb")
+    try:
+        with file:
+            yield file
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def _lock(descriptor: int) -> bool:
     """Lock a file until it is closed; False if another process has locked it. Not every file system can lock."""
     try:
@@ -145,6 +162,15 @@ def quiet_libraries() -> Iterator[None]:
         sys.stderr = before
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def heed_sigterm() -> None:
+    """As a container's first process, end on SIGTERM as other processes do, with the status that shells tell.
+
+    The kernel spares process 1 signals that it does not handle: `docker stop` would wait ten seconds, then kill it.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def end_process(status: int, *, at_once: bool = False) -> NoReturn:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from caplet.errors import CapletError
 from caplet.inputs import STDIN, STDIN_DESCRIPTOR, SUFFIXES, identity, status_of
+from caplet.sidecars import sidecar_of
 
 _STDOUT = 1
 _PPM_HEADER = re.compile(rb"P.\s+(#|\d+\s+\d)")
@@ -41,6 +42,8 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "--attention would overwrite a photo"
     if drawings and _holds_something(drawings) and not _is_drawing(drawings):
         return "--attention would overwrite a file that is not a drawing"
+    if output and arguments.sidecar and any(isinstance(photo, str) and sidecar_of(photo) == output for photo in photos):
+        return "-o is where --sidecar writes a caption"
     folders = [photo for photo in photos if isinstance(photo, str) and os.path.isdir(photo)]
     if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in folders):
         return "--attention would put drawings among the photos"

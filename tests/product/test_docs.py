@@ -85,42 +85,16 @@ def test_a_block_runs_as_it_stands(block: Block, folder: Path) -> None:
         if sys.platform == "win32":
             pytest.skip("written for a shell that this system lacks")
         (folder / "my-bundle").symlink_to(locate_bundle())  # as a bundle of one's own
-    done = run_block(block, folder, "bash", "-euo", "pipefail")
-    assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
-    assert "Traceback" not in done.stderr
-
-
-def run_block(block: Block, folder: Path, *shell: str) -> subprocess.CompletedProcess[str]:
-    if block.language == "sh":
-        command = [*shell, "-c", block.code]
+        command = ["bash", "-euo", "pipefail", "-c", block.code]
     else:
         (folder / "block.py").write_text(block.code, encoding="utf-8")
         command = [sys.executable, "block.py"]
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-    return subprocess.run(
+    done = subprocess.run(
         command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, encoding="utf-8"
     )
-
-
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.page == "docs/using.md" and ".txt" in b.code], ids=str)
-def test_text_files_beside_photos_spare_those_that_are_there(block: Block, folder: Path) -> None:
-    """In a plain shell, too, and with what people have in their folders."""
-    if block.language == "sh" and sys.platform == "win32":
-        pytest.skip("written for a shell that this system lacks")
-    photos = folder / "tests" / "photos"
-    (photos / "sub folder").mkdir()
-    shutil.copy(photos / "cat.jpg", photos / "sub folder" / "v1.2 IMG.JPG")
-    (photos / "broken.jpg").write_bytes(b"no photo")
-    (photos / "rocket.txt").write_text("my own words")
-    captioner = Captioner()
-    expected = {photo.stem: captioner.caption(photo).text + "\n" for photo in PHOTOS.glob("*.jpg")}
-    expected |= {"rocket": "my own words", "sub folder/v1.2 IMG": expected["cat"]}
-
-    done = run_block(block, folder, "sh")
-
-    written = {file.relative_to(photos).with_suffix("").as_posix(): file.read_text() for file in photos.rglob("*.txt")}
-    assert (done.returncode, written) == (0, expected)
-    assert "broken.jpg: not an image" in done.stdout + done.stderr
+    assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr
 
 
 def test_every_page_is_there() -> None:

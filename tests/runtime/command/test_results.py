@@ -281,7 +281,10 @@ def test_a_photo_is_never_overwritten(photos: Path, tmp_path: Path, capfd: pytes
     assert photo.read_bytes() == (photos / "cat.jpg").read_bytes()
 
 
-NOTHING = {"output": None, "attention": None, "photos": [], "files_from": None, "resume": False, "recursive": False}
+NOTHING = {
+    "output": None, "attention": None, "photos": [], "files_from": None, "resume": False, "recursive": False,
+    "sidecar": False,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
