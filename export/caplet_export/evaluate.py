@@ -41,6 +41,7 @@ from caplet_export.metrics import (
     references_of,
 )
 from caplet_export.outputs import lock_path, unlock_path, write_whole
+from caplet_export.photos import check_storage
 from caplet_export.progress import ProgressBar
 from caplet_export.tokenizer import tokenize
 
@@ -232,7 +233,7 @@ def evaluate(
         CapletError: the bundle or a beam size cannot be used. Unreadable photos are left out and listed instead.
         ConfigurationError: the journal is damaged or cannot be written.
         ExportError: another process is writing to the journal.
-        DataError: the split is missing or empty, or none of its photos can be read.
+        DataError: the split is missing or empty, none of its photos can be read, or the storage fails that they are on.
     """
     captioner = Captioner(bundle_path, threads=threads)
     bundle = captioner.bundle
@@ -327,6 +328,7 @@ def _caption(
             captions = captioner.caption_many(paths, beam_size=beam_size, on_error="return")
             for name, caption in zip(wanted, captions, strict=True):
                 if isinstance(caption, ImageError):
+                    check_storage(dataset, caption)
                     journal.unreadable[name] = str(without_options(caption))
                 elif isinstance(caption, CapletError):  # the graphs failed, so the evaluation cannot go on
                     raise caption

@@ -269,7 +269,8 @@ def extract(
     Args:
         stores: their sources by folder: several blocks of one view of the photos, which one pass computes.
         names: the images; one that is named twice counts once.
-        load: function from a name to pixels uint8 [299,299,3], which may raise caplet's ImageError.
+        load: function from a name to pixels uint8 [299,299,3]. It raises caplet's ImageError for a photo that is to be
+            left out; any other error ends the extraction, and leaves the stores unfinished.
         run: function from a batch of pixels [N,299,299,3] to features [N,locations,channels] for each store.
         batch_size: images that `run` gets at once.
 

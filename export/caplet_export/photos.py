@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,14 +21,35 @@ from caplet_export.progress import ProgressBar, tell
 _BATCH_SIZE = 8
 _SMALL = (8, 8)  # for photos that are read only to find out whether they can be
 _MEMORY_SHARE = 0.25
+_STORAGE_FAILED = frozenset({
+    errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENODEV,
+    errno.ENXIO,
+})  # fmt: skip
+"""Errors of a disk or a network, such as of a Google Drive that Colab has lost."""
 
 
 def read_photo(dataset: Dataset, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Pixels uint8 [height,width,3] of a photo, squashed to (width, height). Raises caplet's ImageError."""
+    """Pixels uint8 [height,width,3] of a photo, squashed to (width, height).
+
+    Raises:
+        ImageError: caplet's, if the photo cannot be used.
+        DataError: as `check_storage`.
+    """
     try:
         return load_pixels(dataset.path(name), size=size)
     except ImageError as error:
+        check_storage(dataset, error)
         raise without_options(error) from error
+
+
+def check_storage(dataset: Dataset, error: ImageError) -> None:
+    """Raise a DataError if a photo could not be read because of the disk or the network that it is on: else all photos
+    after it would be taken for unreadable, and left out.
+    """
+    cause = error.__cause__
+    if isinstance(cause, OSError) and (cause.errno in _STORAGE_FAILED or not os.path.isdir(dataset.images)):
+        advice = "run the command again when they are well, or take the photo out of the lists if it alone fails"
+        raise DataError(f"{error.subject}: {error.cause}, for reasons of the disk or the network; {advice}") from error
 
 
 def photo_batches(
@@ -35,6 +58,7 @@ def photo_batches(
     """Names and pixels uint8 [N,height,width,3] of photos, at `size` (width, height), read as they are needed.
 
     A photo that cannot be read is named on standard error and left out. Shows progress under the name of the `task`.
+    Raises a DataError as `check_storage`.
     """
     read: list[str] = []
     pixels: list[NDArray[np.uint8]] = []
@@ -52,7 +76,9 @@ def photo_batches(
 
 
 def readable_photos(dataset: Dataset, names: Sequence[str]) -> list[str]:
-    """Those of these photos that can be read; each of the others is named on standard error."""
+    """Those of these photos that can be read; each of the others is named on standard error. Raises a DataError as
+    `check_storage`.
+    """
     return [name for read, _ in photo_batches(dataset, names, size=_SMALL, task="photos") for name in read]
 
 
@@ -66,6 +92,9 @@ class PhotoCache:
 
     Attributes:
         unreadable: the reason for each photo that cannot be read, by name.
+
+    Raises:
+        DataError: as `check_storage`.
     """
 
     def __init__(self, dataset: Dataset, names: Sequence[str], size: int) -> None:
@@ -89,7 +118,7 @@ class PhotoCache:
         return names
 
     def load(self, names: Sequence[str]) -> NDArray[np.uint8]:
-        """Pixels uint8 [len(names),S,S,3]. Raises caplet's ImageError."""
+        """Pixels uint8 [len(names),S,S,3]. Raises as `read_photo`."""
         return np.stack(list(self._pool.map(self._pixels, names)))
 
     def _pixels(self, name: str) -> NDArray[np.uint8]:

@@ -447,6 +447,33 @@ def test_unreadable_photos_are_named_and_left_out(
     assert evaluation.images == whole.images
 
 
+def test_photos_whose_storage_fails_are_not_left_out(
+    tiny_bundle: Path,
+    made_up_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same command goes on where it stopped."""
+    opened: list[str] = []
+
+    def fail(path: str, *mode: str) -> io.BufferedReader:
+        opened.append(path)
+        if len(opened) > 4:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        return open(path, "rb")
+
+    monkeypatch.setattr("caplet.image.open", fail, raising=False)
+    output = tmp_path / "dev.json"
+    command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(output), "--beam", "1"]
+    assert main([*command, "--threads", "1"]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    cause = f"cannot be read ({os.strerror(errno.ENOTCONN)})"
+    assert error.startswith(f"caplet-export evaluate: {opened[4]}: {cause}, for reasons of the disk or the network; ")
+    assert not output.exists()
+    assert len((tmp_path / "dev.json.captions.jsonl").read_text().splitlines()) == 1 + 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

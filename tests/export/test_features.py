@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
@@ -507,6 +508,38 @@ def test_where_no_photo_can_be_read_that_is_said(tmp_path: Path, capsys: pytest.
     *left_out, error = capsys.readouterr().err.splitlines()
     assert [line.partition("left out ")[2].partition(":")[0] for line in left_out] == [photo.name for photo in photos]
     assert error == f"caplet-export features: {data}: not one photo could be read"
+
+
+@pytest.mark.usefixtures("small_inception")
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EIO, errno.ENOENT], ids=errno.errorcode.get)
+def test_where_the_storage_of_photos_fails_none_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    """As a Google Drive that Colab loses, or a disk that is unplugged: a store without most photos was called whole."""
+    data = write_tiny_flickr8k(tmp_path / "data", train=6, dev=2)
+    images, opened = data / "Flicker8k_Dataset", []
+
+    def fail(path: str, *mode: str) -> io.BufferedReader:
+        opened.append(path)
+        if len(opened) > 4:
+            if number == errno.ENOENT and images.is_dir():
+                images.rename(tmp_path / "unplugged")
+            raise OSError(number, os.strerror(number))
+        return open(path, "rb")
+
+    monkeypatch.setattr("caplet.image.open", fail, raising=False)
+    command = ["features", str(tmp_path / "features"), "--data", str(data), "--views", "--batch-size", "3"]
+    assert main(command) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    cause = "no such file" if number == errno.ENOENT else f"cannot be read ({os.strerror(number)})"
+    assert error.startswith(f"caplet-export features: {opened[4]}: {cause}, for reasons of the disk or the network; ")
+    store = tmp_path / "features" / "mixed10-plain"
+    with pytest.raises(StoreError, match="has not finished"):
+        FeatureStore(store)
+    monkeypatch.undo()
+    if number == errno.ENOENT:
+        (tmp_path / "unplugged").rename(images)
+    assert len((store / "names.txt").read_text().splitlines()) == 3
 
 
 def test_what_another_precision_does_not_excuse(tmp_path: Path) -> None:
