@@ -102,6 +102,10 @@ class Batches:
 
     Each image has as many rows as the image with the most captions has captions, `group` at most.
 
+    Attributes:
+        names: the images that it holds.
+        unread: those that could not be read when the features of a view were made, and are left out.
+
     Raises:
         DataError: a view has no features of an image, or no image of the split could be read for all views.
     """
@@ -131,6 +135,7 @@ class Batches:
             told = f"none of {len(captions)} images could be read when their features were extracted"
             raise DataError(f"{told}; the first: {next(iter(captions))}")
         self.names = names
+        self.unread = [name for name in captions if any(name in view.skipped for view in views)]
         self.group = min(group, max(len(captions[name]) for name in names))
         self._views = views
         self._seed = seed

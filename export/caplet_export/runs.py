@@ -268,7 +268,8 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
     """Words of cleaned captions by split (`train` and `dev`) and by photo, of captions and photos that have any.
 
     Raises:
-        DataError: one of the splits is missing or empty, or has too few photos for the reward of training.
+        DataError: one of the splits is missing or empty, has no caption with a word, or has too few photos for the
+            reward of training.
     """
     words: dict[str, dict[str, list[list[str]]]] = {"train": {}, "dev": {}}
     for split, of_photos in words.items():
@@ -276,8 +277,13 @@ def split_words(dataset: Dataset, config: Config) -> dict[str, dict[str, list[li
             cleaned = [clean(caption, config.text.rules) for caption in dataset.captions[name]]
             if captions := list(filter(None, cleaned)):
                 of_photos[name] = captions
-    if not all(words.values()):
+    if not all(map(dataset.split, words)):
         raise DataError("training needs images in both the train and the dev split")
+    for split, of_photos in words.items():
+        if not of_photos:
+            first = in_one_line(dataset.captions[dataset.split(split)[0]][0])
+            rules = f"text.rules={config.text.rules}"
+            raise DataError(f"cleaning ({rules}) leaves no word of the {split} captions; the first: {first}")
     settings = config.train
     other_rewards = settings.reward_rouge or settings.bigram_penalty
     if settings.objective == "self_critical" and len(words["train"]) == 1 and not other_rewards:

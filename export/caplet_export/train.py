@@ -73,7 +73,8 @@ class Trainer(Run):
         teacher: the run to learn from in distillation, which must have the same vocabulary and read the same blocks.
 
     Attributes:
-        not_learned: what it leaves out of the captions, see `dropped` and `batches.not_learned`.
+        not_learned: what it leaves out of photos and captions, see `Batches.unread`, `dropped` and
+            `batches.not_learned`.
 
     Raises:
         ConfigurationError: the folder holds a run of another configuration; or the configuration, the start, the
@@ -137,7 +138,13 @@ class Trainer(Run):
         self._origin["--data"] = data_digest(dataset, self._train.names, self._dev.names)
         group = settings.captions_per_image if settings.objective == "cross_entropy" else None
         said = words["train"].values()
-        self.not_learned = dropped(dataset, words)
+        self.not_learned = [
+            f"{len(data.unread)} of {len(words[split])} {split} photos could not be read when their features were "
+            f"stored, first {data.unread[0]}; `caplet-export features` tries them again"
+            for split, data in (("train", self._train), ("dev", self._dev))
+            if data.unread
+        ]
+        self.not_learned += dropped(dataset, words)
         self.not_learned += not_learned(said, self.vocabulary, config.text.max_length, group)
         self._dev_scorer = CiderD(references_of(dataset, self._dev.names))
         self._reward: CiderD | None = None

@@ -336,6 +336,31 @@ def test_captions_without_words_teach_nothing_and_are_told(tmp_path: Path, datas
     assert dropped(dataset, split_words(dataset, CONFIG)) == []
 
 
+def test_photos_whose_features_could_not_be_made_are_told(
+    tmp_path: Path, dataset: Dataset, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, dev = dataset.split("train"), dataset.split("dev")
+    monkeypatch.setattr(stores.plain, "skipped", frozenset({*train[3:5], dev[1]}))
+    advice = "`caplet-export features` tries them again"
+    *told, cut = Trainer(tmp_path, CONFIG, dataset, stores).not_learned
+    assert "are cut" in cut
+    assert told == [
+        f"2 of 16 train photos could not be read when their features were stored, first {train[3]}; {advice}",
+        f"1 of 4 dev photos could not be read when their features were stored, first {dev[1]}; {advice}",
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_captions_without_a_single_word_are_told_as_such(dataset: Dataset, split: str) -> None:
+    """There were "no images"."""
+    first, *others = dataset.split(split)
+    captions = {**dataset.captions, first: ["4 x 4"], **{name: ["..."] for name in others}}
+    told = rf"^cleaning \(text\.rules=tutorial\) leaves no word of the {split} captions; the first: 4 x 4$"
+    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, rules="tutorial"))
+    with pytest.raises(DataError, match=told):
+        split_words(dataclasses.replace(dataset, captions=captions), config)
+
+
 @pytest.mark.parametrize(
     ("caption", "told"),
     [
