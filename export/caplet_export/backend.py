@@ -12,6 +12,9 @@ def load_keras(backend: str) -> None:
     else: in float16 without a word, or no Inception at all.
     """
     os.environ["KERAS_BACKEND"] = backend
+    # HDF5 locks what it reads and writes, which fails on many network drives. Ours is written under another name, in a
+    # folder that is locked where that can be done.
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     import keras
 
     keras.config.set_floatx("float32")

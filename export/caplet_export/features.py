@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from caplet.errors import ImageError
 from caplet_export.errors import StoreError
-from caplet_export.outputs import lock_path, unlock_path, write_whole
+from caplet_export.outputs import lock_path, unlock_path, wait_for_disk, write_whole
 from caplet_export.views import apply_view
 
 _FORMAT = 1
@@ -243,9 +243,9 @@ class FeatureWriter:
         """
         with _writing(self.folder):
             _write_all(self._rows, np.ascontiguousarray(features, np.float16).tobytes())
-            os.fsync(self._rows)
+            wait_for_disk(self._rows)
             _write_all(self._names, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
-            os.fsync(self._names)
+            wait_for_disk(self._names)
         self.names.extend(names)
 
     def finish(self, skipped: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ GRAPHS: Kind = (
     frozenset({"parity.json", "quantization.json", "manifest.json", "README.md", ATTENTION, CHART, "golden"}),
 )
 """Folders of graphs, and bundles: both can be made again in minutes."""
+_PATIENCE = 2.0
+"""Seconds for which a file that cannot be renamed is tried again, see `put_in_place`."""
 RUN: Kind = (
     frozenset({"config.json", "vocabulary.txt", "decoder.weights.h5"}),
     frozenset({"extractor.npz", "stages.json", "history.json", "curves.png", "resume.npz"}),
@@ -197,12 +200,12 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
             unlock_path(temporary)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
-                os.replace(target, old)
-            os.replace(temporary, target)
+                put_in_place(target, old)
+            put_in_place(temporary, target)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             if old.exists() and not target.exists():  # stopped between the two, perhaps in a process that was killed
-                os.replace(old, target)
+                put_in_place(old, target)
             shutil.rmtree(temporary, ignore_errors=True)
     except ExportError:  # a StoreError is an OSError too
         raise
@@ -211,9 +214,34 @@ def whole_folder(target: Path, kind: Kind, inputs: Iterable[Path] = ()) -> Itera
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file has reached the disk."""
+    """Wait until a file has reached the disk, as `wait_for_disk`."""
     with open(path, "rb+") as file:  # Windows flushes only what may be written to
-        os.fsync(file.fileno())
+        wait_for_disk(file.fileno())
+
+
+def wait_for_disk(descriptor: int) -> None:
+    """Wait until what was written has reached the disk; not where the file system has no such thing, as some that lead
+    over a network. Raises OSError.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+
+
+def put_in_place(source: Path, target: Path) -> None:
+    """`os.replace`. On Windows it is tried for two seconds: a virus scanner, or a program that copies files to a cloud,
+    has new ones open for a moment, and Windows lets nobody rename them then. Raises OSError.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() >= end:
+                raise
+        time.sleep(_PATIENCE / 40)
 
 
 @contextmanager
@@ -231,7 +259,7 @@ def whole_files(*paths: Path) -> Iterator[Sequence[Path]]:
         for temporary in temporaries:
             _flush(temporary)
         for temporary, path in zip(temporaries, paths, strict=True):
-            os.replace(temporary, path)
+            put_in_place(temporary, path)
     except BaseException as error:
         if temporaries[0].exists():  # else the first is in its place, and the others have to follow
             for temporary in temporaries:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,15 @@ from caplet_export.errors import ConfigurationError, DataError, in_one_line
 from caplet_export.extractor_part import EXTRACTOR, copy_extractor_part
 from caplet_export.flickr8k import Dataset
 from caplet_export.inputs import DAMAGED
-from caplet_export.outputs import check_place, lock_path, require_space, whole_file, whole_files, write_whole
+from caplet_export.outputs import (
+    check_place,
+    lock_path,
+    put_in_place,
+    require_space,
+    whole_file,
+    whole_files,
+    write_whole,
+)
 from caplet_export.stages import STAGES, Stage, of_all, read_stages, run_name, write_stages
 from caplet_export.text import Vocabulary, clean, has_digit
 
@@ -185,7 +192,7 @@ class Run(ABC):
         if not path.exists():
             return
         if is_half_saved(self.folder):
-            os.replace(self.folder / f".{EXTRACTOR}", self.folder / EXTRACTOR)
+            put_in_place(self.folder / f".{EXTRACTOR}", self.folder / EXTRACTOR)
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 origin = json.loads(str(arrays["origin"]))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import pytest
 
@@ -23,3 +28,19 @@ def test_settings_for_other_programs_have_no_effect(monkeypatch: pytest.MonkeyPa
         keras.config.set_image_data_format(image_data_format)
     assert (extractor.input.dtype, extractor.output.dtype) == ("float32", "float32")
     assert (extractor.input.shape, extractor.output.shape) == ((None, 299, 299, 3), (None, 8, 8, 2048))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, HDF5 locks no files")
+def test_weights_are_read_where_files_cannot_be_locked(tmp_path: Path) -> None:
+    """As on many network drives, on which another program's lock stands in here for the lack of any."""
+    import fcntl
+
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]).save_weights(tmp_path / "some.weights.h5")
+    code = (
+        "import sys, caplet_export.backend as backend; backend.load_keras('numpy'); import h5py; h5py.File(sys.argv[1])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HDF5_USE_FILE_LOCKING"}
+    with open(tmp_path / "some.weights.h5", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        command = [sys.executable, "-c", code, file.name]
+        assert subprocess.run(command, env=environment, capture_output=True, text=True).stderr == ""

@@ -190,6 +190,15 @@ def test_macos_has_no_fdatasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert_whole(tmp_path)
 
 
+def test_a_drive_may_not_tell_what_has_reached_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    fill(tmp_path)
+    assert_whole(tmp_path)
+
+
 def test_windows_takes_rows_for_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary, real, flags = 0x8000, os.open, {}  # which says nothing on Linux
 
