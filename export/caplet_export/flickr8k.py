@@ -17,13 +17,14 @@ import re
 import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 from caplet_export.errors import DataError
 from caplet_export.text import SPECIALS
 
 _TOKEN_LINE = re.compile(r"^(?P<name>[^\t]+)#(?P<number>\d+)\t(?P<caption>.*\S.*)$")
-_CONTROL_TOKEN = re.compile("|".join(map(re.escape, SPECIALS)), re.IGNORECASE)
+_OF_OTHERS = (r"</?s>", "<[bse]os>", r"\[(?:start|end|pad|unk)\]", r"\b(?:start|end)seq\b")
+_CONTROL_TOKEN = re.compile("|".join([*map(re.escape, SPECIALS), *_OF_OTHERS]), re.IGNORECASE)
 _IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 SPLITS = ("train", "dev", "test")
 
@@ -68,9 +69,9 @@ def read_captions(token_file: Path) -> tuple[dict[str, list[str]], dict[str, int
     """Read a token file, of lines `<file>#<n>TAB<caption>`.
 
     `<start>`, `<end>`, `<pad>` and `<unk>`, which tutorials write into captions, are dropped: the decoder would take
-    these words for its own special tokens. Captions come in Unicode's composed form, NFC: a word whose accents are
-    characters of their own, as some programs write them, looks the same and would be another word. So would one with
-    a capital İ, which Python makes small in two characters.
+    these words for its own special tokens. So is what other tutorials write for them, such as `startseq`. Captions come
+    in Unicode's composed form, NFC: a word whose accents are characters of their own, as some programs write them,
+    looks the same and would be another word. So would one with a capital İ, which Python makes small in two characters.
 
     Returns:
         captions by image name, in file order; the line number of each image's first caption; and as defects the lines
@@ -185,6 +186,11 @@ def _token_file(root: Path) -> Path:
     if matching and not found:
         names = ", ".join(path.name for path in matching)
         raise DataError(f"{root}: {names}: captions are read from NAME.token.txt, with no other dot in its name")
+    if not found:
+        # Windows hides a second `.txt`, Flickr30k's file has none, and Kaggle's is called captions.txt.
+        like = sorted(path.name for path in root.iterdir() if re.search(r"^(?!\.).*(token|caption)", path.name, re.I))
+        there = f"; there is {like[0]!a}" if like else ""
+        raise DataError(f"{root}: no files match *.token.txt; exactly one is needed{there}")
     return _only(root, found, "*.token.txt")
 
 
@@ -194,9 +200,9 @@ def _matching(root: Path, pattern: str) -> list[Path]:
 
 
 def _only(root: Path, found: Sequence[Path], pattern: str) -> Path:
-    if len(found) != 1:
-        searched = f"{pattern} ({', '.join(path.name for path in found)})" if found else pattern
-        raise DataError(f"{root}: {len(found) or 'no'} files match {searched}; exactly one is needed")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"{root}: {len(found)} files match {pattern} ({names}); exactly one is needed")
     return found[0]
 
 
@@ -220,8 +226,8 @@ def _loose(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """An image's name without folder and suffix, by which the lists of Flickr30k Entities name it."""
-    return PurePosixPath(name).stem
+    """An image's name without folders (on Windows, too) and suffix, as the lists of Flickr30k Entities have it."""
+    return PureWindowsPath(name).stem
 
 
 def _hint(name: str, alike: Mapping[str, str]) -> str:

@@ -65,11 +65,16 @@ def test_a_malformed_line_is_named_with_its_number_and_skipped(data: Path, line:
     assert sum(map(len, dataset.captions.values())) == 100
 
 
-def test_tokens_of_the_decoder_are_no_words_of_a_caption(data: Path) -> None:
+@pytest.mark.parametrize(
+    "marked",
+    ["<START> {}<end><pad>", "startseq {} endseq", "[START] {} [END]", "<sos> {}<EOS>", "<bos>{}<eos>", "<s> {} </s>"],
+)
+def test_tokens_of_the_decoder_are_no_words_of_a_caption(marked: str, data: Path) -> None:
+    """Nor are those that tutorials write for their own decoders."""
     tokens = data / "Flickr8k.token.txt"
     expected = read_dataset(data).captions
     lines = [line.split("\t") for line in tokens.read_text().splitlines()]
-    tokens.write_text("".join(f"{key}\t<START> {caption}<end><pad>\n" for key, caption in lines))
+    tokens.write_text("".join(f"{key}\t{marked.format(caption)}\n" for key, caption in lines))
     assert read_dataset(data) == dataclasses.replace(read_dataset(data), captions=expected, defects=())
 
 
@@ -263,6 +268,8 @@ def test_captions_of_an_absent_image_are_reported(data: Path) -> None:
         ("a.jpg", " a.jpg"),
         ("a", "a.jpg"),
         ("a.jpg", "A.png"),
+        ("/content/drive/My Drive/a.jpg", "a.jpg"),
+        ("C:\\photos\\a.jpg", "a.jpg"),
     ],
 )
 def test_a_name_that_differs_only_in_what_is_easily_overlooked_is_told(data: Path, listed: str, there: str) -> None:
@@ -295,6 +302,13 @@ def test_what_is_missing_altogether_is_an_error(data: Path, remove: str, said: s
     else:
         (data / remove).rename(data.parent / "aside")
     with pytest.raises(DataError, match=said):
+        read_dataset(data)
+
+
+@pytest.mark.parametrize("name", ["Flickr8k.token.txt.txt", "results_20130124.token", "captions.txt"])
+def test_captions_under_another_name_are_told(data: Path, name: str) -> None:
+    (data / "Flickr8k.token.txt").rename(data / name)
+    with pytest.raises(DataError, match=rf": no files match \*\.token\.txt; exactly one is needed; there is '{name}'$"):
         read_dataset(data)
 
 
