@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 
 
 def load_keras(backend: str) -> None:
@@ -30,6 +32,10 @@ def load_tensorflow() -> None:
         load_keras("tensorflow")
         import tensorflow as tf
 
+        if sys.platform == "darwin":
+            # Apple's plugin tensorflow-metal is widely reported to train wrongly.
+            with suppress(RuntimeError):  # which says that the caller has computed on them already
+                tf.config.set_visible_devices([], "GPU")
         # TensorFlow looks up its devices at first use, and writes lines about them too.
         tf.config.list_physical_devices()
         # Its advice, such as that the fifth run of `ablation` has been compiled anew, is for programmers.

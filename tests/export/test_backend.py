@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import pytest
+import tensorflow as tf
 
-from caplet_export.backend import load_keras
+from caplet_export import backend
+from caplet_export.backend import load_keras, load_tensorflow
 from caplet_export.inception import build_extractor
 
 
@@ -28,6 +31,23 @@ def test_settings_for_other_programs_have_no_effect(monkeypatch: pytest.MonkeyPa
         keras.config.set_image_data_format(image_data_format)
     assert (extractor.input.dtype, extractor.output.dtype) == ("float32", "float32")
     assert (extractor.input.shape, extractor.output.shape) == ((None, 299, 299, 3), (None, 8, 8, 2048))
+
+
+@pytest.mark.parametrize(("platform", "hidden"), [("darwin", [([], "GPU")]), ("linux", [])])
+def test_what_apples_plugin_adds_to_tensorflow_is_not_computed_on(
+    platform: str, hidden: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tensorflow-metal, losses rise that fall on a CPU."""
+    told: list[object] = []
+
+    def hide(*given: object) -> None:
+        told.append(given)
+        raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(backend, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(tf.config, "set_visible_devices", hide)
+    load_tensorflow()
+    assert told == hidden
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there, HDF5 locks no files")
