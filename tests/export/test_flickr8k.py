@@ -193,6 +193,13 @@ FILES: list[tuple[str, Any]] = [
         "annotations/captions_val2017.json",
         {"images": [{"id": 9, "file_name": "2.jpg"}], "annotations": [{"image_id": 9, "caption": "Süß"}]},
     ),
+    ("images/0.txt", "A dog .\nTwo dogs .\n"),
+    ("images/1.txt", "A cat\u2028sits ."),
+    (
+        "images/metadata.jsonl",
+        '{"file_name": "0.jpg", "text": "A dog ."}\n{"file_name": "1.jpg", "text": "A cat\u2028sits."}\n'
+        '{"file_name": "0.jpg", "text": "Two\\ndogs ."}\n',
+    ),
 ]
 
 
@@ -214,6 +221,8 @@ FILES: list[tuple[str, Any]] = [
             {"train": ["0.jpg", "1.jpg"], "dev": ["2.jpg"]},
             {"0.jpg": ["A dog .", "Two dogs ."], "1.jpg": ["A cat ."], "2.jpg": ["Süß"]},
         ),
+        (3, None, {"0.jpg": ["A dog .", "Two dogs ."], "1.jpg": ["A cat sits ."]}),
+        (4, None, {"0.jpg": ["A dog .", "Two dogs ."], "1.jpg": ["A cat sits."]}),
     ],
 )
 def test_the_pages_lines_make_the_layout_of_other_data_sets(
@@ -231,7 +240,7 @@ def test_the_pages_lines_make_the_layout_of_other_data_sets(
         (tmp_path / "images" / name).touch()
     monkeypatch.chdir(tmp_path)
     start, end = SCRIPT.index("# Read."), SCRIPT.index("# Split by photo")
-    assert len(READERS) == 3
+    assert len(READERS) == 5
     exec(SCRIPT[:start] + READERS[reader] + SCRIPT[end:], {})
     dataset = read_dataset(tmp_path)
     assert dataset.captions == captions

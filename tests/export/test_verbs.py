@@ -122,6 +122,19 @@ def test_convert_without_a_photo_for_the_proof_says_so_at_once(
     assert capsys.readouterr().err == "caplet-export convert: the proof needs at least one test photo; see --split\n"
 
 
+@pytest.mark.parametrize("verb", ["train", "tune"])
+@pytest.mark.parametrize("name", ["ckpt-1.index", "checkpoints"])
+def test_what_another_program_has_trained_is_no_run(
+    verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is given as --from of the tutorials' checkpoints."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "ckpt-1.index").write_bytes(b"\0")
+    features = ["--features", "f"] if verb == "train" else []
+    assert main([verb, str(tmp_path / "run"), "--data", "d", *features, "--from", str(tmp_path / name)]) == 1
+    assert capsys.readouterr().err == f"caplet-export {verb}: {tmp_path / name}: no trained run there\n"
+
+
 @pytest.mark.parametrize("error", [ImageError("cat.jpg", "no photo"), InferenceError("decoder.onnx", "failed", "why")])
 def test_errors_of_the_runtime_are_one_line(
     error: CapletError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

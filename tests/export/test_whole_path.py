@@ -463,7 +463,7 @@ def a_start_from_another_model(_: Path) -> list[str]:
     return [*TRAIN, *SMALL_SWITCHES, "--set", "model.state_size=32", "--from", "runs/first"]
 
 
-@bad_input("No such file or directory")
+@bad_input("runs/gone: no trained run there")
 def a_start_from_nowhere(_: Path) -> list[str]:
     return [*TRAIN, "--from", "runs/gone"]
 

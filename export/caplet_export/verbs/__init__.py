@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from caplet_export.config import Config, inherit, load_config, override, require_effect
-from caplet_export.errors import DataError
+from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset, read_dataset
 
 if TYPE_CHECKING:
@@ -62,13 +62,16 @@ def chosen_config(arguments: argparse.Namespace, recipe: Config) -> Config:
     `--from` if there is one; with the switches of `--set`.
 
     Raises:
-        ConfigurationError: as `load_config`, `override` and `require_effect`.
+        ConfigurationError: there is no run at `--from`; or as `load_config`, `override` and `require_effect`.
     """
     config = recipe
     if arguments.config:
         config = load_config(arguments.config)
     elif arguments.start_from:
-        config = inherit(recipe, load_config(arguments.start_from / "config.json"))
+        start = arguments.start_from / "config.json"
+        if not start.exists():  # a checkpoint of another program, perhaps
+            raise ConfigurationError(f"{arguments.start_from}: no trained run there")
+        config = inherit(recipe, load_config(start))
     config = override(config, arguments.set)
     require_effect(arguments.set, arguments.verb, config)
     return config
