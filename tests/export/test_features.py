@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -549,6 +550,28 @@ def test_where_the_storage_of_photos_fails_none_is_left_out(
     if number == errno.ENOENT:
         (tmp_path / "unplugged").rename(images)
     assert len((store / "names.txt").read_text().splitlines()) == 3
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_a_disk_that_features_will_not_fit_on_is_told_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after the hours that it takes to fill it; what is there already takes no more."""
+    data, folder = write_tiny_flickr8k(tmp_path / "data", train=3, dev=1), tmp_path / "some" / "features"
+    command = ["features", str(folder), "--data", str(data), "--layer", "mixed10", "mixed9"]
+    size = 2 * 4 * (4 + 3)  # of a photo: float16, four locations, channels of both blocks
+    usage = shutil.disk_usage
+    free = iter([4 * size, 3 * size - 1, 3 * size])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=next(free)))
+    assert main([*command, "--views"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(command) == 0
+    told = f"caplet-export features: {folder}: features take 0.0 GB more, and 0.0 GB are free\n"
+    assert capsys.readouterr().err == told
+    shutil.rmtree(folder / "mixed9-flip")
+    shutil.rmtree(folder / "mixed10-flip")
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_what_another_precision_does_not_excuse(tmp_path: Path) -> None:

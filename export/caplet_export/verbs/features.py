@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def run(arguments: argparse.Namespace) -> int:
     train = list(dataset.splits.get("train", ()))
     plan = [(PLAIN, [name for split in dataset.splits.values() for name in split])]
     plan += [(view, train) for view in dict.fromkeys(views) if view != PLAIN]
+    missing = sum(
+        2 * math.prod(size) * len(set(names) - held_by_all([arguments.output / f"{block}-{view}"]))
+        for view, names in plan
+        for block, size in zip(blocks, sizes, strict=True)
+    )
+    disk = next(folder for folder in (arguments.output, *arguments.output.resolve().parents) if folder.exists())
+    if missing > (free := shutil.disk_usage(disk).free):  # which some drives on a network tell wrongly
+        cause = f"{arguments.output}: features take {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free"
+        tell(f"caplet-export features: {cause}")
     unreadable: set[str] = set()
     for view, names in plan:
         stores = {
