@@ -412,20 +412,26 @@ def test_an_evaluation_of_another_version_is_to_be_made_again(version: int, tmp_
         Evaluation.load(tmp_path / "old.json")
 
 
-@pytest.mark.parametrize("names", [["gone.jpg"], ["gone.jpg", "away.jpg"]])
+@pytest.mark.parametrize("count", [1, 2, 21, 22])
 def test_defects_of_the_data_are_told_and_several_are_counted(
-    names: list[str], tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    count: int, tiny_bundle: Path, made_up_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """If there are many, the first of each file."""
     data = shutil.copytree(made_up_data, tmp_path / "data")
+    with (data / "Flickr8k.token.txt").open("a") as tokens:
+        line = len((data / "Flickr8k.token.txt").read_text().splitlines()) + 1
+        tokens.write("no caption\n")
     with (data / "Flickr_8k.devImages.txt").open("a") as file:
-        file.write("".join(f"{name}\n" for name in names))
+        file.write("gone.jpg\n" * (count - 1))
     assert main(["evaluate", str(tiny_bundle), "--data", str(data), "--limit", "1", "--beam", "1"]) == 0
-    expected = [
-        f"Flickr_8k.devImages.txt:{line}: image is not in Flicker8k_Dataset: {name!r}"
-        for line, name in enumerate(names, start=DEV + 1)
+    expected = [f"Flickr8k.token.txt:{line}: not '<file>#<n>TAB<caption>': 'no caption'"]
+    expected += [
+        f"Flickr_8k.devImages.txt:{line}: image is not in Flicker8k_Dataset: 'gone.jpg'"
+        for line in range(DEV + 1, DEV + min(count, 21))
     ]
-    if len(names) > 1:
-        expected.append(f"{data}: {len(names)} defects in all, named above")
+    if count > 1:
+        named = "the first 20 of each file named above" if count > 21 else "named above"
+        expected.append(f"{data}: {count} defects in all, {named}")
     assert capsys.readouterr().err == "".join(f"caplet-export evaluate: {line}\n" for line in expected)
 
 
