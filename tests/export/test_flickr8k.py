@@ -150,13 +150,14 @@ def test_the_pages_lines_make_the_layout_of_a_csv_file(tmp_path: Path, monkeypat
     (tmp_path / "Images").mkdir()
     for number in range(20):
         (tmp_path / "Images" / f"a, {number}.jpg").touch()
-    rows = [f'"a, {number}.jpg","A ""red"" dog,\n{word}."\r\n' for number in range(20) for word in ("runs", "läuft")]
+    texts = ('"A ""red"" dog,\nruns."', "Ein Hund, der läuft, bellt.")
+    rows = [f'"a, {number}.jpg",{text}\r\n' for number in range(20) for text in texts]
     (tmp_path / "captions.txt").write_bytes("".join(["\ufeffimage,caption\r\n", *rows, "a 20.jpg\r\n"]).encode())
     monkeypatch.chdir(tmp_path)
     exec(SCRIPT, {})
     dataset = read_dataset(tmp_path)
     assert {split: len(names) for split, names in dataset.splits.items()} == {"train": 16, "dev": 2, "test": 2}
-    assert set(map(tuple, dataset.captions.values())) == {('A "red" dog, runs.', 'A "red" dog, läuft.')}
+    assert set(map(tuple, dataset.captions.values())) == {('A "red" dog, runs.', "Ein Hund, der läuft, bellt.")}
     assert list(map(str, dataset.defects)) == [
         "my.token.txt:41: not '<file>#<n>TAB<caption>': 'a 20.jpg#0\\t'",
         "trainImages.txt:3: image is not in Images: 'a 20.jpg'",
