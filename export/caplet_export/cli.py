@@ -74,9 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(wanted, arguments)
     except Exception as error:
-        if _being_imported(error) is None:
+        if _being_imported(error) is not None:
+            return _complain(wanted, _unimported(error, wanted))
+        if not _lacks_memory(error):
             raise
-        return _complain(wanted, _unimported(error, wanted))
+        remedies = {"features": ", or lower --batch-size", "train": ", or lower train.batch_images"}
+        return _complain(wanted, f"not enough memory; free some{remedies.get(str(wanted), '')}")
 
 
 def _unimported(error: Exception, verb: str | None) -> str:
@@ -97,6 +100,11 @@ def _being_imported(error: Exception) -> str | None:
     modules = [str(frame.f_globals["__name__"]) for frame in frames if frame.f_code.co_name == "<module>"]
     libraries = [module.partition(".")[0] for module in modules]
     return next((name for name in reversed(libraries) if name not in ("caplet", "caplet_export")), None)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether no memory was left; TensorFlow's error for that is told by its name, as few verbs import TensorFlow."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
 
 
 def _complain(verb: str | None, message: str, status: int = 1) -> int:

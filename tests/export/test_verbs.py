@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tensorflow as tf
 from matplotlib.figure import Figure
 
 from caplet.errors import CapletError, ImageError, InferenceError
@@ -147,6 +148,32 @@ def test_errors_of_the_runtime_are_one_line(
     monkeypatch.setattr(importlib.import_module("caplet_export.verbs.join"), "run", fail)
     assert main(["join", "a", "b", "-o", "out"]) == 1
     assert capsys.readouterr().err == f"caplet-export join: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["features", "out"], "free some, or lower --batch-size"),
+        (["train", "run", "--features", "f"], "free some, or lower train.batch_images"),
+        (["convert", "run", "-o", "out"], "free some"),
+    ],
+)
+@pytest.mark.parametrize("numpy", [True, False])
+def test_a_lack_of_memory_is_one_line(
+    numpy: bool,
+    arguments: list[str],
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """NumPy and TensorFlow have errors of their own for it."""
+
+    def fail(_: object) -> int:
+        raise MemoryError if numpy else tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(importlib.import_module(f"caplet_export.verbs.{arguments[0]}"), "run", fail)
+    assert main([*arguments, "--data", "d"]) == 1
+    assert capsys.readouterr().err == f"caplet-export {arguments[0]}: not enough memory; {remedy}\n"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ImportError("initialization failed")])
