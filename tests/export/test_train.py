@@ -630,7 +630,7 @@ def test_killed_while_training_it_loses_an_epoch_at_most(tmp_path: Path, capsys:
     tiny_stores(tmp_path / "features" / "mixed10-plain", read_dataset(data))
     with_train(epochs=4).save(tmp_path / "config.json")
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "caplet_export.cli", "train", str(run), "--data", str(data)]
+    command = [sys.executable, "-m", "caplet_export", "train", str(run), "--data", str(data)]
     command += ["--features", str(tmp_path / "features"), "--config", str(tmp_path / "config.json")]
 
     def epochs() -> int:

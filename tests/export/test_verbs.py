@@ -334,6 +334,14 @@ finally:
     assert f"{{{','.join(METHODS)}}}" in process.stdout
 
 
+def test_python_m_caplet_export_is_the_command() -> None:
+    """Where pip puts scripts into a folder that is not in PATH, as often on Windows."""
+    command = [sys.executable, "-m", "caplet_export", "features", "--nonsense"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.startswith("caplet-export features: error: ")
+
+
 def test_curves_that_a_killed_run_could_not_draw_are_drawn_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
