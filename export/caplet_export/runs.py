@@ -62,6 +62,9 @@ class Run(ABC):
         start_from: the run with whose weights it begins, if any.
         teachers: the runs it learns from, if any.
 
+    Attributes:
+        example: the first dev photo, and its caption after the last epoch; None until an epoch has ended.
+
     Raises:
         ConfigurationError: the folder holds a run of another configuration, or one that cannot go on; `start_from` is
             of another configuration; distillation has no teacher, or another objective has one.
@@ -84,6 +87,7 @@ class Run(ABC):
         self.config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
         self.vocabulary = vocabulary
         self.history: list[Epoch] = []
+        self.example: tuple[str, str] | None = None
         self._encoder_weights = encoder_weights
         if start_from and (theirs := _differences(inherit(config, load_config(start_from / "config.json")), config)):
             raise ConfigurationError(f"{start_from}: a model of another configuration: {theirs}")

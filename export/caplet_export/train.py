@@ -344,6 +344,7 @@ class Trainer(Run):
             total, words = total + float(loss), words + float(count)
             ids = self._runner.greedy(features)
             captions += [self.vocabulary.decode(row, self.config.text.max_length) for row in ids.tolist()]
+        self.example = self._dev.names[0], " ".join(captions[0])
         scores = self._dev_scorer.score_many(self._dev.names, captions)
         return total / words, 100.0 * float(scores.mean())
 

@@ -439,6 +439,7 @@ class Tuner(Run):
             ids, loss = self._evaluate_batch(self._average, self._frozen, pixels, tokens[rows], counted)
             total += float(loss)
             captions += [self.vocabulary.decode(row, self.config.text.max_length) for row in ids.tolist()]
+        self.example = self._dev[0], " ".join(captions[0])
         scores = self._scorer.score_many(self._dev, captions[: len(self._dev)])
         return total / int(np.sum(targets != PAD)), 100.0 * float(scores.mean())
 

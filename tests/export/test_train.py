@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -277,6 +278,7 @@ def test_the_dev_score_is_that_of_the_photos_that_were_read(
     captions = {name: trainer.vocabulary.decode(row, 4) for name, row in zip(read, ids, strict=True)}
     expected = corpus_scores(captions, references_of(dataset, read)).cider_d
     assert dev_cider == pytest.approx(expected) and expected > 0
+    assert trainer.example == (read[0], " ".join(captions[read[0]])) and captions[read[0]]
 
 
 @pytest.mark.usefixtures("untraced")
@@ -649,6 +651,8 @@ def test_killed_while_training_it_loses_an_epoch_at_most(tmp_path: Path, capsys:
     said = capsys.readouterr().out
     assert epochs() == 4
     assert f"epoch {kept + 1 if kept < 4 else 4:3d}" in said or kept == 4
+    first = read_dataset(data).split("dev")[0]
+    assert len(re.findall(rf"^ {{11}}{re.escape(first)}: ", said, re.M)) == 4 - kept
     assert "epoch   1" not in said
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 

@@ -25,7 +25,7 @@ from caplet_export.flickr8k import read_dataset
 from caplet_export.freerun import FreeRunner
 from caplet_export.model import build_model
 from caplet_export.stages import ALL, read_stages
-from caplet_export.text import END, PAD, START, UNKNOWN
+from caplet_export.text import END, PAD, START, UNKNOWN, clean
 from tiny_flickr8k import write_tiny_flickr8k
 from tune_cases import CONFIG
 
@@ -165,6 +165,10 @@ def test_tuning_learns_from_pixels(on_jax: On, data: Path, start: Path, tuned: P
     history, *_ = on_jax(tune_cases.tune, tuned, data, start, epochs=60, evaluate_every=20)
     assert [epoch.epoch for epoch in history] == [20, 40, 60]
     assert history[-1].dev_loss < history[0].dev_loss
+    photo, caption = on_jax(tune_cases.example, tuned, data, start, epochs=60, evaluate_every=20)
+    dataset = read_dataset(data)
+    assert photo == dataset.split("dev")[0]
+    assert caption in [" ".join(clean(said, CONFIG.text.rules)) for said in dataset.captions[photo]]
     before, after = (on_jax(tune_cases.trained_values, run)[0] for run in (start, tuned))
     changed = [bool(abs(new - old).max() > 1e-3) for old, new in zip(before, after, strict=True)]
     assert changed == [False, False, True, True, True, True]  # mixed2, and all that is below it, stays

@@ -392,7 +392,7 @@ def test_what_is_kept_is_told_and_drawn(
     for done in range(1, 4):
         kept = max(history[:done], key=lambda epoch: epoch.dev_cider) if patience else history[done - 1]
         config = Config(train=TrainConfig(patience=patience))
-        tell_epoch(SimpleNamespace(history=history[:done], kept=kept, folder=tmp_path, config=config))
+        tell_epoch(SimpleNamespace(history=history[:done], kept=kept, folder=tmp_path, config=config, example=None))
         os.utime(tmp_path / "curves.png", (1000, 1000))
     assert marks == (["50.0", "60.0", "60.0"] if patience else ["50.0", "60.0", "40.0"])
     said = [line.endswith("  best") for line in capsys.readouterr().out.splitlines()]
@@ -408,7 +408,7 @@ def test_curves_that_were_drawn_a_moment_ago_wait(tmp_path: Path, monkeypatch: p
         path.touch()
 
     monkeypatch.setattr("caplet_export.charts.plot_history", draw)
-    run: Any = SimpleNamespace(folder=tmp_path, config=Config(train=TrainConfig(patience=0)), start=None)
+    run: Any = SimpleNamespace(folder=tmp_path, config=Config(train=TrainConfig(patience=0)), start=None, example=None)
     history = [Epoch(number, 2.0, 2.0, 50.0, 0.1) for number in (1, 2, 3)]
     for done in (1, 2, 3):
         run.history, run.kept = history[:done], history[done - 1]

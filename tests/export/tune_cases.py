@@ -160,6 +160,13 @@ def tune(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), u
     return run.history, dict(run.unreadable), told
 
 
+def example(folder: Path, data: Path, start: Path, **switches: Any) -> tuple[str, str]:
+    """The dev photo that a run is followed by, with its caption."""
+    run = tuner(folder, data, start, **switches)
+    run._evaluate()
+    return run.example
+
+
 def refusal(folder: Path, data: Path, start: Path, teachers: Sequence[Path] = (), **switches: Any) -> str:
     """What a run says that cannot be."""
     from caplet_export.errors import ExportError

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from caplet.errors import printable
 from caplet_export.config import Config, inherit, load_config, override, require_effect
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.flickr8k import Dataset, read_dataset
@@ -113,8 +114,8 @@ def shown_by(bar: ProgressBar) -> Callable[[int, int, float], None]:
 
 
 def tell_epoch(run: Run) -> None:
-    """Print the figures of the epoch that a run has just ended, and draw the run's curves, if that is not just done:
-    `tell_end` draws the last.
+    """Print the figures of the epoch that a run has just ended and a caption, to see it learn; and draw the run's
+    curves, if that is not just done: `tell_end` draws the last.
     """
     from caplet_export.charts import plot_history
 
@@ -127,6 +128,9 @@ def tell_epoch(run: Run) -> None:
         f"dev CIDEr-D {epoch.dev_cider:5.1f}  {epoch.seconds:.0f} s{'  best' if best else ''}",
         flush=True,
     )
+    if run.example:
+        photo, caption = run.example
+        print(f"           {printable(photo)}: {printable(caption)}", flush=True)
     curves = run.folder / "curves.png"
     if not curves.exists() or not 0 <= time.time() - curves.stat().st_mtime < _REDRAWN:
         plot_history(run.history, kept, run.config.train.objective, curves)
