@@ -80,6 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             remedy = "install that library, or caplet again"
         elif "DLL load failed" in str(error):  # Windows; onnxruntime's wheels lack the C++ library that they need
             remedy = "install Microsoft's newest Visual C++ Redistributable, or caplet again"
+        elif "executable stack" in str(error):  # which glibc 2.41 and SELinux refuse, and some builds ask for
+            remedy = "install a newer one"
+        elif "not found (required by" in str(error):  # a version of glibc or libstdc++: built for newer systems
+            remedy = "install one that was made for this system"
+        elif isinstance(error, ModuleNotFoundError) and error.name in sys.stdlib_module_names:
+            # As _ctypes, which small systems have in a package of its own, and Pythons lack that were built without.
+            remedy = "install that part of Python"
         elif "(unknown location)" in str(error):  # two builds of onnxruntime share a folder; pip removed one's files
             remedy = "install it again, with pip's --force-reinstall"
         elif not str(error):  # pybind11 loses what NumPy 2 says of an onnxruntime that was made for NumPy 1

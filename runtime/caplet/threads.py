@@ -6,6 +6,7 @@ core, and these threads would keep waiting for each other.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -76,7 +77,8 @@ def can_start(count: int) -> bool:
 
 def _affinity() -> ThreadCount:
     if hasattr(os, "sched_getaffinity"):
-        return ThreadCount(len(os.sched_getaffinity(0)), "CPUs this process may run on")
+        with contextlib.suppress(OSError):  # a sandbox may forbid the question
+            return ThreadCount(len(os.sched_getaffinity(0)), "CPUs this process may run on")
     return ThreadCount(os.cpu_count() or 1, "CPUs of this machine")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -52,6 +53,17 @@ def test_without_affinity_the_cpus_of_the_machine_count(tmp_path: Path, monkeypa
     assert usable_threads(environ={}, root=tmp_path) == ThreadCount(5, "CPUs of this machine")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_threads(environ={}, root=tmp_path).count == 1
+
+
+def test_where_a_sandbox_forbids_to_ask_for_the_affinity_the_cpus_of_the_machine_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(_: int) -> set[int]:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "sched_getaffinity", forbidden, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert usable_threads(environ={}, root=tmp_path) == ThreadCount(5, "CPUs of this machine")
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,22 @@ def test_how_a_run_ends(
             "a dependency cannot be imported (libstdc++.so.6: cannot open shared object file: No such file or "
             "directory); install that library, or caplet again",
         ),
+        (  # as builds of onnxruntime for OpenVINO and Jetson fail with the glibc of Debian 13
+            ImportError(
+                "_state.so: cannot enable executable stack as shared object requires: Invalid argument", name="_state"
+            ),
+            "_state cannot be imported (_state.so: cannot enable executable stack as shared object requires: Invalid "
+            "argument); install a newer one",
+        ),
+        (  # as builds of onnxruntime for another JetPack, and any wheel beside conda's older library
+            ImportError("libstdc++.so.6: version `GLIBCXX_3.4.29' not found (required by _state.so)", name="_state"),
+            "_state cannot be imported (libstdc++.so.6: version `GLIBCXX_3.4.29' not found (required by _state.so)); "
+            "install one that was made for this system",
+        ),
+        (  # which OpenWrt and Entware have in a package of its own
+            ModuleNotFoundError("No module named '_ctypes'", name="_ctypes"),
+            "_ctypes cannot be imported (No module named '_ctypes'); install that part of Python",
+        ),
         (  # neither Python nor onnxruntime brings Microsoft's C++ library along
             ImportError(
                 "DLL load failed while importing _state: The specified module could not be found.", name="_state"
@@ -332,6 +348,9 @@ def test_how_a_run_ends(
         "broken installation",
         "memory or noexec",
         "library of the system",
+        "executable stack",
+        "newer system",
+        "part of Python",
         "library of Windows",
         "old onnxruntime",
         "old processor",
