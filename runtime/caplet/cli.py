@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = "install caplet again"
         if "failed to map segment" in str(error):  # for want of memory, or on a disk that programs may not run from
             remedy = "free some memory, or allow programs on that disk"
+        elif "bad_alloc" in str(error):
+            remedy = "free some memory"
         elif "cannot open shared object file" in str(error):  # as libstdc++, which wheels expect of any system
             remedy = "install that library, or caplet again"
         elif "DLL load failed" in str(error):  # Windows; onnxruntime's wheels lack the C++ library that they need

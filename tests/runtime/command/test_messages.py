@@ -306,6 +306,10 @@ def test_how_a_run_ends(
             "_imaging cannot be imported (libtiff.so: failed to map segment from shared object); free some memory, or "
             "allow programs on that disk",
         ),
+        (  # what onnxruntime says within `ulimit -v 240000`
+            ImportError("Exception caught: std::bad_alloc"),
+            "a dependency cannot be imported (Exception caught: std::bad_alloc); free some memory",
+        ),
         (  # wheels do not bring it, and small containers and NixOS do not have it where they look
             ImportError("libstdc++.so.6: cannot open shared object file: No such file or directory"),
             "a dependency cannot be imported (libstdc++.so.6: cannot open shared object file: No such file or "
@@ -347,6 +351,7 @@ def test_how_a_run_ends(
     ids=[
         "broken installation",
         "memory or noexec",
+        "memory",
         "library of the system",
         "executable stack",
         "newer system",
