@@ -41,6 +41,24 @@ To caption a photo that is named like a verb, write ./info.
 exit status: 0 every photo was captioned, 1 some were not, 2 wrong usage, 130 interrupted
 """
 
+_IMPORT_REMEDIES = {
+    # For want of memory, or on a disk that programs may not run from.
+    "failed to map segment": "free some memory, or allow programs on that disk",
+    "bad_alloc": "free some memory",
+    # As libstdc++, which wheels expect of any system.
+    "cannot open shared object file": "install that library, or caplet again",
+    # On Windows; onnxruntime's wheels lack the C++ library that they need.
+    "DLL load failed": "install Microsoft's newest Visual C++ Redistributable, or caplet again",
+    # Which glibc 2.41 and SELinux refuse, and some builds ask for.
+    "executable stack": "install a newer one",
+    # A version of glibc or libstdc++: built for newer systems.
+    "not found (required by": "install one that was made for this system",
+    # Two builds of onnxruntime share a folder; pip removed one's files.
+    "(unknown location)": "install it again, with pip's --force-reinstall",
+    "made for NumPy 1": "install a newer one, or numpy<2",
+}
+"""What helps against an ImportError whose message has these words."""
+
 _VERBS = {
     "info": "Print versions, model, licence, hashes, CPU and threads.",
     "check": "Verify the model's files, and that this machine gives the captions stored with them.",
@@ -73,27 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _complain("interrupted", INTERRUPTED)
         while isinstance(inner := error.__cause__ or error.__context__, ImportError):
             error = inner  # around it, NumPy puts a page of advice
-        remedy = "install caplet again"
-        if "failed to map segment" in str(error):  # for want of memory, or on a disk that programs may not run from
-            remedy = "free some memory, or allow programs on that disk"
-        elif "bad_alloc" in str(error):
-            remedy = "free some memory"
-        elif "cannot open shared object file" in str(error):  # as libstdc++, which wheels expect of any system
-            remedy = "install that library, or caplet again"
-        elif "DLL load failed" in str(error):  # Windows; onnxruntime's wheels lack the C++ library that they need
-            remedy = "install Microsoft's newest Visual C++ Redistributable, or caplet again"
-        elif "executable stack" in str(error):  # which glibc 2.41 and SELinux refuse, and some builds ask for
-            remedy = "install a newer one"
-        elif "not found (required by" in str(error):  # a version of glibc or libstdc++: built for newer systems
-            remedy = "install one that was made for this system"
-        elif isinstance(error, ModuleNotFoundError) and error.name in sys.stdlib_module_names:
+        if not str(error):  # pybind11 loses what NumPy 2 says of an onnxruntime that was made for NumPy 1
+            error = ImportError("made for NumPy 1", name="onnxruntime")
+        remedies = (remedy for words, remedy in _IMPORT_REMEDIES.items() if words in str(error))
+        remedy = next(remedies, "install caplet again")
+        if isinstance(error, ModuleNotFoundError) and error.name in sys.stdlib_module_names:
             # As _ctypes, which small systems have in a package of its own, and Pythons lack that were built without.
             remedy = "install that part of Python"
-        elif "(unknown location)" in str(error):  # two builds of onnxruntime share a folder; pip removed one's files
-            remedy = "install it again, with pip's --force-reinstall"
-        elif not str(error):  # pybind11 loses what NumPy 2 says of an onnxruntime that was made for NumPy 1
-            error = ImportError("made for NumPy 1", name="onnxruntime")
-            remedy = "install a newer one, or numpy<2"
         return _complain(f"{error.name or 'a dependency'} cannot be imported ({error}); {remedy}", 1)
     except BrokenPipeError:
         return 1  # whoever read the output has had enough
