@@ -469,7 +469,7 @@ def test_photos_whose_storage_fails_are_not_left_out(
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         return open(path, "rb")
 
-    monkeypatch.setattr("caplet.image.open", fail, raising=False)
+    monkeypatch.setattr("caplet.image_source.open", fail, raising=False)
     output = tmp_path / "dev.json"
     command = ["evaluate", str(tiny_bundle), "--data", str(made_up_data), "--json", str(output), "--beam", "1"]
     assert main([*command, "--threads", "1"]) == 1

@@ -537,7 +537,7 @@ def test_where_the_storage_of_photos_fails_none_is_left_out(
             raise OSError(number, os.strerror(number))
         return open(path, "rb")
 
-    monkeypatch.setattr("caplet.image.open", fail, raising=False)
+    monkeypatch.setattr("caplet.image_source.open", fail, raising=False)
     command = ["features", str(tmp_path / "features"), "--data", str(data), "--views", "--batch-size", "3"]
     assert main(command) == 1
     (error,) = capsys.readouterr().err.splitlines()
