@@ -100,7 +100,7 @@ class _Lines(io.RawIOBase):
 def whole_file(target: Path) -> Iterator[BinaryIO]:
     """A file to write that appears at `target` whole or not at all, in place of one that is there. Raises OSError."""
     # A name nobody can foresee, opened only if it is new: otherwise a link of that name would be followed.
-    temporary = target.with_name(f".caplet-{os.urandom(8).hex()}{target.suffix}")
+    temporary = target.with_name(f".caplet-{os.urandom(8).hex()}")
     file = temporary.open("xb")
     try:
         with file:

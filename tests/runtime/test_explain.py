@@ -315,13 +315,18 @@ def test_a_drawing_on_its_way_follows_no_link(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "urandom", bytes)
     precious, drawing = tmp_path / "precious", Image.new("RGB", (9, 9))
     precious.write_text("kept")
-    links = [tmp_path / f".caplet-{name}.png" for name in (os.getpid(), bytes(8).hex())]
+    links = [tmp_path / f".caplet-{name}" for name in (os.getpid(), bytes(8).hex())]
     links[0].symlink_to(precious)
     save_drawing(drawing, tmp_path / "drawing.png")
     links[1].symlink_to(precious)
     with pytest.raises(FileExistsError):
         save_drawing(drawing, tmp_path / "drawing.png")
     assert precious.read_text() == "kept" and all(link.is_symlink() for link in links)
+
+
+def test_a_drawing_may_have_the_longest_name(tmp_path: Path) -> None:
+    save_drawing(Image.new("RGB", (9, 9)), file := tmp_path / f"a.{'b' * 250}")
+    assert is_drawing(file)
 
 
 @needs_pipes
