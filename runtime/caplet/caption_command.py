@@ -270,11 +270,10 @@ def _results(
         """The photos for the captioner, or what is wrong with them; their jobs wait for their captions."""
         decoded = early
         for photo in photos:
-            if written.take(photo.name) or sidecars.skip(photo.name):
-                continue
-            opened = with_contents(photo, reading["max_pixels"])
-            waiting.append(_Job(opened, drawings.file_for(opened)))
-            yield decoded or (opened.source if opened.problem is None else Decoded(opened.problem, 0.0))
+            if not (written.take(photo.name) or sidecars.skip(photo)):
+                opened = with_contents(photo, reading["max_pixels"])
+                waiting.append(_Job(opened, drawings.file_for(opened)))
+                yield decoded or (opened.source if opened.problem is None else Decoded(opened.problem, 0.0))
             decoded = None
 
     captions = captioner.caption_many(

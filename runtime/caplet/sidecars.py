@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from caplet.errors import CapletError
-from caplet.inputs import Input
+from caplet.inputs import Input, is_descriptor
 from caplet.output import whole_file
 
 
@@ -30,9 +30,9 @@ class Sidecars:
         """Whether there are such a photo and its text file, whoever wrote that: caplet or a person."""
         return self._wanted and os.path.lexists(sidecar_of(photo)) and os.path.exists(photo)
 
-    def skip(self, photo: str) -> bool:
-        """Whether to leave a photo out, which is counted."""
-        found = self.has(photo)
+    def skip(self, photo: Input) -> bool:
+        """Whether to leave a photo out, which is counted. What is no photo or a pipe is not left out: that is told."""
+        found = photo.problem is None and not photo.piped and self.has(photo.name)
         self.skipped += found
         return found
 
@@ -43,8 +43,8 @@ class Sidecars:
         """
         if not self._wanted:
             return None
-        if photo.contents is not None:
-            return CapletError(photo.name, "is a pipe, beside which nothing can be written", "save it as a file")
+        if photo.contents is not None or is_descriptor(photo.name):
+            return CapletError(photo.name, "is a stream, beside which nothing is written", "save it as a file")
         file = Path(sidecar_of(photo.name))
         try:
             if not os.path.lexists(file):

@@ -34,7 +34,7 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "--resume: what -o names is not a file"
     if output and listing is not None and _same_file(output, listing):
         return "-o would overwrite the list of files"
-    if output and drawings and (_real(output) == _real(drawings) or _same_file(output, drawings)):
+    if output and drawings and _same_target(output, drawings):
         return "-o and --attention are the same file"
     if drawings and not output and os.path.isfile(_STDOUT) and _same_file(drawings, _STDOUT):
         return "--attention is where the results go"
@@ -42,9 +42,13 @@ def objection(arguments: argparse.Namespace) -> str | None:
         return "--attention would overwrite a photo"
     if drawings and _holds_something(drawings) and not _is_drawing(drawings):
         return "--attention would overwrite a file that is not a drawing"
-    if output and arguments.sidecar and any(isinstance(photo, str) and sidecar_of(photo) == output for photo in photos):
-        return "-o is where --sidecar writes a caption"
-    folders = [photo for photo in photos if isinstance(photo, str) and os.path.isdir(photo)]
+    named = [photo for photo in photos if isinstance(photo, str)]
+    folders = [photo for photo in named if os.path.isdir(photo)]
+    if arguments.sidecar:
+        sidecars = [sidecar_of(photo) for photo in named if photo not in folders]
+        for option, target in (("-o", output), ("--attention", drawings)):
+            if target and any(_same_target(target, sidecar) for sidecar in sidecars):
+                return f"{option} is where --sidecar writes a caption"
     if drawings and any(_lies_in(drawings, folder, arguments.recursive) for folder in folders):
         return "--attention would put drawings among the photos"
     return None
@@ -53,6 +57,11 @@ def objection(arguments: argparse.Namespace) -> str | None:
 def _same_file(one: str, other: str | int) -> bool:
     found = identity(one)
     return found is not None and found == identity(other)
+
+
+def _same_target(one: str, other: str) -> bool:
+    """Whether what is written to both would be in one file, be it there already or not."""
+    return _real(one) == _real(other) or _same_file(one, other)
 
 
 def _real(path: str) -> Path:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from caplet import caption_command
 from caplet.cli import main
 from caplet.output import Output
-from command_line import Terminal, needs_pipes, run
+from command_line import Terminal, needs_devices, needs_pipes, run
 
 SKIPPED = "caplet: photos skipped, as there is a text file beside them: {}\n"
 
@@ -110,11 +111,47 @@ def test_with_drawings_both_are_made_and_a_drawing_that_fails_costs_no_text(
     assert (folder / "b.txt").read_text() == f"{texts['cat']}\n"
 
 
-def test_results_do_not_go_where_a_caption_belongs(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    status, out, err = run(folder / "b.jpg", "--sidecar", "-o", folder / "b.txt", capfd=capfd)
-    assert (status, out) == (2, "")
-    assert "-o is where --sidecar writes a caption" in err
+@pytest.mark.parametrize("option", ["-o", "--attention"])
+def test_nothing_else_goes_where_a_caption_belongs(
+    option: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    for file in (folder / "b.txt", "b.txt", "./b.txt"):
+        status, out, err = run("b.jpg", "--sidecar", option, file, capfd=capfd)
+        assert (status, out) == (2, "")
+        assert f"{option} is where --sidecar writes a caption" in err
     assert not (folder / "b.txt").exists()
+
+
+def test_results_of_a_folder_may_be_called_like_it(
+    folder: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No caption goes there. Nor is a folder without photos left out since there is such a file."""
+    results = folder.with_suffix(".txt")
+    assert run(folder, "--sidecar", "-o", results, capfd=capfd) == (0, "", "")
+    assert results.read_text().count("\n") == 2
+    (folder.parent / "empty").mkdir()
+    (folder.parent / "empty.txt").touch()
+    status, out, err = run(folder.parent / "empty", "--sidecar", capfd=capfd)
+    assert (status, out) == (1, "") and "a folder without photos" in err
+
+
+def test_a_text_file_that_comes_while_the_model_is_opened_mixes_up_no_captions(
+    folder: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first photo has been decoded by then; the second got its caption."""
+    decode = caption_command._decode_first
+
+    def decode_slowly(*given: Any) -> Any:
+        decoded = decode(*given)
+        (folder / "b.txt").write_text("my own words")
+        return decoded
+
+    monkeypatch.setattr(caption_command, "_decode_first", decode_slowly)
+    status, out, err = run(folder / "b.jpg", folder / "a.PNG", "--sidecar", capfd=capfd)
+    assert (status, out, err) == (0, f"{folder / 'a.PNG'}\t{texts['rocket']}\n", SKIPPED.format(1))
+    assert (folder / "b.txt").read_text() == "my own words"
+    assert (folder / "a.txt").read_text() == f"{texts['rocket']}\n"
 
 
 def test_nothing_lies_beside_standard_input(capfd: pytest.CaptureFixture[str]) -> None:
@@ -123,19 +160,33 @@ def test_nothing_lies_beside_standard_input(capfd: pytest.CaptureFixture[str]) -
     assert "--sidecar: there is nothing beside standard input; give files" in err
 
 
+@needs_devices
+def test_nothing_is_written_beside_an_open_file(
+    folder: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As `caplet --sidecar /dev/stdin < cat.jpg` names: root got a file in /dev."""
+    with (folder / "b.jpg").open("rb") as photo:
+        name = f"/dev/fd/{photo.fileno()}"
+        status, out, err = run(name, "--sidecar", capfd=capfd)
+    assert (status, out) == (1, f"{texts['cat']}\n")
+    assert err == f"caplet: {name}: is a stream, beside which nothing is written; save it as a file\n"
+
+
 @needs_pipes
 def test_nothing_is_written_beside_a_pipe(
     tmp_path: Path, photos: Path, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes((photos / "cat.jpg").read_bytes()))
+    (tmp_path / "pipe.txt").touch()  # not taken for its caption: whoever writes to it would wait for ever
+    content = (photos / "cat.jpg").read_bytes()
+    writer = threading.Thread(target=lambda: pipe.write_bytes(content), daemon=True)
     writer.start()
     status, out, err = run(pipe, "--sidecar", capfd=capfd)
-    writer.join()
+    writer.join(10)
     assert (status, out) == (1, f"{texts['cat']}\n")
-    assert err == f"caplet: {pipe}: is a pipe, beside which nothing can be written; save it as a file\n"
-    assert not list(tmp_path.glob("*.txt"))
+    assert err == f"caplet: {pipe}: is a stream, beside which nothing is written; save it as a file\n"
+    assert (tmp_path / "pipe.txt").read_bytes() == b""
 
 
 def test_progress_counts_the_photos_that_are_left(
