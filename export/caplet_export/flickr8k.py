@@ -226,7 +226,7 @@ def _loose(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """An image's name without folders (on Windows, too) and suffix, as the lists of Flickr30k Entities have it."""
+    """An image's name without its folders, also as Windows writes them, and its suffix: some lists name it so."""
     return PureWindowsPath(name).stem
 
 

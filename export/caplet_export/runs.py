@@ -63,7 +63,7 @@ class Run(ABC):
         teachers: the runs it learns from, if any.
 
     Attributes:
-        example: the first dev photo, and its caption after the last epoch; None until an epoch has ended.
+        example: the first dev photo, and its caption after the last epoch; None until this process has ended one.
 
     Raises:
         ConfigurationError: the folder holds a run of another configuration, or one that cannot go on; `start_from` is
