@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from caplet.inputs import identity
+from caplet.output import put_in_place
 from caplet_export.errors import ExportError
 
 ATTENTION, CHART = "attention.jpg", "ablations.png"
@@ -24,8 +24,6 @@ GRAPHS: Kind = (
     frozenset({"parity.json", "quantization.json", "manifest.json", "README.md", ATTENTION, CHART, "golden"}),
 )
 """Folders of graphs, and bundles: both can be made again in minutes."""
-_PATIENCE = 2.0
-"""Seconds for which a file that cannot be renamed is tried again, see `put_in_place`."""
 RUN: Kind = (
     frozenset({"config.json", "vocabulary.txt", "decoder.weights.h5"}),
     frozenset({"extractor.npz", "stages.json", "history.json", "curves.png", "resume.npz"}),
@@ -228,20 +226,6 @@ def wait_for_disk(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise
-
-
-def put_in_place(source: Path, target: Path) -> None:
-    """`os.replace`. On Windows it is tried for two seconds: a virus scanner, or a program that copies files to a cloud,
-    has new ones open for a moment, and Windows lets nobody rename them then. Raises OSError.
-    """
-    end = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return os.replace(source, target)
-        except PermissionError:
-            if sys.platform != "win32" or time.monotonic() >= end:
-                raise
-        time.sleep(_PATIENCE / 40)
 
 
 @contextmanager

@@ -16,21 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from caplet.output import put_in_place
 from caplet_export.checkpoint import DECODER, Checkpoint, is_half_saved, load_checkpoint, run_digest
 from caplet_export.config import Config, TrainConfig, changed_switches, inherit, load_config
 from caplet_export.errors import ConfigurationError, DataError, in_one_line
 from caplet_export.extractor_part import EXTRACTOR, copy_extractor_part
 from caplet_export.flickr8k import Dataset
 from caplet_export.inputs import DAMAGED
-from caplet_export.outputs import (
-    check_place,
-    lock_path,
-    put_in_place,
-    require_space,
-    whole_file,
-    whole_files,
-    write_whole,
-)
+from caplet_export.outputs import check_place, lock_path, require_space, whole_file, whole_files, write_whole
 from caplet_export.stages import STAGES, Stage, of_all, read_stages, run_name, write_stages
 from caplet_export.text import Vocabulary, clean, has_digit
 

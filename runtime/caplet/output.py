@@ -12,6 +12,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
@@ -20,6 +21,9 @@ from caplet.errors import CapletError, printable
 
 INTERRUPTED = 130
 """Exit status of a command that was ended by Ctrl-C: 128 and the number of SIGINT, as shells have it."""
+
+_PATIENCE = 2.0
+"""Seconds for which a file that cannot be renamed is tried again, see `put_in_place`."""
 
 
 class Output:
@@ -105,10 +109,24 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
     try:
         with file:
             yield file
-        temporary.replace(target)
+        put_in_place(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(source: Path, target: Path) -> None:
+    """`os.replace`. On Windows it is tried for two seconds: a virus scanner, or a program that copies files to a cloud,
+    has new ones open for a moment, and Windows lets nobody rename them then. Raises OSError.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() >= end:
+                raise
+        time.sleep(_PATIENCE / 40)
 
 
 def _lock(descriptor: int) -> bool:

@@ -373,7 +373,7 @@ def test_a_drawing_goes_into_a_file_that_cannot_be_replaced(
 
     target.write_bytes(b"longer than the new drawing" * 999)
     before = target.stat().st_ino
-    monkeypatch.setattr(Path, "replace" if why == errno.EBUSY else "open", refuse)
+    monkeypatch.setattr(*((os, "replace") if why == errno.EBUSY else (Path, "open")), refuse)
     save_drawing(drawing, target)
     monkeypatch.undo()
     assert is_drawing(target) and target.stat().st_ino == before

@@ -7,14 +7,16 @@ import json
 import os
 import shutil
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from caplet import caption_command
+from caplet import caption_command, output
 from caplet.cli import main
-from caplet.output import Output
+from caplet.output import Output, whole_file
 from command_line import Terminal, needs_devices, needs_pipes, run
 
 SKIPPED = "caplet: photos skipped, as there is a text file beside them: {}\n"
@@ -83,16 +85,41 @@ def test_a_photo_that_fails_gets_none_and_a_missing_one_is_told(
 def test_a_file_that_cannot_be_written_costs_no_caption_and_leaves_no_half(
     folder: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def full(self: Path, target: Path) -> None:
+    def full(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     status, out, err = run(folder / "b.jpg", "--sidecar", "--format", "jsonl", capfd=capfd)
     message = f"{folder / 'b.txt'}: cannot be written (No space left on device); check its permissions and the disk"
     record = json.loads(out)
     assert (status, record["caption"], record["error"], err) == (1, texts["cat"], message, f"caplet: {message}\n")
     assert texts_in(folder) == {"notes.txt": "no photo"}
     assert not list(folder.rglob(".caplet-*"))
+
+
+@pytest.mark.parametrize(("platform", "refused", "tries"), [("win32", 3, 4), ("win32", 1000, 2), ("linux", 3, 1)])
+def test_a_file_that_windows_lets_nobody_rename_for_a_moment_takes_its_place(
+    platform: str, refused: int, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a virus scanner has it open. Elsewhere, or after a while, that is an error."""
+    tried: list[Path] = []
+    real = os.replace
+
+    def busy(source: Path, target: Path) -> None:
+        tried.append(target)
+        if len(tried) <= refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(output, "sys", SimpleNamespace(platform=platform))
+    times = iter([0.0, 0.0, 0.1, 0.2] if refused == 3 else [0.0, 0.0, 2.0])
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: next(times), sleep=lambda _: None))
+    refusal = nullcontext() if tries > refused else pytest.raises(PermissionError)
+    with refusal, whole_file(tmp_path / "cat.txt") as file:
+        file.write(b"a cat")
+    assert [file.name for file in tmp_path.iterdir()] == ["cat.txt"] * (tries > refused)
+    assert len(tried) == tries
 
 
 def test_with_drawings_both_are_made_and_a_drawing_that_fails_costs_no_text(
