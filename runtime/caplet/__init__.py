@@ -53,7 +53,7 @@ if not TYPE_CHECKING:  # to type checkers, a module with this function has every
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = "errors" if name.endswith("Error") else "image" if name == "ImageSource" else "captioner"
+        home = "errors" if name.endswith("Error") else "image_source" if name == "ImageSource" else "captioner"
         return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
