@@ -27,10 +27,10 @@ def clean(caption: str, rules: str) -> list[str]:
     """The words of a caption.
 
     `tutorial`: lower case; punctuation characters, then one-letter words, then words that are not all letters, dropped.
-    `coco`: the words that the scorer sees (coco-caption's tokeniser). Dropped are words with a digit or an invisible
-    character, such as U+200B; words of nothing but marks, such as U+FE0F, which follows many emojis; brackets, which
-    that tokeniser writes as "-lrb-" and the like; and "!!", "?!" and the like, of which it drops single marks only. "a"
-    is kept: it is one word in seven of what people write, and every published score counts it.
+    `coco`: the words that the scorer sees (coco-caption's tokeniser). Dropped are words with a digit or an unprintable
+    character, such as one of private use; words of nothing but marks, such as an accent by itself; brackets, which that
+    tokeniser writes as "-lrb-" and the like; and "!!", "?!" and the like, of which it drops single marks only. "a" is
+    kept: it is one word in seven of what people write, and every published score counts it.
     """
     if rules == "tutorial":
         words = caption.lower().translate(_NO_PUNCTUATION).split()

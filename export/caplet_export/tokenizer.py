@@ -25,22 +25,23 @@ _TOKEN = re.compile(
     | </?[A-Za-z!][^<>\s]*>
     # clitics that leave a word: can|not, gon|na, do|n't, dog|'s
     | (?i:can(?=not\b) | gon(?=na\b) | got(?=ta\b) | lem(?=me\b) | gim(?=me\b) | wan(?=na\b) | more(?='n\b))
-    | (?i:'t(?=is\b|was\b) | y'(?=all\b))
-    | (?i:[a-z]*[a-mo-z](?=n't\b) | n't(?![a-z]))
+    | (?i:'t(?=is\b|was\b) | y'(?=[^\W\d_]))
+    | (?i:[a-z]*[a-mo-z](?=n['`]t\b) | n['`]t(?![a-z]))
     | (?i:'(?:[msd]|re|ve|ll)(?![a-z]))
     | (?i:[a-z]+(?='(?:[msd]|re|ve|ll)(?![a-z])))
     # words with an apostrophe of their own
-    | (?i:'n(?:'|\b)) | (?i:'(?:em|till?|cause)\b) | '[2-9]0s\b | (?i:(?:ol|dunkin)'(?![a-z]))
-    | [dDoOlLjJ]'(?=[^\W\d_])[^\W_]+ | [A-Za-z]*[aeiouyAEIOUY]'[aeiouA-Z][A-Za-z]*
+    | (?i:'n(?:'|\b)) | (?i:'(?:em|till?|cause)\b) | '[2-9]0s\b | (?i:(?:ol|dunkin|somethin)'(?![a-z]))
+    | (?i:(?:c'est|c'mon|cap'n|e'er|ev'ry|li'l|nat'l|nor'easter|s'mores)\b)
+    | [dolnA-HJ-XZ]'(?=[^\W\d_]{2})[^\W_]+ | [dDlLjJ]' | [A-Za-z]+[aeiouyAEIOUY]'[aeiouA-Z][A-Za-z]*
     # numbers, dates, times
     | \d{1,2}[-/]\d{1,2}[-/]\d{2,4}\b | \d{1,2}:\d\d(?=[AaPp]\.?[Mm]\b)
     | [-+]?(?:\d+(?:[.,:]\d+)*|(?:[.,]\d+)+)(?![\w/-])
     # abbreviations and initials keep their full stop
-    | (?:[A-Za-z]\.){2,} | [A-Za-z]\.(?!\w)
+    | (?:[A-Za-z]\.){2,}(?![^\W\d_]) | [A-Za-z]\.(?!\w)
     | (?i:Mr|Mrs|Ms|Drs?|Profs?|Sens?|Reps?|Lt|Col|Gen|Govs?|Rev|Maj|Sgt|Capt|Ste?|Ave|Mt|Hon|Jr|Sr|Bros|Blvd|Rd|Esq
         |Inc|Cos?|Corp|Ltd|vs|etc|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thurs?|Fri|ft)\.(?!\w)
     | (?i:no)\.(?=[ ]?\d) | Ph\.D\.
-    # AT&T; hyphenated and slashed compounds; words with a stop inside (a.b, dot.com)
+    # AT&T; hyphenated and slashed compounds; words with a stop inside (U.S.A, dot.com)
     | [A-Z]+(?:[+&][A-Z]+)+
     | [^\W_]+(?:\.[^\W\d_][^\W_]*)+
     | [A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*){1,2}
@@ -57,13 +58,23 @@ _WRITTEN_AS |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "¢": "cents"}
 _TYPEWRITER = str.maketrans(
     {"\u2018": "`", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "--", "\u2014": "--", "\u2026": "..."}
 )
+# What nobody sees: soft hyphens, which may be inside words; joiners, marks of direction and emojis' variants, which end
+# them.
+_TYPEWRITER |= {0xAD: ""}
+_TYPEWRITER |= dict.fromkeys(
+    [*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), *range(0xFE00, 0xFE10), 0xFEFF], " "
+)
+_ENTITY = re.compile(r"&(amp|lt|gt|quot|apos|nbsp|ndash|mdash);", re.IGNORECASE)
+_ENTITIES = {"amp": "&", "lt": " < ", "gt": " > ", "quot": '"', "apos": "'", "nbsp": " ", "ndash": " ", "mdash": " "}
 
 
 def tokenize(caption: str) -> list[str]:
     """The words of a caption as coco-caption scores them: Penn Treebank tokens in lower case, punctuation dropped.
 
     Equals `pycocoevalcap`'s Java tokeniser on every Flickr8k caption; on text unlike captions (mark-up, telephone
-    numbers, smileys) it comes close and no more.
+    numbers, smileys) it comes close and no more. Emojis and other characters that the Java one does not know and drops
+    are words here.
     """
-    words = (_WRITTEN_AS.get(token, token).lower() for token in _TOKEN.findall(caption.translate(_TYPEWRITER)))
+    caption = _ENTITY.sub(lambda entity: _ENTITIES[entity[1].lower()], caption).translate(_TYPEWRITER)
+    words = (_WRITTEN_AS.get(token, token).lower() for token in _TOKEN.findall(caption))
     return [word for word in words if word not in _DROPPED and not _PUNCTUATION_RUN.fullmatch(word)]

@@ -71,6 +71,20 @@ TOKENIZED = {
     "एक लड़का लाल गेंद के साथ, कुत्ते को देखता है": "एक लड़का लाल गेंद के साथ कुत्ते को देखता है",
     "เด็กชายกำลังวิ่ง บนชายหาด .": "เด็กชายกำลังวิ่ง บนชายหาด",
     "un cafe\u0301 a\u0300 l'ombre d'été .": "un cafe\u0301 a\u0300 l'ombre d'été",
+    "a B.M.X bike, a U.S.A flag and U.S.A. caps on u.s.army trucks at 5 a.m.": (
+        "a b.m.x bike a u.s.a flag and u.s.a. caps on u.s.army trucks at 5 a.m."
+    ),
+    "S'mores and a li'l s'more, c'mon cap'n; G'day N'Sync, y'know a'a or e'er": (
+        "s'mores and a li'l s more c'mon cap'n g'day n'sync y' know a a or e'er"
+    ),
+    "C'est la mer qu'il n'a pas ; j'ai dell'acqua d'or": "c'est la mer qu'il n a pas j' ai dell acqua d'or",
+    "a dog that don`t bark or can\u2018t": "a dog that do n`t bark or ca n`t",
+    "B&amp;W &quot;dogs&quot;, the dog&apos;s ball &lt; 5 &ndash; &AMP; a&nbsp;cat": (
+        "b&w dogs the dog 's ball < 5 & a cat"
+    ),
+    "a soft\u00adhyphen, zero\u200bwidth, a \ufeffmark, \u202da direction\u202c and a \u2764\ufe0f heart\u200d": (
+        "a softhyphen zero width a mark a direction and a \u2764 heart"
+    ),
     "": "",
     " .": "",
 }
@@ -87,7 +101,7 @@ def test_the_expected_words_are_the_java_tokenisers() -> None:
     assert java_tokenize(captions) == [TOKENIZED[caption] for caption in captions]
 
 
-@pytest.mark.parametrize("part", ["_.", "a_.", "a+"])
+@pytest.mark.parametrize("part", ["_.", "a_.", "a+", "a."])
 def test_a_long_text_without_spaces_is_soon_tokenized(part: str) -> None:
     """As hosts and mailboxes begin, but never end."""
     text = part * (80_000 // len(part))
