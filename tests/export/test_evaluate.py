@@ -453,6 +453,37 @@ def test_unreadable_photos_are_named_and_left_out(
     assert evaluation.images == whole.images
 
 
+def test_the_pages_lines_write_what_pycocoevalcap_reads(
+    tiny_bundle: Path, made_up_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scores of their two files are those of the evaluation; Java's tokeniser is compared in test_metrics."""
+    bleu, rouge, cider = (pytest.importorskip(f"pycocoevalcap.{name}.{name}") for name in ("bleu", "rouge", "cider"))
+    from pycocotools.coco import COCO
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made_up_data, "flickr8k")
+    Path("flickr8k/Flicker8k_Dataset/003.jpg").write_bytes(b"no photo")
+    command = ["evaluate", str(tiny_bundle), "--data", "flickr8k", "--json", "int8.json", "--beam", "1", "3"]
+    assert main(command) == 0
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    exec(page.partition("\n## 11. ")[2].partition("```python\n")[2].partition("```")[0], {})
+
+    truth = COCO("annotations.json")
+    said = truth.loadRes("results.json")
+    assert [photo["file_name"] for photo in truth.loadImgs(truth.getImgIds())] == [
+        f"{number:03}.jpg" for number in range(DEV) if number != 3
+    ]
+    assert len(truth.anns) == 5 * (DEV - 1) and truth.imgToAnns.keys() == said.imgToAnns.keys()
+    references, hypotheses = (
+        {photo: [" ".join(tokenize(one["caption"])) for one in captions] for photo, captions in read.imgToAnns.items()}
+        for read in (truth, said)
+    )
+    scorers = (bleu.Bleu(4), rouge.Rouge(), cider.Cider())
+    scores = [score for scorer in scorers for score in np.ravel(scorer.compute_score(references, hypotheses)[0])]
+    ours = Evaluation.load(Path("int8.json")).results[3].scores
+    assert [100 * score for score in scores] == pytest.approx(dataclasses.astuple(ours)[:6], rel=1e-9)
+
+
 def test_photos_whose_storage_fails_are_not_left_out(
     tiny_bundle: Path,
     made_up_data: Path,
