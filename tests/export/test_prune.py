@@ -184,7 +184,7 @@ def test_the_command_goes_by_all_training_photos(
     monkeypatch.setattr(prune, "prune_run", lambda _, importances, *others: given.extend(importances))
     run = write_run(tmp_path / "run", 1, TINY)
     data = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
-    assert main(["prune", str(run), *data, "--seed", "3", "-o", str(tmp_path / "pruned")]) == 0
+    assert main(["prune", str(run), *data, "--state-size", "8", "--seed", "3", "-o", str(tmp_path / "pruned")]) == 0
     [expected], [found] = unit_importances(load_checkpoint(run), store, dataset.split("train"), seed=3), given
     for size in SIZES:
         np.testing.assert_allclose(found[size], expected[size], rtol=1e-4)
@@ -197,6 +197,11 @@ def test_more_units_than_there_are_cannot_be_kept(
     data = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
     assert main(["prune", str(run), *data, "--state-size", "15", "-o", str(tmp_path / "pruned")]) == 1
     assert f"--state-size 15: {run} has only 14" in capsys.readouterr().err
+    # As many are a copy, and no size was given that says how much smaller.
+    for sizes in ([], ["--state-size", "14"]):
+        assert main(["prune", str(run), *data, *sizes, "-o", str(tmp_path / "pruned")]) == 1
+        smaller = "all units would be kept; give a smaller --state-size, --feature-size or --attention-size"
+        assert capsys.readouterr().err == f"caplet-export prune: {run}: {smaller}\n"
     assert not (tmp_path / "pruned").exists()
     # And not in the place of what it is made of.
     assert main(["prune", str(run), *data, "--state-size", "8", "-o", str(run)]) == 1

@@ -46,6 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
             option = f"--{size.replace('_', '-')} {units}"
             raise ConfigurationError(f"{option}: {arguments.run} has only {getattr(whole, size)}")
     config = replace(whole, **sizes)
+    if config == whole:
+        smaller = "give a smaller --state-size, --feature-size or --attention-size"
+        raise ConfigurationError(f"{arguments.run}: all units would be kept; {smaller}")
     with whole_folder(arguments.output, RUN, (arguments.run, arguments.data, arguments.features)) as folder:
         # Of the training photos as they are, not of their other views.
         importances = unit_importances(checkpoint, *open_training_photos(checkpoint, arguments), arguments.seed)
