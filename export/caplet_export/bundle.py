@@ -35,7 +35,9 @@ from caplet_export.text import SPECIALS, Vocabulary
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "pillow")
 _FIGURE_WIDTH = 1200
 _FILES = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "vocabulary": "vocabulary.txt"}
-_MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams", "repeatable", "forms")
+_LEARNED = ("repeatable", "forms")
+"""Settings that `bundle` learns from the training captions."""
+_MEASURED = ("max_length", "length_penalty", "block_repeated_trigrams", *_LEARNED)
 """Settings that the scores depend on; the card names them beside the scores."""
 _RECORDS = {
     "conversion": ("parity.json", {"photos", "identical_captions", "max_difference", "encoder_weights"}),
@@ -168,10 +170,16 @@ def summarize_metrics(
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"the metrics are not what `caplet-export evaluate --json` writes: {error}") from error
     for setting, value in expected.items():
-        if measured[setting] != value:
+        if measured[setting] == value:
+            continue
+        if setting in _LEARNED:  # ids of words, which tell nobody anything
             raise ConfigurationError(
-                f"the metrics were measured with {setting} {measured[setting]}, not {value}: evaluate this bundle"
+                f"the metrics were measured with other rules of --data ({setting}): "
+                "give the same --data, or evaluate this bundle"
             )
+        raise ConfigurationError(
+            f"the metrics were measured with {setting} {measured[setting]}, not {value}: evaluate this bundle"
+        )
     if others:
         raise ConfigurationError(f"the metrics were measured with another {others[0]}: evaluate this bundle")
     return summary
