@@ -92,8 +92,9 @@ def compare_runs(
     title, meaning = AGAINST[against]
     note = (
         f"{meaning} Greedy captions of {len(names)} dev photos by the float32 Keras model; in brackets 95% "
-        "bootstrap intervals over photos. Length: the mean number of words. Repeats: captions that say three words in "
-        "a row twice. Odd pairs: captions in which two words follow each other that never do."
+        "bootstrap intervals over photos, which do not hold what another seed would change, and are not corrected for "
+        "how many there are. Length: the mean number of words. Repeats: captions that say three words in a row twice. "
+        "Odd pairs: captions in which two words follow each other that never do."
     )
     return {"title": title, "columns": list(COLUMNS), "rows": rows, "note": note}
 

@@ -175,6 +175,7 @@ def test_a_run_with_an_extractor_of_its_own_looks_at_the_photos(
     broken.path(names[0]).write_bytes(b"no photo")
     table = compare_runs([runs.folder / "slow", tuned], broken, runs.folder / "features")
     assert f"Greedy captions of {len(names) - 1} dev photos" in table["note"]
+    assert "do not hold what another seed would change, and are not corrected" in table["note"]
     assert table["rows"][0][1] == table["rows"][1][1]
     assert f"left out: {broken.path(names[0])}" in capsys.readouterr().err
 
