@@ -78,6 +78,7 @@ TOKENIZED = {
         "s'mores and a li'l s more c'mon cap'n g'day n'sync y' know a a or e'er"
     ),
     "C'est la mer qu'il n'a pas ; j'ai dell'acqua d'or": "c'est la mer qu'il n a pas j' ai dell acqua d'or",
+    "a #d sign, #dad and @b by c'monboys": "a #d sign #dad and @b by c'mon boys",
     "a dog that don`t bark or can\u2018t": "a dog that do n`t bark or ca n`t",
     "B&amp;W &quot;dogs&quot;, the dog&apos;s ball &lt; 5 &ndash; &AMP; a&nbsp;cat": (
         "b&w dogs the dog 's ball < 5 & a cat"
