@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import sys
 from collections import Counter
@@ -23,6 +24,7 @@ from PIL import Image
 
 from caplet import Captioner
 from caplet.bundle import load_bundle
+from caplet.cli import main as caption_main
 from caplet.machine import describe_cpu, versions
 from caplet_export.bigrams import Bigrams
 from caplet_export.cli import main
@@ -453,7 +455,7 @@ def test_unreadable_photos_are_named_and_left_out(
     assert evaluation.images == whole.images
 
 
-def test_the_pages_lines_write_what_pycocoevalcap_reads(
+def test_the_pages_lines_write_what_pycocoevalcap_reads_and_score_captions_of_any_origin(
     tiny_bundle: Path, made_up_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its scores of their two files are those of the evaluation; Java's tokeniser is compared in test_metrics."""
@@ -468,7 +470,8 @@ def test_the_pages_lines_write_what_pycocoevalcap_reads(
     command = ["evaluate", str(tiny_bundle), "--data", "flickr8k", "--json", "int8.json", "--beam", "1", "3"]
     assert main(command) == 0
     page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
-    exec(page.partition("\n## 11. ")[2].partition("```python\n")[2].partition("```")[0], {})
+    for_others, scoring = re.findall(r"```python\n(.*?)```", page.partition("\n## 11. ")[2].partition("\n## ")[0], re.S)
+    exec(for_others, {})
 
     truth = COCO("annotations.json")
     said = truth.loadRes("results.json")
@@ -485,6 +488,13 @@ def test_the_pages_lines_write_what_pycocoevalcap_reads(
     scores = [score for scorer in scorers for score in np.ravel(scorer.compute_score(references, hypotheses)[0])]
     ours = Evaluation.load(Path("int8.json")).results[3].scores
     assert [100 * score for score in scores] == pytest.approx(dataclasses.astuple(ours)[:6], rel=1e-9)
+
+    photos = [f"flickr8k/Flicker8k_Dataset/{number:03}.jpg" for number in range(DEV)]
+    options = ["--beam", "3", "--model", str(tiny_bundle), "--format", "jsonl", "-o", "captions.jsonl", "-q"]
+    assert caption_main([*photos, *options]) == 1
+    found: dict[str, Any] = {}
+    exec(scoring, found)
+    assert found["scores"] == dataclasses.replace(ours, implausible_bigram_share=None)
 
 
 def test_photos_whose_storage_fails_are_not_left_out(
