@@ -126,8 +126,11 @@ class Sessions:
             raise BundleError(str(self.bundle.path), "is not the model that was loaded", "make a new Captioner")
 
 
-_alive: weakref.WeakKeyDictionary[onnxruntime.InferenceSession, int] = weakref.WeakKeyDictionary()
-"""The sessions, each with the process that opened it."""
+_alive: weakref.WeakKeyDictionary[onnxruntime.InferenceSession, int] = globals().get(
+    "_alive", weakref.WeakKeyDictionary()
+)
+"""The sessions, each with the process that opened it; also those from before `importlib.reload` or IPython's
+`%autoreload` ran this module again."""
 _reopening = threading.Lock()
 
 
@@ -179,19 +182,15 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
     if not can_start(threads - 1):  # where it can start some of them and not all, onnxruntime waits for ever
         cause = f"needs {threads} threads, more than the system lets this process start"
         raise BundleError(str(path), cause, "set fewer threads, or raise the limit on processes")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _SILENT
-    options.add_session_config_entry(*_spinning(onnxruntime.__version__))
-    if exact:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         model = _as_text(path) or path.read_bytes()
-        # A fallback would try again on the CPU, and print that on standard output. Old releases do not know the option;
-        # there, `disable_fallback` turns it off at least for runs.
-        session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        try:
+            session = _opened(model, threads, providers, exact=exact)
+        except RuntimeError as error:
+            if "global thread pool" not in str(error):
+                raise
+            # The program has called `onnxruntime.set_global_thread_pool_sizes`: no session may have threads of its own.
+            session = _opened(model, None, providers, exact=exact)
         session.disable_fallback()
     except Exception as error:  # onnxruntime's exceptions share no base class
         without_frames(error)  # they hold a session, which must not be left to a forked child
@@ -207,6 +206,26 @@ def _session(path: Path, threads: int, providers: list[Provider], *, exact: bool
     if lost:
         raise ArgumentError("providers", f"onnxruntime cannot start {lost[0]}", "install what it needs, or use others")
     return session
+
+
+def _opened(
+    model: str | bytes, threads: int | None, providers: list[Provider], *, exact: bool
+) -> onnxruntime.InferenceSession:
+    """A graph in a session with so many threads; with those that all sessions of the process share if None."""
+    options = onnxruntime.SessionOptions()
+    if threads is None:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+    options.log_severity_level = _SILENT
+    options.add_session_config_entry(*_spinning(onnxruntime.__version__))
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    # A file that claims to be onnxruntime's own format would get past `check_self_contained`.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # A fallback would try again on the CPU, and print that on standard output. Old releases do not know the option;
+    # there, `disable_fallback` turns it off at least for runs.
+    return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 def _is_from_elsewhere(error: Exception) -> bool:

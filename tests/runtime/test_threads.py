@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from caplet.errors import ArgumentError
@@ -200,3 +201,24 @@ def test_there_are_no_more_threads_than_the_documentation_says(threads: int, at_
     used, most = count_threads(0, threads, tiny_bundle)
     assert used == threads
     assert threads <= most <= at_most  # so small photos may be done before all threads have started
+
+
+SHARED_THREADS = """
+import sys
+import caplet, onnxruntime
+before = caplet.Captioner(sys.argv[1], threads=3)
+onnxruntime.set_global_thread_pool_sizes(2, 1)
+after = caplet.Captioner(sys.argv[1], threads=3)
+texts = {captioner.caption(sys.argv[2]).text for captioner in (before, after)}
+print(len(texts), after.threads)
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(onnxruntime, "set_global_thread_pool_sizes"), reason="this onnxruntime shares no threads in Python"
+)
+def test_a_program_may_have_all_of_onnxruntimes_sessions_share_threads(tiny_bundle: Path) -> None:
+    """From then on onnxruntime refuses sessions that want threads of their own, and warns of numbers of them."""
+    command = [sys.executable, "-c", SHARED_THREADS, str(tiny_bundle), str(tiny_bundle / "golden" / "cat.png")]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 3\n", "")

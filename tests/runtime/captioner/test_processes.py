@@ -132,6 +132,27 @@ def test_a_forked_child_may_have_the_error_of_a_captioner_that_failed(decoder: s
     assert done.stdout == f"{cause} 7\n"
 
 
+RELOADED = """
+import importlib, os, signal, sys
+import caplet.sessions
+captioner = caplet.Captioner(sys.argv[1], threads=3)
+text = captioner.caption(sys.argv[2]).text
+importlib.reload(caplet.sessions)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    assert captioner.caption(sys.argv[2]).text == text
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_may_be_forked_after_a_notebook_has_reloaded_the_modules(tiny_bundle: Path, photos: Path) -> None:
+    command = [sys.executable, "-c", RELOADED, str(tiny_bundle), str(photos / "cat.jpg")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "7\n"
+
+
 PLOT_AT_A_FORK = """
 import os, sys, threading
 from caplet import Captioner
