@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import zlib
 from typing import Any, cast
 
 from PIL import Image, ImageFile, ImagePalette, TiffTags
@@ -66,6 +68,38 @@ def correct_key(image: ImageFile.ImageFile) -> None:
     rawmode: Any = image.tile[0][3] if image.tile else None
     if rawmode in _WIDENED and "transparency" in image.info:
         image.info["transparency"] *= _WIDENED[rawmode]
+
+
+_ESSENTIAL = (b"tRNS", b"gAMA", b"sRGB", b"eXIf")
+"""Chunks of a PNG whose loss would show: transparency, colours but for a profile, orientation."""
+_LONGEST_PROFILE = 2**24
+"""Bytes of a colour profile that are unpacked; printers' have up to some millions."""
+
+
+def bare_png(reader: io.RawIOBase) -> tuple[bytes, bytes | None]:
+    """A PNG (third edition, section 5) without the chunks that no picture needs or whose checksum is wrong; and its
+    colour profile, if it has one.
+
+    Pillow refuses the picture for such a checksum, and for a text or profile of more than a mebibyte. Other programs
+    leave a chunk aside whose checksum is wrong, if its name starts with a small letter (5.4: it is ancillary).
+    """
+    bare, profile = bytearray(reader.read(8)), None
+    while len(head := reader.read(8)) == 8:
+        kind, body = head[4:], reader.read(int.from_bytes(head[:4], "big") + 4)
+        content, checksum = body[:-4], body[-4:]
+        if kind[:1].isupper() or (kind in _ESSENTIAL and _checksum(kind, content) == checksum):
+            bare += head + body
+        elif kind == b"iCCP" and _checksum(kind, content) == checksum:
+            with contextlib.suppress(zlib.error):
+                packed = content.partition(b"\0")[2][1:]  # behind its name and the kind of compression
+                profile = zlib.decompressobj().decompress(packed, _LONGEST_PROFILE)
+        if kind == b"IEND":
+            break
+    return bytes(bare), profile
+
+
+def _checksum(kind: bytes, content: bytes) -> bytes:
+    return zlib.crc32(kind + content).to_bytes(4, "big")
 
 
 def clear_around_frame(image: ImageFile.ImageFile) -> None:

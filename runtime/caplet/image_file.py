@@ -12,7 +12,14 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from caplet.errors import NO_MEMORY, CapletError, ImageError
-from caplet.image_corrections import clear_around_frame, correct_key, correct_palette, correct_samples, leave_exif
+from caplet.image_corrections import (
+    bare_png,
+    clear_around_frame,
+    correct_key,
+    correct_palette,
+    correct_samples,
+    leave_exif,
+)
 from caplet.image_formats import BMP, GIF, HEAD, HEIC, IN_PYTHON, JPEG, PNG, TIFF, Format, identify
 from caplet.image_header import ARITHMETIC, LOSSLESS, jpeg_frame, tiff_repeats
 from caplet.image_limits import check_size, longest_file, too_long
@@ -156,8 +163,10 @@ def decode_file(
         if isinstance(error, Image.DecompressionBombError):
             cause = f"too large: Pillow's {file_format.name} decoder has a limit of its own (Image.MAX_IMAGE_PIXELS)"
             raise ImageError(subject, cause, "shrink it, or convert it to PNG") from error
-        if _is_metadata_limit(error):
-            raise refused(error, subject) from error
+        if file_format is PNG and _is_in_metadata(error):
+            bare = _decode_bare(file, subject, max_pixels, allow_truncated)
+            if bare is not None:
+                return bare, None
         if _is_missing_decoder(error):
             raise _not_in_this_pillow(file_format, subject) from error
         if _is_unknown_variant(error):
@@ -166,6 +175,21 @@ def decode_file(
         raise ImageError(
             subject, f"damaged {file_format.name} file: cannot be decoded ({_text_of(error)})", "get an intact copy"
         ) from error
+
+
+def _decode_bare(file: BinaryIO, subject: str, max_pixels: int, allow_truncated: bool) -> ImageFile.ImageFile | None:
+    """The picture in a PNG at whose metadata Pillow fails; None if it has none that can be left out."""
+    length = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    bare, profile = bare_png(_Reader(file, subject, longest_file(max_pixels)))
+    if len(bare) == length:
+        return None
+    image, _ = decode_file(
+        io.BytesIO(bare), subject, least_side=1, max_pixels=max_pixels, allow_truncated=allow_truncated
+    )
+    if profile:
+        image.info["icc_profile"] = profile
+    return image
 
 
 def _open(reader: _Reader, file_format: Format, subject: str) -> ImageFile.ImageFile:
@@ -280,6 +304,11 @@ def _is_metadata_limit(error: Exception) -> bool:
     """Whether a PNG has more text than Pillow takes: MAX_TEXT_CHUNK in a chunk, or MAX_TEXT_MEMORY in all."""
     words = str(error).lower()
     return "decompressed data too large" in words or "memory used in text chunks" in words
+
+
+def _is_in_metadata(error: Exception) -> bool:
+    """Whether Pillow refused a PNG for its metadata, of which it could still leave out what is at fault."""
+    return _is_metadata_limit(error) or "bad header checksum" in str(error)
 
 
 def _is_missing_decoder(error: Exception) -> bool:

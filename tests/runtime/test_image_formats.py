@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, features
+from PIL.PngImagePlugin import PngImageFile
 from skimage import color as skimage_color
 
 import caplet.image
 from caplet.image import load_picture, load_pixels
 from caplet.image_file import decode_file
-from pictures import encoded, plain
+from pictures import encoded, plain, refusal
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 ORIENTATION = 0x0112
@@ -578,6 +579,59 @@ def test_a_png_without_a_profile_may_have_a_gamma(photo: Image.Image, gamma: flo
     unchanged = load_pixels(data)
     for chunks in ({"gAMA": struct.pack(">I", 45455)}, {"gAMA": gama, "sRGB": b"\0"}, {"gAMA": bytes(4)}):
         np.testing.assert_array_equal(load_pixels(with_chunks(data, **chunks)), unchanged)
+
+
+def orientation_chunk(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+@pytest.mark.parametrize("kind", ["tEXt", "pHYs", "gAMA", "iCCP", "tRNS", "sRGB", "eXIf"])
+def test_a_chunk_of_a_png_with_a_wrong_checksum_is_left_aside(photo: Image.Image, kind: str) -> None:
+    """By browsers as well: the picture needs none whose name starts with a small letter."""
+    content = {
+        "pHYs": bytes(9),
+        "gAMA": struct.pack(">I", 100_000),
+        "iCCP": b"name\0\0" + zlib.compress(swapped_profile()),
+        "tRNS": struct.pack(">3H", *photo.convert("RGB").getpixel((0, 0))),
+        "sRGB": b"\0",
+        "eXIf": orientation_chunk(3),
+    }.get(kind, b"a\0b")
+    whole = encoded(photo)
+    if kind != "eXIf":  # what has the right one is read
+        whole = with_chunks(whole, eXIf=orientation_chunk(6))
+    wrong = bytearray(chunk(kind.encode(), content))
+    wrong[-1] ^= 1
+    with pytest.raises(SyntaxError, match="bad header checksum"):
+        PngImageFile(io.BytesIO(whole[:33] + wrong + whole[33:]))
+    np.testing.assert_array_equal(load_pixels(whole[:33] + wrong + whole[33:]), load_pixels(whole))
+
+
+def test_a_png_whose_header_has_a_wrong_checksum_is_damaged(photo: Image.Image) -> None:
+    data = bytearray(with_chunks(encoded(photo), tEXt=b"a\0b"))
+    data[32] ^= 1
+    assert "damaged PNG file" in str(refusal(bytes(data)))
+
+
+@pytest.mark.parametrize("kind", ["iCCP", "zTXt"])
+def test_the_profile_of_a_png_with_more_metadata_than_pillow_takes_counts(photo: Image.Image, kind: str) -> None:
+    data = encoded(photo, icc_profile=swapped_profile())
+    if kind == "zTXt":
+        long = with_chunks(data, zTXt=b"name\0\0" + zlib.compress(bytes(2**21)))
+    else:
+        long = with_chunks(encoded(photo), iCCP=b"name\0\0" + zlib.compress(swapped_profile() + bytes(2**21)))
+    with pytest.raises(ValueError, match="Decompressed data too large"):
+        PngImageFile(io.BytesIO(long))
+    np.testing.assert_array_equal(load_pixels(long), load_pixels(data))
+
+
+@pytest.mark.parametrize("content", [b"", b"name", b"name\0\0not compressed"])
+def test_a_damaged_profile_beside_more_metadata_than_pillow_takes_spoils_no_png(
+    photo: Image.Image, content: bytes
+) -> None:
+    long = with_chunks(encoded(photo), zTXt=b"name\0\0" + zlib.compress(bytes(2**21)), iCCP=content)
+    np.testing.assert_array_equal(load_pixels(long), load_pixels(encoded(photo)))
 
 
 def test_a_linear_profile_that_calls_itself_srgb_is_converted(photo: Image.Image) -> None:

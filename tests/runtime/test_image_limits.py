@@ -492,27 +492,44 @@ def test_a_png_may_have_many_chunks() -> None:
     assert np.array_equal(load_pixels(again), load_pixels(whole))
 
 
-@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
-@pytest.mark.parametrize(
-    ("at", "opened"), [(33, False), (-12, False), (-12, True)], ids=["before the pixels", "after the pixels", "PIL"]
-)
-def test_a_png_with_more_metadata_than_pillow_takes_is_not_called_damaged(kind: bytes, at: int, opened: bool) -> None:
-    def png(length: int) -> Any:
-        start = b"XML:com.adobe.xmp\0\1\0\0\0" if kind == b"iTXt" else b"name\0\0"
-        content = kind + start + zlib.compress(b"x" * length)
-        chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-        data = PNG[:at] + chunk + PNG[at:]
-        return Image.open(io.BytesIO(data)) if opened else data
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    load_pixels(png(1 << 20))
-    error = refusal(png((1 << 20) + 1))
+
+def long_metadata(kind: bytes) -> bytes:
+    """A chunk that holds a byte more than Pillow takes."""
+    start = b"XML:com.adobe.xmp\0\1\0\0\0" if kind == b"iTXt" else b"name\0\0"
+    return png_chunk(kind, start + zlib.compress(b"x" * ((1 << 20) + 1)))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+@pytest.mark.parametrize("at", [33, -12], ids=["before the pixels", "after the pixels"])
+def test_a_png_may_have_more_metadata_than_pillow_takes(kind: bytes, at: int) -> None:
+    data = PNG[:at] + long_metadata(kind) + PNG[at:]
+    with pytest.raises(ValueError, match="Decompressed data too large"):
+        Image.open(io.BytesIO(data)).load()
+    np.testing.assert_array_equal(load_pixels(data), load_pixels(PNG))
+
+
+def test_a_png_may_have_much_text_in_many_chunks() -> None:
+    chunk = png_chunk(b"zTXt", b"name\0\0" + zlib.compress(bytes(1 << 20)))
+    np.testing.assert_array_equal(load_pixels(PNG[:33] + 65 * chunk + PNG[33:]), load_pixels(PNG))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_an_opened_png_with_more_metadata_than_pillow_takes_is_not_called_damaged(kind: bytes) -> None:
+    error = refusal(Image.open(io.BytesIO(PNG[:-12] + long_metadata(kind) + PNG[-12:])))
     assert str(error).endswith(": has more metadata than Pillow's PNG decoder takes; save it without metadata")
 
 
-def test_a_png_with_much_text_in_many_chunks_is_not_called_damaged_either() -> None:
-    content = b"zTXtname\0\0" + zlib.compress(bytes(1 << 20))
-    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-    assert "more metadata than" in str(refusal(PNG[:33] + 65 * chunk + PNG[33:]))
+def test_no_more_of_a_colour_profile_is_unpacked_than_printers_have() -> None:
+    packer = zlib.compressobj()
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
+    tracemalloc.start()
+    load_pixels(PNG[:33] + png_chunk(b"iCCP", b"name\0\0" + packed) + PNG[33:])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 def iter_idat(png: bytes) -> Iterator[bytes]:
