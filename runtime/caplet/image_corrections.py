@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import zlib
 from typing import Any, cast
@@ -68,6 +69,28 @@ def correct_key(image: ImageFile.ImageFile) -> None:
     rawmode: Any = image.tile[0][3] if image.tile else None
     if rawmode in _WIDENED and "transparency" in image.info:
         image.info["transparency"] *= _WIDENED[rawmode]
+
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""What ends the pixels of a JPEG (ITU-T T.81, section B.1.1): any marker but those that stand among them."""
+_LOOK_AHEAD = bytes(8)
+"""What libjpeg wants to see behind the last pixels before it decodes them."""
+
+
+def bare_jpeg(data: bytes, scan: int) -> bytes | None:
+    """A JPEG without an end marker, up to the end of its pixels; None if it has one.
+
+    Such are the panoramas of Samsung's phones: a film follows, in which libjpeg looks for the end marker and finds
+    others. If pixels are missing, the result still lacks them, and is truncated.
+
+    Args:
+        data: the file, or as much of it as has the pixels.
+        scan: where they start, as `jpeg_scan` gives it.
+    """
+    marker = _MARKER.search(data, scan)
+    if marker and marker[0] == b"\xff\xd9":
+        return None
+    return data[: marker.start() if marker else len(data)] + _LOOK_AHEAD
 
 
 _ESSENTIAL = (b"tRNS", b"gAMA", b"sRGB", b"eXIf")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import sys
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from caplet.errors import NO_MEMORY, CapletError, ImageError
 from caplet.image_corrections import (
+    bare_jpeg,
     bare_png,
     clear_around_frame,
     correct_key,
@@ -21,7 +23,7 @@ from caplet.image_corrections import (
     leave_exif,
 )
 from caplet.image_formats import BMP, GIF, HEAD, HEIC, IN_PYTHON, JPEG, PNG, TIFF, Format, identify
-from caplet.image_header import ARITHMETIC, LOSSLESS, jpeg_frame, tiff_repeats
+from caplet.image_header import ARITHMETIC, LOSSLESS, jpeg_frame, jpeg_scan, tiff_repeats
 from caplet.image_limits import check_size, longest_file, too_long
 
 _MOST_READS = 200_000
@@ -122,6 +124,63 @@ def decode_file(
         OSError, ImportError, MemoryError: what the system lacks, which says nothing about the file.
     """
     file_format = identify(file.read(HEAD), subject)
+    limits = _Limits(least_side, max_pixels, allow_truncated)
+    try:
+        return _decode(file_format, file, subject, limits)
+    except ImageError as refusal:
+        bare = _bare(file_format, file, subject, limits, refusal.__cause__)
+        if bare is None:
+            raise
+    data, profile = bare
+    image, box = _decode(file_format, io.BytesIO(data), subject, limits)
+    if profile:
+        image.info["icc_profile"] = profile
+    return image, box
+
+
+class _Limits(NamedTuple):
+    """What `decode_file` is told about how to decode."""
+
+    least_side: int
+    max_pixels: int
+    allow_truncated: bool
+
+
+_LONGEST_COPY = 2**27
+"""Bytes of a file that are copied to leave out what Pillow fails at."""
+
+
+def _bare(
+    file_format: Format, file: BinaryIO, subject: str, limits: _Limits, error: BaseException | None
+) -> tuple[bytes, bytes | None] | None:
+    """A file without what Pillow fails at and other programs do not, and its colour profile if that was left out.
+
+    Args:
+        error: what Pillow raised; None if caplet has refused the file.
+
+    Returns:
+        None if the file has nothing of the kind.
+    """
+    if error is None or not (file_format is JPEG or (file_format is PNG and _is_in_metadata(error))):
+        return None
+    most = min(longest_file(limits.max_pixels), _LONGEST_COPY)
+    file.seek(0)
+    data = file.read(most)
+    reader = _Reader(io.BytesIO(data), subject, most)
+    with contextlib.suppress(ValueError):  # of too many reads
+        if file_format is PNG:
+            return bare_png(reader) if len(data) < most else None
+        scan = jpeg_scan(reader)
+        bare = bare_jpeg(data, scan) if scan else None
+        return None if bare is None else (bare, None)
+    return None
+
+
+def _decode(
+    file_format: Format, file: BinaryIO, subject: str, limits: _Limits
+) -> tuple[ImageFile.ImageFile, Box | None]:
+    """As `decode_file`, but of a file that is taken as it is."""
+    least_side, max_pixels, allow_truncated = limits
     file.seek(0)
     reader = _Reader(file, subject, longest_file(max_pixels))
     try:
@@ -163,10 +222,8 @@ def decode_file(
         if isinstance(error, Image.DecompressionBombError):
             cause = f"too large: Pillow's {file_format.name} decoder has a limit of its own (Image.MAX_IMAGE_PIXELS)"
             raise ImageError(subject, cause, "shrink it, or convert it to PNG") from error
-        if file_format is PNG and _is_in_metadata(error):
-            bare = _decode_bare(file, subject, max_pixels, allow_truncated)
-            if bare is not None:
-                return bare, None
+        if _is_metadata_limit(error):
+            raise refused(error, subject) from error
         if _is_missing_decoder(error):
             raise _not_in_this_pillow(file_format, subject) from error
         if _is_unknown_variant(error):
@@ -175,21 +232,6 @@ def decode_file(
         raise ImageError(
             subject, f"damaged {file_format.name} file: cannot be decoded ({_text_of(error)})", "get an intact copy"
         ) from error
-
-
-def _decode_bare(file: BinaryIO, subject: str, max_pixels: int, allow_truncated: bool) -> ImageFile.ImageFile | None:
-    """The picture in a PNG at whose metadata Pillow fails; None if it has none that can be left out."""
-    length = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    bare, profile = bare_png(_Reader(file, subject, longest_file(max_pixels)))
-    if len(bare) == length:
-        return None
-    image, _ = decode_file(
-        io.BytesIO(bare), subject, least_side=1, max_pixels=max_pixels, allow_truncated=allow_truncated
-    )
-    if profile:
-        image.info["icc_profile"] = profile
-    return image
 
 
 def _open(reader: _Reader, file_format: Format, subject: str) -> ImageFile.ImageFile:
@@ -300,13 +342,13 @@ def _says_truncated(error: Exception) -> bool:
     return "truncated" in text or "unexpected end of file" in text  # Pillow; libheif
 
 
-def _is_metadata_limit(error: Exception) -> bool:
+def _is_metadata_limit(error: BaseException) -> bool:
     """Whether a PNG has more text than Pillow takes: MAX_TEXT_CHUNK in a chunk, or MAX_TEXT_MEMORY in all."""
     words = str(error).lower()
     return "decompressed data too large" in words or "memory used in text chunks" in words
 
 
-def _is_in_metadata(error: Exception) -> bool:
+def _is_in_metadata(error: BaseException) -> bool:
     """Whether Pillow refused a PNG for its metadata, of which it could still leave out what is at fault."""
     return _is_metadata_limit(error) or "bad header checksum" in str(error)
 

@@ -90,6 +90,24 @@ def jpeg_frame(file: io.RawIOBase) -> int:
     return 0
 
 
+_SEQUENTIAL = (0xC0, 0xC1)
+"""Frames of JPEGs that are neither progressive nor lossless nor arithmetic: those that cameras write."""
+
+
+def jpeg_scan(file: io.RawIOBase) -> int:
+    """Where the coded pixels of a JPEG start, if they are all in one scan of a sequential frame; otherwise 0."""
+    if jpeg_frame(file) not in _SEQUENTIAL:
+        return 0
+    components = file.read(6)[5:]
+    file.seek(3 * int.from_bytes(components, "big"), os.SEEK_CUR)
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+        length = int.from_bytes(head[2:], "big") - 2
+        if head[1] == 0xDA:
+            return file.tell() + length if file.read(1) == components else 0
+        file.seek(length, os.SEEK_CUR)
+    return 0
+
+
 _TILE = 512
 """Fewest pixels that the tiles of a JPEG 2000 may have on average: OpenJPEG allocates some 12 KB a tile as it reads the
 header. Encoders make tiles of 64x64 or more."""

@@ -854,6 +854,57 @@ def test_whole_files_are_the_same_whether_truncation_is_allowed_or_not(
     np.testing.assert_array_equal(load_pixels(data, allow_truncated=True), load_pixels(data))
 
 
+TRAILERS = {
+    "nothing": b"",
+    "a trailer": bytes(40) + b"SEFT",
+    "a film": np.random.default_rng(0).integers(0, 256, 200_000, np.uint8).tobytes(),
+    "a start": b"\xff\xd8\xff\xe0" + bytes(100),
+    "a frame": bytes(40) + b"\xff\xc0\0\x11\x08" + bytes(100),
+    "an unknown marker": b"\xff\x5c" + bytes(100),
+}
+"""What follows the pixels of a JPEG whose end marker was left out. A film is in Samsung's panoramas."""
+
+
+@pytest.mark.parametrize("trailer", TRAILERS)
+@pytest.mark.parametrize("size", [(640, 200), (3000, 1300)], ids=["small", "decoded at a part of its size"])
+@pytest.mark.parametrize("opened", [False, True], ids=["bytes", "PIL"])
+def test_a_jpeg_may_lack_its_end_marker(photo: Image.Image, trailer: str, size: tuple[int, int], opened: bool) -> None:
+    whole = encoded(photo.resize(size), "JPEG", quality=90, restart_marker_blocks=9)  # markers that end nothing
+    data = whole.removesuffix(b"\xff\xd9") + TRAILERS[trailer]
+    pixels = load_pixels(Image.open(io.BytesIO(data)) if opened else data)
+    np.testing.assert_array_equal(pixels, load_pixels(whole))
+
+
+@pytest.mark.parametrize("trailer", ["a start", "a frame", "an unknown marker"])
+def test_a_jpeg_that_lacks_pixels_before_such_a_trailer_is_truncated(photo: Image.Image, trailer: str) -> None:
+    whole = encoded(photo.resize((640, 200)), "JPEG", quality=90)
+    data = whole[: len(whole) // 2] + TRAILERS[trailer]
+    assert "the JPEG file is truncated" in str(refusal(data))
+    there, expected = load_pixels(data, allow_truncated=True), load_pixels(whole)
+    np.testing.assert_array_equal(there[:120], expected[:120])
+
+
+def jpeg_of_three_scans(photo: Image.Image) -> bytes:
+    """A sequential JPEG, each of whose colours has a scan of its own: three grey JPEGs joined."""
+    parts = []
+    for plane in photo.convert("YCbCr").split():
+        grey = encoded(plane, "JPEG", quality=90)
+        frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+        tables, pixels = grey[:frame] + grey[frame + 13 : scan], grey[scan + 10 : -2]
+        parts.append(b"\xff\xda\0\x08\1" + bytes((len(parts) + 1,)) + b"\0\0\x3f\0" + pixels)
+    components = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    header = b"\xff\xc0\0\x11\x08" + struct.pack(">HHB", photo.height, photo.width, 3) + components
+    return tables + header + b"".join(parts) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_several_scans_without_its_end_marker_may_lack_one(photo: Image.Image) -> None:
+    whole = jpeg_of_three_scans(photo)
+    load_pixels(whole)
+    progressive = encoded(photo, "JPEG", progressive=True)
+    for data in (whole[:-2], whole[: whole.rindex(b"\xff\xda")], progressive[:-2]):
+        assert "the JPEG file is truncated" in str(refusal(data))
+
+
 # -- threads ----------------------------------------------------------------------------------------------------------
 
 
