@@ -28,7 +28,7 @@ def correct_samples(image: ImageFile.ImageFile) -> None:
         rawmode = tile[3][0]
         if tile[0] == "libtiff":
             rawmode = _NATIVE.get(rawmode, rawmode)
-        elif tags.get(BITS_PER_SAMPLE, (1,))[0] == 16 and rawmode in ("R", "G", "B", "A"):
+        elif tags.get(BITS_PER_SAMPLE, (1,))[0] == 16 and rawmode in list("RGBACMYK"):
             rawmode += ";16B" if tags.prefix == b"MM" else ";16L"
         elif rawmode == "RGBX" and tags.get(PHOTOMETRIC) == _YCBCR:  # so Pillow before 13; it is what libtiff makes
             rawmode = cast(Any, image)._mode = "YCbCr"

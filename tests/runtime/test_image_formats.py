@@ -299,6 +299,13 @@ def test_a_tiff_of_16_bits_may_keep_each_colour_in_a_plane_of_its_own(photo: Ima
         np.testing.assert_array_equal(load_pixels(source), plain(photo))
 
 
+def test_a_tiff_of_16_bit_inks_in_planes_is_not_read_as_one_of_8(photo: Image.Image) -> None:
+    """Pillow takes each byte for a sample, which gives stripes, and has no reader of such planes."""
+    planes = [(plane * np.uint16(257)).tobytes() for plane in np.asarray(photo.convert("CMYK")).transpose(2, 0, 1)]
+    data = tiff("<", planes, t256=90, t257=60, t258=16, t259=1, t262=5, t277=4, t278=60, t284=2)
+    assert "is a kind of TIFF" in str(refusal(data))
+
+
 def test_an_uncompressed_tiff_of_luma_and_chroma_has_its_colours(photo: Image.Image) -> None:
     """Pillow before 13 takes it for RGB of four bytes a pixel: it reads on into the next page, or misses some."""
     luma_and_chroma = photo.convert("YCbCr")
