@@ -25,6 +25,7 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from caplet import image as image_module
+from caplet import image_file
 from caplet.errors import CapletError
 from caplet.image import load_pixels
 from command_line import needs_sparse_files
@@ -520,6 +521,16 @@ def test_a_png_may_have_much_text_in_many_chunks() -> None:
 def test_an_opened_png_with_more_metadata_than_pillow_takes_is_not_called_damaged(kind: bytes) -> None:
     error = refusal(Image.open(io.BytesIO(PNG[:-12] + long_metadata(kind) + PNG[-12:])))
     assert str(error).endswith(": has more metadata than Pillow's PNG decoder takes; save it without metadata")
+
+
+def test_no_more_of_a_file_is_copied_than_photos_have(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy lacks what Pillow fails at."""
+    jpeg, png = encoded(photo, "JPEG")[:-2], PNG[:33] + long_metadata(b"zTXt") + PNG[33:]
+    load_pixels(jpeg), load_pixels(png)
+    monkeypatch.setattr(image_file, "_LONGEST_COPY", len(jpeg) // 2)
+    assert "truncated" in str(refusal(jpeg))
+    monkeypatch.setattr(image_file, "_LONGEST_COPY", len(png))
+    assert "more metadata than" in str(refusal(png))
 
 
 def test_no_more_of_a_colour_profile_is_unpacked_than_printers_have() -> None:
