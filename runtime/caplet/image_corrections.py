@@ -77,19 +77,17 @@ _LOOK_AHEAD = bytes(8)
 """What libjpeg wants to see behind the last pixels before it decodes them."""
 
 
-def bare_jpeg(data: bytes, scan: int) -> bytes | None:
-    """A JPEG without an end marker, up to the end of its pixels; None if it has one.
+def bare_jpeg(data: bytes, scan: int) -> bytes:
+    """A JPEG up to the end of its pixels, without an end marker.
 
-    Such are the panoramas of Samsung's phones: a film follows, in which libjpeg looks for the end marker and finds
-    others. If pixels are missing, the result still lacks them, and is truncated.
+    The panoramas of Samsung's phones have none: a film follows, in which libjpeg looks for it and finds other markers.
+    If pixels are missing, the result still lacks them, and is truncated.
 
     Args:
         data: the file, or as much of it as has the pixels.
         scan: where they start, as `jpeg_scan` gives it.
     """
     marker = _MARKER.search(data, scan)
-    if marker and marker[0] == b"\xff\xd9":
-        return None
     return data[: marker.start() if marker else len(data)] + _LOOK_AHEAD
 
 

@@ -171,8 +171,7 @@ def _bare(
         if file_format is PNG:
             return bare_png(reader) if len(data) < most else None
         scan = jpeg_scan(reader)
-        bare = bare_jpeg(data, scan) if scan else None
-        return None if bare is None else (bare, None)
+        return (bare_jpeg(data, scan), None) if scan else None
     return None
 
 

@@ -507,7 +507,7 @@ def long_metadata(kind: bytes) -> bytes:
 @pytest.mark.parametrize("at", [33, -12], ids=["before the pixels", "after the pixels"])
 def test_a_png_may_have_more_metadata_than_pillow_takes(kind: bytes, at: int) -> None:
     data = PNG[:at] + long_metadata(kind) + PNG[at:]
-    with pytest.raises(ValueError, match="Decompressed data too large"):
+    with pytest.raises(ValueError, match=r"(?i)decompressed data too large"):
         Image.open(io.BytesIO(data)).load()
     np.testing.assert_array_equal(load_pixels(data), load_pixels(PNG))
 
