@@ -139,6 +139,9 @@ def test_the_command_keeps_as_many_of_the_likeliest_as_it_is_told(
     assert set(load_checkpoint(trimmed).vocabulary.words) == kept | set(SPECIALS)
 
 
+SIZE = {"prune": ["--state-size", "1"]}
+
+
 @pytest.mark.parametrize("verb", ["trim", "prune", "ablation"])
 def test_features_of_other_inception_weights_are_refused(
     tmp_path: Path, dataset: Dataset, verb: str, capsys: pytest.CaptureFixture[str]
@@ -146,7 +149,7 @@ def test_features_of_other_inception_weights_are_refused(
     run = write_run(tmp_path / "run", 1, SMALL)
     write_stages(run, [Stage("x", 1, 1, 1, 50.0, 1.0, {}, encoder_weights="others")])
     options = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
-    assert main([verb, str(run), *options, "-o", str(tmp_path / "new")]) == 1
+    assert main([verb, str(run), *options, *SIZE.get(verb, []), "-o", str(tmp_path / "new")]) == 1
     expected = f"{run}: trained on other Inception weights than those of {tmp_path / 'features' / 'mixed10-plain'}\n"
     assert capsys.readouterr().err == f"caplet-export {verb}: {expected}"
 
@@ -158,7 +161,7 @@ def test_without_a_readable_training_photo_there_is_nothing_to_go_by(
     run = write_run(tmp_path / "run", 1, SMALL)
     write_split(tmp_path / "data", "train", [])
     options = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
-    assert main([verb, str(run), *options, "-o", str(tmp_path / "made")]) == 1
+    assert main([verb, str(run), *options, *SIZE.get(verb, []), "-o", str(tmp_path / "made")]) == 1
     assert f"no training photo that could be read; {verb} needs at least one" in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
 
@@ -195,7 +198,8 @@ def test_blocks_of_inception_that_a_run_trained_are_kept(
     """And decisions are made on what they give, not on other features."""
     run = write_run(tmp_path / "run", 1, SMALL)
     (run / "extractor.npz").write_bytes(b"blocks")
-    command = [verb, str(run), "--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    options = ["--data", str(tmp_path / "data"), "--features", str(tmp_path / "features")]
+    command = [verb, str(run), *options, *SIZE.get(verb, [])]
     assert main([*command, "-o", str(tmp_path / "new")]) == 1
     assert f"{run}: trained Inception blocks of its own" in capsys.readouterr().err
     source = tmp_path / "features" / "mixed10-plain" / "store.json"
