@@ -81,7 +81,8 @@ def bare_jpeg(data: bytes, scan: int) -> bytes:
     """A JPEG up to the end of its pixels, without an end marker.
 
     The panoramas of Samsung's phones have none: a film follows, in which libjpeg looks for it and finds other markers.
-    If pixels are missing, the result still lacks them, and is truncated.
+    If pixels are missing, the result still lacks them, and is truncated. But of those in the last corner, libjpeg may
+    make a few out of what is put there for it to look ahead: a file that lacks some 20 bytes passes for a whole one.
 
     Args:
         data: the file, or as much of it as has the pixels.
