@@ -149,9 +149,17 @@ def test_dropout_acts_in_training_only(features: NDArray[np.float32]) -> None:
     np.testing.assert_array_equal(one, other)
 
 
+def bfloat16_is_truncated() -> bool:
+    """Whether TensorFlow cuts sums of products off, as without AVX-512, instead of rounding them (here to 1.0078)."""
+    ones, terms = tf.ones((1, 2), tf.bfloat16), tf.constant([[1.0], [0.00586]], tf.bfloat16)
+    return float(tf.matmul(ones, terms)[0, 0]) == 1.0
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_in_bfloat16_are_those_in_float32(variant: str) -> None:
     """Also those of biases, which are sums over all locations or words of a batch."""
+    # Cut off, each product is 0.3 % too small, and a gradient is made of a dozen.
+    bound = 0.06 if bfloat16_is_truncated() else 0.03
     config = dataclasses.replace(VARIANTS[variant], locations=64, dropout=0.0)
     random = np.random.default_rng(2)
     features = random.normal(size=(48, 64, 10)).astype(np.float32)
@@ -169,7 +177,7 @@ def test_gradients_in_bfloat16_are_those_in_float32(variant: str) -> None:
         found = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
         gradients.append([tf.convert_to_tensor(gradient).numpy() for gradient in found])
     for variable, expected, found in zip(exact.trainable_variables, *gradients, strict=True):
-        assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected), variable.path
+        assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected), variable.path
 
 
 @pytest.mark.skipif(not (RELEASED / "decoder.weights.h5").exists(), reason="not in the source distribution")
