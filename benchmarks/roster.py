@@ -92,7 +92,7 @@ ROSTER = (
     Peer(VIT_GPT2_INT8, "ViT-GPT2 int8 (onnxruntime)", _VIT_ORT, _RUNTIME, (VIT_GPT2_INT8,), {"graphs": VIT_GPT2_INT8}),
     Peer("vit-gpt2", "ViT-GPT2 (transformers)", f"{_TORCH}:VitGpt2", _TRANSFORMERS),
     Peer("blip-base", "BLIP-base (transformers)", f"{_TORCH}:BlipBase", _TRANSFORMERS),
-    Peer("florence-2-base", "Florence-2-base, bfloat16 (transformers)", f"{_TORCH}:Florence2Base", _TRANSFORMERS),
-    Peer("smolvlm-256m", "SmolVLM-256M, bfloat16 (transformers)", f"{_TORCH}:SmolVlm256M", _TRANSFORMERS),
+    Peer("florence-2-base", "Florence-2-base (transformers)", f"{_TORCH}:Florence2Base", _TRANSFORMERS),
+    Peer("smolvlm-256m", "SmolVLM-256M (transformers)", f"{_TORCH}:SmolVlm256M", _TRANSFORMERS),
 )
 PEERS = {peer.name: peer for peer in ROSTER}

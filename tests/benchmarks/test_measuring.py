@@ -473,16 +473,23 @@ def test_tensorflow_is_compiled_and_runs_with_the_threads_that_are_compared(
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "dtype", "prompt"),
+    ("name", "shape", "has_bfloat16", "dtype", "prompt"),
     [
-        ("vit-gpt2", (1, 3, 224, 224), "float32", 0),
-        ("blip-base", (1, 3, 384, 384), "float32", 0),
-        ("florence-2-base", (1, 3, 768, 768), "bfloat16", 577 + 8),
-        ("smolvlm-256m", (1, 1, 3, 512, 512), "bfloat16", 64 + 16),
+        ("vit-gpt2", (1, 3, 224, 224), True, "float32", 0),
+        ("blip-base", (1, 3, 384, 384), True, "float32", 0),
+        ("florence-2-base", (1, 3, 768, 768), True, "bfloat16", 577 + 8),
+        ("florence-2-base", (1, 3, 768, 768), False, "float32", 577 + 8),
+        ("smolvlm-256m", (1, 1, 3, 512, 512), True, "bfloat16", 64 + 16),
     ],
 )
 def test_transformers_write_greedily_as_many_tokens_as_words_and_one_to_end(
-    name: str, shape: tuple[int, ...], dtype: str, prompt: int, photos: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    shape: tuple[int, ...],
+    has_bfloat16: bool,
+    dtype: str,
+    prompt: int,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch, transformers, model = MagicMock(), MagicMock(), MagicMock()
     model.eval.return_value = model.to.return_value = model
@@ -493,6 +500,7 @@ def test_transformers_write_greedily_as_many_tokens_as_words_and_one_to_end(
     ):
         getattr(transformers, kind).return_value = model
     torch.float32, torch.bfloat16 = "float32", "bfloat16"
+    torch.ops.mkldnn._is_mkldnn_bf16_supported.return_value = has_bfloat16
     torch.from_numpy.side_effect = lambda values: SimpleNamespace(to=lambda dtype: (values.shape, dtype))
     torch.tensor.side_effect = np.shape
     monkeypatch.setitem(sys.modules, "torch", torch)
