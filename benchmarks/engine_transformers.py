@@ -3,9 +3,9 @@
 Random weights take as long as trained ones for the same number of tokens. A word counts as one token, which flatters
 these models (they split rare words), and tokens are not joined into text, which flatters them a little more.
 
-SmolVLM and Florence-2 are in bfloat16 where oneDNN multiplies it: half as large as in float32, and several times as fast.
-Elsewhere PyTorch's own products of bfloat16 take many times as long as those of float32, so they are in that. SmolVLM is
-published in bfloat16; Florence-2 in float16, which few processors multiply.
+SmolVLM and Florence-2 are in bfloat16 where oneDNN multiplies it, half as large as in float32 and several times as
+fast. Elsewhere PyTorch's own products of bfloat16 take many times as long as those of float32, so they are in that.
+SmolVLM is published in bfloat16; Florence-2 in float16, which few processors multiply.
 """
 
 # ruff: noqa: D102 (methods are described where `benchmarks.engine` declares them)
