@@ -77,18 +77,17 @@ def run(arguments: argparse.Namespace, opened: Callable[[], Sessions]) -> int:
                 caption = None if isinstance(result, CapletError) else result
                 problem = result if isinstance(result, CapletError) else _draw(job, result, arguments)
                 drawing = job.drawing if problem is None else None
-                if caption is not None:
-                    problem = sidecars.write(job.photo, caption.text) or problem
+                beside = None if caption is None else sidecars.write(job.photo, caption.text)
                 progress.advance()
-                record = Record(job.photo.name, caption, origin, drawing, problem)
+                record = Record(job.photo.name, caption, origin, drawing, problem or beside)
                 output.write(as_line(record, arguments.format, with_path=several, on_terminal=output.is_terminal))
-                if problem is not None:
+                for failure in filter(None, (problem, beside)):
                     failed = True
                     if not arguments.quiet:
                         progress.clear()
-                        complain(str(problem))
-                    if arguments.fail_fast:
-                        break
+                        complain(str(failure))
+                if failed and arguments.fail_fast:
+                    break
         finally:  # whatever is told next has a line of its own
             progress.clear()
         if sidecars.skipped and not arguments.quiet:

@@ -121,7 +121,7 @@ def bare_png(reader: io.RawIOBase) -> tuple[bytes, bytes | None]:
 
 
 def _checksum(kind: bytes, content: bytes) -> bytes:
-    return zlib.crc32(kind + content).to_bytes(4, "big")
+    return zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big")
 
 
 def clear_around_frame(image: ImageFile.ImageFile) -> None:

@@ -137,6 +137,12 @@ def test_with_drawings_both_are_made_and_a_drawing_that_fails_costs_no_text(
     assert status == 1 and f"{tmp_path / 'b.png'}: cannot be written" in err
     assert (folder / "b.txt").read_text() == f"{texts['cat']}\n"
 
+    (folder / "b.txt").unlink()
+    monkeypatch.setattr(os, "replace", fail)
+    status, _, err = run(folder / "b.jpg", "--sidecar", "--attention", tmp_path / "b.png", capfd=capfd)
+    told = [line.split(": ")[1] for line in err.splitlines()]
+    assert status == 1 and told == [str(tmp_path / "b.png"), str(folder / "b.txt")]
+
 
 @pytest.mark.parametrize("option", ["-o", "--attention"])
 def test_nothing_else_goes_where_a_caption_belongs(
