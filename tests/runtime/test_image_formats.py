@@ -327,10 +327,10 @@ def test_a_compressed_tiff_may_have_either_byte_order(dtype: str, kind: int, ord
         np.testing.assert_array_equal(load_pixels(source), load_pixels(eight))
 
 
-@pytest.mark.parametrize("kind", [{}, {"t339": 1}])
-def test_grey_of_32_bits_has_no_sign_unless_the_tiff_says_so(kind: dict[str, int]) -> None:
+@pytest.mark.parametrize(("kind", "black"), [({}, 0), ({"t339": 1}, 0), ({"t339": 2}, -(2**31))])
+def test_grey_of_32_bits_has_no_sign_unless_the_tiff_says_so(kind: dict[str, int], black: int) -> None:
     eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    strip = (eight * np.uint32(0x1010101)).astype("<u4").tobytes()
+    strip = (eight * np.int64(0x1010101) + black).astype("<i8").view("<u4")[:, ::2].tobytes()
     data = tiff("<", [strip], t256=16, t257=16, t258=32, t259=1, t262=1, t277=1, t278=16, **kind)
     for source in (data, Image.open(io.BytesIO(data))):
         np.testing.assert_array_equal(load_pixels(source), load_pixels(eight))
@@ -496,11 +496,13 @@ def test_every_grey_of_a_png_may_be_the_transparent_one(bits: int) -> None:
         np.testing.assert_array_equal(seen, np.where(row == key, 255, row * 255 // white))
 
 
-@pytest.mark.parametrize("options", [{}, {"transparency": 255}], ids=["opaque", "transparent"])
+@pytest.mark.parametrize("options", [{}, {"transparency": 255}, {"transparency": 0}], ids=["opaque", "none", "some"])
 def test_around_the_first_frame_of_a_gif_is_white(photo: Image.Image, options: dict[str, Any]) -> None:
     frame = photo.quantize(200)
     data = bytearray(encoded(frame, "GIF", **options))
-    shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    rgba = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
+    assert (rgba[..., 3].min() == 0) == (options.get("transparency") == 0)
+    shown = np.where(rgba[..., 3:] == 0, 255, rgba[..., :3])
     data[6:10] = struct.pack("<2H", 120, 90)  # a larger screen, on which the frame is put at 20, 10
     place = data.index(b",\0\0\0\0" + struct.pack("<2H", *frame.size)) + 1
     data[place : place + 4] = struct.pack("<2H", 20, 10)
