@@ -484,14 +484,15 @@ def test_the_transparent_colour_of_a_16_bit_png_shows_white(colour_type: int, cl
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_every_grey_of_a_png_may_be_the_transparent_one(bits: int) -> None:
+def test_every_grey_of_a_png_may_be_the_transparent_one_or_none(bits: int) -> None:
     white = 2**bits - 1
     row = np.arange(white + 1)
     stored = np.packbits((row[:, None] >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(row), 1, bits, 0, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(b"\0" + stored)) + chunk(b"IEND", b"")
-    for key in range(0, white + 1, max(white // 15, 1)):
-        data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"tRNS", struct.pack(">H", key)) + pixels
+    for key in (None, *range(0, white + 1, max(white // 15, 1))):
+        transparent = b"" if key is None else chunk(b"tRNS", struct.pack(">H", key))
+        data = b"\x89PNG\r\n\x1a\n" + header + transparent + pixels
         seen = load_pixels(data, size=(len(row), 1))[0, :, 0]
         np.testing.assert_array_equal(seen, np.where(row == key, 255, row * 255 // white))
 
