@@ -644,6 +644,13 @@ def test_a_damaged_profile_beside_more_metadata_than_pillow_takes_spoils_no_png(
     np.testing.assert_array_equal(load_pixels(long), load_pixels(encoded(photo)))
 
 
+def test_the_profile_of_a_jpeg_without_its_end_marker_counts(photo: Image.Image) -> None:
+    whole = encoded(photo, "JPEG", icc_profile=swapped_profile())
+    assert (load_pixels(whole) != load_pixels(encoded(photo, "JPEG"))).any()
+    data = whole.removesuffix(b"\xff\xd9") + b"\xff\xd8\xff\xe0" + bytes(100)  # by which Pillow calls it damaged
+    np.testing.assert_array_equal(load_pixels(data), load_pixels(whole))
+
+
 def test_a_linear_profile_that_calls_itself_srgb_is_converted(photo: Image.Image) -> None:
     profile = swapped_profile() + b"sRGB IEC61966-2.1 (Linear RGB Profile)"
     expected = load_pixels(encoded(photo, icc_profile=swapped_profile()))
