@@ -645,7 +645,7 @@ def test_of_long_exif_only_the_orientation_is_read(
     """Pillow before 13 copies each value, though all may be the same bytes: 440 KB took 4 GB."""
     exif = Image.Exif()
     exif.endian = "<" if order == b"II" else ">"
-    exif[0x010F], exif[0x0112] = "the maker", 6
+    exif[0x010F], exif[0x0110], exif[0x0112] = "the maker", "the model", 6
     long = exif.tobytes() + bytes(200_000)
     assert long[6:8] == order
     if form == "JPEG":
@@ -665,9 +665,10 @@ def test_of_long_exif_only_the_orientation_is_read(
 
 
 @pytest.mark.parametrize(
-    "beginning", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"what is this"]
+    "beginning",
+    [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"MM\0*\0\0\0\x08\0\0", b"what is this"],
 )
-def test_long_exif_that_is_damaged_spoils_no_picture(beginning: bytes, photo: Image.Image) -> None:
+def test_long_exif_that_is_damaged_or_empty_spoils_no_picture(beginning: bytes, photo: Image.Image) -> None:
     data = encoded(photo, "PNG", exif=b"Exif\0\0" + beginning + bytes(100_000))
     np.testing.assert_array_equal(load_pixels(data), load_pixels(photo))
 
