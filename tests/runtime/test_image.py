@@ -30,6 +30,7 @@ from PIL.PngImagePlugin import PngInfo
 from caplet.errors import ArgumentError, ImageError, ImageNotFoundError, ImageTypeError
 from caplet.image import load_pixels
 from caplet.image_file import refused
+from caplet.image_formats import Format
 from command_line import needs_bytes_in_names, needs_devices, needs_pipes, needs_set_blocking
 from pictures import encoded, plain, refusal
 
@@ -712,6 +713,17 @@ def test_a_library_that_this_pillow_was_built_without_is_no_damage(
     file = encoded(Image.new("RGB", (9, 9)), **{"file_format": "TIFF", **options})
     monkeypatch.delattr(Image.core, f"{decoder}_decoder")
     assert str(refusal(file)) == f"<bytes>: this Pillow cannot read {name}; update Pillow"
+
+
+def test_a_pillow_of_which_a_part_cannot_be_imported_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update of the system's libraries."""
+
+    def fail(_: Format) -> None:
+        raise ImportError("libwebp.so.6: no such file")
+
+    monkeypatch.setattr(Format, "plugin", fail)
+    expected = "<bytes>: Pillow cannot be imported (libwebp.so.6: no such file); check its installation"
+    assert str(refusal(encoded(Image.new("RGB", (9, 9)), "WEBP"))) == expected
 
 
 def test_too_little_memory_is_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
