@@ -270,15 +270,15 @@ def test_a_list_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert (tmp_path / "out").read_text() == "kept"
 
 
-@pytest.mark.parametrize("options", [[], ["--null"]])
+@pytest.mark.parametrize(("options", "ends"), [([], "newlines"), (["--null"], "null bytes")])
 def test_a_list_whose_names_do_not_end_is_refused(
-    options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    options: list[str], ends: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with (tmp_path / "list").open("wb") as file:
         file.write(b"x" * 2**20)
     status, out, err = run("--files-from", tmp_path / "list", *options, capfd=capfd)
     assert (status, out) == (2, "")
-    assert "without an end" in err and err.count("\n") == 1
+    assert f"without an end; end names by {ends}" in err and err.count("\n") == 1
 
 
 def test_a_list_with_a_byte_order_mark(
