@@ -9,7 +9,6 @@ import os
 from typing import Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from caplet.errors import ImageError, ImageNotFoundError, ImageTypeError
@@ -28,9 +27,10 @@ class BinaryReader(Protocol):
 
 ImageSource: TypeAlias = (
     str | os.PathLike[str] | os.PathLike[bytes] | bytes | bytearray | memoryview | BinaryReader | Image.Image
-    | NDArray[np.uint8]
+    | np.ndarray[Any, np.dtype[np.uint8]]
 )  # fmt: skip
-"""What `load_pixels` takes. Text is a path; bytes are the contents of an image file."""
+"""What `load_pixels` takes. Text is a path; bytes are the contents of an image file. The last is NumPy's `NDArray` in
+full, as that, from NumPy 2.5 on, is an alias behind which programs that check types while they run find no class."""
 
 _LONGEST_PATH = 4096
 """That messages show whole, in characters."""
