@@ -223,7 +223,11 @@ def test_patience_keeps_the_best(tmp_path: Path, on_jax: On, data: Path, tuned: 
     switches = {"patience": 2, "epochs": 8, "evaluate_every": 1, "learning_rate": 0.3, "ema_decay": 0.0}
     history, *_ = on_jax(tune_cases.tune, run, data, tuned, **switches)
     best = max(history, key=lambda epoch: epoch.dev_cider)
-    assert read_stages(run)[-1].kept == best.epoch == history[-1].epoch - 2
+    assert read_stages(run)[-1].kept == best.epoch
+    assert history[-1].epoch == min(best.epoch + 2, 8)  # which is best depends on JAX' release
+    switches |= {"learning_rate": 0.0, "extractor_learning_rate": 0.0}
+    history, *_ = on_jax(tune_cases.tune, tmp_path / "same", data, tuned, **switches)
+    assert read_stages(tmp_path / "same")[-1].kept == 1 and len(history) == 3
 
 
 def test_a_photo_that_cannot_be_read_is_left_out(tmp_path: Path, on_jax: On, data: Path, start: Path) -> None:
