@@ -26,6 +26,7 @@ from caplet_export.freerun import FreeRunner
 from caplet_export.model import build_model
 from caplet_export.stages import ALL, read_stages
 from caplet_export.text import END, PAD, START, UNKNOWN, clean
+from quick_jax import quick_jax
 from tiny_flickr8k import write_tiny_flickr8k
 from tune_cases import CONFIG
 
@@ -42,8 +43,7 @@ def on_jax(tmp_path_factory: pytest.TempPathFactory) -> Iterator[On]:
         # Most runs compile what another has compiled.
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        # To compile takes most of the time here, and runs are short.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        **quick_jax(),
     }
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:

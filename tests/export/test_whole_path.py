@@ -29,6 +29,7 @@ from caplet_export.config import Config, changed_switches, inherit, load_config,
 from caplet_export.features import FeatureStore
 from caplet_export.recipes import RECIPES
 from caplet_export.stages import read_stages
+from quick_jax import quick_jax
 from tiny_flickr8k import COLOURS, SHAPES, write_split, write_tiny_flickr8k
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
@@ -77,8 +78,7 @@ def added_options(command: str) -> list[str]:
 
 def run_shell(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-    # `tune` compiles for most of its time here.
-    environment = {**os.environ, "PATH": path, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, "PATH": path, **quick_jax()}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which Keras sets here where JAX is installed
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
