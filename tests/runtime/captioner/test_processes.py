@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import gc
 import multiprocessing
 import operator
 import os
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,15 +55,18 @@ def test_a_captioner_can_be_handed_to_another_process(
 
 
 FORK = """
-import os, sys, time
+import gc, os, sys, time
 from caplet import Captioner
 captioner = Captioner(sys.argv[1], threads=3)
 text = captioner.caption(sys.argv[2]).text
-for used in (False, True):
+for use in ("none", "caption", "drop"):
     child = os.fork()
     if child == 0:
-        if used:
+        if use == "caption":
             assert [c.text for c in captioner.caption_many([sys.argv[2]] * 3)] == [text] * 3
+        if use == "drop":
+            del captioner
+            gc.collect()
         sys.exit(7)
     deadline = time.monotonic() + 60
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
@@ -75,7 +80,7 @@ for used in (False, True):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_exits_as_any_process_does(tiny_bundle: Path, photos: Path) -> None:
     command = [sys.executable, "-c", FORK, str(tiny_bundle), str(photos / "cat.jpg")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "7\n7\n"
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "7\n7\n7\n"
 
 
 C_FORK = """
@@ -240,7 +245,9 @@ def test_in_another_process_the_graphs_are_opened_once(
 ) -> None:
     """As in a forked child, but in this process: all threads wait for one of them to open the graphs."""
     captioner = Captioner(tiny_bundle, threads=1)
-    _after_fork()  # as at the fork
+    with caplet.sessions._reopening:  # as a thread may have it that is not there after the fork
+        _after_fork()
+        assert not caplet.sessions._reopening.locked()
     opened = 0
     open_graphs = captioner.sessions._open
 
@@ -254,6 +261,15 @@ def test_in_another_process_the_graphs_are_opened_once(
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: captioner.caption(photos / "cat.jpg").text, range(8))) == {texts[1]}
     assert opened == 1
+
+
+def test_a_fork_keeps_no_graph_of_the_child_itself(tiny_bundle: Path) -> None:
+    captioner = Captioner(tiny_bundle, threads=1)
+    graph = weakref.ref(captioner.sessions._encoder)
+    _after_fork()
+    del captioner
+    gc.collect()
+    assert graph() is None
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["one graph", "the whole bundle"])
