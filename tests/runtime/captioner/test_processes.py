@@ -288,6 +288,18 @@ def test_another_process_opens_no_other_graphs(
         captioner.caption(photos / "cat.jpg")
 
 
+def test_in_another_process_too_an_altered_graph_is_used_where_nothing_is_verified(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    shutil.copy(write_tiny_bundle(tmp_path / "other", seed=7) / "decoder.onnx", bundle)
+    captioner = Captioner(bundle, threads=1, verify=False)
+    text = captioner.caption(photos / "cat.jpg").text
+    _after_fork()  # as at the fork
+    monkeypatch.setattr("caplet.sessions.os.getpid", lambda: 1)
+    assert captioner.caption(photos / "cat.jpg").text == text
+
+
 # Pickles and copies.
 
 
