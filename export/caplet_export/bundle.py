@@ -266,7 +266,7 @@ def _store_photos(folder: Path, photos: Sequence[Path], size: tuple[int, int]) -
     for photo in photos:
         file = f"golden/{photo.stem}.png"
         if file in stored:
-            raise ConfigurationError(f"two golden photos are called {photo.stem}")
+            raise ConfigurationError(f"two golden photos are called {photo.stem}; give one another name")
         try:
             pixels = load_pixels(photo, size=size)
         except ImageError as error:

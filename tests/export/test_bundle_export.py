@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,13 @@ def test_a_golden_photo_that_cannot_be_read_is_an_error(graphs: Path, golden: li
     with pytest.raises(ExportError) as caught:
         write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[half])
     assert str(caught.value) == f"{half}: the JPEG file is truncated; get a complete copy"
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_golden_photos_of_one_name_would_be_one_file(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
+    shutil.copy(golden[1], again := tmp_path / golden[0].name)
+    with pytest.raises(ConfigurationError, match="two golden photos are called cat; give one another name"):
+        write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[golden[0], again])
     assert not (tmp_path / "bundle").exists()
 
 
