@@ -143,6 +143,17 @@ def test_a_decoder_that_gives_more_words_than_there_are(bundle: Path) -> None:
         Captioner(bundle)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [dict.fromkeys(("feature_size", "attention_size", "state_size"), 1), {"vocabulary_size": 16, "top_k": 16}],
+    ids=["ones", "all words"],
+)
+def test_sizes_at_their_limits(sizes: dict[str, int], tmp_path: Path) -> None:
+    captioner = Captioner(write_tiny_bundle(tmp_path, **sizes))
+    for golden in captioner.bundle.manifest.golden:
+        assert captioner.caption(tmp_path / golden.file, beam_size=golden.beam_size).text == golden.text
+
+
 def test_a_default_beam_wider_than_the_decoder(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path, top_k=4, edit_manifest=lambda m: m["decoding"].update(beam_size=5))
     with pytest.raises(BundleError, match=r"above the decoder's limit of 4; export the bundle again$"):
@@ -234,6 +245,14 @@ def test_weights_outside_the_file_are_refused(location: str, verify: bool, bundl
     change_graph(bundle, "encoder.onnx", lambda model: external(tensor_of(model), location))
     with pytest.raises(BundleError, match="keeps weights outside of itself"):
         Captioner(bundle, verify=verify)
+
+
+def test_no_graph_may_be_in_onnxruntimes_own_format(
+    tiny_bundle: Path, session_options: Callable[[str], list[str | None]]
+) -> None:
+    """A file that claims to be has been looked into as if it were in ONNX."""
+    Captioner(tiny_bundle)
+    assert session_options("session.load_model_format") == ["ONNX", "ONNX"]
 
 
 def tensor(name: str = "t") -> onnx.TensorProto:
