@@ -11,8 +11,9 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import tensorflow as tf
@@ -24,14 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from caplet_export.config import ModelConfig
 from caplet_export.inception import scale, split_blocks
-from caplet_export.model import members_of
+from caplet_export.model import Captioner, CaptionModel, members_of
 from caplet_export.onnx_graph import shape_of
 from caplet_export.text import NEVER_SAID
-
-if TYPE_CHECKING:
-    import keras
-
-    from caplet_export.model import Captioner, CaptionModel
 
 OPSET = 17
 # The intermediate representation that came with opset 17; onnxruntime 1.17 reads it.

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import tensorflow as tf
@@ -18,13 +19,9 @@ from numpy.typing import NDArray
 from caplet_export.convert import take_top_k
 from caplet_export.errors import ParityError
 from caplet_export.inception import scale
+from caplet_export.model import Captioner
 from caplet_export.onnx_graph import Session
 from caplet_export.text import END, NEVER_SAID, START
-
-if TYPE_CHECKING:
-    import keras
-
-    from caplet_export.model import Captioner
 
 TOLERANCE = 1e-3
 """Largest allowed difference; for tensors other than log-probabilities times their largest value if that exceeds 1."""

@@ -9,25 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from caplet_export.checkpoint import Checkpoint, empty_model, save_checkpoint
+from caplet_export.config import ModelConfig
 from caplet_export.errors import ConfigurationError
 from caplet_export.extractor_part import copy_extractor_part
 from caplet_export.features import StoredFeatures
 from caplet_export.freerun import sample
-from caplet_export.model import members_of
+from caplet_export.model import CaptionModel, members_of
 from caplet_export.objectives import log_probabilities
 from caplet_export.progress import ProgressBar
 from caplet_export.stages import cut_stages, write_stages
-
-if TYPE_CHECKING:
-    from caplet_export.config import ModelConfig
-    from caplet_export.model import CaptionModel
 
 SIZES = ("state_size", "feature_size", "attention_size")
 """The sizes that can be pruned, by the names of their switches."""
