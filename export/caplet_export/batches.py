@@ -104,6 +104,7 @@ class Batches:
 
     Attributes:
         names: the images that it holds.
+        group: G, the rows of each image; fewer than asked for where no image has so many captions.
         unread: those that could not be read when the features of a view were made, and are left out.
 
     Raises:
