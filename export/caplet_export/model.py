@@ -36,7 +36,7 @@ class Dense(keras.layers.Dense):
         outputs = ops.matmul(inputs, self.kernel)
         if self.bias is not None:
             outputs = ops.add(self.bias, outputs)
-        return self.activation(outputs) if self.activation is not None else outputs
+        return self.activation(outputs)
 
 
 class CaptionModel(keras.Model):
