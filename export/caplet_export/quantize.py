@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from caplet_export.calibrate import Feeds, calibrate
 from caplet_export.errors import ConfigurationError
-from caplet_export.onnx_graph import Graph, attribute, require_input
+from caplet_export.onnx_graph import Graph, attribute
 from caplet_export.ranges import DEFAULT_METHOD, LEVELS, Range
 
 # Outputs of computing operators become 8-bit; sharing ones only pass values on, so inputs and outputs have one scale.
@@ -61,9 +61,8 @@ def quantize(model: onnx.ModelProto, feeds: Feeds, *, method: str = DEFAULT_METH
     return insert_qdq(model, groups, calibrate(model, observed, feeds, method))
 
 
-def check_float_graph(model: onnx.ModelProto, graph_input: str, path: Path) -> None:
-    """Raise a ConfigurationError if the graph, which was read from `path`, has no such input, or is 8-bit already."""
-    require_input(model, graph_input, path)
+def check_float_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Raise a ConfigurationError if the graph, which was read from `path`, is 8-bit already."""
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise ConfigurationError(f"{path}: 8-bit already; quantize what `caplet-export convert` wrote")
 

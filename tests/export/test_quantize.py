@@ -754,6 +754,7 @@ def test_a_captioner_that_begins_with_zeros_is_quantised() -> None:
     [
         (("decoder", "encoder"), "encoder.onnx: another graph: expected an input 'pixels'"),
         (("encoder", "encoder"), "decoder.onnx: another graph: expected an input 'token'"),
+        (("one photo", "decoder"), "encoder.onnx: another graph: expected 'pixels' to have 4 dimensions, found 3"),
         (("small", "decoder"), "encoder.onnx: 8-bit already"),
     ],
 )
@@ -765,7 +766,10 @@ def test_verb_says_which_graph_is_another(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    models = {"encoder": graphs[0], "decoder": graphs[1], "small": small[0]}
+    one_photo = onnx.ModelProto()
+    one_photo.CopyFrom(graphs[0])
+    del one_photo.graph.input[0].type.tensor_type.shape.dim[0]
+    models = {"encoder": graphs[0], "decoder": graphs[1], "small": small[0], "one photo": one_photo}
     for name, model in zip(("encoder", "decoder"), files, strict=True):
         onnx.save(models[model], tmp_path / f"{name}.onnx")
     data = write_tiny_flickr8k(tmp_path / "data")

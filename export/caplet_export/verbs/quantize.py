@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.bias_correction import correct_biases
     from caplet_export.bundle import read_record
     from caplet_export.calibrate import greedy_feeds
-    from caplet_export.onnx_graph import load_model, shape_of
+    from caplet_export.onnx_graph import load_model, require_input, shape_of
     from caplet_export.optimize import optimize_for_bytes
     from caplet_export.photos import photo_batches, readable_photos
     from caplet_export.quantize import check_float_graph, quantize
@@ -77,11 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
             flag = "--" + option.replace("_", "-")
             raise ConfigurationError(f"{arguments.graphs}: made by `convert {flag}`; convert again without {flag}")
     length = conversion.get("max_length", DEFAULT_DECODING.max_length)
-    encoder, decoder = (load_model(arguments.graphs / f"{name}.onnx") for name in ("encoder", "decoder"))
-    check_float_graph(encoder, "pixels", arguments.graphs / "encoder.onnx")
-    check_float_graph(decoder, "token", arguments.graphs / "decoder.onnx")
+    files = [arguments.graphs / f"{name}.onnx" for name in ("encoder", "decoder")]
+    encoder, decoder = (load_model(file) for file in files)
+    _, height, width, _ = shape_of(require_input(encoder, "pixels", files[0], rank=4))
+    require_input(decoder, "token", files[1])
+    for model, file in zip((encoder, decoder), files, strict=True):
+        check_float_graph(model, file)
     vocabulary = Vocabulary.load(arguments.graphs / "vocabulary.txt")
-    _, height, width, _ = shape_of(encoder.graph.input[0])
 
     readable = readable_photos(dataset, names)  # checked now and only once: calibration goes through them several times
     if not readable:
