@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caplet_export.config import Config, ModelConfig, load_config
-from caplet_export.errors import ConfigurationError, in_one_line
+from caplet_export.config import Config, ModelConfig, load_run_config
+from caplet_export.errors import ConfigurationError, in_one_line, no_run
 from caplet_export.extractor_part import EXTRACTOR, extractor_digest, load_extractor_part
 from caplet_export.features import StoredFeatures, open_store, weights_digest
 from caplet_export.inputs import DAMAGED
@@ -60,11 +60,7 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
         ConfigurationError: a file is missing or damaged, or the weights belong to another configuration.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ConfigurationError(f"{folder}: no such run folder")
-    if not (folder / "config.json").exists():
-        raise ConfigurationError(f"{folder}: no config.json here; has the run finished an epoch?")
-    config = load_config(folder / "config.json")
+    config = load_run_config(folder)
     vocabulary = Vocabulary.load(folder / "vocabulary.txt")
     if len(vocabulary) != config.model.vocabulary_size:
         raise ConfigurationError(
@@ -78,7 +74,7 @@ def load_checkpoint(folder: Path | str, dtype: str = "float32") -> Checkpoint:
 def run_digest(folder: Path) -> str:
     """sha256 of a run's weights, as hexadecimal digits. Raises a ConfigurationError if there are none."""
     if not (folder / DECODER).exists():
-        raise ConfigurationError(f"{folder}: no trained run there")
+        raise no_run(folder)
     digest = hashlib.sha256((folder / DECODER).read_bytes())
     if (folder / EXTRACTOR).exists():
         digest.update((folder / EXTRACTOR).read_bytes())
@@ -158,7 +154,7 @@ def load_weights(model: keras.Model, run: Path) -> None:
     """
     path = run / DECODER
     if not path.exists():
-        raise ConfigurationError(f"{path}: no such file; has the run finished an epoch?")
+        raise no_run(run)
     if is_half_saved(run):
         cause = "stopped while it saved an epoch, so its weights are of two epochs; run its command again"
         raise ConfigurationError(f"{run}: {cause}")
@@ -190,7 +186,7 @@ def load_extractor(folder: Path | str, weights: str | None, dtype: str = "float3
     folder = Path(folder)
     if weights is not None:
         require_encoder_weights(folder, weights_digest(weights), f"--encoder-weights {weights}")
-    model = load_config(folder / "config.json").model
+    model = load_run_config(folder).model
     extractor = build_extractor(weights, dtype, model.blocks)
     require_shape(model, extractor.output_shape[1:], folder)
     load_extractor_part(extractor, folder)

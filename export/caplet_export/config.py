@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from caplet.manifest import LONGEST_CAPTION, Decoding
-from caplet_export.errors import ConfigurationError
+from caplet_export.errors import ConfigurationError, no_run
 from caplet_export.inputs import read_json
 from caplet_export.outputs import write_whole
 from caplet_export.switches import (
@@ -244,6 +244,14 @@ def load_config(path: Path) -> Config:
     if isinstance(raw, dict) and isinstance(raw.get("train"), dict):
         raw["train"] = {_RENAMED.get(name, name): value for name, value in raw["train"].items()}
     return from_dict(Config, raw, str(path))
+
+
+def load_run_config(run: Path) -> Config:
+    """The configuration of a run folder. Raises a ConfigurationError if there is no run, and as `load_config`."""
+    path = run / "config.json"
+    if not path.exists():
+        raise no_run(run)
+    return load_config(path)
 
 
 _RENAMED = {"average_decay": "ema_decay", "mixing": "mixup", "erasing": "random_erasing", "tint": "color_jitter"}

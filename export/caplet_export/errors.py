@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from caplet.errors import ImageError
 
 _OPTIONS = ("allow truncated images", "raise max_pixels if you trust it")
@@ -26,6 +28,11 @@ class ConfigurationError(ExportError, ValueError):
 
 class ParityError(ExportError, ArithmeticError):
     """The converted or rewritten graph does not say what the original says."""
+
+
+def no_run(folder: Path) -> ConfigurationError:
+    """The error about a folder that should hold a trained run, and holds none: perhaps another program's checkpoint."""
+    return ConfigurationError(f"{folder}: no trained run here; give the folder of a run that has finished an epoch")
 
 
 def in_one_line(text: object) -> str:

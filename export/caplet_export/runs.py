@@ -18,7 +18,7 @@ import numpy as np
 
 from caplet.output import put_in_place
 from caplet_export.checkpoint import DECODER, Checkpoint, is_half_saved, load_checkpoint, run_digest
-from caplet_export.config import Config, TrainConfig, changed_switches, inherit, load_config
+from caplet_export.config import Config, TrainConfig, changed_switches, inherit, load_config, load_run_config
 from caplet_export.errors import ConfigurationError, DataError, in_one_line
 from caplet_export.extractor_part import EXTRACTOR, copy_extractor_part
 from caplet_export.flickr8k import Dataset
@@ -82,7 +82,7 @@ class Run(ABC):
         self.history: list[Epoch] = []
         self.example: tuple[str, str] | None = None
         self._encoder_weights = encoder_weights
-        if start_from and (theirs := _differences(inherit(config, load_config(start_from / "config.json")), config)):
+        if start_from and (theirs := _differences(inherit(config, load_run_config(start_from)), config)):
             raise ConfigurationError(f"{start_from}: a model of another configuration: {theirs}")
         self._check_folder()
         self._inherits_extractor = None if config.trains_extractor else start_from

@@ -932,7 +932,7 @@ def test_starting_from_a_run_begins_with_its_weights(
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, run: Path) -> None:
     (tmp_path / "new").mkdir()
-    with pytest.raises(ConfigurationError, match="has the run finished an epoch"):
+    with pytest.raises(ConfigurationError, match="new: no trained run here"):
         load_checkpoint(tmp_path / "new")
     config = load_config(run / "config.json")
     dataclasses.replace(config, model=dataclasses.replace(config.model, state_size=8)).save(run / "config.json")
@@ -941,7 +941,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, run: Path) -> N
     (run / "vocabulary.txt").write_text("<pad>\n<start>\n<end>\n<unk>\ndog\n")
     with pytest.raises(ConfigurationError, match=r"vocabulary\.txt has 5 words"):
         load_checkpoint(run)
-    with pytest.raises(ConfigurationError, match="no such run folder"):
+    with pytest.raises(ConfigurationError, match="gone: no trained run here"):
         load_checkpoint(tmp_path / "gone")
 
 

@@ -251,7 +251,7 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
     assert "a teacher is needed" in refusal([tuned])
     assert "name a block" in refusal(extractor_layer="none")
     assert "no block 'mixed7'" in refusal(extractor_layer="mixed7")
-    assert "no trained run there" in refusal([tmp_path / "gone"], objective="distillation")
+    assert "no trained run here" in refusal([tmp_path / "gone"], objective="distillation")
     assert "gave up; lower train.batch_images (RESOURCE_EXHAUSTED)" in str(
         on_jax(tune_cases.out_of_memory, tmp_path / "full", data, start)
     )

@@ -133,7 +133,8 @@ def test_what_another_program_has_trained_is_no_run(
     (tmp_path / "ckpt-1.index").write_bytes(b"\0")
     features = ["--features", "f"] if verb == "train" else []
     assert main([verb, str(tmp_path / "run"), "--data", "d", *features, "--from", str(tmp_path / name)]) == 1
-    assert capsys.readouterr().err == f"caplet-export {verb}: {tmp_path / name}: no trained run there\n"
+    told = f"{tmp_path / name}: no trained run here; give the folder of a run that has finished an epoch"
+    assert capsys.readouterr().err == f"caplet-export {verb}: {told}\n"
 
 
 @pytest.mark.parametrize("error", [ImageError("cat.jpg", "no photo"), InferenceError("decoder.onnx", "failed", "why")])

@@ -463,12 +463,12 @@ def a_start_from_another_model(_: Path) -> list[str]:
     return [*TRAIN, *SMALL_SWITCHES, "--set", "model.state_size=32", "--from", "runs/first"]
 
 
-@bad_input("runs/gone: no trained run there")
+@bad_input("runs/gone: no trained run here; give the folder of a run that has finished an epoch")
 def a_start_from_nowhere(_: Path) -> list[str]:
     return [*TRAIN, "--from", "runs/gone"]
 
 
-@bad_input("no trained run there")
+@bad_input("runs/gone: no trained run here")
 def no_run(_: Path) -> list[str]:
     return ["convert", "runs/gone", *DATA, "-o", "graphs/new"]
 
@@ -538,7 +538,7 @@ def features_of_a_tuned_run_without_that_run(_: Path) -> list[str]:
     return ["train", "runs/new", *DATA, "--features", "features-whole", *SMALL_SWITCHES]
 
 
-@bad_input("runs/gone/config.json: No such file")
+@bad_input("runs/gone: no trained run here")
 def features_of_no_run(_: Path) -> list[str]:
     return ["features", "new", *DATA, "--run", "runs/gone"]
 

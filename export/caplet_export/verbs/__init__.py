@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from caplet.errors import printable
-from caplet_export.config import Config, inherit, load_config, override, require_effect
-from caplet_export.errors import ConfigurationError, DataError
+from caplet_export.config import Config, inherit, load_config, load_run_config, override, require_effect
+from caplet_export.errors import DataError
 from caplet_export.flickr8k import Dataset, read_dataset
 
 if TYPE_CHECKING:
@@ -76,10 +76,7 @@ def chosen_config(arguments: argparse.Namespace, recipe: Config) -> Config:
     if arguments.config:
         config = load_config(arguments.config)
     elif arguments.start_from:
-        start = arguments.start_from / "config.json"
-        if not start.exists():  # a checkpoint of another program, perhaps
-            raise ConfigurationError(f"{arguments.start_from}: no trained run there")
-        config = inherit(recipe, load_config(start))
+        config = inherit(recipe, load_run_config(arguments.start_from))
     config = override(config, arguments.set)
     require_effect(arguments.set, arguments.verb, config)
     return config

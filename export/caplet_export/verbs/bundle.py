@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caplet.arguments import count
-from caplet_export.config import DEFAULT_DECODING, load_config
+from caplet_export.config import DEFAULT_DECODING, load_run_config
 from caplet_export.errors import ConfigurationError
 from caplet_export.verbs import read_data
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from caplet_export.stages import read_stages
     from caplet_export.text import Vocabulary, clean
 
-    config = load_config(arguments.run / "config.json")
+    config = load_run_config(arguments.run)
     graphs, run = (Vocabulary.load(folder / "vocabulary.txt") for folder in (arguments.graphs, arguments.run))
     if graphs.words != run.words:
         raise ConfigurationError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from caplet.arguments import count
 from caplet_export.backend import load_tensorflow
-from caplet_export.config import INCEPTION_BLOCKS, load_config
+from caplet_export.config import INCEPTION_BLOCKS, load_run_config
 from caplet_export.errors import ConfigurationError, DataError
 from caplet_export.features import StoreSource, extract, held_by_all, weights_digest, whole_in_another_precision
 from caplet_export.outputs import RUN
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if all((arguments.output / name).exists() for name in RUN[0]):
         raise ConfigurationError(f"{arguments.output}: is a run; give the stores a folder of their own")
     views = [check_view(view) for view in arguments.views]
-    read = load_config(arguments.run / "config.json").model.blocks if arguments.run else ("mixed10",)
+    read = load_run_config(arguments.run).model.blocks if arguments.run else ("mixed10",)
     blocks = list(dict.fromkeys(arguments.layer or read))
     dataset = read_data(arguments)
     digest = weights_digest(arguments.encoder_weights)
