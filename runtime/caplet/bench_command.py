@@ -196,12 +196,18 @@ def _sweep(arguments: argparse.Namespace, photo: str, most: int) -> list[dict[st
     return results
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _as_text(report: dict[str, Any]) -> str:
     threads = report["threads"]
     lines = [
         f"{report['model']} on {report['cpu']['name'] or report['cpu']['architecture']}, "
-        f"{threads['count']} threads ({threads['reason']}), onnxruntime {report['versions']['onnxruntime']}",
-        f"{printable(report['photo'])}: {report['words']} words, beam {report['beam_size']}, {report['runs']} runs",
+        f"{_counted(threads['count'], 'thread')} ({threads['reason']}), "
+        f"onnxruntime {report['versions']['onnxruntime']}",
+        f"{printable(report['photo'])}: {_counted(report['words'], 'word')}, beam {report['beam_size']}, "
+        f"{_counted(report['runs'], 'run')}",
         "",
         f"{'milliseconds':<14}{'p50':>9}{'p90':>9}{'p99':>9}",
     ]

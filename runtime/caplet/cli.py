@@ -264,7 +264,7 @@ def _caption_parser() -> argparse.ArgumentParser:
         "--allow-truncated", action="store_true", help="caption what there is of photos that are cut off"
     )
     photos.add_argument(
-        "--max-pixels", type=count, metavar="N", help="most pixels (width x height) of a photo; default: 120 million"
+        "--max-pixels", type=count, metavar="N", help="largest photo, in pixels (width x height); default: 120 million"
     )
     captions = parser.add_argument_group("captions")
     captions.add_argument("--beam", type=count, metavar="N", help="beam size; 1 is greedy search; default: the model's")
@@ -328,7 +328,7 @@ def _check_caption_arguments(parser: argparse.ArgumentParser, arguments: argpars
         parser.error("--sidecar: there is nothing beside standard input; give files")
     only = arguments.photos[0] if len(arguments.photos) == 1 else None
     if only in _VERBS and not os.path.exists(only):
-        parser.error(f"there is no photo {only}, and the verb comes before its options: caplet {only} ...")
+        parser.error(f"no photo is named {only}; if you mean the verb, write it first: caplet {only} ...")
     if arguments.null and arguments.files_from is None:
         parser.error("--null needs --files-from")
     if arguments.resume and (arguments.format != "jsonl" or arguments.output is None):

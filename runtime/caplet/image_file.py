@@ -382,7 +382,7 @@ def _truncated(file_format: Format, subject: str, allow_truncated: bool) -> Imag
     if not file_format.sequential:
         return ImageError(subject, cause, "get a complete copy: no part of such a file can be decoded alone")
     if allow_truncated:
-        return ImageError(subject, f"{cause}, and no pixels can be had from what is there", "get a complete copy")
+        return ImageError(subject, f"{cause}, and nothing of the picture can be recovered", "get a complete copy")
     return ImageError(subject, cause, "get a complete copy, or allow truncated images")
 
 

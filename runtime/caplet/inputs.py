@@ -201,7 +201,7 @@ def _lines(file: BufferedReader, null: bool) -> Iterator[bytes]:
         yield from lines
         if len(rest) > _LONGEST_NAME:
             ends = "null bytes" if null else "newlines"
-            raise ArgumentError("--files-from", f"has {len(rest):,} bytes without an end", f"end names by {ends}")
+            raise ArgumentError("--files-from", f"has {len(rest):,} bytes without an end", f"end names with {ends}")
     yield rest
 
 

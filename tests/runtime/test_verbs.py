@@ -333,6 +333,7 @@ def test_bench_in_an_app_starts_no_other_process(
     monkeypatch.setattr(subprocess, "run", None)
     status, out, err = run("bench", "--model", bundle, "--runs", 1, "--threads", 1, capfd=capfd)
     assert (status, err) == (0, "")
+    assert " 1 thread (" in out and ", 1 run\n" in out
     assert "CPU time per photo" in out and "first caption" not in out and "peak memory" not in out
 
 

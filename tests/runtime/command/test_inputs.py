@@ -278,7 +278,7 @@ def test_a_list_whose_names_do_not_end_is_refused(
         file.write(b"x" * 2**20)
     status, out, err = run("--files-from", tmp_path / "list", *options, capfd=capfd)
     assert (status, out) == (2, "")
-    assert f"without an end; end names by {ends}" in err and err.count("\n") == 1
+    assert f"without an end; end names with {ends}" in err and err.count("\n") == 1
 
 
 def test_a_list_with_a_byte_order_mark(
