@@ -168,20 +168,20 @@ def summarize_metrics(
             raise ValueError("no results")
         render_scores(summary, settings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"the metrics are not what `caplet-export evaluate --json` writes: {error}") from error
+        raise ConfigurationError(f"--metrics: not what `caplet-export evaluate --json` writes: {error}") from error
     for setting, value in expected.items():
         if measured[setting] == value:
             continue
         if setting in _LEARNED:  # ids of words, which tell nobody anything
             raise ConfigurationError(
-                f"the metrics were measured with other rules of --data ({setting}): "
+                f"--metrics: measured with other rules of --data ({setting}); "
                 "give the same --data, or evaluate this bundle"
             )
         raise ConfigurationError(
-            f"the metrics were measured with {setting} {measured[setting]}, not {value}: evaluate this bundle"
+            f"--metrics: measured with {setting} {measured[setting]}, not {value}; evaluate this bundle"
         )
     if others:
-        raise ConfigurationError(f"the metrics were measured with another {others[0]}: evaluate this bundle")
+        raise ConfigurationError(f"--metrics: measured with another {others[0]}; evaluate this bundle")
     return summary
 
 
@@ -266,7 +266,7 @@ def _store_photos(folder: Path, photos: Sequence[Path], size: tuple[int, int]) -
     for photo in photos:
         file = f"golden/{photo.stem}.png"
         if file in stored:
-            raise ConfigurationError(f"two golden photos are called {photo.stem}; give one another name")
+            raise ConfigurationError(f"--golden: two photos are called {photo.stem}; rename one")
         try:
             pixels = load_pixels(photo, size=size)
         except ImageError as error:

@@ -84,10 +84,12 @@ def compare(
     before, after = (evaluation.results[beam] for evaluation, beam in zip(evaluations, chosen, strict=True))
     if before.captions.keys() != after.captions.keys():
         odd = sorted(before.captions.keys() ^ after.captions.keys())
-        raise ConfigurationError(f"the two were evaluated on different images: {odd[0]} and {len(odd) - 1} more")
+        raise ConfigurationError(
+            f"the two were evaluated on different images; in only one of them: {len(odd)}, first {odd[0]}"
+        )
     missing = [name for name in before.captions if name not in dataset.captions]
     if missing:
-        raise DataError(f"the data set has no captions of {missing[0]} and {len(missing) - 1} more evaluated images")
+        raise DataError(f"evaluated images without captions in the data set: {len(missing)}, first {missing[0]}")
 
     references = references_of(dataset, list(before.captions))
     first_statistics, second_statistics = (

@@ -45,7 +45,8 @@ def build_extractor(weights: str | None, dtype: str = "float32", blocks: Sequenc
     except Exception as error:  # Keras' download raises a bare Exception
         told, remedy = "not weights of InceptionV3 without top", ""
         if weights == "imagenet":
-            told, remedy = "Keras' weights cannot be had", "; get that file elsewhere, and put it into ~/.keras/models"
+            told = "Keras' weights cannot be obtained"
+            remedy = "; get that file elsewhere, and put it into ~/.keras/models"
         raise ConfigurationError(f"{weights}: {told}: {in_one_line(error)}{remedy}") from error
     outputs = [_block(whole, block) for block in blocks]
     joined = outputs[0] if len(outputs) == 1 else keras.layers.Concatenate(name=JOINED)(outputs)

@@ -233,7 +233,9 @@ class ImageStatistics:
         """Compare every hypothesis with its references. Arguments and errors are those of `corpus_scores`."""
         if hypotheses.keys() != references.keys():
             odd = sorted(hypotheses.keys() ^ references.keys())
-            raise ValueError(f"hypotheses and references name different images: {odd[0]!r} and {len(odd) - 1} more")
+            raise ValueError(
+                f"hypotheses and references name different images; in only one: {len(odd)}, first {odd[0]!r}"
+            )
         if not hypotheses:
             raise ValueError("no image to score")
         keys = tuple(hypotheses)

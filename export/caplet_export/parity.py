@@ -68,7 +68,7 @@ class Parity:
         if not self.photos:
             raise ParityError("nothing was compared")
         if self.failures:
-            raise ParityError("the graphs do not say what Keras says: " + "; ".join(self.failures))
+            raise ParityError("the graphs do not match Keras: " + "; ".join(self.failures))
 
     def to_json(self) -> dict[str, Any]:
         """The content of parity.json."""

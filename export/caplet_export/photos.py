@@ -48,8 +48,8 @@ def check_storage(dataset: Dataset, error: ImageError) -> None:
     """
     cause = error.__cause__
     if isinstance(cause, OSError) and (cause.errno in _STORAGE_FAILED or not os.path.isdir(dataset.images)):
-        advice = "run the command again when they are well, or take the photo out of the lists if it alone fails"
-        raise DataError(f"{error.subject}: {error.cause}, for reasons of the disk or the network; {advice}") from error
+        advice = "run the command again once it works, or take this photo out of the lists if no other fails"
+        raise DataError(f"{error.subject}: {error.cause}: the disk or the network failed; {advice}") from error
 
 
 def photo_batches(

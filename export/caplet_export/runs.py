@@ -74,7 +74,7 @@ class Run(ABC):
         teachers: Sequence[Path] = (),
     ) -> None:
         if (config.train.objective == "distillation") != bool(teachers):
-            raise ConfigurationError("a teacher is needed for distillation, and for nothing else")
+            raise ConfigurationError("distillation needs --teacher, and nothing else takes it")
         check_place(folder)  # now, as it is made only after all checks, which can take minutes
         self.folder = folder
         self.config = replace(config, model=replace(config.model, vocabulary_size=len(vocabulary)))
@@ -223,7 +223,7 @@ class Run(ABC):
                 f"{self.folder}: holds a run of another configuration, {theirs}; use another folder"
             )
         if Vocabulary.load(self.folder / "vocabulary.txt").words != self.vocabulary.words:
-            cause = "holds a run of other words, so on other captions or with another --from"
+            cause = "holds a run with another vocabulary, so of other captions or another --from"
             raise ConfigurationError(f"{self.folder}: {cause}; use another folder")
 
     def _is_beginning(self) -> bool:
@@ -311,7 +311,7 @@ def dropped(dataset: Dataset, words: Mapping[str, Mapping[str, Sequence[Sequence
     with_digit = [word for word in written if has_digit(word)]
     if len(with_digit) > len(written) / 10:
         which = f"{len(with_digit)} of {len(written)} words of the training captions"
-        told.append(f"{which} are dropped for a digit, first {in_one_line(with_digit[0])}")
+        told.append(f"{which} are dropped because they contain a digit, first {in_one_line(with_digit[0])}")
     return told
 
 

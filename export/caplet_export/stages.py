@@ -128,7 +128,9 @@ def require_one_beginning(runs: Sequence[Path]) -> None:
     begun = {run: _identity(stages[0]) for run in runs if (stages := read_stages(run))}
     for run, first in begun.items():
         if first != next(iter(begun.values())):
-            raise ConfigurationError(f"{run}: shares no beginning with {next(iter(begun))}, so their mean is useless")
+            raise ConfigurationError(
+                f"{run}: shares no beginning with {next(iter(begun))}, so their mean is useless; leave out --average"
+            )
 
 
 def average_stages(runs: Sequence[Path], members: int) -> list[Stage]:

@@ -140,7 +140,7 @@ class Trainer(Run):
         said = words["train"].values()
         self.not_learned = [
             f"{len(data.unread)} of {len(words[split])} {split} photos could not be read when their features were "
-            f"stored, first {data.unread[0]}; `caplet-export features` tries them again"
+            f"stored, first {data.unread[0]}; run `caplet-export features` again to retry them"
             for split, data in (("train", self._train), ("dev", self._dev))
             if data.unread
         ]

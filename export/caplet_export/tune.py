@@ -313,7 +313,9 @@ class Tuner(Run):
             return self._run_epochs(progress)
         except jax.errors.JaxRuntimeError as error:
             reason = str(error).partition("\n")[0][:200]
-            raise ConfigurationError(f"{self.device} gave up; lower train.batch_images ({reason})") from error
+            raise ConfigurationError(
+                f"{self.device} failed ({reason}); if its memory ran out, lower train.batch_images"
+            ) from error
 
     def _run_epochs(self, progress: Callable[[int, int, float], None]) -> Epoch:
         start = time.monotonic()

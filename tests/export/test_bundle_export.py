@@ -179,7 +179,7 @@ def test_a_golden_photo_that_cannot_be_read_is_an_error(graphs: Path, golden: li
 
 def test_golden_photos_of_one_name_would_be_one_file(graphs: Path, golden: list[Path], tmp_path: Path) -> None:
     shutil.copy(golden[1], again := tmp_path / golden[0].name)
-    with pytest.raises(ConfigurationError, match="two golden photos are called cat; give one another name"):
+    with pytest.raises(ConfigurationError, match="--golden: two photos are called cat; rename one"):
         write_bundle(tmp_path / "bundle", graphs, name="tiny", golden=[golden[0], again])
     assert not (tmp_path / "bundle").exists()
 

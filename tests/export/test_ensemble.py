@@ -280,7 +280,7 @@ def test_a_mean_of_runs_that_share_no_beginning_is_refused(
     capsys.readouterr()
     write_stages(runs[2], [dataclasses.replace(first, switches={"train.seed": 3}), stage("left", 1)])
     assert main(command) == 1
-    said = f"{runs[2]}: shares no beginning with {runs[1]}, so their mean is useless"
+    said = f"{runs[2]}: shares no beginning with {runs[1]}, so their mean is useless; leave out --average"
     assert said in capsys.readouterr().err
     command.remove("--average")  # each speaks for itself
     assert main(command) == 0

@@ -519,7 +519,7 @@ def test_photos_whose_storage_fails_are_not_left_out(
     assert main([*command, "--threads", "1"]) == 1
     (error,) = capsys.readouterr().err.splitlines()
     cause = f"cannot be read ({os.strerror(errno.ENOTCONN)})"
-    assert error.startswith(f"caplet-export evaluate: {opened[4]}: {cause}, for reasons of the disk or the network; ")
+    assert error.startswith(f"caplet-export evaluate: {opened[4]}: {cause}: the disk or the network failed; ")
     assert not output.exists()
     assert len((tmp_path / "dev.json.captions.jsonl").read_text().splitlines()) == 1 + 4
 

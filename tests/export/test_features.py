@@ -542,7 +542,7 @@ def test_where_the_storage_of_photos_fails_none_is_left_out(
     assert main(command) == 1
     (error,) = capsys.readouterr().err.splitlines()
     cause = "no such file" if number == errno.ENOENT else f"cannot be read ({os.strerror(number)})"
-    assert error.startswith(f"caplet-export features: {opened[4]}: {cause}, for reasons of the disk or the network; ")
+    assert error.startswith(f"caplet-export features: {opened[4]}: {cause}: the disk or the network failed; ")
     store = tmp_path / "features" / "mixed10-plain"
     with pytest.raises(StoreError, match="has not finished"):
         FeatureStore(store)
@@ -566,7 +566,7 @@ def test_a_disk_that_features_will_not_fit_on_is_told_first(
     assert main([*command, "--views"]) == 0
     assert capsys.readouterr().err == ""
     assert main(command) == 0
-    told = f"caplet-export features: {folder}: features take 0.0 GB more, and 0.0 GB are free\n"
+    told = f"caplet-export features: {folder}: features need 0.0 GB more, but only 0.0 GB is free\n"
     assert capsys.readouterr().err == told
     shutil.rmtree(folder / "mixed9-flip")
     shutil.rmtree(folder / "mixed10-flip")

@@ -63,5 +63,5 @@ def test_weights_that_cannot_be_downloaded_are_said(monkeypatch: pytest.MonkeyPa
         raise Exception("URL fetch failure on somewhere: None -- Connection refused")
 
     monkeypatch.setattr(keras.applications, "InceptionV3", offline)
-    with pytest.raises(ConfigurationError, match=r"imagenet: Keras' weights cannot be had: URL .*; get that file"):
+    with pytest.raises(ConfigurationError, match=r"imagenet: Keras' weights cannot be obtained: URL .*; get that file"):
         build_extractor("imagenet")

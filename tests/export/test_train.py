@@ -343,7 +343,7 @@ def test_photos_whose_features_could_not_be_made_are_told(
 ) -> None:
     train, dev = dataset.split("train"), dataset.split("dev")
     monkeypatch.setattr(stores.plain, "skipped", frozenset({*train[3:5], dev[1]}))
-    advice = "`caplet-export features` tries them again"
+    advice = "run `caplet-export features` again to retry them"
     *told, cut = Trainer(tmp_path, CONFIG, dataset, stores).not_learned
     assert "are cut" in cut
     assert told == [
@@ -369,9 +369,12 @@ def test_captions_without_a_single_word_are_told_as_such(dataset: Dataset, split
         ("a sheet of A4 with a hole and another hole", []),
         (
             "a sheet of A4 with a hole and another",
-            ["1 of 9 words of the training captions are dropped for a digit, first A4"],
+            ["1 of 9 words of the training captions are dropped because they contain a digit, first A4"],
         ),
-        ("2人の男性。 犬", ["1 of 2 words of the training captions are dropped for a digit, first 2人の男性。"]),
+        (
+            "2人の男性。 犬",
+            ["1 of 2 words of the training captions are dropped because they contain a digit, first 2人の男性。"],
+        ),
     ],
 )
 def test_many_words_with_a_digit_are_told(dataset: Dataset, caption: str, told: list[str]) -> None:
@@ -695,7 +698,7 @@ def test_a_run_that_another_process_began_in_the_meantime_is_left_alone(
 @pytest.mark.usefixtures("untraced")
 def test_what_was_refused_or_lost_claims_no_folder(tmp_path: Path, dataset: Dataset, stores: Stores) -> None:
     """So that the command can be put right and given again."""
-    with pytest.raises(ConfigurationError, match="a teacher is needed"):
+    with pytest.raises(ConfigurationError, match="distillation needs --teacher"):
         Trainer(tmp_path, with_train(objective="distillation"), dataset, stores)
     with pytest.raises(ConfigurationError, match=r"lower train\.learning_rate"):
         finish(Trainer(tmp_path, with_train(learning_rate=1e30, batch_images=8), dataset, stores))
@@ -761,7 +764,9 @@ def test_a_run_goes_on_with_what_it_began_with_only(
     start = shutil.copytree(tmp_path / "one", tmp_path / "start")
     words = (start / "vocabulary.txt").read_text()
     (start / "vocabulary.txt").write_text(words.replace("red", "purple"))
-    with pytest.raises(ConfigurationError, match=r"one: holds a run of other words, so on .* or with another --from;"):
+    with pytest.raises(
+        ConfigurationError, match=r"one: holds a run with another vocabulary, so of .* or another --from;"
+    ):
         Trainer(tmp_path / "one", ONE_EPOCH, dataset, stores, start_from=start)
 
 
@@ -1224,7 +1229,7 @@ def test_a_teacher_that_does_not_fit_is_refused(
 ) -> None:
     distillation = with_train(objective="distillation")
     for name, config, run in (("without", distillation, None), ("needless", CONFIG, trained)):
-        with pytest.raises(ConfigurationError, match="a teacher is needed for distillation"):
+        with pytest.raises(ConfigurationError, match="distillation needs --teacher"):
             Trainer(tmp_path / name, config, dataset, stores, teacher=run)
     earlier = dataclasses.replace(distillation, model=dataclasses.replace(CONFIG.model, feature_block="mixed9"))
     with pytest.raises(ConfigurationError, match=r"reads mixed10, .* mixed9"):

@@ -170,9 +170,9 @@ def test_without_a_readable_training_photo_there_is_nothing_to_go_by(
     ("options", "said"),
     [
         (["--features", "features"], "give --data and --features, or --words"),
-        (["--words", "words.txt", "--likeliest", "5"], "which words? those of --words, or by --data"),
-        (["--words", "words.txt", "--data", "gone"], "which words? those of --words, or by --data"),
-        (["--words", "words.txt", "--features", "gone"], "which words? those of --words, or by --data"),
+        (["--words", "words.txt", "--likeliest", "5"], "which words? give --words, or --data"),
+        (["--words", "words.txt", "--data", "gone"], "which words? give --words, or --data"),
+        (["--words", "words.txt", "--features", "gone"], "which words? give --words, or --data"),
         (["--words", "words.txt"], "'unheard' is not a word of"),
         (["--words", "specials.txt"], "run: no word would be left that can be said; "),
         (["--words", "gone.txt"], "No such file"),

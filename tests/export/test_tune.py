@@ -246,13 +246,13 @@ def test_what_it_refuses(tmp_path: Path, on_jax: On, data: Path, start: Path, tu
         return str(on_jax(tune_cases.refusal, tmp_path / "run", data, start, *arguments, **switches))
 
     assert "`self_critical` or `distillation`" in refusal(objective="cross_entropy")
-    assert "a teacher is needed" in refusal(objective="distillation")
+    assert "distillation needs --teacher" in refusal(objective="distillation")
     assert "train.teacher_view" in refusal([tuned], objective="distillation", teacher_view="plain")
-    assert "a teacher is needed" in refusal([tuned])
+    assert "distillation needs --teacher" in refusal([tuned])
     assert "name a block" in refusal(extractor_layer="none")
     assert "no block 'mixed7'" in refusal(extractor_layer="mixed7")
     assert "no trained run here" in refusal([tmp_path / "gone"], objective="distillation")
-    assert "gave up; lower train.batch_images (RESOURCE_EXHAUSTED)" in str(
+    assert "failed (RESOURCE_EXHAUSTED); if its memory ran out, lower train.batch_images" in str(
         on_jax(tune_cases.out_of_memory, tmp_path / "full", data, start)
     )
     assert "the loss is nan" in refusal(learning_rate=1e30, extractor_learning_rate=1e30)

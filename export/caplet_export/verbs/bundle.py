@@ -34,7 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data set it was trained on, to learn what people do not say: words that they seldom repeat, and "
         '"a" before a vowel (default: nothing is ruled out)',
     )
-    parser.add_argument("--golden", type=Path, nargs="+", required=True, metavar="PHOTO", help="photos free to share")
+    parser.add_argument(
+        "--golden",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PHOTO",
+        help="photos for `caplet check`; they become part of the bundle, so they must be free to share",
+    )
     parser.add_argument("--metrics", type=Path, metavar="JSON", help="written by `caplet-export evaluate --json`")
     parser.add_argument(
         "--comparison", type=Path, metavar="MD", help="for the card: what `evaluate --compare FLOAT INT8` printed"
@@ -54,10 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="a sentence's log-probability is divided by its length to this power (default: %(default)s)",
     )
-    parser.add_argument("--max-length", type=count, help="words at most (default: as trained)")
-    parser.add_argument("--weights-license", required=True, metavar="TEXT", help="terms of the weights")
-    parser.add_argument("--data-license", required=True, metavar="TEXT", help="terms of the training data")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle; a bundle there is replaced")
+    parser.add_argument("--max-length", type=count, help="most words in a caption (default: as trained)")
+    parser.add_argument("--weights-license", required=True, metavar="TEXT", help="licence of the weights")
+    parser.add_argument("--data-license", required=True, metavar="TEXT", help="licence of the training data")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder for the bundle; a bundle there is replaced"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

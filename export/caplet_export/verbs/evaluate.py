@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=Path,
         metavar="DIR",
-        help="with --compare: write report.md, thumbnails and JSON to DIR, which lies outside any repository",
+        help="with --compare: write report.md, thumbnails and JSON to DIR, which must lie outside any repository",
     )
 
 
@@ -128,7 +128,9 @@ def _compare(arguments: argparse.Namespace, dataset: Dataset) -> int:
     captioning = {"--split": arguments.split, "--limit": arguments.limit, "--threads": arguments.threads}
     for option, value in captioning.items():
         if value is not None and all(evaluations):
-            raise ConfigurationError(f"{option} is for captioning, and both of --compare have been evaluated")
+            raise ConfigurationError(
+                f"{option} is for captioning, but both files of --compare have captions already; leave it out"
+            )
     _refuse_other_images(arguments, dataset, evaluations)
     first, second = (
         evaluation or _evaluate(arguments, dataset, path, [] if beam is None else [beam], output)

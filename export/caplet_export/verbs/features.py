@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     disk = next(folder for folder in (arguments.output, *arguments.output.resolve().parents) if folder.exists())
     if missing > (free := shutil.disk_usage(disk).free):  # which some drives on a network tell wrongly
-        cause = f"{arguments.output}: features take {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free"
+        cause = f"{arguments.output}: features need {missing / 1e9:.1f} GB more, but only {free / 1e9:.1f} GB is free"
         tell(f"caplet-export features: {cause}")
     unreadable: set[str] = set()
     for view, names in plan:

@@ -54,5 +54,5 @@ def run(arguments: argparse.Namespace) -> int:
         importances = unit_importances(checkpoint, *open_training_photos(checkpoint, arguments), arguments.seed)
         prune_run(checkpoint, importances, config, folder)
     changes = ", ".join(f"{size} {getattr(whole, size)} -> {units}" for size, units in sizes.items())
-    print(f"wrote {arguments.output}: {changes}; now train it on")
+    print(f"wrote {arguments.output}: {changes}; now train it further")
     return 0

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.words is None and None in (arguments.data, arguments.features):
         raise ConfigurationError("which words? give --data and --features, or --words")
     if arguments.words and (arguments.data or arguments.features or arguments.likeliest):
-        raise ConfigurationError("which words? those of --words, or by --data, --features and --likeliest, not both")
+        raise ConfigurationError("which words? give --words, or --data, --features and --likeliest, not both")
     likeliest = arguments.likeliest or LIKELIEST
 
     inputs = list(filter(None, (arguments.run, arguments.data, arguments.features, arguments.words)))
