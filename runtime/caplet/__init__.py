@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from caplet.image_source import ImageSource
 
-__version__ = "0.16.2"
+__version__ = "0.16.3"
 __all__ = [
     "Alternative",
     "ArgumentError",
